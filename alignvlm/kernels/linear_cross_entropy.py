@@ -1,0 +1,137 @@
+"""Token loss of a language model straight from hidden states, without keeping any logits.
+
+As Liger does, the gradients are computed in chunks of tokens already in the forward: the backward only scales them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    *,
+    chunk: int = 2048,
+    implementation: Literal["torch", "liger"] | None = None,
+) -> Tensor:
+    """Sum of the cross entropies of `hidden @ weight.T + bias` against `labels`: a scalar, fp32 (fp64 for fp64 inputs).
+
+    Args:
+        hidden: [N, D] last hidden states, already aligned with their labels (no shift happens here); N may be 0.
+        weight: [V, D] LM head, same dtype as `hidden`. When frozen, its gradient is not computed.
+        labels: [N] int64; -100 marks tokens without loss.
+        bias: [V] or None.
+        chunk: tokens whose logits exist at the same time (torch implementation).
+        implementation: "torch" or "liger"; None takes Liger's kernel on CUDA when liger-kernel is installed.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, naming the argument.
+    """
+    _check(hidden, weight, labels, bias, chunk)
+    device_type = hidden.device.type
+    if torch.is_autocast_enabled(device_type) and hidden.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = bias if bias is None else bias.to(dtype)
+    if implementation is None:
+        has_liger = hidden.is_cuda and importlib.util.find_spec("liger_kernel") is not None
+        implementation = "liger" if has_liger and hidden.dtype != torch.float64 and hidden.shape[0] > 0 else "torch"
+    with torch.autocast(device_type, enabled=False):
+        if implementation == "liger":
+            return _liger(hidden, weight, labels, bias)
+        if implementation == "torch":
+            loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, bias, chunk)
+            return loss
+    raise ValueError(f"implementation must be 'torch' or 'liger', not {implementation!r}")
+
+
+def _liger(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    if hidden.shape[0] == 0:  # its kernels cannot be launched on an empty grid
+        return hidden.float().sum() + 0.0 * weight.flatten()[:1].float().sum()
+    loss = liger_fused_linear_cross_entropy(
+        hidden, weight, labels, bias, ignore_index=IGNORE_INDEX, reduction="sum", accum_dtype=torch.float32
+    )
+    return loss.float()
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, chunk: int) -> Tensor:
+        needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[3])
+        loss, *grads = _loss_and_gradients(hidden, weight, labels, bias, chunk, needs)
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [
+            None if grad is None else (grad * grad_loss).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return scaled[0], scaled[1], None, scaled[2], None
+
+
+def _loss_and_gradients(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, chunk: int, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The loss and, where `needs` says so, its gradients by hidden [N, D], weight [V, D] and bias [V]."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    loss = hidden.new_zeros((), dtype=wide)
+    # A frozen head needs no accumulator over chunks, so hidden's gradient may stay in its own dtype.
+    grad_hidden = torch.empty_like(hidden) if needs[0] else None
+    grad_weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
+    grad_bias = torch.zeros_like(weight[:, 0], dtype=wide) if needs[2] else None
+    for start in range(0, hidden.shape[0], chunk):
+        rows = slice(start, start + chunk)
+        h, target = hidden[rows], labels[rows]
+        logits = torch.nn.functional.linear(h, weight, bias).to(wide)  # [chunk, V]
+        lse = torch.logsumexp(logits, dim=-1)  # [chunk]
+        counted = target != IGNORE_INDEX
+        index = target.where(counted, 0).unsqueeze(1)
+        loss += torch.where(counted, lse - logits.gather(1, index).squeeze(1), 0.0).sum()
+        if not any(needs):
+            continue
+        grad = logits.sub_(lse.unsqueeze(1)).exp_()  # probabilities [chunk, V]
+        grad.scatter_add_(1, index, grad.new_full(index.shape, -1.0))
+        grad.mul_(counted.unsqueeze(1))
+        if grad_bias is not None:
+            grad_bias += grad.sum(dim=0)
+        narrow = grad.to(weight.dtype)
+        if grad_hidden is not None:
+            grad_hidden[rows] = narrow @ weight
+        if grad_weight is not None:
+            grad_weight += narrow.T @ h
+    return loss, grad_hidden, grad_weight, grad_bias
+
+
+def _check(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, chunk: int) -> None:
+    if hidden.dim() != 2 or not hidden.is_floating_point():
+        raise ValueError(f"hidden must be a floating point [N, D], not {hidden.dtype} {tuple(hidden.shape)}")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[1]:
+        raise ValueError(f"weight must be [V, {hidden.shape[1]}] to fit hidden, not {tuple(weight.shape)}")
+    if labels.shape != hidden.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 [{hidden.shape[0]}], not {labels.dtype} {tuple(labels.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [{weight.shape[0]}], not {tuple(bias.shape)}")
+    autocast = torch.is_autocast_enabled(hidden.device.type)
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != hidden.dtype and not autocast:
+            raise ValueError(f"{name} is {tensor.dtype} but hidden is {hidden.dtype}")
+    for name, tensor in (("weight", weight), ("labels", labels), ("bias", bias)):
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"{name} is on {tensor.device} but hidden is on {hidden.device}")
+    if chunk < 1:
+        raise ValueError(f"chunk must be positive, not {chunk}")
