@@ -1,0 +1,1 @@
+"""Held-out evaluation and the report: metrics, generation over tasks, pictures of what a model reads. No training here."""

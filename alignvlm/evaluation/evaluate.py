@@ -1,0 +1,250 @@
+"""Held-out tasks of a recipe, answered by one exported model: predictions, scores and gallery files on disk.
+
+Works as one process or as many that share a file system; needs no process group, only a barrier from the caller.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from alignvlm.config.schema import Recipe, TaskConfig
+from alignvlm.errors import UserError
+from alignvlm.evaluation.generate import Answerer, ModelAnswerer
+from alignvlm.evaluation.items import Item, items_of
+from alignvlm.evaluation.metrics import mean_scores, most_frequent_answer, score
+from data_pipeline.decode import SourceReader
+from data_pipeline.schema import SampleError
+
+T = TypeVar("T")
+
+EVALUATION_VERSION = 1
+"""Raised when prompts, scores or files change, so that older results are not taken for today's."""
+VIEWS_PER_TASK = 2
+GALLERY_SIDE = 1280
+"""Longest side in pixels of a gallery image."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with the task, and how many of this rank's samples are done and in all."""
+
+
+def evaluate(
+    model_folder: str | Path,
+    recipe: Recipe,
+    out_folder: str | Path,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    barrier: Callable[[], None] | None = None,
+    tasks: Sequence[str] | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    device: str | None = None,
+    answerer: Answerer | None = None,
+) -> dict[str, Any]:
+    """Evaluate an export folder on the recipe's tasks; every rank calls this and gets the same results.
+
+    Sample i of a task belongs to rank i % world_size. `<out>/<task>.jsonl` gets one prediction per line in order,
+    `<out>/gallery/` the images of `recipe.evaluation.gallery` samples per task, `<out>/results.json` the scores. A task
+    whose model files, shards and settings are those of the existing results.json is not repeated.
+
+    Args:
+        barrier: waits for all ranks; needed when `world_size` > 1. Called once per task and once at the end.
+        tasks: names of tasks; default: all.
+        limit: at most so many samples per task, besides the task's own limit.
+        answerer: used instead of loading `model_folder` (which still identifies the results).
+
+    Returns:
+        The content of results.json: {"model", "tasks": {task: scores, "items", "baseline", …}}.
+
+    Raises:
+        UserError: an unknown task, a task without source, or no model in the folder.
+    """
+    if world_size > 1 and barrier is None:
+        raise ValueError("evaluate needs a barrier when world_size > 1")
+    out = Path(out_folder)
+    chosen = _choose_tasks(recipe, tasks)
+    identities = {name: _identity(Path(model_folder), recipe, task, limit) for name, task in chosen.items()}
+    known = read_results(out)
+    done = {name for name in chosen if known.get("tasks", {}).get(name, {}).get("identity") == identities[name]}
+    results = {"model": str(model_folder), "tasks": {n: t for n, t in known.get("tasks", {}).items() if n in done}}
+    for name, task in chosen.items():
+        if name not in done:
+            answerer = answerer or ModelAnswerer.load(model_folder, device)
+            _answer_part(answerer, recipe, name, task, out, rank, world_size, limit, progress)
+        if barrier is not None:
+            barrier()
+        if rank == 0 and name not in done:
+            results["tasks"][name] = _merge_parts(out, name, world_size) | {"identity": identities[name]}
+            _write_text(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    if barrier is not None:
+        barrier()
+    return read_results(out)
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """The results.json of an evaluation folder, {} when there is none yet."""
+    path = Path(folder) / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def read_predictions(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a predictions file."""
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _answer_part(
+    answerer: Answerer,
+    recipe: Recipe,
+    name: str,
+    task: TaskConfig,
+    out: Path,
+    rank: int,
+    world_size: int,
+    limit: int | None,
+    progress: Progress | None,
+) -> None:
+    source = recipe.data.sources[task.source]
+    reader = SourceReader(Path(recipe.data.root) / source.path, task.source, prompt=source.prompt)
+    num_samples = min(n for n in (len(reader), task.limit, limit) if n is not None)
+    gallery = spread(num_samples, recipe.evaluation.gallery)
+    viewed = set(gallery[:VIEWS_PER_TASK])
+    mine = range(rank, num_samples, world_size)
+    started = time.monotonic()
+    rows: list[dict[str, Any]] = []
+
+    def items() -> Iterator[tuple[dict[str, Any], Item]]:
+        for number, index in enumerate(mine):
+            try:
+                sample = reader[index]
+                sample_items = items_of(sample)
+            except SampleError as error:
+                rows.append({"index": index, "turn": 0, "error": str(error)})
+                continue
+            extra: dict[str, Any] = {}
+            if index in gallery:
+                extra["images"] = _save_images(out, name, index, sample.images)
+            for item in sample_items:
+                row = {"index": index, "turn": item.turn, "key": item.key, "task": name, "question": item.question}
+                yield row | {"answers": item.answers, "prediction": ""} | extra, item
+            if index in viewed and sample_items:
+                _save_view(out, name, index, answerer.vocabulary_view(sample_items[0]))
+            if progress is not None:
+                progress(name, number + 1, len(mine))
+
+    for batch in _batches(items(), recipe.evaluation.batch_size):
+        predictions = answerer.answer([item for _, item in batch], task.max_new_tokens)
+        for (row, item), prediction in zip(batch, predictions, strict=True):
+            rows.append(row | {"prediction": prediction} | score(prediction, item.answers))
+    _write_lines(_part_path(out, name, rank, world_size), [*rows, {"seconds": time.monotonic() - started}])
+
+
+def _merge_parts(out: Path, name: str, world_size: int) -> dict[str, Any]:
+    """Join the ranks' parts into `<task>.jsonl`; the task's entry of results.json."""
+    paths = [_part_path(out, name, rank, world_size) for rank in range(world_size)]
+    lines = [row for path in paths for row in read_predictions(path)]
+    rows = sorted((row for row in lines if "index" in row), key=lambda row: (row["index"], row["turn"]))
+    predictions = [row for row in rows if "error" not in row]
+    _write_lines(out / f"{name}.jsonl", predictions)
+    for path in paths:
+        path.unlink()
+    baseline = most_frequent_answer([row["answers"] for row in predictions])
+    return {
+        **mean_scores(predictions),  # type: ignore[arg-type]  # rows hold the scores among other fields
+        "items": len(predictions),
+        "baseline": baseline["scores"]["exact_match"],
+        "baseline_answer": baseline["answer"],
+        "baseline_anls": baseline["scores"]["anls"],
+        "baseline_relaxed_accuracy": baseline["scores"]["relaxed_accuracy"],
+        "unreadable": len(rows) - len(predictions),
+        "seconds": round(max(row["seconds"] for row in lines if "seconds" in row), 3),
+    }
+
+
+def spread(num_samples: int, count: int) -> list[int]:
+    """`count` indexes evenly over all samples: the same ones in every stage, whoever evaluates them."""
+    count = min(count, num_samples)
+    return [i * num_samples // count for i in range(count)]
+
+
+def _choose_tasks(recipe: Recipe, names: Sequence[str] | None) -> dict[str, TaskConfig]:
+    tasks = recipe.evaluation.tasks
+    for name in names or ():
+        if name not in tasks:
+            near = difflib.get_close_matches(name, tasks, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known tasks: {', '.join(tasks) or 'none'}"
+            raise UserError(f"recipe {recipe.name!r} has no evaluation task {name!r}; {hint}")
+    chosen = {name: task for name, task in tasks.items() if not names or name in names}
+    for name, task in chosen.items():
+        if task.source not in recipe.data.sources:
+            raise UserError(
+                f"evaluation.tasks.{name}.source of recipe {recipe.name!r} is {task.source!r}, which is not in "
+                f"data.sources ({', '.join(recipe.data.sources) or 'empty'})"
+            )
+    return chosen
+
+
+def _identity(model_folder: Path, recipe: Recipe, task: TaskConfig, limit: int | None) -> str:
+    """Changes with the model's files, the shards' manifest, or anything that decides prompts, answers and files."""
+    source = recipe.data.sources[task.source]
+    manifest = Path(recipe.data.root) / source.path / "manifest.json"
+    stats = [(p.name, p.stat()) for p in sorted(model_folder.iterdir())] if model_folder.is_dir() else []
+    state = [
+        EVALUATION_VERSION,
+        [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        manifest.read_text(encoding="utf-8") if manifest.is_file() else source.path,
+        [source.prompt, task.limit, limit, task.max_new_tokens, recipe.evaluation.gallery],
+    ]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+
+
+def _save_images(out: Path, name: str, index: int, images: Sequence[Image.Image]) -> list[str]:
+    folder = out / "gallery"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"gallery/{name}-{index:06d}-{number}.png" for number in range(len(images))]
+    for file_name, image in zip(names, images, strict=True):
+        small = image.copy()
+        small.thumbnail((GALLERY_SIDE, GALLERY_SIDE))
+        small.save(out / file_name)
+    return names
+
+
+def _save_view(out: Path, name: str, index: int, view: dict[str, Any] | None) -> None:
+    if view is not None:
+        _write_text(out / "gallery" / f"{name}-{index:06d}.vocabulary.json", json.dumps(view, ensure_ascii=False))
+
+
+def _part_path(out: Path, name: str, rank: int, world_size: int) -> Path:
+    return out / "parts" / f"{name}.{rank}-of-{world_size}.jsonl"
+
+
+def _batches(entries: Iterable[T], size: int) -> Iterator[list[T]]:
+    batch: list[T] = []
+    for entry in entries:
+        batch.append(entry)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write_text(path: Path, text: str) -> None:
+    """All or nothing: a killed evaluation leaves no half file under the final name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,89 @@
+"""Greedy answers of an exported model to batches of items. Which items, and how they score, is evaluate.py's business."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from alignvlm.errors import UserError
+from alignvlm.evaluation.items import Item
+
+
+class Answerer(Protocol):
+    """Anything that answers items; tests use one without a model."""
+
+    def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
+        """One stripped answer per item, in order."""
+        ...
+
+    def vocabulary_view(self, item: Item) -> dict[str, Any] | None:
+        """What the connector reads on the item's first image (vocabulary_view.py), None where nothing can be said."""
+        ...
+
+
+class ModelAnswerer:
+    """An export folder, loaded for inference on one device."""
+
+    def __init__(self, model: Any, processor: Any, device: str) -> None:
+        self.model = model.to(device).eval()
+        self.processor = processor
+        self.device = device
+        self.stop_ids = sorted(_token_ids(model.generation_config.eos_token_id, processor.tokenizer.eos_token_id))
+        pad = processor.tokenizer.pad_token_id
+        self.pad_id = pad if pad is not None else self.stop_ids[0]
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | None = None) -> ModelAnswerer:
+        """Load model and processor of an export; `device` defaults to this process's GPU, else the CPU."""
+        from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
+
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} holds no exported model (no config.json); give the `export` folder of a stage")
+        model = AlignVLMForConditionalGeneration.from_pretrained(folder)
+        return cls(model, AlignVLMProcessor.from_pretrained(folder), device or default_device())
+
+    def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
+        """Greedy answers; the batch is padded on the left, so short and long prompts end at the same place."""
+        import torch
+
+        batch = self.processor.prepare_generation([item.messages for item in items], [item.images for item in items])
+        batch = {name: value.to(self.device) for name, value in batch.items()}
+        with torch.inference_mode():
+            output = self.model.generate(
+                **batch,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=self.stop_ids,
+                pad_token_id=self.pad_id,
+            )
+        new_tokens = output[:, batch["input_ids"].shape[1] :].tolist()
+        return [self._decode(row) for row in new_tokens]
+
+    def vocabulary_view(self, item: Item) -> dict[str, Any] | None:
+        """Top tokens per visual token of the item's first image."""
+        from alignvlm.evaluation.vocabulary_view import vocabulary_view
+
+        return vocabulary_view(self.model, self.processor, item.images[0]) if item.images else None
+
+    def _decode(self, row: list[int]) -> str:
+        end = next((i for i, token in enumerate(row) if token in self.stop_ids), len(row))
+        return self.processor.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+
+
+def default_device() -> str:
+    """`cuda:<LOCAL_RANK>` where CUDA is there, else `cpu`."""
+    import os
+
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def _token_ids(*values: int | Sequence[int] | None) -> set[int]:
+    ids: set[int] = set()
+    for value in values:
+        ids |= set() if value is None else {value} if isinstance(value, int) else set(value)
+    return ids

@@ -1,0 +1,116 @@
+"""What the ALIGN connector reads in an image: the vocabulary tokens with most mass, for every visual token.
+
+An obvious, chunked computation of P_vocab from the connector's own parameters; not the operator that trains.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from alignvlm.model.tiling import TilingSpec
+
+MAX_CELLS = 1024
+"""Images with more visual tokens are shown by their overview tile alone."""
+CHUNK = 256
+"""Visual tokens whose logits over the vocabulary are held at once."""
+
+
+def top_tokens(connector: Any, features: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of P_vocab = softmax(LN_V(W2 LN_D(W1 F)) / temperature) (paper, section 3.2), only their heads.
+
+    Args:
+        connector: an ALIGN connector.
+        features: [N, d].
+
+    Returns:
+        Probabilities [N, k] fp32 in falling order, token ids [N, k], entropies [N] in nats.
+    """
+    values, ids, entropies = [], [], []
+    with torch.no_grad():
+        for chunk in features.split(CHUNK):
+            log_p = _log_probabilities(connector, chunk)  # [n, V]
+            value, index = log_p.topk(k, dim=-1)
+            values.append(value.exp())
+            ids.append(index)
+            entropies.append(-(log_p.exp() * log_p).sum(-1))
+    return torch.cat(values), torch.cat(ids), torch.cat(entropies)
+
+
+def vocabulary_view(model: Any, processor: Any, image: Image.Image, k: int = 5) -> dict[str, Any] | None:
+    """Top-k tokens of every visual token of an image, with the place of each tile on the image.
+
+    Returns:
+        {"tiles": [{"box": [x0, y0, x1, y1] as fractions of the image, "side": visual tokens per tile side,
+        "cells": row by row {"top": [[text, probability], …], "entropy": nats}}], "entropy": mean,
+        "vocabulary": V}; None when the connector is not ALIGN or its tokens are not a grid.
+    """
+    spec: TilingSpec = processor.spec
+    side = math.isqrt(spec.tokens_per_tile)
+    if model.config.connector_config["kind"] != "align" or side**2 != spec.tokens_per_tile:
+        return None
+    tiles, boxes = spec.cut(image.convert("RGB")), tile_boxes(spec, *image.size)
+    if len(tiles) > 1 and len(boxes) == len(tiles):
+        has_room = (len(tiles) - 1) * spec.tokens_per_tile <= MAX_CELLS
+        tiles, boxes = (tiles[1:], boxes[1:]) if has_room and spec.overview else (tiles[:1], boxes[:1])
+    with torch.no_grad():
+        features = model.encode_tiles(torch.from_numpy(tiles).to(model.device))  # [K, T, d]
+    p, ids, entropy = top_tokens(model.connector, features.flatten(0, 1), k)
+    texts = {i: token_text(processor.tokenizer, i) for i in set(ids.flatten().tolist())}
+    cells = [
+        {"top": [[texts[i], round(v, 5)] for i, v in zip(row_ids, row_p, strict=True)], "entropy": round(h, 4)}
+        for row_ids, row_p, h in zip(ids.tolist(), p.tolist(), entropy.tolist(), strict=True)
+    ]
+    size = spec.tokens_per_tile
+    return {
+        "tiles": [
+            {"box": [round(x, 5) for x in box], "side": side, "cells": cells[i * size : (i + 1) * size]}
+            for i, box in enumerate(boxes)
+        ],
+        "entropy": round(float(entropy.mean()), 4),
+        "vocabulary": int(model.connector.w2.shape[0]),
+    }
+
+
+def tile_boxes(spec: TilingSpec, width: int, height: int) -> list[tuple[float, float, float, float]]:
+    """Where each tile of `spec.cut` lies on an image, as fractions of it; margins reach outside [0, 1]."""
+    rows, columns = spec.grid(width, height)
+    boxes = [_cell_box(spec.tile_size, width, height, rows, columns, r, c) for r in range(rows) for c in range(columns)]
+    if spec.overview and len(boxes) > 1:
+        boxes.insert(0, _cell_box(spec.tile_size, width, height, 1, 1, 0, 0))
+    return boxes
+
+
+def token_text(tokenizer: Any, token_id: int) -> str:
+    """A token as a reader can tell it from others: white space made visible, partial bytes by their own name."""
+    text = tokenizer.decode([token_id])
+    if not text or "\ufffd" in text:
+        return str(tokenizer.convert_ids_to_tokens(token_id) or f"#{token_id}")
+    return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+
+
+def _cell_box(
+    size: int, width: int, height: int, rows: int, columns: int, row: int, column: int
+) -> tuple[float, float, float, float]:
+    canvas_width, canvas_height = columns * size, rows * size
+    scale = min(canvas_width / width, canvas_height / height)
+    shown_width, shown_height = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (canvas_width - shown_width) // 2, (canvas_height - shown_height) // 2
+    return (
+        (column * size - left) / shown_width,
+        (row * size - top) / shown_height,
+        ((column + 1) * size - left) / shown_width,
+        ((row + 1) * size - top) / shown_height,
+    )
+
+
+def _log_probabilities(connector: Any, features: torch.Tensor) -> torch.Tensor:
+    h = connector.ln_hidden(connector.w1(features.to(connector.w1.weight.dtype))).float()
+    logits = h @ connector.w2.float().T  # [n, V]
+    if connector.gamma is not None:
+        logits = F.layer_norm(logits, logits.shape[-1:], connector.gamma.float(), connector.beta.float(), connector.eps)
+    return F.log_softmax(logits / connector.temperature, dim=-1)
