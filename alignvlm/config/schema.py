@@ -3,7 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+Part = Literal["vision", "connector", "language"]
+PARTS: tuple[Part, ...] = ("vision", "connector", "language")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Range that a number must lie in; `open_low` excludes the lower end itself."""
+
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+
+    def allows(self, value: float) -> bool:
+        if self.low is not None and (value < self.low or (self.open_low and value == self.low)):
+            return False
+        return self.high is None or value <= self.high
+
+    def __str__(self) -> str:
+        low = "" if self.low is None else f"{'more than' if self.open_low else 'at least'} {self.low:g}"
+        high = "" if self.high is None else f"at most {self.high:g}"
+        return " and ".join(part for part in (low, high) if part)
+
+
+PositiveInt = Annotated[int, Bounds(1)]
+Count = Annotated[int, Bounds(0)]
+PositiveFloat = Annotated[float, Bounds(0, open_low=True)]
+NonNegativeFloat = Annotated[float, Bounds(0)]
+Fraction = Annotated[float, Bounds(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -13,14 +42,14 @@ class VisionConfig:
     path: str | None = None
     """Folder or hub id with pretrained weights; null starts from scratch with `config`."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Fields of its transformers config, `model_type` included. Needed from scratch, and lets `alignvlm plan` work offline."""
+    """Fields of its transformers config, with `model_type`: needed from scratch, and lets `alignvlm plan` work offline."""
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
     """A tokenizer trained on the recipe's own shards, for models that start from scratch."""
 
-    vocab_size: int = 1024
+    vocab_size: PositiveInt = 1024
     """Size of the byte-level BPE vocabulary, special tokens included; every digit stays its own token."""
 
 
@@ -44,21 +73,21 @@ class ConnectorConfig:
 
     kind: Literal["align", "mlp", "perceiver"] = "align"
     """`align` averages text embeddings; `mlp` and `perceiver` are the paper's baselines."""
-    gain: float = 1.0
+    gain: PositiveFloat = 1.0
     """Initial gamma of the LayerNorm over the vocabulary (align). 1 as in LayerNorm; small LMs learn faster with 5."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """The logits are divided by it before the softmax (align). The paper states none."""
     norm_hidden: bool = True
     """LayerNorm over D after W1 (align)."""
     norm_vocab: bool = True
     """LayerNorm over V before the softmax (align)."""
-    hidden_size: int | None = None
+    hidden_size: PositiveInt | None = None
     """Hidden width of the mlp and perceiver connectors; null takes the LLM's width."""
-    num_latents: int = 64
+    num_latents: PositiveInt = 64
     """Latent queries per tile (perceiver)."""
-    num_layers: int = 2
+    num_layers: PositiveInt = 2
     """Cross-attention layers (perceiver)."""
-    num_heads: int = 8
+    num_heads: PositiveInt = 8
     """Attention heads (perceiver)."""
 
 
@@ -66,24 +95,31 @@ class ConnectorConfig:
 class TilesConfig:
     """How an image becomes tiles and visual tokens (paper, section on the vision side; Ovis' coverage rule)."""
 
-    max_tiles: int = 9
+    max_tiles: PositiveInt = 9
     """Most tiles of one image, overview not counted."""
-    min_coverage: float = 0.9
+    min_coverage: Fraction = 0.9
     """The fewest tiles whose grid covers more than this part of its canvas win."""
     overview: bool = True
     """Put the whole image, scaled to one tile, in front when there is more than one tile."""
-    merge: int = 1
+    merge: PositiveInt = 1
     """Merge each merge x merge block of patch features into one visual token (its channels are concatenated)."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """The whole network: vision encoder, connector, language model."""
+
     vision: VisionConfig = field(default_factory=VisionConfig)
+    """From pixels to features."""
     language: LanguageConfig = field(default_factory=LanguageConfig)
+    """From embeddings to text."""
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
+    """Between the two."""
     tiles: TilesConfig = field(default_factory=TilesConfig)
+    """How images are cut up."""
     attention: Literal["auto", "flash", "varlen", "sdpa"] = "auto"
-    """`flash` = flash-attn, `varlen` = PyTorch's own variable-length kernel (CUDA), `sdpa` = per document; `auto` takes the first that runs."""
+    """`flash` = flash-attn, `varlen` = PyTorch's own variable-length kernel (CUDA), `sdpa` = per document;
+    `auto` takes the first of them that runs here."""
 
 
 @dataclass(frozen=True)
@@ -98,30 +134,33 @@ class SourceConfig:
     """Arguments of the generator."""
     prompt: str = ""
     """User text put after the image of image-caption pairs."""
-    num_samples: int | None = None
+    num_samples: PositiveInt | None = None
     """Only for planning while the shards are not here: how many samples the source has."""
-    tokens_per_sample: int | None = None
+    tokens_per_sample: Count | None = None
     """Only for planning while the shards are not here: mean number of text tokens."""
-    tiles_per_sample: float | None = None
+    tiles_per_sample: NonNegativeFloat | None = None
     """Only for planning while the shards are not here: mean number of tiles."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
+    """Sources, shuffling, packing and loading."""
+
     root: str = "data"
     """Folder that the sources' paths are relative to."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    window_shards: int = 16
+    """Source name -> dataset, for training and for evaluation."""
+    window_shards: PositiveInt = 16
     """Shards per shuffle window: samples mix freely inside a window."""
-    mix_block: int = 1024
+    mix_block: PositiveInt = 1024
     """Samples per mixing block: the mixture's quotas are exact within each block."""
-    pack_window: int = 65536
+    pack_window: PositiveInt = 65536
     """Samples that are packed together."""
-    num_workers: int = 1
+    num_workers: Count = 1
     """Loader processes per rank; 0 decodes in the training process."""
-    prefetch: int = 4
+    prefetch: PositiveInt = 4
     """Micro-batches that each loader process keeps ready."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: Fraction = 0.01
     """Stop when more than this fraction of the samples seen (and at least 10) were quarantined."""
 
 
@@ -129,33 +168,35 @@ class DataConfig:
 class StageConfig:
     """One part of the training: what learns, from what, how fast, for how long."""
 
-    mixture: dict[str, float] = field(default_factory=dict)
+    mixture: dict[str, PositiveFloat] = field(default_factory=dict)
     """Source name -> weight; weights are normalised."""
     trainable: list[str] = field(default_factory=lambda: ["*"])
     """Globs over parameter names; parts are `vision.*`, `connector.*`, `language.*`."""
-    lr: dict[str, float] = field(default_factory=dict)
+    lr: dict[str, PositiveFloat] = field(default_factory=dict)
     """Part (`vision`, `connector`, `language`, or `default`) -> peak learning rate."""
-    epochs: int = 1
+    epochs: PositiveInt = 1
     """Passes over the mixture."""
-    max_steps: int | None = None
+    max_steps: PositiveInt | None = None
     """End after this many optimizer steps, in the middle of an epoch if need be."""
-    global_batch_packs: int = 8
+    global_batch_packs: PositiveInt = 8
     """Packs per optimizer step, over all ranks and micro-batches."""
-    micro_batch_packs: int = 1
+    micro_batch_packs: PositiveInt = 1
     """Packs per rank and micro-batch."""
-    sequence_length: int = 2048
+    sequence_length: PositiveInt = 2048
     """Tokens per pack, visual tokens included."""
-    max_text_tokens: int | None = None
+    max_text_tokens: PositiveInt | None = None
     """Text of a sample is cut after this many tokens (never inside an image span); null cuts nothing."""
-    warmup_steps: int = 0
+    warmup_steps: Count = 0
+    """Steps in which the learning rate rises linearly from 0 to its peak."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up."""
-    min_lr_ratio: float = 0.0
+    min_lr_ratio: Fraction = 0.0
     """Learning rate at the end as a fraction of the peak."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Applied to matrices only: never to biases, norms or embeddings."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    max_grad_norm: float = 1.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW's decay rates of the first and the second moment."""
+    max_grad_norm: NonNegativeFloat = 1.0
     """0 clips nothing."""
     deepspeed: str | None = None
     """Overrides `train.deepspeed` for this stage."""
@@ -163,26 +204,31 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    processes: int = 1
+    """Settings of the trainer that hold for every stage."""
+
+    processes: PositiveInt = 1
     """Processes per node that `alignvlm train` starts by itself when no launcher did."""
     deepspeed: str = "zero3"
     """Name of a file in ds_configs/, or a path."""
     precision: Literal["bf16", "fp32"] = "bf16"
+    """Of weights, activations and gradients; the optimizer keeps fp32 masters either way."""
     gradient_checkpointing: bool = False
     """Recompute activations of vision and language layers in the backward pass (non-reentrant)."""
-    loss_chunk: int = 2048
+    loss_chunk: PositiveInt = 2048
     """Supervised positions per chunk of the loss: logits of more are never held."""
-    timeout_minutes: float = 30.0
+    timeout_minutes: PositiveFloat = 30.0
     """Of collectives: a rank that hangs longer ends the job."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every_steps: int = 500
+    """Cadence and retention of checkpoints."""
+
+    every_steps: PositiveInt = 500
     """A checkpoint every so many steps, and at the end of a stage."""
-    keep_last: int = 2
+    keep_last: PositiveInt = 2
     """Older ones are removed."""
-    keep_every: int | None = None
+    keep_every: PositiveInt | None = None
     """Steps divisible by this are kept for good."""
 
 
@@ -192,26 +238,33 @@ class TaskConfig:
 
     source: str = ""
     """A source of `data.sources` (not part of any mixture)."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Evaluate only the first so many samples."""
-    max_new_tokens: int = 32
+    max_new_tokens: PositiveInt = 32
+    """Most tokens of a generated answer."""
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
+    """What is generated and scored on held-out samples."""
+
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
-    batch_size: int = 16
-    gallery: int = 12
+    """Task name -> held-out evaluation; all of them run before the first and after every stage."""
+    batch_size: PositiveInt = 16
+    """Questions that are answered together, per rank."""
+    gallery: Count = 12
     """Predictions per task that the report shows."""
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
+    """MLflow tracking."""
+
     uri: str | None = None
     """MLflow tracking URI; null is a SQLite file beside the runs; `MLFLOW_TRACKING_URI` wins."""
     experiment: str | None = None
     """MLflow experiment; null takes the recipe's name."""
-    interval: int = 10
+    interval: PositiveInt = 10
     """Steps per batch of metrics sent to MLflow."""
 
 
@@ -220,17 +273,26 @@ class Recipe:
     """A whole run."""
 
     name: str = ""
+    """Name of the run; the file's own name when not stated (it is never inherited)."""
     extends: str | None = None
     """Name or path of a recipe whose values this one starts from."""
     description: str = ""
+    """One or two sentences for people."""
     seed: int = 0
+    """Of weights from scratch and of the order of the data."""
     runs: str = "runs"
     """Folder of all runs; this run's is `<runs>/<name>`."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
     data: DataConfig = field(default_factory=DataConfig)
+    """Where samples come from and how they are shuffled and packed."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """What all stages share."""
     stages: dict[str, StageConfig] = field(default_factory=dict)
     """In the order they run."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When checkpoints are written and which are kept."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Held-out tasks."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""

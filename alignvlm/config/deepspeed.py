@@ -1,0 +1,151 @@
+"""The one place where a file of ds_configs/ meets a recipe. The file says how to shard; every number of the training
+(batch sizes, precision, clipping, optimizer) comes from the recipe, so that no two places state the same one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from alignvlm.config.schema import Recipe, StageConfig
+from alignvlm.config.tree import nearest
+from alignvlm.errors import UserError
+
+OWNED_BY_RECIPE: dict[str, str] = {
+    "train_batch_size": "stages.*.global_batch_packs",
+    "train_micro_batch_size_per_gpu": "stages.*.micro_batch_packs",
+    "gradient_accumulation_steps": "stages.*.global_batch_packs",
+    "gradient_clipping": "stages.*.max_grad_norm",
+    "scheduler": "stages.*.schedule",
+    "bf16": "train.precision",
+    "bfloat16": "train.precision",
+    "fp16": "train.precision",
+    "amp": "train.precision",
+    "steps_per_print": "tracking.interval",
+    "wall_clock_breakdown": "tracking.interval",
+}
+"""Top-level DeepSpeed key -> the recipe's key that decides it."""
+
+OPTIMIZER_OWNED_BY_RECIPE: dict[str, str] = {
+    "lr": "stages.*.lr",
+    "betas": "stages.*.betas",
+    "weight_decay": "stages.*.weight_decay",
+}
+
+NEVER = 10**9
+
+
+def deepspeed_configs_folder() -> Path:
+    """ds_configs/ beside the package in a checkout, else where an installation puts it."""
+    checkout = Path(__file__).resolve().parents[2] / "ds_configs"
+    return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "alignvlm" / "ds_configs"
+
+
+def list_deepspeed_configs() -> list[str]:
+    """Names that `train.deepspeed` may take."""
+    return sorted(path.stem for path in deepspeed_configs_folder().glob("*.json"))
+
+
+def find_deepspeed_config(name_or_path: str) -> Path:
+    """Path of a strategy given by name ("zero3") or by path ("my/zero.json")."""
+    if name_or_path.endswith(".json") or "/" in name_or_path:
+        path = Path(name_or_path).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"deepspeed: the file {name_or_path!r} does not exist; by name: {', '.join(list_deepspeed_configs())}"
+            )
+        return path
+    path = deepspeed_configs_folder() / f"{name_or_path}.json"
+    if not path.is_file():
+        raise UserError(
+            f"deepspeed: unknown strategy {name_or_path!r}: {nearest(name_or_path, list_deepspeed_configs())}"
+        )
+    return path
+
+
+def read_strategy(recipe: Recipe, stage: StageConfig) -> dict[str, Any]:
+    """The strategy file of a stage, checked to state nothing that the recipe states."""
+    path = find_deepspeed_config(stage.deepspeed or recipe.train.deepspeed)
+    try:
+        strategy = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(strategy, dict):
+        raise UserError(f"{path}: a DeepSpeed configuration is a JSON object")
+    for key, owner in OWNED_BY_RECIPE.items():
+        if key in strategy:
+            raise UserError(f"{path}: remove {key!r}: the recipe's {owner} decides it")
+    optimizer = strategy.get("optimizer", {"type": "AdamW"})
+    if optimizer.get("type") != "AdamW":
+        raise UserError(f"{path}: optimizer.type is {optimizer.get('type')!r}, but must be 'AdamW'")
+    for key, owner in OPTIMIZER_OWNED_BY_RECIPE.items():
+        if key in optimizer.get("params", {}):
+            raise UserError(f"{path}: remove 'optimizer.params.{key}': the recipe's {owner} decides it")
+    return strategy
+
+
+def accumulation_steps(recipe: Recipe, stage: StageConfig, world_size: int) -> int:
+    """Micro-batches per rank and optimizer step; UserError naming values that fit when they do not divide."""
+    per_micro_step = world_size * stage.micro_batch_packs
+    steps, rest = divmod(stage.global_batch_packs, per_micro_step)
+    if rest == 0:
+        return steps
+    name = next((name for name, other in recipe.stages.items() if other is stage or other == stage), "?")
+    fits = sorted({max(1, steps) * per_micro_step, (steps + 1) * per_micro_step})
+    ranks = [
+        n
+        for n in range(1, stage.global_batch_packs + 1)
+        if stage.global_batch_packs % (n * stage.micro_batch_packs) == 0
+    ]
+    below = max((n for n in ranks if n <= world_size), default=1)
+    raise UserError(
+        f"stages.{name}.global_batch_packs is {stage.global_batch_packs}, which {world_size} ranks with "
+        f"micro_batch_packs {stage.micro_batch_packs} cannot share evenly; set it to {' or '.join(map(str, fits))}, or use {below} ranks"
+    )
+
+
+def deepspeed_config(
+    recipe: Recipe, stage: StageConfig, world_size: int, *, cuda: bool | None = None
+) -> dict[str, Any]:
+    """DeepSpeed's configuration for one stage.
+
+    Batch sizes count packs. Learning rates and weight decay are not in it: they come with the parameter groups.
+    `gradient_clipping` is always stated, because DeepSpeed's default is not "off". `cuda` says whether a GPU trains
+    (null asks torch); without one, PyTorch's own AdamW is chosen, since DeepSpeed's would be compiled first.
+
+    Raises:
+        UserError: for an unknown strategy, one that states the recipe's numbers, or batches that do not divide.
+    """
+    strategy = copy.deepcopy(read_strategy(recipe, stage))
+    check_partition_groups(recipe, stage, strategy, world_size)
+    if cuda is None:
+        import torch
+
+        cuda = torch.cuda.is_available()
+    parameters = strategy.get("optimizer", {}).get("params", {})
+    if not cuda:
+        parameters = {**parameters, "torch_adam": True}
+    return {
+        **strategy,
+        "train_batch_size": stage.global_batch_packs,
+        "train_micro_batch_size_per_gpu": stage.micro_batch_packs,
+        "gradient_accumulation_steps": accumulation_steps(recipe, stage, world_size),
+        "gradient_clipping": float(stage.max_grad_norm),
+        "bf16": {"enabled": recipe.train.precision == "bf16"},
+        "optimizer": {"type": "AdamW", "params": {**parameters, "betas": list(stage.betas)}},
+        "steps_per_print": NEVER,
+        "wall_clock_breakdown": False,
+    }
+
+
+def check_partition_groups(recipe: Recipe, stage: StageConfig, strategy: dict[str, Any], world_size: int) -> None:
+    """ZeRO++ keeps a second partition inside groups of ranks (a node): they must divide the world."""
+    group = strategy.get("zero_optimization", {}).get("zero_hpz_partition_size", 1)
+    if world_size % group:
+        name = stage.deepspeed or recipe.train.deepspeed
+        raise UserError(
+            f"deepspeed {name!r} has zero_hpz_partition_size {group}, which does not divide {world_size} ranks; "
+            "use a multiple of it, or 'zero3'"
+        )

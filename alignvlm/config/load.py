@@ -1,0 +1,179 @@
+"""Recipes from files: find, inherit (`extends`), override, check, write back, compare. The schema is in schema.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignvlm.config.build import build, field_types
+from alignvlm.config.schema import Recipe
+from alignvlm.config.tree import RecipeDumper, Value, join, merge, nearest, parse_override, read_tree
+from alignvlm.config.validate import check_recipe, ignored_settings
+from alignvlm.errors import UserError
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+SUFFIXES = (".yaml", ".yml")
+
+logger = logging.getLogger(__name__)
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(name_or_path: str, beside: Path | None = None) -> Path:
+    """Path of a recipe given by name or by path; `beside` is the folder that a relative path may start from."""
+    is_path = name_or_path.endswith(SUFFIXES) or "/" in name_or_path
+    folders = [Path(), *([beside] if beside else [])]
+    if is_path:
+        for folder in folders:
+            path = folder / Path(name_or_path).expanduser()
+            if path.is_file():
+                return path
+        raise UserError(f"recipe file {name_or_path!r} does not exist; recipes by name: {', '.join(list_recipes())}")
+    path = RECIPES / f"{name_or_path}.yaml"
+    if path.is_file():
+        return path
+    known = list_recipes()
+    raise UserError(f"unknown recipe {name_or_path!r}: {nearest(name_or_path, known)}; or give a path ending in .yaml")
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, inherit, override and check a recipe.
+
+    `overrides` are `dotted.key=value` with YAML values; `null` removes an inherited entry of a mapping (a stage, a
+    source, a learning rate). Raises UserError with file, line and key. The result has no `extends`: everything is in it.
+    """
+    path = find_recipe(name_or_path)
+    tree = _inherit(path, ())
+    for text in overrides:
+        keys, value = parse_override(text)
+        _check_reachable(tree, keys, value.where)
+        for key in reversed(keys):
+            value = Value({key: value}, value.where)
+        tree = merge(tree, value)
+    tree = _without_removed(Recipe, tree)
+    origins: dict[str, str] = {"": str(path)}
+    recipe: Recipe = build(Recipe, tree, origins=origins)
+    recipe = dataclasses.replace(recipe, name=recipe.name or path.stem, extends=None)
+    check_recipe(recipe, origins)
+    for warning in ignored_settings(recipe, origins):
+        logger.warning("%s", warning)
+    return recipe
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain dicts, lists and scalars, as `load_recipe` would read them."""
+    return _plain(dataclasses.asdict(recipe))
+
+
+def recipe_to_yaml(recipe: Recipe) -> str:
+    """The whole recipe as YAML; loading it gives an equal recipe."""
+    return yaml.dump(recipe_to_dict(recipe), Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def diff_recipes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two recipes given as dicts: "dotted.key: old → new", in the order of the keys."""
+    before, after = _flatten(old), _flatten(new)
+    lines = []
+    for key in [*before, *(key for key in after if key not in before)]:
+        if key not in before:
+            lines.append(f"{key}: (absent) → {after[key]!r}")
+        elif key not in after:
+            lines.append(f"{key}: {before[key]!r} → (absent)")
+        elif before[key] != after[key]:
+            lines.append(f"{key}: {before[key]!r} → {after[key]!r}")
+    return lines
+
+
+def _inherit(path: Path, seen: tuple[Path, ...]) -> Value:
+    resolved = path.resolve()
+    if resolved in seen:
+        chain = " → ".join(step.name for step in (*seen[seen.index(resolved) :], resolved))
+        raise UserError(f"{path}: recipes extend each other in a circle: {chain}")
+    tree = read_tree(path)
+    parent = tree.data.get("extends")
+    if parent is None or parent.data is None:
+        return tree
+    if not isinstance(parent.data, str):
+        raise UserError(f"{parent.where}: extends is {parent.plain()!r}, but must be the name or path of one recipe")
+    try:
+        parent_path = find_recipe(parent.data, path.parent)
+    except UserError as error:
+        raise UserError(f"{parent.where}: extends: {error}") from error
+    inherited = _inherit(parent_path, (*seen, resolved))
+    inherited.data.pop("name", None)
+    merged = merge(inherited, tree)
+    return Value(merged.data, tree.where)
+
+
+def _check_reachable(tree: Value, keys: Sequence[str], where: str) -> None:
+    """An override may not invent a stage, a source or a task: a mistyped name would silently start a new one."""
+    kind: Any = Recipe
+    node: Any = tree.data
+    dotted = ""
+    for key in keys:
+        kind = _section(kind)
+        if dataclasses.is_dataclass(kind):
+            known = field_types(typing.cast(type, kind))
+            if key not in known:
+                raise UserError(f"{where}: unknown key {join(dotted, key)!r}: {nearest(key, known)}")
+            kind = known[key]
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+            if dataclasses.is_dataclass(kind) and key not in (node or {}):
+                raise UserError(f"{where}: unknown key {join(dotted, key)!r}: {nearest(key, node or {})}")
+        elif kind is not Any:
+            raise UserError(f"{where}: unknown key {join(dotted, key)!r}: {dotted} is a single value, without keys")
+        dotted = join(dotted, key)
+        child = node.get(key) if isinstance(node, dict) else None
+        node = child.data if child is not None else None
+
+
+def _section(kind: Any) -> Any:
+    """The dataclass inside `Section | None`; any other type as it is."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next((option for option in typing.get_args(kind) if dataclasses.is_dataclass(option)), kind)
+    return kind
+
+
+def _without_removed(kind: Any, value: Value) -> Value:
+    """Drop `name: null` from mappings whose values cannot be null: that is how a recipe removes what it inherits."""
+    if not isinstance(value.data, dict):
+        return value
+    kept: dict[str, Value] = {}
+    for key, child in value.data.items():
+        if dataclasses.is_dataclass(kind):
+            child_kind: Any = field_types(typing.cast(type, kind)).get(key, Any)
+        else:
+            child_kind = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else Any
+            if child.data is None and child_kind is not Any:
+                continue
+        kept[key] = _without_removed(child_kind, child)
+    return Value(kept, value.where)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            flat.update(_flatten(item, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = list(item) if isinstance(item, tuple) else item
+    return flat
