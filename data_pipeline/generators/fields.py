@@ -1,0 +1,142 @@
+"""Form fields and amounts written with scikit-learn's 1,797 real handwritten digits (8 x 8 pixels, UCI, 13 writers).
+
+A field is a square of `size` pixels with 1-3 digits, often with a printed label and a box; an amount is twice as wide
+and has a printed decimal separator; a pair is two fields. Training and held-out samples share no digit image.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from data_pipeline.errors import DataError
+from data_pipeline.generators.common import add_grain, choose, make_record, new_page, pick_font, samples
+
+LABELS = ("Age", "No.", "Qty", "Day", "Room", "Item", "Page", "Code", "Row", "Lot", "Seat", "Year")
+QUESTIONS = {
+    "field": ("Which number is written?", "What is in the field?"),
+    "amount": ("Which amount is written?", "How much is it?"),
+    "first": ("What is in the first field?",),
+    "second": ("What is in the second field?",),
+}
+READ = "Read it."
+
+
+@functools.lru_cache(maxsize=1)
+def load_digit_images() -> tuple[np.ndarray, np.ndarray]:
+    """All digit images (uint8 [1797, 8, 8], 255 = ink) and their classes [1797]."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return np.clip(data.images * 16, 0, 255).astype(np.uint8), data.target.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=2)
+def digit_indices(split: str) -> tuple[tuple[int, ...], ...]:
+    """For each class 0-9 the digit images of the split: every fifth image of a class is held out."""
+    classes = load_digit_images()[1]
+    held_out = split == "heldout"
+    groups = [np.flatnonzero(classes == digit) for digit in range(10)]
+    return tuple(tuple(int(i) for at, i in enumerate(group) if (at % 5 == 4) == held_out) for group in groups)
+
+
+def _write(
+    rng: np.random.Generator,
+    page: Image.Image,
+    ink: tuple[int, int, int],
+    text: str,
+    split: str,
+    area: tuple[int, int, int, int],
+) -> list[int]:
+    """Write `text` into the area (left, top, right, bottom; pixels), separators printed; return the used digit images."""
+    pen, (left, top, right, bottom) = ImageDraw.Draw(page), area
+    widths = [0.5 if char in ".," else 1.0 for char in text]
+    cell = min((right - left) / sum(widths), (bottom - top) * 0.95) * rng.uniform(0.85, 1.0)
+    x = left + rng.uniform(0, (right - left) - cell * sum(widths))
+    base = top + (bottom - top) * rng.uniform(0.9, 1.0)
+    used = []
+    for char, width in zip(text, widths, strict=True):
+        if char in ".,":
+            pen.text((x + cell * 0.25, base), char, fill=ink, font=pick_font(rng, split, 20, 24), anchor="ms")
+        else:
+            index = choose(rng, digit_indices(split)[int(char)])
+            wide, high = int(cell * rng.uniform(0.9, 1.1)), int(min(cell * rng.uniform(1.0, 1.4), base - top))
+            alpha = Image.fromarray(load_digit_images()[0][index]).resize((wide, high), Image.Resampling.BICUBIC)
+            strength = rng.uniform(0.75, 1.3)
+            page.paste(ink, (int(x), int(base - high)), alpha.point([min(int(v * strength), 255) for v in range(256)]))
+            used.append(index)
+        x += cell * width
+    return used
+
+
+def _draw(rng: np.random.Generator, text: str, split: str, size: int, wide: int) -> tuple[Image.Image, list[int]]:
+    """One field or amount of `wide` x 1 tiles of `size` pixels."""
+    width = size * wide
+    page, pen, ink = new_page(rng, width, size)
+    style = int(rng.integers(4))  # bare, label, label and box, label and line
+    top = 2 if style == 0 else int(size * 0.25)
+    if style:
+        pen.text(
+            (int(rng.integers(2, size // 4)), 1), choose(rng, LABELS), fill=ink, font=pick_font(rng, split, 11, 14)
+        )
+    frame = int(rng.integers(120, 200))
+    if style == 2:
+        pen.rectangle((1, top, width - 2, size - 2), outline=(frame, frame, frame))
+    elif style == 3:
+        pen.line((3, size - 3, width - 4, size - 3), fill=(frame, frame, frame))
+    used = _write(rng, page, ink, text, split, (4, top + 2, width - 4, size - 4))
+    return add_grain(rng, page, float(rng.uniform(0, 6))), used
+
+
+def _number(rng: np.random.Generator, digits: tuple[int, int]) -> str:
+    return "".join(str(d) for d in rng.integers(0, 10, size=int(rng.integers(digits[0], digits[1] + 1))))
+
+
+def generate(
+    *,
+    split: str = "train",
+    num_samples: int,
+    seed: int = 0,
+    kind: str = "transcribe",
+    size: int = 64,
+    digits: tuple[int, int] = (1, 3),
+    forms: Mapping[str, float] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield `num_samples` records.
+
+    `digits` are the fewest and most digits of a field (an amount has 1-2 before its separator and two behind it);
+    `forms` weighs `field` (one image), `amount` (one image of two tiles) and `pair` (two images).
+    """
+    weights = dict(forms or {"field": 0.7, "amount": 0.15, "pair": 0.15})
+    if (
+        not weights
+        or not set(weights) <= {"field", "amount", "pair"}
+        or min(weights.values()) < 0
+        or not sum(weights.values())
+    ):
+        raise DataError(f"fields: forms {weights}: weights of field, amount and pair, not all 0")
+    low, high = digits
+    if not 1 <= low <= high <= 4:
+        raise DataError(f"fields: digits {list(digits)}: fewest and most, between 1 and 4")
+    bounds = np.cumsum(list(weights.values())) / sum(weights.values())
+    for index, rng in samples(split, num_samples, seed, kind):
+        form = list(weights)[int(np.searchsorted(bounds, rng.random(), side="right"))]
+        if form == "amount":
+            texts = [_number(rng, (1, 2)) + choose(rng, ".,") + _number(rng, (2, 2))]
+        else:
+            texts = [_number(rng, (low, high)) for _ in range(2 if form == "pair" else 1)]
+        drawn = [_draw(rng, text, split, size, 2 if form == "amount" else 1) for text in texts]
+        if kind == "transcribe":
+            turns = [(READ, " ".join(texts))]
+        elif form == "pair":
+            order = [0, 1] if rng.random() < 0.5 else [1, 0]
+            turns = [(QUESTIONS[("first", "second")[which]][0], texts[which]) for which in order]
+        else:
+            turns = [(choose(rng, QUESTIONS[form]), texts[0])]
+        images = [image for image, _ in drawn]
+        used = [digit for _, digits_used in drawn for digit in digits_used]
+        yield make_record(f"fields-{split}-{index:06d}", "fields", images, turns, form=form, digit_images=used)

@@ -1,0 +1,100 @@
+"""Crops of real tables (see real_tables.py), printed with real fonts: a header, row labels and one column of values.
+
+The images are two tiles wide. Held-out samples use other tables and other fonts than training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_pipeline.errors import DataError
+from data_pipeline.generators.common import add_grain, choose, make_record, new_page, pick_font, samples
+from data_pipeline.generators.real_tables import Column, load_columns
+
+QUESTIONS = {
+    "label": "What is the value of {label}?",
+    "row": "What is the value in row {row}?",
+    "largest": "What is the largest value?",
+    "count": "How many rows?",
+}
+READ = "Read the table."
+
+
+def _draw(rng: np.random.Generator, column: Column, rows: list[tuple[str, int]], split: str, size: int) -> Image.Image:
+    """A table of two tiles: labels on the left, values on the right, with the rules and shades that tables have."""
+    width, height = 2 * size, size
+    page, pen, ink = new_page(rng, width, height)
+    step = height / (len(rows) + 1)
+    font = pick_font(rng, split, 12, 14)
+    left, right = int(rng.integers(3, 8)), width - int(rng.integers(4, 14))
+    rule = int(rng.integers(110, 190))
+    style = int(rng.integers(3))  # rule under the header, shaded header, all rules
+    if style == 1:
+        shade = int(rng.integers(190, 220))
+        pen.rectangle((0, 0, width, int(step) - 1), fill=(shade, shade, shade + 10))
+    for line in range(1, len(rows) + 1) if style == 2 else (1,):
+        pen.line((0, int(line * step), width, int(line * step)), fill=(rule, rule, rule))
+    for line, (label, value) in enumerate([("", column.name), *((label, str(value)) for label, value in rows)]):
+        middle = (line + 0.5) * step + 1
+        pen.text((left, middle), label, fill=ink, font=font, anchor="lm")
+        pen.text((right, middle), value, fill=ink, font=font, anchor="rm")
+    return add_grain(rng, page, float(rng.uniform(0, 5)))
+
+
+def pick_rows(rng: np.random.Generator, column: Column, count: int) -> list[tuple[str, int]]:
+    """`count` rows of the column with distinct labels and values, in the table's order (fewer if it has no more)."""
+    rows: dict[str, int] = {}
+    order = rng.permutation(len(column.rows))[: 8 * count]
+    chosen = []
+    for at in order:
+        label, value = column.rows[int(at)]
+        if label not in rows and value not in rows.values():
+            rows[label] = value
+            chosen.append(int(at))
+        if len(chosen) == count:
+            break
+    return [column.rows[at] for at in sorted(chosen)]
+
+
+def _ask(rng: np.random.Generator, about: str, rows: list[tuple[str, int]]) -> tuple[str, str]:
+    row = int(rng.integers(len(rows)))
+    question = QUESTIONS[about].format(label=rows[row][0], row=row + 1)
+    if about == "count":
+        return question, str(len(rows))
+    if about == "largest":
+        return question, str(max(value for _, value in rows))
+    return question, str(rows[row][1])
+
+
+def generate(
+    *,
+    split: str = "train",
+    num_samples: int,
+    seed: int = 0,
+    kind: str = "transcribe",
+    size: int = 64,
+    rows: tuple[int, int] = (2, 3),
+    turns: int = 2,
+    ask: tuple[str, ...] = ("label", "row", "largest", "count"),
+) -> Iterator[dict[str, Any]]:
+    """Yield `num_samples` records: `rows` are fewest and most rows, `turns` questions per image, `ask` their types."""
+    if not 1 <= rows[0] <= rows[1] <= 4:
+        raise DataError(f"tables: rows {list(rows)}: fewest and most, between 1 and 4")
+    if not ask or not set(ask) <= set(QUESTIONS) or turns < 1:
+        raise DataError(f"tables: ask {list(ask)} of {', '.join(QUESTIONS)}; turns {turns} at least 1")
+    columns = load_columns(split)
+    for index, rng in samples(split, num_samples, seed, kind):
+        column = choose(rng, columns)
+        picked = pick_rows(rng, column, int(rng.integers(rows[0], rows[1] + 1)))
+        image = _draw(rng, column, picked, split, size)
+        if kind == "transcribe":
+            talk = [(READ, "\n".join(f"{label} {value}" for label, value in picked))]
+            about = "read"
+        else:
+            asked = [ask[int(i)] for i in rng.permutation(len(ask))[:turns]]
+            talk, about = [_ask(rng, what, picked) for what in asked], asked[-1]
+        yield make_record(f"tables-{split}-{index:06d}", "tables", [image], talk, table=column.table, about=about)
