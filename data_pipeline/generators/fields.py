@@ -52,7 +52,7 @@ def _write(
     split: str,
     area: tuple[int, int, int, int],
 ) -> list[int]:
-    """Write `text` into the area (left, top, right, bottom; pixels), separators printed; return the used digit images."""
+    """Write `text` into the area (left, top, right, bottom; pixels), separators printed; return its digit images."""
     pen, (left, top, right, bottom) = ImageDraw.Draw(page), area
     widths = [0.5 if char in ".," else 1.0 for char in text]
     cell = min((right - left) / sum(widths), (bottom - top) * 0.95) * rng.uniform(0.85, 1.0)
