@@ -94,15 +94,12 @@ def accumulation_steps(recipe: Recipe, stage: StageConfig, world_size: int) -> i
         return steps
     name = next((name for name, other in recipe.stages.items() if other is stage or other == stage), "?")
     fits = sorted({max(1, steps) * per_micro_step, (steps + 1) * per_micro_step})
-    ranks = [
-        n
-        for n in range(1, stage.global_batch_packs + 1)
-        if stage.global_batch_packs % (n * stage.micro_batch_packs) == 0
-    ]
-    below = max((n for n in ranks if n <= world_size), default=1)
+    micro_batches = stage.global_batch_packs // stage.micro_batch_packs
+    ranks = max(n for n in range(1, world_size + 1) if micro_batches % n == 0)
     raise UserError(
         f"stages.{name}.global_batch_packs is {stage.global_batch_packs}, which {world_size} ranks with "
-        f"micro_batch_packs {stage.micro_batch_packs} cannot share evenly; set it to {' or '.join(map(str, fits))}, or use {below} ranks"
+        f"micro_batch_packs {stage.micro_batch_packs} cannot share evenly; "
+        f"set it to {' or '.join(map(str, fits))}, or use {ranks} ranks"
     )
 
 

@@ -50,7 +50,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read, inherit, override and check a recipe.
 
     `overrides` are `dotted.key=value` with YAML values; `null` removes an inherited entry of a mapping (a stage, a
-    source, a learning rate). Raises UserError with file, line and key. The result has no `extends`: everything is in it.
+    source, a learning rate). Raises UserError with file, line and key. The result stands alone: it has no `extends`.
     """
     path = find_recipe(name_or_path)
     tree = _inherit(path, ())

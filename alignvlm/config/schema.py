@@ -42,7 +42,7 @@ class VisionConfig:
     path: str | None = None
     """Folder or hub id with pretrained weights; null starts from scratch with `config`."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Fields of its transformers config, with `model_type`: needed from scratch, and lets `alignvlm plan` work offline."""
+    """Fields of its transformers config, with `model_type`. Needed from scratch; lets `alignvlm plan` work offline."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""`alignvlm config show|list|check`: look at recipes without running them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `config` and its actions to the command line."""
+    parser = subparsers.add_parser("config", help="show, list and check recipes")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    show = actions.add_parser("show", help="print a recipe with everything it inherits and every default")
+    show.add_argument("recipe", help="name or path")
+    show.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.precision=fp32")
+    show.set_defaults(run=run_show)
+
+    listing = actions.add_parser("list", help="list the recipes and DeepSpeed strategies that come with the package")
+    listing.set_defaults(run=run_list)
+
+    check = actions.add_parser("check", help="say whether a recipe is right, and where not")
+    check.add_argument("recipe", help="name or path")
+    check.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.precision=fp32")
+    check.set_defaults(run=run_check)
+
+
+def run_show(args: argparse.Namespace) -> int:
+    from alignvlm.config import load_recipe, recipe_to_yaml
+
+    print(recipe_to_yaml(load_recipe(args.recipe, args.overrides)), end="")
+    return 0
+
+
+def run_list(args: argparse.Namespace) -> int:
+    from alignvlm.config import list_deepspeed_configs, list_recipes, load_recipe
+
+    for name in list_recipes():
+        print(f"{name:20} {load_recipe(name).description}")
+    print(f"\ndeepspeed: {', '.join(list_deepspeed_configs())}")
+    return 0
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Everything that `load_recipe` checks, and that every stage's DeepSpeed strategy exists and merges."""
+    from alignvlm.config import load_recipe
+    from alignvlm.config.deepspeed import read_strategy
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    for stage in recipe.stages.values():
+        read_strategy(recipe, stage)
+    print(f"{args.recipe}: right ({len(recipe.stages)} stages: {', '.join(recipe.stages)})")
+    return 0
