@@ -1,1 +1,1 @@
-"""Held-out evaluation and the report: metrics, generation over tasks, pictures of what a model reads. No training here."""
+"""Held-out evaluation and the report: metrics, answers to tasks, what the connector reads. No training here."""

@@ -22,6 +22,7 @@ from alignvlm.evaluation.generate import Answerer, ModelAnswerer
 from alignvlm.evaluation.items import Item, items_of
 from alignvlm.evaluation.metrics import mean_scores, most_frequent_answer, score
 from data_pipeline.decode import SourceReader
+from data_pipeline.progress import Progress, silent
 from data_pipeline.schema import SampleError
 
 T = TypeVar("T")
@@ -31,9 +32,6 @@ EVALUATION_VERSION = 1
 VIEWS_PER_TASK = 2
 GALLERY_SIDE = 1280
 """Longest side in pixels of a gallery image."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with the task, and how many of this rank's samples are done and in all."""
 
 
 def evaluate(
@@ -46,7 +44,7 @@ def evaluate(
     barrier: Callable[[], None] | None = None,
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     device: str | None = None,
     answerer: Answerer | None = None,
 ) -> dict[str, Any]:
@@ -57,6 +55,7 @@ def evaluate(
     whose model files, shards and settings are those of the existing results.json is not repeated.
 
     Args:
+        progress: shows this rank's samples per task.
         barrier: waits for all ranks; needed when `world_size` > 1. Called once per task and once at the end.
         tasks: names of tasks; default: all.
         limit: at most so many samples per task, besides the task's own limit.
@@ -111,7 +110,7 @@ def _answer_part(
     rank: int,
     world_size: int,
     limit: int | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> None:
     source = recipe.data.sources[task.source]
     reader = SourceReader(Path(recipe.data.root) / source.path, task.source, prompt=source.prompt)
@@ -122,29 +121,27 @@ def _answer_part(
     started = time.monotonic()
     rows: list[dict[str, Any]] = []
 
-    def items() -> Iterator[tuple[dict[str, Any], Item]]:
-        for number, index in enumerate(mine):
+    def items(advance: Callable[[int], None]) -> Iterator[tuple[dict[str, Any], Item]]:
+        for index in mine:
             try:
                 sample = reader[index]
                 sample_items = items_of(sample)
             except SampleError as error:
                 rows.append({"index": index, "turn": 0, "error": str(error)})
                 continue
-            extra: dict[str, Any] = {}
-            if index in gallery:
-                extra["images"] = _save_images(out, name, index, sample.images)
+            extra = {"images": _save_images(out, name, index, sample.images)} if index in gallery else {}
             for item in sample_items:
                 row = {"index": index, "turn": item.turn, "key": item.key, "task": name, "question": item.question}
                 yield row | {"answers": item.answers, "prediction": ""} | extra, item
             if index in viewed and sample_items:
                 _save_view(out, name, index, answerer.vocabulary_view(sample_items[0]))
-            if progress is not None:
-                progress(name, number + 1, len(mine))
+            advance(1)
 
-    for batch in _batches(items(), recipe.evaluation.batch_size):
-        predictions = answerer.answer([item for _, item in batch], task.max_new_tokens)
-        for (row, item), prediction in zip(batch, predictions, strict=True):
-            rows.append(row | {"prediction": prediction} | score(prediction, item.answers))
+    with progress(f"evaluate {name}", len(mine)) as advance:
+        for batch in _batches(items(advance), recipe.evaluation.batch_size):
+            predictions = answerer.answer([item for _, item in batch], task.max_new_tokens)
+            for (row, item), prediction in zip(batch, predictions, strict=True):
+                rows.append(row | {"prediction": prediction} | score(prediction, item.answers))
     _write_lines(_part_path(out, name, rank, world_size), [*rows, {"seconds": time.monotonic() - started}])
 
 

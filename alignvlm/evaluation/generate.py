@@ -1,4 +1,4 @@
-"""Greedy answers of an exported model to batches of items. Which items, and how they score, is evaluate.py's business."""
+"""Greedy answers of an exported model to batches of items. Which items and how they score is evaluate.py's business."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
 
 
 def most_frequent_answer(answer_lists: Sequence[Sequence[str]]) -> Baseline:
-    """The answer that would be right (exact match) most often if it were given to every item; ties go to the first seen.
+    """The answer with the best exact match if it were given to every item; ties go to the first seen.
 
     It knows the evaluated answers, so it is the best that a model blind to images and questions can reach.
     """

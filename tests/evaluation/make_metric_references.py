@@ -80,7 +80,8 @@ RELAXED_PAIRS: list[tuple[str, str]] = [
 def lmms_eval_function(module: str, names: tuple[str, ...]) -> dict[str, Any]:
     """Top-level functions of an lmms_eval source file, without running the file."""
     package = find_spec("lmms_eval")
-    assert package is not None and package.submodule_search_locations is not None
+    assert package is not None
+    assert package.submodule_search_locations is not None
     path = Path(package.submodule_search_locations[0]) / module
     tree = ast.parse(path.read_text(encoding="utf-8"))
     wanted = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]

@@ -1,0 +1,134 @@
+"""A run folder as the report needs it: facts, steps, results, predictions, bad samples. Reads what exists so far."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignvlm.errors import UserError
+from alignvlm.evaluation.evaluate import read_predictions, read_results
+
+_STAGE_FOLDER = re.compile(r"(\d+)-(.+)")
+
+
+@dataclass(frozen=True)
+class StageData:
+    """One stage folder."""
+
+    index: int
+    name: str
+    """`init` for the model before any training."""
+    folder: Path
+    exported: bool
+    results: dict[str, dict[str, Any]]
+    """Task -> its entry of evaluation/results.json; {} before the evaluation."""
+
+    def predictions(self, task: str) -> list[dict[str, Any]]:
+        path = self.folder / "evaluation" / f"{task}.jsonl"
+        return read_predictions(path) if path.is_file() else []
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything the report shows that is not a picture."""
+
+    folder: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    stages: list[StageData]
+    """The stage folders in order, `init` first."""
+    steps: list[dict[str, Any]]
+    """Lines of metrics.jsonl in order of stage and step, each step once."""
+    quarantine: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name") or self.folder.name)
+
+    @property
+    def planned_stages(self) -> list[str]:
+        """Stage names of the recipe."""
+        return list(self.config.get("stages") or {})
+
+    @property
+    def finished(self) -> bool:
+        """Every stage of the recipe has its export."""
+        exported = {stage.name for stage in self.stages if stage.exported}
+        return bool(self.planned_stages) and exported.issuperset(self.planned_stages)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks with results, in the recipe's order, others behind."""
+        planned = list((self.config.get("evaluation") or {}).get("tasks") or {})
+        seen = [task for stage in self.stages for task in stage.results]
+        return [t for t in dict.fromkeys(planned + seen) if t in seen]
+
+
+def read_run(folder: str | Path) -> RunData:
+    """Read a run folder, finished or not.
+
+    Raises:
+        UserError: there is no such folder, or nothing of a run in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no run folder {folder}; give the folder that training wrote, such as runs/quickstart")
+    stages = sorted(_stages(folder), key=lambda stage: stage.index)
+    config = folder / "config.yaml"
+    if not stages and not config.is_file():
+        raise UserError(f"{folder} holds no run (no config.yaml and no stage folders such as 0-init)")
+    environment = folder / "environment.json"
+    return RunData(
+        folder=folder,
+        config=yaml.safe_load(config.read_text(encoding="utf-8")) or {} if config.is_file() else {},
+        environment=json.loads(environment.read_text(encoding="utf-8")) if environment.is_file() else {},
+        stages=stages,
+        steps=_read_steps(folder / "metrics.jsonl", {stage.name: stage.index for stage in stages}),
+        quarantine=_read_lines(folder / "quarantine.jsonl"),
+    )
+
+
+def quarantine_summary(quarantine: list[dict[str, Any]]) -> list[tuple[str, str, int, str]]:
+    """(source, error without its particulars, how many, one key) by falling count."""
+    kinds: Counter[tuple[str, str]] = Counter()
+    example: dict[tuple[str, str], str] = {}
+    for line in quarantine:
+        kind = (str(line.get("source", "")), re.sub(r"\d+", "#", str(line.get("error", ""))))
+        kinds[kind] += 1
+        example.setdefault(kind, str(line.get("key", "")))
+    return [(source, error, count, example[source, error]) for (source, error), count in kinds.most_common()]
+
+
+def _stages(folder: Path) -> list[StageData]:
+    stages = []
+    for path in folder.iterdir():
+        match = _STAGE_FOLDER.fullmatch(path.name)
+        if match and path.is_dir():
+            results = read_results(path / "evaluation").get("tasks", {})
+            exported = (path / "export" / "config.json").is_file()
+            stages.append(StageData(int(match[1]), match[2], path, exported, results))
+    return stages
+
+
+def _read_steps(path: Path, stage_order: dict[str, int]) -> list[dict[str, Any]]:
+    """A resumed run repeats the steps after its checkpoint: the last line of a step counts."""
+    steps = {(line["stage"], line["step"]): line for line in _read_lines(path)}
+    order = {name: number for number, name in enumerate(dict.fromkeys(stage for stage, _ in steps))}
+    return sorted(
+        steps.values(),
+        key=lambda line: (stage_order.get(line["stage"], 10**6 + order[line["stage"]]), line["step"]),
+    )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines of a JSONL file; a last line without its end (the writer was killed) is left out."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
