@@ -5,7 +5,7 @@ Two tiles wide. Held-out samples use other tables and other fonts than training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,9 +74,9 @@ def generate(
     seed: int = 0,
     kind: str = "transcribe",
     size: int = 64,
-    bars: tuple[int, int] = (2, 4),
+    bars: Sequence[int] = (2, 4),
     turns: int = 2,
-    ask: tuple[str, ...] = ("value", "highest", "lowest", "count"),
+    ask: Sequence[str] = ("value", "highest", "lowest", "count"),
 ) -> Iterator[dict[str, Any]]:
     """Yield `num_samples` records: `bars` are fewest and most bars, `turns` questions per image, `ask` their types."""
     if not 2 <= bars[0] <= bars[1] <= 5:

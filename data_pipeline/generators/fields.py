@@ -1,13 +1,14 @@
 """Form fields and amounts written with scikit-learn's 1,797 real handwritten digits (8 x 8 pixels, UCI, 13 writers).
 
 A field is a square of `size` pixels with 1-3 digits, often with a printed label and a box; an amount is twice as wide
-and has a printed decimal separator; a pair is two fields. Training and held-out samples share no digit image.
+and has a printed decimal separator; a pair is two fields; a list is a square with two to four numbers below each other,
+which gives many characters to learn from per image. Training and held-out samples share no digit image.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ QUESTIONS = {
     "amount": ("Which amount is written?", "How much is it?"),
     "first": ("What is in the first field?",),
     "second": ("What is in the second field?",),
+    "list": ("What is in line {line}?",),
 }
+FORMS = ("field", "amount", "pair", "list")
 READ = "Read it."
 
 
@@ -73,27 +76,43 @@ def _write(
     return used
 
 
-def _draw(rng: np.random.Generator, text: str, split: str, size: int, wide: int) -> tuple[Image.Image, list[int]]:
-    """One field or amount of `wide` x 1 tiles of `size` pixels."""
+def _draw(
+    rng: np.random.Generator, lines: list[str], split: str, size: int, wide: int
+) -> tuple[Image.Image, list[int]]:
+    """One square with `lines` below each other, `wide` tiles of `size` pixels wide; only a single line has a label."""
     width = size * wide
     page, pen, ink = new_page(rng, width, size)
-    style = int(rng.integers(4))  # bare, label, label and box, label and line
+    style = int(rng.integers(4)) if len(lines) == 1 else 0  # bare, label, label and box, label and line
     top = 2 if style == 0 else int(size * 0.25)
     if style:
-        pen.text(
-            (int(rng.integers(2, size // 4)), 1), choose(rng, LABELS), fill=ink, font=pick_font(rng, split, 11, 14)
-        )
+        font = pick_font(rng, split, 11, 14)
+        pen.text((int(rng.integers(2, size // 4)), 1), choose(rng, LABELS), fill=ink, font=font)
     frame = int(rng.integers(120, 200))
     if style == 2:
         pen.rectangle((1, top, width - 2, size - 2), outline=(frame, frame, frame))
     elif style == 3:
         pen.line((3, size - 3, width - 4, size - 3), fill=(frame, frame, frame))
-    used = _write(rng, page, ink, text, split, (4, top + 2, width - 4, size - 4))
+    used, high = [], (size - 2 - top) / len(lines)
+    for at, line in enumerate(lines):
+        area = (4, int(top + at * high) + 1, width - 4, int(top + (at + 1) * high) - 1)
+        used += _write(rng, page, ink, line, split, area)
     return add_grain(rng, page, float(rng.uniform(0, 6))), used
 
 
-def _number(rng: np.random.Generator, digits: tuple[int, int]) -> str:
-    return "".join(str(d) for d in rng.integers(0, 10, size=int(rng.integers(digits[0], digits[1] + 1))))
+def _number(rng: np.random.Generator, fewest: int, most: int) -> str:
+    return "".join(str(digit) for digit in rng.integers(0, 10, size=int(rng.integers(fewest, most + 1))))
+
+
+def _turns(rng: np.random.Generator, kind: str, form: str, texts: list[str]) -> list[tuple[str, str]]:
+    if kind == "transcribe":
+        return [(READ, "\n".join(texts))]
+    if form == "pair":
+        order = rng.permutation(2)
+        return [(QUESTIONS[("first", "second")[i]][0], texts[i]) for i in order]
+    if form == "list":
+        order = rng.permutation(len(texts))
+        return [(QUESTIONS["list"][0].format(line=i + 1), texts[i]) for i in order]
+    return [(choose(rng, QUESTIONS[form]), texts[0])]
 
 
 def generate(
@@ -103,40 +122,33 @@ def generate(
     seed: int = 0,
     kind: str = "transcribe",
     size: int = 64,
-    digits: tuple[int, int] = (1, 3),
+    digits: Sequence[int] = (1, 3),
     forms: Mapping[str, float] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield `num_samples` records.
 
-    `digits` are the fewest and most digits of a field (an amount has 1-2 before its separator and two behind it);
-    `forms` weighs `field` (one image), `amount` (one image of two tiles) and `pair` (two images).
+    `digits` are the fewest and most digits of a number (an amount has 1-2 before its separator and two behind it);
+    `forms` weighs `field` (one number), `list` (two to four numbers in one image), `amount` (one image of two tiles)
+    and `pair` (two images).
     """
-    weights = dict(forms or {"field": 0.7, "amount": 0.15, "pair": 0.15})
-    if (
-        not weights
-        or not set(weights) <= {"field", "amount", "pair"}
-        or min(weights.values()) < 0
-        or not sum(weights.values())
-    ):
-        raise DataError(f"fields: forms {weights}: weights of field, amount and pair, not all 0")
-    low, high = digits
-    if not 1 <= low <= high <= 4:
+    weights = dict(forms or {"field": 0.5, "list": 0.2, "amount": 0.15, "pair": 0.15})
+    if not set(weights) <= set(FORMS) or min(weights.values()) < 0 or not sum(weights.values()):
+        raise DataError(f"fields: forms {weights}: give weights of {', '.join(FORMS)}, not all 0")
+    if len(digits) != 2 or not 1 <= digits[0] <= digits[1] <= 4:
         raise DataError(f"fields: digits {list(digits)}: fewest and most, between 1 and 4")
     bounds = np.cumsum(list(weights.values())) / sum(weights.values())
     for index, rng in samples(split, num_samples, seed, kind):
         form = list(weights)[int(np.searchsorted(bounds, rng.random(), side="right"))]
         if form == "amount":
-            texts = [_number(rng, (1, 2)) + choose(rng, ".,") + _number(rng, (2, 2))]
+            texts = [_number(rng, 1, 2) + choose(rng, ".,") + _number(rng, 2, 2)]
         else:
-            texts = [_number(rng, (low, high)) for _ in range(2 if form == "pair" else 1)]
-        drawn = [_draw(rng, text, split, size, 2 if form == "amount" else 1) for text in texts]
-        if kind == "transcribe":
-            turns = [(READ, " ".join(texts))]
-        elif form == "pair":
-            order = [0, 1] if rng.random() < 0.5 else [1, 0]
-            turns = [(QUESTIONS[("first", "second")[which]][0], texts[which]) for which in order]
+            count = {"field": 1, "pair": 2}.get(form) or int(rng.integers(2, 5))
+            texts = [_number(rng, digits[0], digits[1]) for _ in range(count)]
+        if form == "pair":
+            drawn = [_draw(rng, [text], split, size, 1) for text in texts]
         else:
-            turns = [(choose(rng, QUESTIONS[form]), texts[0])]
+            drawn = [_draw(rng, texts, split, size, 2 if form == "amount" else 1)]
         images = [image for image, _ in drawn]
         used = [digit for _, digits_used in drawn for digit in digits_used]
+        turns = _turns(rng, kind, form, texts)
         yield make_record(f"fields-{split}-{index:06d}", "fields", images, turns, form=form, digit_images=used)

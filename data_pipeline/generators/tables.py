@@ -5,7 +5,7 @@ The images are two tiles wide. Held-out samples use other tables and other fonts
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,9 +77,9 @@ def generate(
     seed: int = 0,
     kind: str = "transcribe",
     size: int = 64,
-    rows: tuple[int, int] = (2, 3),
+    rows: Sequence[int] = (2, 3),
     turns: int = 2,
-    ask: tuple[str, ...] = ("label", "row", "largest", "count"),
+    ask: Sequence[str] = ("label", "row", "largest", "count"),
 ) -> Iterator[dict[str, Any]]:
     """Yield `num_samples` records: `rows` are fewest and most rows, `turns` questions per image, `ask` their types."""
     if not 1 <= rows[0] <= rows[1] <= 4:
