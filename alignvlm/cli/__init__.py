@@ -1,0 +1,58 @@
+"""The `alignvlm` command. Each subcommand has a file here; heavy imports wait until one of them runs."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from alignvlm import __version__
+
+COMMANDS = ("data", "train", "plan", "eval", "analyze", "report", "export", "track", "chat", "config")
+MODULES = {"eval": "evaluate", "train": "training"}
+"""Where the file is not called like the command."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; imports only argparse-level modules."""
+    parser = argparse.ArgumentParser(
+        prog="alignvlm",
+        description="Train vision-language models with the ALIGN connector, from shards to a served model.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        importlib.import_module(f"alignvlm.cli.{MODULES.get(command, command)}").add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; a user's mistake is one line on stderr and exit code 2."""
+    from alignvlm.errors import UserError
+    from data_pipeline.errors import DataError
+
+    arguments = build_parser().parse_args(argv)
+    _quiet_libraries()
+    try:
+        return int(arguments.handler(arguments) or 0)
+    except (UserError, DataError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"alignvlm: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _quiet_libraries() -> None:
+    """Settings that libraries read when they are imported: no bars of theirs inside ours, no search for absent GPUs."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not glob.glob("/dev/nvidia[0-9]*") and not os.path.exists("/dev/kfd"):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,0 +1,77 @@
+"""`alignvlm train`: run a recipe to its end; the same command resumes it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="train a recipe, or go on where it was",
+        description="Prepare the data, train all stages, evaluate and report. Finds the newest valid checkpoint by itself.",
+    )
+    parser.add_argument("recipe", help="name of a recipe or path of a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, e.g. seed=1")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from alignvlm.config import load_recipe
+    from alignvlm.training.launch import is_launched, run_local
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.dry_run:
+        return dry_run(recipe)
+    if not is_launched() and recipe.train.processes > 1:
+        return run_local(["train", arguments.recipe, *arguments.overrides], recipe.train.processes)
+    from alignvlm.training.pipeline import train
+
+    code = train(recipe)
+    if code == 0 and _is_main():
+        tell_where(recipe)
+    return code
+
+
+def dry_run(recipe: Any) -> int:
+    """The folder, the stages and where each would go on."""
+    from alignvlm.training.run import Run
+
+    run = Run(recipe)
+    print(f"run {run.folder}: {recipe.train.processes} process(es), DeepSpeed {recipe.train.deepspeed}")
+    for index, name in enumerate(run.stages, 1):
+        checkpoints = sorted((run.stage_folder(index) / "checkpoints").glob("step-*[0-9]"))
+        if run.has_export(index):
+            status = "finished"
+        elif checkpoints:
+            status = f"would resume at {checkpoints[-1].name}"
+        else:
+            status = "would start"
+        stage = recipe.stages[name]
+        mixture = ", ".join(f"{source} {weight:g}" for source, weight in stage.mixture.items())
+        print(f"  {index} {name}: {status}; {stage.epochs} epoch(s) of {mixture}; trains {', '.join(stage.trainable)}")
+    return 0
+
+
+def tell_where(recipe: Any) -> None:
+    """Where the results of a finished run are and what to do with them."""
+    from alignvlm.tracking import tracking_uri
+    from alignvlm.training.run import Run
+
+    run = Run(recipe)
+    export = run.newest_export()
+    print(f"\nfinished: {run.folder}")
+    print(f"  report   {run.folder / 'report' / 'index.html'}")
+    print(f"  model    {export}")
+    print(f"  MLflow   mlflow ui --backend-store-uri {tracking_uri(run)}")
+    print(f"  chat     alignvlm chat {export} --image FILE")
+    sys.stdout.flush()
+
+
+def _is_main() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"

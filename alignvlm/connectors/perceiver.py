@@ -1,0 +1,68 @@
+"""The Perceiver resampler (Flamingo), a baseline of the paper: learned queries read each tile."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from alignvlm.connectors.base import Connector
+
+
+class PerceiverConnector(Connector):
+    """`num_latents` queries cross-attend to the features of a tile: [K, T, d] to [K, num_latents, D]."""
+
+    def __init__(
+        self,
+        vision_size: int,
+        hidden_size: int,
+        *,
+        inner_size: int | None = None,
+        num_latents: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 8,
+    ) -> None:
+        super().__init__()
+        inner_size = inner_size or hidden_size
+        if inner_size % num_heads:
+            raise ValueError(f"connector.num_heads = {num_heads} does not divide the width {inner_size}")
+        self.latents = nn.Parameter(torch.empty(num_latents, inner_size))
+        self.project_in = nn.Linear(vision_size, inner_size)
+        self.layers = nn.ModuleList(PerceiverLayer(inner_size, num_heads) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(inner_size)
+        self.project_out = nn.Linear(inner_size, hidden_size)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.latents, std=0.02)
+
+    def forward(self, features: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        context = self.project_in(features)  # [K, T, I]
+        latents = self.latents.expand(len(features), -1, -1)  # [K, L, I]
+        for layer in self.layers:
+            latents = layer(latents, context)
+        return self.project_out(self.norm(latents))
+
+
+class PerceiverLayer(nn.Module):
+    """Pre-norm cross-attention (keys and values: context and latents, as in Flamingo) and a feed-forward block."""
+
+    def __init__(self, size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_latents = nn.LayerNorm(size)
+        self.norm_context = nn.LayerNorm(size)
+        self.to_query = nn.Linear(size, size, bias=False)
+        self.to_key_value = nn.Linear(size, 2 * size, bias=False)
+        self.to_out = nn.Linear(size, size, bias=False)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(size), nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size)
+        )
+
+    def forward(self, latents: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        queries = self.norm_latents(latents)
+        keys, values = self.to_key_value(torch.cat([self.norm_context(context), queries], dim=1)).chunk(2, dim=-1)
+        heads = [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (self.to_query(queries), keys, values)]
+        read = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        latents = latents + self.to_out(read)
+        return latents + self.feed_forward(latents)

@@ -1,0 +1,58 @@
+"""The Hugging Face config of a whole vision-language model: backbones, connector, tiling. No weights here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from alignvlm.model.tiling import TilingSpec
+
+
+class AlignVLMConfig(PreTrainedConfig):
+    """Configuration of `AlignVLMForConditionalGeneration`.
+
+    Args:
+        vision_config: config (or its dict, with `model_type`) of a SigLIP-like vision model: square `image_size`,
+            `patch_size`, one feature per patch.
+        text_config: config (or its dict, with `model_type`) of any causal LM of transformers.
+        connector_config: `kind` and options of the connector, the fields of `alignvlm.config.schema.ConnectorConfig`.
+        tiles_config: `max_tiles`, `min_coverage`, `overview`, `merge`, the fields of `TilesConfig`.
+        image_token_id: id that marks a visual token in `input_ids`. It may lie beyond the LM's embedding rows: it is
+            never embedded and never predicted.
+        image_mean, image_std: channel normalisation of pixels in [0, 1].
+    """
+
+    model_type = "alignvlm"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012  (transformers' convention)
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    connector_config: dict | None = None
+    tiles_config: dict | None = None
+    image_token_id: int = 0
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.vision_config = _sub_config(self.vision_config, "siglip_vision_model")
+        self.text_config = _sub_config(self.text_config, "llama")
+        self.connector_config = {"kind": "align", **(self.connector_config or {})}
+        self.tiles_config = dict(self.tiles_config or {})
+        self.image_mean = self.image_mean or [0.5, 0.5, 0.5]
+        self.image_std = self.image_std or [0.5, 0.5, 0.5]
+        super().__post_init__(**kwargs)
+
+    @property
+    def tiling(self) -> TilingSpec:
+        """How this model cuts images; the processor and the data index use the same."""
+        latents = self.connector_config["num_latents"] if self.connector_config["kind"] == "perceiver" else None
+        return TilingSpec.of(self.vision_config, self.tiles_config, tokens_per_tile=latents)
+
+
+def _sub_config(config: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    fields = dict(config or {})
+    return AutoConfig.for_model(fields.pop("model_type", default), **fields)

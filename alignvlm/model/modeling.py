@@ -1,0 +1,206 @@
+"""The vision-language model: vision encoder, connector and causal LM as one Hugging Face model.
+
+The same forward pass serves training on packed documents (`labels`, `cu_seqlens`), evaluation and `generate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from alignvlm.connectors import Connector, build_connector
+from alignvlm.kernels.linear_cross_entropy import linear_cross_entropy
+from alignvlm.model.attention import Documents, attention_kwargs
+from alignvlm.model.configuration import AlignVLMConfig
+
+
+@dataclass
+class AlignVLMOutput(ModelOutput):
+    """What a forward pass returns: `loss` where labels were given, else `logits`."""
+
+    loss: torch.Tensor | None = None
+    """Sum of the token losses divided by `num_items_in_batch` (or their mean), fp32 scalar."""
+    logits: torch.Tensor | None = None
+    """[B, T, V]; None where labels were given: logits of a whole micro-batch are never held."""
+    past_key_values: Any = None
+
+
+class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """`concat(connector(vision(tiles)), E_text(tokens))` into a causal LM (AlignVLM, arXiv 2502.01341)."""
+
+    config_class = AlignVLMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self, config: AlignVLMConfig, vision: PreTrainedModel | None = None, language: PreTrainedModel | None = None
+    ) -> None:
+        """`vision` and `language` are backbones that exist already; without them they are built from the config."""
+        super().__init__(config)
+        self.vision = vision if vision is not None else AutoModel.from_config(config.vision_config)
+        self.language = language if language is not None else AutoModelForCausalLM.from_config(config.text_config)
+        text, merge = config.text_config, config.tiles_config.get("merge", 1)
+        self.connector: Connector = build_connector(
+            config.connector_config, config.vision_config.hidden_size * merge**2, text.hidden_size, text.vocab_size
+        )
+        self.loss_chunk = 2048
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Connector):
+            module.reset_parameters()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language.get_output_embeddings()
+
+    def encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Vision features of tiles, neighbours merged: [K, 3, S, S] (uint8, or floats already normalised) to [K, T, d].
+
+        A vision encoder without trainable parameters keeps no activations.
+        """
+        if pixel_values.dtype == torch.uint8:
+            mean, std = (
+                torch.tensor(x, device=pixel_values.device).view(1, 3, 1, 1)
+                for x in (self.config.image_mean, self.config.image_std)
+            )
+            pixel_values = (pixel_values / 255 - mean) / std
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters())
+        with torch.set_grad_enabled(trained):
+            features = self.vision(pixel_values=pixel_values.to(self.vision.dtype)).last_hidden_state
+        side = self.config.vision_config.image_size // self.config.vision_config.patch_size
+        features = features[:, -(side**2) :]  # class tokens, where an encoder has them, come first
+        merge = self.config.tiles_config.get("merge", 1)
+        if merge == 1:
+            return features
+        blocks = features.unflatten(1, (side // merge, merge, side // merge, merge))  # [K, r, m, c, m, d]
+        return blocks.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Connector outputs of tiles: [K, 3, S, S] to [K, T', D]."""
+        return self.connector(self.encode_tiles(pixel_values), self.get_input_embeddings().weight)
+
+    def embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
+        """Input embeddings [B, T, D]: text embeddings with the visual tokens scattered into their places.
+
+        In training the vision encoder and the connector are called exactly once whatever the batch holds: a dummy
+        tile of weight zero stands in for images, so that all ranks make the same collective calls under ZeRO-3.
+
+        Raises:
+            ValueError: when the visual tokens in `input_ids` are not as many as the tiles give.
+        """
+        is_visual = input_ids == self.config.image_token_id
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_visual, 0))
+        has_tiles = pixel_values is not None and len(pixel_values) > 0
+        num_visual = int(is_visual.sum())
+        if not has_tiles and num_visual:
+            raise ValueError(f"{num_visual} visual tokens in input_ids, but no tiles in pixel_values")
+        if not has_tiles and not self.training:
+            return embeds
+        if has_tiles:
+            features = self.get_image_features(pixel_values)
+        else:
+            size = self.config.vision_config.image_size
+            features = self.get_image_features(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=embeds.device))
+            return embeds + 0.0 * features.sum().to(embeds.dtype)
+        if features.shape[0] * features.shape[1] != num_visual:
+            raise ValueError(
+                f"{num_visual} visual tokens in input_ids, but {features.shape[0]} tiles give "
+                f"{features.shape[0] * features.shape[1]}: encode text and images with this model's processor"
+            )
+        return embeds.masked_scatter(is_visual[..., None], features.to(embeds.dtype))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        max_seqlen: int | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> AlignVLMOutput:
+        """One pass.
+
+        Args:
+            input_ids: [B, T]; visual tokens are `config.image_token_id`.
+            pixel_values: tiles of all images in reading order, [K, 3, S, S], uint8 or normalised floats.
+            labels: [B, T], -100 where unsupervised, not shifted; gives a loss instead of logits.
+            cu_seqlens: int32 [num_documents + 1] for a packed micro-batch (B = 1), with `max_seqlen`, and
+                `position_ids` [1, T] that restart in every document.
+            num_items_in_batch: divisor of the summed loss; default: this micro-batch's supervised tokens.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, pixel_values)
+        if cu_seqlens is not None:
+            implementation = self.language.config._attn_implementation
+            kwargs |= attention_kwargs(Documents.of(cu_seqlens, int(max_seqlen), implementation))
+        decoder = self.language.get_decoder()
+        outputs = decoder(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache if labels is None else False,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        if labels is not None:
+            return AlignVLMOutput(loss=self._loss(hidden, labels, cu_seqlens, num_items_in_batch))
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.get_output_embeddings()(hidden[:, kept])
+        return AlignVLMOutput(logits=logits, past_key_values=outputs.past_key_values)
+
+    def _loss(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        cu_seqlens: torch.Tensor | None,
+        num_items: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        targets = shift_labels(labels, cu_seqlens)  # [B, T]
+        chosen = targets != -100
+        head = self.get_output_embeddings()
+        total = linear_cross_entropy(
+            hidden[chosen], head.weight, targets[chosen], getattr(head, "bias", None), chunk=self.loss_chunk
+        )
+        return total / (chosen.sum().clamp(min=1) if num_items is None else num_items)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, past_key_values: Any = None, pixel_values: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        is_first = past_key_values is None or past_key_values.get_seq_length() == 0
+        inputs["pixel_values"] = pixel_values if is_first else None
+        return inputs
+
+
+def shift_labels(labels: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+    """The target of each position, the next token of the same document: [B, T] to [B, T], -100 where there is none."""
+    targets = torch.full_like(labels, -100)
+    targets[:, :-1] = labels[:, 1:]
+    if cu_seqlens is not None:
+        targets[0, cu_seqlens[1:].long() - 1] = -100
+    return targets

@@ -1,0 +1,159 @@
+"""Images and conversations to model inputs, for training (`measure`, `encode`) and for inference (`__call__`).
+
+Fulfils `data_pipeline.schema.Encoder`. Pixels stay uint8: the model normalises them.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+
+from alignvlm.model.chat import CHATML, IMAGE, render_prompt, render_supervised
+from alignvlm.model.tiling import TilingSpec
+from data_pipeline.schema import Encoded, Sample, SampleError
+
+
+class AlignVLMProcessor(ProcessorMixin):
+    """Tokenizer and tiling of one model.
+
+    Args:
+        tokenizer: a fast tokenizer; `<image>` is added to it when missing, ChatML when it has no chat template.
+        tiling: fields of `TilingSpec`.
+        max_text_tokens: text of a training sample is cut after so many tokens; visual tokens are never cut.
+    """
+
+    valid_processor_kwargs = dict
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        tiling: dict[str, Any] | None = None,
+        max_text_tokens: int | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        template = chat_template or tokenizer.chat_template or CHATML
+        super().__init__(tokenizer, chat_template=template)
+        tokenizer.chat_template = template
+        if IMAGE not in tokenizer.get_vocab():
+            tokenizer.add_special_tokens(
+                {"additional_special_tokens": [IMAGE]}, replace_additional_special_tokens=False
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.tiling = dict(tiling or {})
+        self.max_text_tokens = max_text_tokens
+        self.spec = TilingSpec(**self.tiling)
+        self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a token or tile count could: of tokenizer, template, tiling and text limit."""
+        tokenizer = self.tokenizer.backend_tokenizer.to_str()
+        state = [tokenizer, self.chat_template, sorted(self.tiling.items()), self.max_text_tokens]
+        return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+
+    def with_text_limit(self, max_text_tokens: int | None) -> AlignVLMProcessor:
+        """This processor with another limit on a sample's text; the tokenizer is shared."""
+        other = copy.copy(self)
+        other.max_text_tokens = max_text_tokens
+        return other
+
+    def measure(self, messages: list[dict[str, Any]], image_sizes: list[tuple[int, int]]) -> tuple[int, int]:
+        """(tokens, visual ones included, and tiles) of a conversation with images of these (width, height)."""
+        text, _ = render_supervised(self.tokenizer, messages)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        num_text = len(ids) - ids.count(self.image_token_id)
+        if self.max_text_tokens is not None:
+            num_text = min(num_text, self.max_text_tokens)
+        visual = sum(self.spec.num_tokens(*size) for size in image_sizes)
+        return num_text + visual, sum(self.spec.num_tiles(*size) for size in image_sizes)
+
+    def encode(self, sample: Sample) -> Encoded:
+        """One sample as arrays; labels are the assistant's tokens and -100 elsewhere.
+
+        Raises:
+            SampleError: placeholders and images differ in number, or nothing is left to learn.
+        """
+        text, spans = render_supervised(self.tokenizer, sample.messages)
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.asarray(encoding["input_ids"], np.int64)
+        starts = np.asarray(encoding["offset_mapping"], np.int64).reshape(-1, 2)[:, 0]
+        labels = np.full_like(ids, -100)
+        for begin, end in spans:
+            said = (starts >= begin) & (starts < end)
+            labels[said] = ids[said]
+        ids, labels = self._cut_text(ids, labels)
+        tiles = [self.spec.cut(image) for image in sample.images]
+        ids, labels = self._expand(ids, labels, [len(t) for t in tiles])
+        if not (labels[1:] != -100).any():
+            raise SampleError("no supervised token: the conversation has no assistant turn within the text limit")
+        side = self.spec.tile_size
+        return Encoded(ids, labels, np.concatenate(tiles) if tiles else np.zeros((0, 3, side, side), np.uint8))
+
+    def prepare_generation(
+        self, conversations: list[list[dict[str, Any]]], images: list[list[Image.Image]]
+    ) -> BatchFeature:
+        """Left-padded inputs of `generate` for conversations that await the assistant's turn.
+
+        Returns:
+            input_ids and attention_mask [B, T]; pixel_values uint8 [K, 3, S, S] when there are images.
+        """
+        return self([i for row in images for i in row], [render_prompt(self.tokenizer, c) for c in conversations])
+
+    def __call__(
+        self, images: Any = None, text: str | list[str] | None = None, return_tensors: str = "pt", **kwargs: Any
+    ) -> BatchFeature:
+        """Rendered text (`apply_chat_template(..., tokenize=False)`, one `<image>` per image) and images in order."""
+        texts = [text] if isinstance(text, str) else list(text or [])
+        flat = _flat_images(images)
+        tiles = [self.spec.cut(image.convert("RGB")) for image in flat]
+        counts = iter([len(t) for t in tiles])
+        rows = []
+        for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:
+            array = np.asarray(ids, np.int64)
+            mine = [next(counts, 0) for _ in range(int((array == self.image_token_id).sum()))]
+            rows.append(self._expand(array, array, mine)[0])
+        if next(counts, None) is not None or sum(int((r == self.image_token_id).sum()) for r in rows) != sum(
+            len(t) * self.spec.tokens_per_tile for t in tiles
+        ):
+            raise ValueError(f"{len(flat)} images do not match the number of {IMAGE} placeholders in the text")
+        length = max((len(r) for r in rows), default=0)
+        input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id, np.int64)
+        mask = np.zeros_like(input_ids)
+        for i, row in enumerate(rows):
+            input_ids[i, length - len(row) :] = row
+            mask[i, length - len(row) :] = 1
+        data: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask}
+        if tiles:
+            data["pixel_values"] = np.concatenate(tiles)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _cut_text(self, ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.max_text_tokens is None:
+            return ids, labels
+        visual = ids == self.image_token_id
+        kept = visual | (np.cumsum(~visual) <= self.max_text_tokens)
+        return ids[kept], labels[kept]
+
+    def _expand(self, ids: np.ndarray, labels: np.ndarray, tile_counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Each `<image>` becomes the visual tokens of its tiles."""
+        places = np.flatnonzero(ids == self.image_token_id)
+        if len(places) != len(tile_counts):
+            raise SampleError(f"{len(places)} {IMAGE} placeholders in the text for {len(tile_counts)} images")
+        repeats = np.ones(len(ids), np.int64)
+        repeats[places] = np.asarray(tile_counts, np.int64) * self.spec.tokens_per_tile
+        return np.repeat(ids, repeats), np.repeat(labels, repeats)
+
+
+def _flat_images(images: Any) -> list[Image.Image]:
+    if images is None:
+        return []
+    if isinstance(images, Image.Image):
+        return [images]
+    return [image for entry in images for image in _flat_images(entry)]

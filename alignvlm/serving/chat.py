@@ -1,0 +1,45 @@
+"""A conversation with an exported model about one or more images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from alignvlm.errors import UserError
+
+
+class ChatSession:
+    """Keeps the history; `ask` answers one question."""
+
+    def __init__(self, export: Path, images: list[Path], device: str | None = None, max_new_tokens: int = 128) -> None:
+        import torch
+
+        from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
+
+        if not (export / "config.json").exists():
+            raise UserError(f"{export}: no exported model here (config.json is missing)")
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = AlignVLMForConditionalGeneration.from_pretrained(export).to(self.device).eval()
+        self.processor = AlignVLMProcessor.from_pretrained(export)
+        self.max_new_tokens = max_new_tokens
+        self.images = [_open(path) for path in images]
+        self.messages: list[dict[str, Any]] = []
+
+    def ask(self, question: str) -> str:
+        """The answer to one more user turn; the images come with the first."""
+        parts: list[dict[str, str]] = [{"type": "image"} for _ in self.images] if not self.messages else []
+        self.messages.append({"role": "user", "content": [*parts, {"type": "text", "text": question}]})
+        inputs = self.processor.prepare_generation([self.messages], [self.images]).to(self.device)
+        tokens = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        answer = self.processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        self.messages.append({"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]})
+        return answer.strip()
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path).convert("RGB")
+    except OSError as error:
+        raise UserError(f"{path}: not a readable image: {error}") from error

@@ -1,0 +1,51 @@
+"""`metrics.jsonl`: one line per optimizer step, written by rank 0; the source of report, progress and tracking."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+from alignvlm.training.callbacks.base import Callback, StageState
+from alignvlm.training.run import write_text
+
+
+class MetricsLog(Callback):
+    """Appends each step's record; a resumed stage first drops the lines of steps it is going to take again."""
+
+    def __init__(self) -> None:
+        self._file: IO[str] | None = None
+
+    def on_start(self, state: StageState) -> None:
+        if state.world.is_main:
+            keep_until(state.run.metrics_file, state.name, state.step)
+            self._file = state.run.metrics_file.open("a")
+
+    def on_step(self, state: StageState, record: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+    def on_end(self, state: StageState) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def keep_until(path: Path, stage: str, step: int) -> None:
+    """Remove the stage's lines after `step`, and a last line that a crash cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for record in read_metrics(path):
+        if record["stage"] != stage or record["step"] <= step:
+            kept.append(json.dumps(record))
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics file."""
+    records = []
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            records.append(json.loads(line))
+    return records

@@ -1,0 +1,28 @@
+"""The progress bar of a stage: steps, loss, tokens per second, time left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignvlm.progress import Progress
+from alignvlm.training.callbacks.base import Callback, StageState
+
+
+class ProgressBar(Callback):
+    """Shown by rank 0 only."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def on_start(self, state: StageState) -> None:
+        title = f"stage {state.index}/{len(state.recipe.stages)} {state.name}"
+        self._bar = Progress(title, state.num_steps, start=state.step, enabled=state.world.is_main)
+        self._bar.__enter__()
+
+    def on_step(self, state: StageState, record: dict[str, Any]) -> None:
+        if self._bar is not None:
+            self._bar.advance(notes=f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tokens/s")
+
+    def on_end(self, state: StageState) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)

@@ -1,0 +1,25 @@
+"""Tells the tracker when there is something to deliver; the delivery itself is `alignvlm.tracking`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignvlm.tracking import Tracker
+from alignvlm.training.callbacks.base import Callback, StageState
+
+
+class Tracking(Callback):
+    """One delivery per tracking interval, on rank 0."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    def on_start(self, state: StageState) -> None:
+        self._tracker.attempt(state.attempt)
+
+    def on_step(self, state: StageState, record: dict[str, Any]) -> None:
+        if state.step % state.recipe.tracking.interval == 0:
+            self._tracker.notify()
+
+    def on_end(self, state: StageState) -> None:
+        self._tracker.notify()

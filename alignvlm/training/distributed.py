@@ -1,0 +1,99 @@
+"""The processes of a job: who am I, start and end of the process group, and the few collectives that training needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from alignvlm.training.launch import free_port, is_launched
+
+SLOW_WORK = timedelta(hours=24)
+"""How long ranks wait for rank 0 where it works alone (preparing data, writing exports): not a collective's timeout."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the job."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    patient: Any
+    """A gloo group with a long timeout, for waiting on slow work of single ranks."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all ranks are here; may take as long as `SLOW_WORK`."""
+        dist.barrier(group=self.patient)
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over the ranks, in float64; one collective."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on all ranks."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.patient)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """All ranks' values, in rank order, on all ranks."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.patient)
+        return values
+
+
+def start(timeout_minutes: float) -> World:
+    """Join the process group that the launcher's environment describes; a lone process makes its own."""
+    _quiet()
+    if not is_launched():
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ["MASTER_PORT"] = str(free_port())
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    if device.type == "cpu":
+        import deepspeed.ops
+
+        # Its shared-memory collectives would be compiled for a minute at every first start; gloo serves as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(
+        dist_backend=backend, timeout=timedelta(minutes=timeout_minutes), verbose=False, auto_mpi_discovery=False
+    )
+    patient = dist.new_group(backend="gloo", timeout=SLOW_WORK)
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, patient)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _quiet() -> None:
+    """Libraries' progress notes and known warnings stay out of the job's output; their errors do not."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch|deepspeed")
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*", category=FutureWarning)
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    for name in ("DeepSpeed", "torch.distributed", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,98 @@
+"""From an export folder to a DeepSpeed engine that trains it: partitioned loading, freezing, groups, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignvlm.config.deepspeed import deepspeed_config
+from alignvlm.config.schema import Recipe
+from alignvlm.model import AlignVLMForConditionalGeneration
+from alignvlm.model.attention import choose_attention
+from alignvlm.training.distributed import World
+from alignvlm.training.optim import Group, optimizer_groups, parameter_groups, set_trainable
+
+
+@dataclass
+class Trainer:
+    """A DeepSpeed engine with what the training loop asks about it."""
+
+    engine: Any
+    groups: list[Group]
+    attention: str
+    """transformers' name of the attention implementation in use."""
+
+    @property
+    def model(self) -> AlignVLMForConditionalGeneration:
+        return self.engine.module
+
+    def close(self) -> None:
+        """Free the engine's memory and hooks, so that the next stage can build its own."""
+        self.engine.destroy()
+        self.engine = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def build_trainer(recipe: Recipe, stage_name: str, export: Path, world: World) -> Trainer:
+    """The engine of a stage, starting from the weights in `export` (under ZeRO-3 never whole on one rank's GPU)."""
+    import deepspeed
+
+    stage = recipe.stages[stage_name]
+    config = deepspeed_config(recipe, stage, world.size)
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    torch.manual_seed(recipe.seed)
+    attention = choose_attention(recipe.model.attention, world.device)
+    with zero3_construction(config):
+        model = AlignVLMForConditionalGeneration.from_pretrained(
+            export, dtype=dtype, attn_implementation={"text_config": attention, "vision_config": "sdpa"}
+        )
+    model.train()
+    model.loss_chunk = recipe.train.loss_chunk
+    if recipe.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    set_trainable(model, stage, stage_name)
+    groups = parameter_groups(model, stage, stage_name)
+    engine, *_ = deepspeed.initialize(
+        model=model, model_parameters=optimizer_groups(model, groups), config=config, dist_init_required=False
+    )
+    share_embeddings(model)
+    return Trainer(engine, groups, attention)
+
+
+@contextmanager
+def zero3_construction(config: dict[str, Any]) -> Iterator[None]:
+    """Let transformers build and load models in partitions while this is open; without ZeRO-3 it changes nothing."""
+    if config["zero_optimization"].get("stage") != 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    keep_alive = HfDeepSpeedConfig(config)
+    try:
+        yield
+    finally:
+        del keep_alive
+        unset_hf_deepspeed_config()
+
+
+def share_embeddings(model: AlignVLMForConditionalGeneration) -> None:
+    """Tell ZeRO-3 who uses a parameter that another module owns: it gathers it for them too.
+
+    The connector reads the input embedding; the loss reads the LM head's weight without calling the head.
+    """
+    from deepspeed.runtime.zero.partition_parameters import is_zero_param, register_external_parameter
+
+    head = model.get_output_embeddings()
+    uses = [(model.connector, model.get_input_embeddings().weight), (model, head.weight)]
+    if getattr(head, "bias", None) is not None:
+        uses.append((model, head.bias))
+    for module, parameter in uses:
+        if is_zero_param(parameter):
+            register_external_parameter(module, parameter)

@@ -1,0 +1,84 @@
+"""The Hugging Face folder at the end of a stage: consolidated weights, config and processor."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignvlm.errors import UserError
+from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
+from alignvlm.training.checkpoint import MANIFEST, TAG
+from alignvlm.training.distributed import World
+
+
+def consolidate(model: torch.nn.Module, world: World) -> dict[str, torch.Tensor] | None:
+    """All weights on rank 0's CPU, gathered one by one when ZeRO-3 has partitioned them; None on other ranks.
+
+    Every rank must call it. Tied weights appear under each of their names.
+    """
+    import deepspeed
+
+    weights: dict[str, torch.Tensor] = {}
+    tied = {name: p for name, p in model.named_parameters(remove_duplicate=False)}
+    copies: dict[int, torch.Tensor] = {}
+    for name, parameter in tied.items():
+        if id(parameter) not in copies:
+            partitioned = [parameter] if hasattr(parameter, "ds_id") else []
+            with deepspeed.zero.GatheredParameters(partitioned):
+                copies[id(parameter)] = parameter.detach().cpu().clone() if world.is_main else parameter
+        weights[name] = copies[id(parameter)]
+    for name, buffer in persistent_buffers(model):
+        weights[name] = buffer.detach().cpu().clone()
+    return weights if world.is_main else None
+
+
+def persistent_buffers(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Buffers that belong to the model's state."""
+    found = []
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                found.append((f"{prefix}.{name}" if prefix else name, buffer))
+    return found
+
+
+def save_export(
+    model: AlignVLMForConditionalGeneration, weights: dict[str, Any], processor: AlignVLMProcessor, folder: Path
+) -> None:
+    """Write the folder under another name and rename it: it exists whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial, state_dict=weights)
+    processor.save_pretrained(partial)
+    partial.rename(folder)
+
+
+def export_stage(model: Any, processor: AlignVLMProcessor, folder: Path, world: World) -> None:
+    """Consolidate a training model and save it; every rank calls it, rank 0 writes."""
+    weights = consolidate(model, world)
+    if weights is not None:
+        save_export(model, weights, processor, folder)
+    world.wait()
+
+
+def export_checkpoint(checkpoint: Path, output: Path) -> None:
+    """A Hugging Face folder from a checkpoint in the middle of a stage, without its processes; weights in fp32.
+
+    Raises:
+        UserError: the folder is not a checkpoint of a run.
+    """
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    if not (checkpoint / MANIFEST).exists():
+        raise UserError(f"{checkpoint}: not a finished checkpoint ({MANIFEST} is missing)")
+    initial = checkpoint.absolute().parents[2] / "0-init" / "export"
+    if not initial.is_dir():
+        raise UserError(f"{checkpoint}: its run has no {initial}, which holds the config and the processor")
+    weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
+    model = AlignVLMForConditionalGeneration.from_pretrained(initial, dtype=torch.float32)
+    model.load_state_dict(weights)
+    save_export(model, model.state_dict(), AlignVLMProcessor.from_pretrained(initial), output)

@@ -1,0 +1,76 @@
+"""The story of a run: prepare, evaluate, train stage after stage, report. Called again, it goes on where it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from alignvlm.config.schema import Recipe
+from alignvlm.evaluation.evaluate import evaluate
+from alignvlm.evaluation.report import build_report
+from alignvlm.training import distributed
+from alignvlm.training.callbacks import Callback
+from alignvlm.training.callbacks.checkpoints import Checkpoints
+from alignvlm.training.callbacks.connector_statistics import ConnectorStatistics
+from alignvlm.training.callbacks.metrics_log import MetricsLog
+from alignvlm.training.callbacks.progress_bar import ProgressBar
+from alignvlm.training.callbacks.tracking import Tracking
+from alignvlm.training.distributed import World
+from alignvlm.training.prepare import prepare, run_processor
+from alignvlm.training.run import Run
+from alignvlm.training.stage import train_stage
+from alignvlm.tracking import Tracker
+
+REQUEUE = 75
+"""Exit code that asks the launcher to start the job again (EX_TEMPFAIL)."""
+
+
+def train(recipe: Recipe) -> int:
+    """Run the recipe to its end, or to an early stop with everything saved; returns the exit code."""
+    run = Run(recipe)
+    if os.environ.get("RANK", "0") == "0":
+        prepare(run)
+    world = distributed.start(recipe.train.timeout_minutes)
+    try:
+        world.wait()
+        tracker = Tracker(run) if world.is_main else None
+        try:
+            return _train(run, world, tracker)
+        finally:
+            if tracker is not None:
+                tracker.close()
+    finally:
+        distributed.stop()
+
+
+def _train(run: Run, world: World, tracker: Tracker | None) -> int:
+    processor = run_processor(run)
+    evaluate_stage(run, 0, world)
+    for index, name in enumerate(run.stages, 1):
+        if not run.has_export(index):
+            reason = train_stage(run, index, world, processor, callbacks(tracker))
+            if reason is not None:
+                if world.is_main:
+                    print(f"stopped in stage {name}: {reason}; the same command goes on from here", flush=True)
+                return REQUEUE
+        evaluate_stage(run, index, world)
+    if world.is_main:
+        build_report(run.folder)
+    return 0
+
+
+def callbacks(tracker: Tracker | None) -> Sequence[Callback]:
+    """In the order they act: the record is complete before it is written, and written before a checkpoint."""
+    shown: list[Callback] = [ConnectorStatistics(), MetricsLog(), ProgressBar()]
+    if tracker is not None:
+        shown.append(Tracking(tracker))
+    return [*shown, Checkpoints()]
+
+
+def evaluate_stage(run: Run, index: int, world: World) -> None:
+    """Held-out evaluation of a stage's export, once; all ranks share the items."""
+    if run.recipe.evaluation.tasks:
+        evaluate(
+            run.export(index), run.recipe, run.stage_folder(index) / "evaluation",
+            rank=world.rank, world_size=world.size, barrier=world.wait, device=world.device,
+        )  # fmt: skip

@@ -1,0 +1,59 @@
+"""One optimizer step: the micro-batches of a global batch through the engine, the loss normalised over all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from alignvlm.training.distributed import World
+from alignvlm.training.engine import Trainer
+from alignvlm.training.optim import set_lr
+from data_pipeline.loader import MicroBatch
+
+
+def train_step(trainer: Trainer, batches: Sequence[MicroBatch], world: World, factor: float) -> dict[str, Any]:
+    """Take one step with learning rates at `factor` of their peaks; returns what happened, equal on all ranks.
+
+    The loss is the sum over supervised tokens divided by their number in the whole global batch: neither the number
+    of ranks nor of micro-batches, nor how the tokens fall to them, enters. DeepSpeed divides gradients by ranks and
+    micro-batches, so each loss is divided by tokens / (ranks x micro-batches).
+    """
+    began = time.perf_counter()
+    lr = set_lr(trainer.engine.optimizer, trainer.groups, factor)
+    supervised, samples, tokens, tiles, capacity = world.sum(
+        sum(b.num_supervised for b in batches),
+        sum(b.num_samples for b in batches),
+        sum(b.num_tokens for b in batches),
+        sum(len(b.tiles) for b in batches),
+        sum(b.capacity for b in batches),
+    )
+    divisor = max(1.0, supervised) / (world.size * len(batches))
+    losses = []
+    for batch in batches:
+        b = batch.to(world.device)
+        output = trainer.engine(
+            input_ids=b.input_ids,
+            pixel_values=b.tiles,
+            position_ids=b.position_ids,
+            labels=b.labels,
+            cu_seqlens=b.cu_seqlens,
+            max_seqlen=b.max_seqlen,
+            num_items_in_batch=divisor,
+        )
+        trainer.engine.backward(output.loss)
+        trainer.engine.step()
+        losses.append(output.loss.detach())
+    (loss,) = world.sum(sum(float(x) for x in losses))
+    seconds = time.perf_counter() - began
+    return {
+        "loss": loss / (world.size * len(batches)),
+        "lr": lr,
+        "grad_norm": float(trainer.engine.get_global_grad_norm()),
+        "tokens": int(tokens),
+        "samples": int(samples),
+        "supervised": int(supervised),
+        "tiles": int(tiles),
+        "fill": tokens / capacity,
+        "seconds": seconds,
+    }
