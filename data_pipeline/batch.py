@@ -1,0 +1,91 @@
+"""A global batch of packs, and who takes which of them: rank, accumulation and micro-batch only pick places inside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class Packs:
+    """Packs as flat arrays: documents of pack p are [offsets[p], offsets[p + 1]).
+
+    `source` int64 [D] numbers the mixture's sources, `index` int64 [D] their samples; `tokens`, `tiles` int64 [D];
+    `offsets` int64 [packs + 1].
+    """
+
+    source: np.ndarray
+    index: np.ndarray
+    tokens: np.ndarray
+    tiles: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, packs: np.ndarray) -> Packs:
+        """These packs, in this order; numbers from len(self) on are empty packs."""
+        ends = np.concatenate(
+            [self.offsets, np.full(max(int(packs.max(initial=-1)) + 1 - len(self), 0), self.offsets[-1])]
+        )
+        starts, sizes = ends[packs], np.diff(ends)[packs]
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        docs = np.repeat(starts - offsets[:-1], sizes) + np.arange(int(offsets[-1]))
+        return Packs(self.source[docs], self.index[docs], self.tokens[docs], self.tiles[docs], offsets)
+
+    def totals(self) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, tiles) of each pack, int64 [packs]."""
+        return tuple(
+            np.diff(np.concatenate([[0], np.cumsum(each)])[self.offsets]) for each in (self.tokens, self.tiles)
+        )  # type: ignore[return-value]
+
+    @staticmethod
+    def join(parts: list[Packs]) -> Packs:
+        """All packs of `parts`, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        offsets, base = [np.zeros(1, dtype=np.int64)], 0
+        for part in parts:
+            offsets.append(part.offsets[1:] - part.offsets[0] + base)
+            base += int(part.offsets[-1] - part.offsets[0])
+        columns = ([getattr(part, name) for part in parts] for name in ("source", "index", "tokens", "tiles"))
+        return Packs(*(np.concatenate(column) for column in columns), np.concatenate(offsets))
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """What all ranks train on in one step: packs by falling (tiles, tokens), empty ones last."""
+
+    step: int
+    epoch: int
+    packs: Packs
+
+    def micro_batches(self, world_size: int, micro_batch_packs: int) -> np.ndarray:
+        """Pack numbers int64 [accumulation steps, ranks, packs].
+
+        Micro-step m takes the next ranks x packs of the sorted packs and deals them to and fro over the ranks: neighbours in
+        the order are heavy or light together, so simultaneous vision work is level. Raises DataError when sizes do not divide.
+        """
+        accumulation = accumulation_steps(len(self.packs), world_size, micro_batch_packs)
+        dealt = np.arange(len(self.packs)).reshape(accumulation, micro_batch_packs, world_size)
+        dealt[:, 1::2] = dealt[:, 1::2, ::-1]
+        return dealt.transpose(0, 2, 1)
+
+
+def accumulation_steps(global_batch_packs: int, world_size: int, micro_batch_packs: int) -> int:
+    """global_batch_packs / (world_size x micro_batch_packs). Raises DataError naming the values that would fit."""
+    per_step = world_size * micro_batch_packs
+    if per_step > 0 and global_batch_packs % per_step == 0:
+        return global_batch_packs // per_step
+    below = global_batch_packs // per_step * per_step if per_step > 0 else 0
+    batches = " or ".join(str(value) for value in (below, below + per_step) if value > 0)
+    per_rank = global_batch_packs // world_size if world_size > 0 and global_batch_packs % world_size == 0 else 0
+    micros = ", ".join(str(value) for value in range(1, per_rank + 1) if per_rank % value == 0)
+    way = f"micro_batch_packs of {micros} or " if micros else ""
+    raise DataError(
+        f"global_batch_packs {global_batch_packs} is not a multiple of {world_size} ranks x micro_batch_packs {micro_batch_packs}; "
+        f"{way}global_batch_packs of {batches} would fit"
+    )

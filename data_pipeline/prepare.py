@@ -1,0 +1,78 @@
+"""Makes a source's folder ready: generates its shards, or indexes foreign ones. Idempotent; a crash leaves nothing half-done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.index import MANIFEST, Manifest, index_shards, load_manifest
+from data_pipeline.progress import Progress, silent
+from data_pipeline.storage import open_storage
+from data_pipeline.writer import write_shards
+
+
+def prepare_folder(
+    name: str,
+    folder: str | os.PathLike[str],
+    generator: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    *,
+    num_processes: int | None = None,
+    progress: Progress = silent,
+) -> Manifest:
+    """The manifest of a source's folder, made first where it is missing.
+
+    Raises:
+        DataError: neither shards nor a generator; or a generator whose arguments are not those the folder was made with.
+    """
+    storage = open_storage(folder)
+    if generator is not None:
+        return write_generated(name, folder, generator, args or {}, num_processes=num_processes, progress=progress)
+    if storage.exists(MANIFEST):
+        return load_manifest(storage)
+    if not any(True for _ in storage.list(".tar")):
+        raise DataError(
+            f"source {name!r}: {storage.url} has no tar shards; put them there, or write some with `alignvlm data write --from-jsonl`"
+        )
+    return index_shards(folder, source=name, num_processes=num_processes, progress=progress)
+
+
+def write_generated(
+    name: str,
+    folder: str | os.PathLike[str],
+    generator: str,
+    args: Mapping[str, Any],
+    *,
+    num_processes: int | None = None,
+    progress: Progress = silent,
+) -> Manifest:
+    """Shards of a built-in generator, written unless the folder holds them already. Raises DataError when it holds others."""
+    from data_pipeline.generators import generate
+
+    origin = {"generator": generator, "args": dict(args)}
+    storage = open_storage(folder)
+    if storage.exists(MANIFEST):
+        manifest = load_manifest(storage)
+        if manifest.origin != origin:
+            raise DataError(
+                f"source {name!r}: {storage.url} was made with {manifest.origin or 'no generator'}, the recipe asks for {origin}; "
+                "delete the folder or give the source another path"
+            )
+        return manifest
+    path = storage.local_path("x")
+    if path is None:
+        raise DataError(f"source {name!r}: generated shards are written to local folders, not to {storage.url}")
+    total = args.get("num_samples")
+    with progress(f"write {name}", total if isinstance(total, int) else None) as advance:
+        return write_shards(
+            _counted(generate(generator, **args), advance), Path(path).parent, source=name, origin=origin, num_processes=num_processes
+        )  # fmt: skip
+
+
+def _counted(records, advance):
+    for record in records:
+        yield record
+        advance(1)
