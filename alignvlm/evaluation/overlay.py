@@ -36,7 +36,7 @@ def draw_view(view: dict[str, Any], image_uri: str, size: tuple[int, int]) -> Ma
 def _cell(cell: dict[str, Any], x: float, y: float, width: float, height: float) -> str:
     text, probability = cell["top"][0]
     shown = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
-    font = min(0.5 * height, 1.55 * width / max(len(shown), 2))
+    font = min(0.36 * height, 1.5 * width / len(shown))
     title = "\n".join(f"{t}  {100 * p:.1f} %" for t, p in cell["top"]) + f"\nentropy {cell['entropy']:.2f} nats"
     return (
         f'<g class="cell"><title>{escape(title)}</title>'

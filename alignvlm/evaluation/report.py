@@ -160,9 +160,9 @@ def _views(run: RunData) -> list[dict[str, Any]]:
         return []
     gallery = evaluated[-1].folder / "evaluation" / "gallery"
     per_task = [sorted(gallery.glob(f"{task}-*.vocabulary.json")) for task in run.tasks]
-    chosen = [paths[i] for i in range(VIEWS) for paths in per_task if i < len(paths)][:VIEWS]
+    chosen = [paths[i] for i in range(VIEWS) for paths in per_task if i < len(paths)]
     views = []
-    for path in chosen:
+    for path in sorted(chosen[:VIEWS]):
         view = _read_json(path)
         picture = path.with_name(path.name.replace(".vocabulary.json", "-0.png"))
         history = [

@@ -98,19 +98,23 @@ def _write_evaluation(folder: Path, stage: str, number: int) -> None:
     tasks = {}
     for task, count in TASKS.items():
         rng = random.Random(f"{task}")
+        luck = random.Random(f"{task}-{stage}")
         rows = []
         for index in range(count):
             answer = str(rng.randint(1, 99) if task == "fields" else rng.randint(100, 2500))
-            right = rng.random() < SKILL[task][stage]
-            prediction = answer if right else ["", "<|x|>&", "7", answer[:-1] + "4"][rng.randint(0, min(3, number + 1))]
+            right = luck.random() < SKILL[task][stage]
+            prediction = (
+                answer if right else ["", "<|x|>&", "7", answer[:-1] + "4"][luck.randint(0, min(3, number + 1))]
+            )
             question = "Which number is written?" if task == "fields" else "What is the Population (K) of Rio in 1972?"
             row: dict[str, Any] = {"index": index, "turn": 0, "key": f"{task}-{index:04d}", "task": task}
             row |= {"question": question, "answers": [answer], "prediction": prediction} | score(prediction, [answer])
             if index % 10 == 0:
                 row["images"] = [f"gallery/{task}-{index:06d}-0.png"]
-                size = _picture(task, answer).save(folder / row["images"][0]) or _picture(task, answer).size
+                picture = _picture(task, answer)
+                picture.save(folder / row["images"][0])
                 if index < 20:
-                    view = _view(rng, size, number)
+                    view = _view(luck, picture.size, number)
                     (folder / "gallery" / f"{task}-{index:06d}.vocabulary.json").write_text(json.dumps(view))
             rows.append(row)
         (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,125 @@
+"""`alignvlm eval`: an exported model on the held-out tasks of a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alignvlm.config.schema import Recipe
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "eval",
+        help="evaluate an exported model on held-out data",
+        description="Greedy answers to the tasks of a recipe's `evaluation` section. Results that are still valid are "
+        "not computed again. Under a launcher (torchrun, DeepSpeed, srun) the samples are shared by all processes.",
+    )
+    parser.add_argument(
+        "target", metavar="RECIPE_or_EXPORT", help="a recipe (the newest stage of its run) or an export folder"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings to change")
+    parser.add_argument("--recipe", help="recipe for an export folder that lies outside its run")
+    parser.add_argument("--stage", help="a stage's export instead of the newest (init: before training)")
+    parser.add_argument("--task", action="append", metavar="NAME", help="only this task; may be given again")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N samples of each task")
+    parser.add_argument("--processes", type=int, default=1, metavar="P", help="processes to start on this machine")
+    parser.add_argument("--device", help="such as cuda:1 or cpu; default: the GPU of this process, if any")
+    parser.add_argument("--out", type=Path, help="folder of the results; default: `evaluation` beside the export")
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from alignvlm.errors import UserError
+    from alignvlm.evaluation.evaluate import evaluate
+    from alignvlm.training.launch import is_launched, run_local
+    from data_pipeline.progress import rich_progress, silent
+
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UserError(f"--limit {arguments.limit}: at least 1")
+    recipe, export = find_model(arguments)
+    if not recipe.evaluation.tasks:
+        raise UserError(f"recipe {recipe.name!r} has no evaluation.tasks; name at least one held-out source there")
+    if arguments.processes > 1 and not is_launched():
+        return run_local(_again(arguments), arguments.processes)
+    out = arguments.out or export.parent / ("evaluation" if not arguments.limit else f"evaluation-{arguments.limit}")
+    options: dict[str, Any] = {"tasks": arguments.task, "limit": arguments.limit, "device": arguments.device}
+    if not is_launched():
+        show(evaluate(export, recipe, out, progress=rich_progress, **options), out)
+        return 0
+    from alignvlm.training import distributed
+
+    world = distributed.start(recipe.train.timeout_minutes)
+    try:
+        options |= {"rank": world.rank, "world_size": world.size, "barrier": world.wait}
+        results = evaluate(export, recipe, out, progress=rich_progress if world.is_main else silent, **options)
+        if world.is_main:
+            show(results, out)
+    finally:
+        distributed.stop()
+    return 0
+
+
+def find_model(arguments: argparse.Namespace) -> tuple[Recipe, Path]:
+    """The recipe that names the tasks, and the export folder.
+
+    Raises:
+        UserError: an export without a recipe, a run without an export, or an unknown stage.
+    """
+    from alignvlm.config import load_recipe
+    from alignvlm.errors import UserError
+    from alignvlm.training.run import Run
+
+    export = Path(arguments.target)
+    if export.is_dir():
+        resolved = export.parent.parent / "config.yaml"
+        if not (export / "config.json").is_file():
+            raise UserError(
+                f"{export} is no export folder (it has no config.json); give runs/<name>/<n>-<stage>/export"
+            )
+        if not arguments.recipe and not resolved.is_file():
+            raise UserError(f"{export} lies in no run: say which recipe's tasks with --recipe")
+        return load_recipe(arguments.recipe or str(resolved), arguments.overrides), export
+    recipe = load_recipe(arguments.target, arguments.overrides)
+    run = Run(recipe)
+    if arguments.stage is None:
+        newest = run.newest_export()
+        if newest is None:
+            raise UserError(f"{run.folder} has no export yet; train it first: alignvlm train {arguments.target}")
+        return recipe, newest
+    stages = ["init", *run.stages]
+    if arguments.stage not in stages:
+        raise UserError(f"recipe {recipe.name!r} has no stage {arguments.stage!r}; known: {', '.join(stages)}")
+    index = stages.index(arguments.stage)
+    if not run.has_export(index):
+        raise UserError(f"stage {arguments.stage!r} has no export yet ({run.export(index)})")
+    return recipe, run.export(index)
+
+
+def show(results: dict[str, Any], out: Path) -> None:
+    """The table that people read, and where the files are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=str(results["model"]), title_justify="left")
+    table.add_column("task")
+    for name in ("items", "exact match", "ANLS", "relaxed accuracy", "baseline"):
+        table.add_column(name, justify="right")
+    for task, entry in results["tasks"].items():
+        scores = (entry[key] for key in ("exact_match", "anls", "relaxed_accuracy", "baseline"))
+        table.add_row(task, f"{entry['items']:,}", *(f"{score:.3f}" for score in scores))
+    console = Console()
+    console.print(table)
+    console.print("baseline: exact match of always giving the most frequent answer")
+    console.print(f"predictions and results.json: {out}", soft_wrap=True)
+
+
+def _again(arguments: argparse.Namespace) -> list[str]:
+    """This command line for the processes that `run_local` starts."""
+    line = ["eval", arguments.target, *arguments.overrides]
+    for name in ("recipe", "stage", "limit", "device", "out"):
+        value = getattr(arguments, name)
+        line += [f"--{name}", str(value)] if value is not None else []
+    return line + [word for task in arguments.task or () for word in ("--task", task)]
