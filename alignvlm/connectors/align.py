@@ -48,10 +48,10 @@ class AlignConnector(Connector):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Fresh weights; W2 as an LM head would be (the model then copies the real one with `copy_lm_head`)."""
-        self.w1.reset_parameters()
-        if isinstance(self.ln_hidden, nn.LayerNorm):
-            self.ln_hidden.reset_parameters()
+        """Fresh W2 (as an LM head would be; the model then copies the real one), gamma and beta.
+
+        Only this module's own parameters: under ZeRO-3 its submodules are already partitioned when it is constructed.
+        """
         nn.init.normal_(self.w2, std=0.02)
         if self.gamma is not None and self.beta is not None:
             nn.init.constant_(self.gamma, self.gain)
