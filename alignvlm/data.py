@@ -1,7 +1,8 @@
-"""From a recipe to data: shards made and measured, plans and loaders of its stages. The only place where both sides meet.
+"""From a recipe to data: shards made and measured, plans and loaders of its stages. The only place where both sides
+meet.
 
-Order of use: `ensure_shards` (before a tokenizer is trained on them), `ensure_data` (with the processor; one process only,
-others wait), then `stage_plan` and `stage_loader` on every rank.
+Order of use: `ensure_shards` (before a tokenizer is trained on them), `ensure_measures` (with the processor; one process
+only, others wait), then `stage_plan` and `stage_loader` on every rank.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def used_sources(recipe: Recipe) -> list[str]:
 
 
 def ensure_shards(recipe: Recipe, names: Iterable[str] | None = None, progress: Progress | None = None) -> None:
-    """Generate the shards of sources that have a generator and no shards, index foreign ones. Idempotent; one process only."""
+    """Generate the shards of sources that have a generator and no shards, index foreign ones. Idempotent; one process
+    only.
+    """
     from data_pipeline.prepare import prepare_folder
     from data_pipeline.progress import silent
 
@@ -77,11 +80,10 @@ def stage_encoder(stage: StageConfig, encoder: Any) -> Encoder:
     return encoder.with_text_limit(stage.max_text_tokens)
 
 
-def ensure_data(recipe: Recipe, encoder: Any, progress: Progress | None = None) -> None:
-    """`ensure_shards`, and measure every stage's sources with its encoder. Idempotent; one process only."""
+def ensure_measures(recipe: Recipe, encoder: Any, progress: Progress | None = None) -> None:
+    """Measure every stage's sources with its encoder. Idempotent; one process only."""
     from data_pipeline.progress import silent
 
-    ensure_shards(recipe, progress=progress)
     for stage in recipe.stages.values():
         measure_stage(recipe, stage, encoder, progress or silent)
 
@@ -107,13 +109,14 @@ def open_sources(recipe: Recipe, encoder: Encoder, names: Iterable[str]) -> dict
 
 def stage_plan(recipe: Recipe, stage_name: str, encoder: Any) -> Plan:
     """The plan of a stage over its measured sources."""
+    from data_pipeline.hashing import hash_key
     from data_pipeline.plan import Plan
 
     stage, data = stage_config(recipe, stage_name), recipe.data
     return Plan(
         open_sources(recipe, stage_encoder(stage, encoder), stage.mixture),
         stage.mixture,
-        seed=recipe.seed,
+        seed=hash_key(recipe.seed, stage_name) & 0x7FFFFFFF,  # stages that share a source see it in different orders
         sequence_length=stage.sequence_length,
         global_batch_packs=stage.global_batch_packs,
         window_shards=data.window_shards,
@@ -128,8 +131,8 @@ def stage_plan(recipe: Recipe, stage_name: str, encoder: Any) -> Plan:
 def stage_loader(
     recipe: Recipe,
     stage_name: str,
-    encoder: Any,
     plan: Plan,
+    encoder: Any,
     *,
     rank: int = 0,
     world_size: int = 1,
@@ -137,7 +140,9 @@ def stage_loader(
     ledger: Ledger | None = None,
     pin_memory: bool = False,
 ) -> Loader:
-    """This rank's batches of a stage from `start_step` on. Samples that could not be measured go to rank 0's ledger at once."""
+    """This rank's batches of a stage from `start_step` on. Samples that could not be measured go to rank 0's ledger at
+    once.
+    """
     from data_pipeline.loader import build_loader
     from data_pipeline.sources import Source
 

@@ -1,4 +1,6 @@
-"""A global batch of packs, and who takes which of them: rank, accumulation and micro-batch only pick places inside it."""
+"""A global batch of packs, and who takes which of them: rank, accumulation and micro-batch only pick places inside
+it.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,9 @@ class Packs:
 
     def totals(self) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, tiles) of each pack, int64 [packs]."""
-        return tuple(
-            np.diff(np.concatenate([[0], np.cumsum(each)])[self.offsets]) for each in (self.tokens, self.tiles)
-        )  # type: ignore[return-value]
+        running = (np.concatenate([[0], np.cumsum(each)]) for each in (self.tokens, self.tiles))
+        tokens, tiles = (np.diff(each[self.offsets]) for each in running)
+        return tokens, tiles
 
     @staticmethod
     def join(parts: list[Packs]) -> Packs:
@@ -51,8 +53,11 @@ class Packs:
         for part in parts:
             offsets.append(part.offsets[1:] - part.offsets[0] + base)
             base += int(part.offsets[-1] - part.offsets[0])
-        columns = ([getattr(part, name) for part in parts] for name in ("source", "index", "tokens", "tiles"))
-        return Packs(*(np.concatenate(column) for column in columns), np.concatenate(offsets))
+        columns = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("source", "index", "tokens", "tiles")
+        }
+        return Packs(**columns, offsets=np.concatenate(offsets))
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,9 @@ class GlobalBatch:
     def micro_batches(self, world_size: int, micro_batch_packs: int) -> np.ndarray:
         """Pack numbers int64 [accumulation steps, ranks, packs].
 
-        Micro-step m takes the next ranks x packs of the sorted packs and deals them to and fro over the ranks: neighbours in
-        the order are heavy or light together, so simultaneous vision work is level. Raises DataError when sizes do not divide.
+        Micro-step m takes the next ranks x packs of the sorted packs and deals them to and fro over the ranks:
+        neighbours in the order are heavy or light together, so simultaneous vision work is level. Raises DataError when
+        sizes do not divide.
         """
         accumulation = accumulation_steps(len(self.packs), world_size, micro_batch_packs)
         dealt = np.arange(len(self.packs)).reshape(accumulation, micro_batch_packs, world_size)
@@ -86,6 +92,7 @@ def accumulation_steps(global_batch_packs: int, world_size: int, micro_batch_pac
     micros = ", ".join(str(value) for value in range(1, per_rank + 1) if per_rank % value == 0)
     way = f"micro_batch_packs of {micros} or " if micros else ""
     raise DataError(
-        f"global_batch_packs {global_batch_packs} is not a multiple of {world_size} ranks x micro_batch_packs {micro_batch_packs}; "
+        f"global_batch_packs {global_batch_packs} is not a multiple of "
+        f"{world_size} ranks x micro_batch_packs {micro_batch_packs}; "
         f"{way}global_batch_packs of {batches} would fit"
     )

@@ -1,4 +1,6 @@
-"""Documents of a micro-batch as one flat sequence of tensors. Documents never see each other: lengths and positions say so."""
+"""Documents of a micro-batch as one flat sequence of tensors. Documents never see each other: lengths and positions say
+so.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +56,8 @@ class MicroBatch:
         """The same in page-locked memory, for copies to a GPU that overlap with work."""
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+    def _tensors(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
@@ -94,7 +96,7 @@ def _stack(tiles: Sequence[np.ndarray]) -> torch.Tensor:
         stacked = torch.empty(shape, dtype=torch.uint8)
     else:  # as torch's own collate does: saves a copy of the largest tensor on its way to the training process
         storage = torch.UntypedStorage._new_shared(int(np.prod(shape)), device="cpu")
-        stacked = torch.empty(0, dtype=torch.uint8).set_(storage).resize_(shape)  # type: ignore[call-overload]
+        stacked = torch.empty(0, dtype=torch.uint8).set_(storage).resize_(shape)
     begin, array = 0, stacked.numpy()
     for each in tiles:
         array[begin : begin + len(each)] = each

@@ -1,4 +1,6 @@
-"""Random access to the samples of one folder of shards: one ranged read per sample, checksums verified. Needs no encoder."""
+"""Random access to the samples of one folder of shards: one ranged read per sample, checksums verified. Needs no
+encoder.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +8,16 @@ import json
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from data_pipeline.members import decode_member
 from data_pipeline.errors import DataError
 from data_pipeline.images import image_members
 from data_pipeline.index import Manifest, index_name, load_manifest
+from data_pipeline.members import decode_member
 from data_pipeline.schema import (
     MAX_IMAGE_BYTES,
     MAX_IMAGE_PIXELS,
@@ -50,7 +52,8 @@ class ShardIndex:
         self.lines = storage.read(index_name(shard)).splitlines()[1:]
         if len(self.lines) != num_samples:
             raise DataError(
-                f"{storage.url}/{index_name(shard)} has {len(self.lines)} samples, the manifest says {num_samples}; index again"
+                f"{storage.url}/{index_name(shard)} has {len(self.lines)} samples, "
+                f"the manifest says {num_samples}; index again"
             )
 
     def __getitem__(self, number: int) -> IndexEntry:
@@ -104,6 +107,19 @@ class SourceReader:
                 raise SampleError("an image has no readable header")
             sizes.append(size)
         return messages, sizes, meta
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the source's content."""
+        return self.manifest.fingerprint
+
+    def messages(self) -> Iterator[list[dict[str, Any]]]:
+        """The conversations of all usable samples, in order, without reading images (tokenizer training)."""
+        for number in range(len(self)):
+            try:
+                yield self.record(number)[0]
+            except SampleError:
+                continue  # named when the source is measured
 
     def entry(self, number: int) -> IndexEntry:
         """Where sample `number` lies."""

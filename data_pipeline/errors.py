@@ -1,4 +1,4 @@
-"""The exception for users' mistakes in data: folders, shards, settings of a plan. Bad single samples are `schema.SampleError`."""
+"""The exception for users' mistakes in data: folders, shards, settings. One bad sample is a `schema.SampleError`."""
 
 
 class DataError(Exception):

@@ -1,7 +1,7 @@
 """Sidecar indexes and the manifest of a folder of shards: what is where, and a fingerprint of the content.
 
-`<shard>.index.jsonl` lies beside `<shard>.tar`: a header line, then one line per sample. `manifest.json` lists the shards in
-the order that sample numbers follow. Own and foreign shards are indexed alike, by one pass over the tar.
+`<shard>.index.jsonl` lies beside `<shard>.tar`: a header line, then one line per sample. `manifest.json` lists the
+shards in the order that sample numbers follow. Own and foreign shards are indexed alike, by one pass over the tar.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,7 +90,8 @@ def load_manifest(storage: Storage) -> Manifest:
         content = json.loads(storage.read(MANIFEST))
         if content["version"] != INDEX_VERSION:
             raise DataError(
-                f"{storage.url}/{MANIFEST} has version {content['version']}, this code reads {INDEX_VERSION}; index again"
+                f"{storage.url}/{MANIFEST} has version {content['version']}, "
+                f"this code reads {INDEX_VERSION}; index again"
             )
         shards = [ShardInfo(check_name(name), samples, size, sha) for name, samples, size, sha in content["shards"]]
         manifest = Manifest(content["source"], shards, content.get("origin", {}))
@@ -117,7 +119,8 @@ def index_shards(
     num_processes: int | None = None,
     progress: Progress = silent,
 ) -> Manifest:
-    """Index every `*.tar` under a local folder and write its manifest; indexes that fit their shard by size and time are kept.
+    """Index every `*.tar` under a local folder and write its manifest; indexes that fit their shard by size and time
+    are kept.
 
     Works on shards of any WebDataset writer, img2dataset's among them. Raises DataError for damaged shards.
     """
@@ -162,7 +165,9 @@ def index_shard(root: Path, name: str) -> ShardInfo:
 
 
 def index_bytes(samples: list[ScannedSample], shard: str, size: int) -> bytes:
-    """An index file: the header line, then {"key", "members": {ext: [offset, size, crc32]}, "sizes": [[w, h], …]} lines."""
+    """An index file: the header line, then {"key", "members": {ext: [offset, size, crc32]}, "sizes": [[w, h], …]}
+    lines.
+    """
     content = hashlib.sha256()
     for sample in samples:
         content.update(sample.digest)
@@ -193,7 +198,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _indexed(executor: ProcessPoolExecutor | None, root: Path, names: list[str]):
+def _indexed(executor: ProcessPoolExecutor | None, root: Path, names: list[str]) -> Iterator[ShardInfo]:
     if executor is None:
         return (index_shard(root, name) for name in names)
     return executor.map(index_shard, [root] * len(names), names, chunksize=max(1, min(16, len(names) // 64)))

@@ -1,4 +1,6 @@
-"""The quarantine ledger: every bad sample once, over resumes, epochs and ranks; training stops when there are too many."""
+"""The quarantine ledger: every bad sample once, over resumes, epochs and ranks; training stops when there are too
+many.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class Ledger:
 
     Args:
         path: of the file; made with its folder when the first bad sample comes.
-        max_bad_fraction: `record` raises when more than this fraction of the samples that this process saw, and more than
+        max_bad_fraction: `record` raises when more than this fraction of the samples that this process saw, and more
+        than
             MIN_BAD, were bad.
     """
 
@@ -33,7 +36,9 @@ class Ledger:
         self._read = 0
 
     def record(self, num_seen: int, bad: Iterable[BadSample]) -> None:
-        """Count `num_seen` samples, the bad ones among them, and write down those that are new. Raises DataError past the threshold."""
+        """Count `num_seen` samples, the bad ones among them, and write down those that are new. Raises DataError past
+        the threshold.
+        """
         bad = list(bad)
         self.num_seen += num_seen
         self.num_bad += len(bad)
@@ -42,7 +47,8 @@ class Ledger:
             if self.num_bad > MIN_BAD and self.num_bad > self.max_bad_fraction * self.num_seen:
                 last = bad[-1]
                 raise DataError(
-                    f"{self.num_bad} of {self.num_seen} samples were bad, more than data.max_bad_fraction {self.max_bad_fraction:g}; "
+                    f"{self.num_bad} of {self.num_seen} samples were bad, "
+                    f"more than data.max_bad_fraction {self.max_bad_fraction:g}; "
                     f"see {self.path} (last: {last.source}/{last.shard}/{last.key}: {last.error})"
                 )
 
@@ -60,7 +66,9 @@ class Ledger:
             self._read = os.fstat(file.fileno()).st_size
 
     def _catch_up(self, descriptor: int) -> None:
-        """Learn the lines that other processes, or an earlier run, have written. A line cut off by a crash is ended first."""
+        """Learn the lines that other processes, or an earlier run, have written. A line cut off by a crash is ended
+        first.
+        """
         size = os.fstat(descriptor).st_size
         data = os.pread(descriptor, size - self._read, self._read)
         if data and not data.endswith(b"\n"):

@@ -1,4 +1,5 @@
-"""From the plan to tensors: worker processes read, decode, encode and collate; the plan itself runs in the training process.
+"""From the plan to tensors: worker processes read, decode, encode and collate; the plan itself runs in the training
+process.
 
 Which worker does what never changes what comes out: work items carry sample numbers, and results come back in order.
 """
@@ -70,7 +71,8 @@ def _encode(encoder: Encoder, reader: SourceReader, number: int, tokens: int, ti
     found = (len(encoded.input_ids), len(encoded.labels), len(encoded.tiles))
     if found != (tokens, tokens, tiles):
         raise SampleError(
-            f"encoded to {found[0]} tokens, {found[1]} labels and {found[2]} tiles, but measured as {tokens} tokens and {tiles} tiles"
+            f"encoded to {found[0]} tokens, {found[1]} labels and {found[2]} tiles, "
+            f"but measured as {tokens} tokens and {tiles} tiles"
         )
     return encoded
 
@@ -183,9 +185,10 @@ def build_loader(
     parallel: dict[str, Any] = {}
     if num_workers > 0:
         parallel = {"prefetch_factor": prefetch, "worker_init_fn": _prepare_worker}
+    dataset = MicroBatches(_readers(plan.sources), encoder)
     loader = DataLoader(
-        MicroBatches(_readers(plan.sources), encoder), batch_size=None, sampler=items, num_workers=num_workers, pin_memory=pin_memory, **parallel
-    )  # fmt: skip
+        dataset, batch_size=None, sampler=items, num_workers=num_workers, pin_memory=pin_memory, **parallel
+    )
     return Loader(items, accumulation, loader, plan.num_steps - start.step, ledger)
 
 

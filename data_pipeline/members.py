@@ -14,7 +14,9 @@ from data_pipeline.schema import SampleError
 
 
 def decode_member(extension: str, data: bytes) -> Any:
-    """A JSON value, a str, or an upright RGB image. Raises SampleError when the bytes are not what the extension says."""
+    """A JSON value, a str, or an upright RGB image. Raises SampleError when the bytes are not what the extension
+    says.
+    """
     try:
         return _decoder().decode1(extension, data)
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,9 @@
 """The mixture: how many samples of each source an epoch has, exactly, and how they spread over its blocks.
 
-An epoch is the shortest one in which every source is seen whole at least once: the source that lasts longest at its weight is
-seen exactly once, and the others are drawn in proportion. A source that ends early goes on with its next own pass, in a new
-order; passes run on across epochs, so the numbers of times that two samples of a source were seen never differ by more than one.
+An epoch is the shortest one in which every source is seen whole at least once: the source that lasts longest at its
+weight is seen exactly once, and the others are drawn in proportion. A source that ends early goes on with its next own
+pass, in a new order; passes run on across epochs, so the numbers of times that two samples of a source were seen never
+differ by more than one.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def epoch_draws(sizes: Mapping[str, int], mixture: Mapping[str, float]) -> dict[
             raise DataError(f"mixture: source {name!r} is not among the sources ({', '.join(sizes)})")
         if not 0 < weight < float("inf"):
             raise DataError(
-                f"mixture: weight {weight!r} of source {name!r} must be a positive number; remove sources without weight"
+                f"mixture: weight {weight!r} of source {name!r} must be a positive number; "
+                "remove sources without weight"
             )
         if sizes[name] < 1:
             raise DataError(
@@ -43,8 +45,8 @@ def epoch_draws(sizes: Mapping[str, int], mixture: Mapping[str, float]) -> dict[
 def block_quotas(draws: np.ndarray, block: int) -> np.ndarray:
     """int64 [blocks + 1, sources]: samples of each source before each block of `block` samples, and the epoch's totals.
 
-    After every block each source has had its exact share, rounded down or up: the share that falls due first is rounded up
-    (earliest deadline first, which always fits: the fractional shares themselves are a schedule).
+    After every block each source has had its exact share, rounded down or up: the share that falls due first is rounded
+    up (earliest deadline first, which always fits: the fractional shares themselves are a schedule).
     """
     total = int(draws.sum())
     num_blocks = -(-total // block)
@@ -72,7 +74,9 @@ def block_quotas(draws: np.ndarray, block: int) -> np.ndarray:
 
 
 def block_slots(quotas: np.ndarray, first: int, last: int, seed: int, epoch: int) -> np.ndarray:
-    """Source number of every sample slot of blocks [first, last), shuffled inside each block; int64 [samples of the blocks]."""
+    """Source number of every sample slot of blocks [first, last), shuffled inside each block; int64 [samples of the
+    blocks].
+    """
     per_block = np.diff(quotas[first : last + 1], axis=0)  # [blocks, sources]
     num_blocks, num_sources = per_block.shape
     ordered = np.repeat(np.tile(np.arange(num_sources), num_blocks), per_block.reshape(-1))

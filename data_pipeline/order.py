@@ -1,7 +1,7 @@
 """The order of one source: an endless stream of passes, each a permutation of its usable samples. Pure, random access.
 
-Shards are permuted, runs of `window_shards` of them form windows, and samples are permuted inside a window, so that reading
-touches few shards at a time (design: data plan, part 2).
+Shards are permuted, runs of `window_shards` of them form windows, and samples are permuted inside a window, so that
+reading touches few shards at a time (design: data plan, part 2).
 """
 
 from __future__ import annotations
@@ -19,12 +19,20 @@ _CHUNK = 1 << 20
 class PlanSource(Protocol):
     """What the plan knows of a source."""
 
-    fingerprint: str
-    """Of content and measures: another one is another order."""
-    measures: np.ndarray
-    """uint32 [N, 2]: tokens and tiles of each sample; 0 tokens marks a sample that cannot be used."""
-    shard_starts: np.ndarray
-    """int64 [shards + 1]: number of the first sample of each shard, and N."""
+    @property
+    def fingerprint(self) -> str:
+        """Of content and measures: another one is another order."""
+        ...
+
+    @property
+    def measures(self) -> np.ndarray:
+        """uint32 [N, 2]: tokens and tiles of each sample; 0 tokens marks a sample that cannot be used."""
+        ...
+
+    @property
+    def shard_starts(self) -> np.ndarray:
+        """int64 [shards + 1]: number of the first sample of each shard, and N."""
+        ...
 
 
 class SourceOrder:

@@ -1,7 +1,7 @@
 """Best-fit-decreasing packing of many lengths at once. Pure and exact: the same as placing item by item, but by groups.
 
-Items of one length go together: the tightest open pack that holds an item stays the tightest while it takes more of them, so
-whole runs of equal packs are filled in one move. 64K lengths take tens of milliseconds.
+Items of one length go together: the tightest open pack that holds an item stays the tightest while it takes more of
+them, so whole runs of equal packs are filled in one move. 64K lengths take tens of milliseconds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import numpy as np
 
 
 def pack_lengths(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
-    """(pack number of each item int64, number of packs). Lengths must lie in [1, capacity]; ties keep the given order."""
+    """(pack number of each item int64, number of packs). Lengths must lie in [1, capacity]; ties keep the given
+    order.
+    """
     placements, order, num_packs = _place(lengths, capacity)
     pack_of_item = np.empty(len(lengths), dtype=np.int64)
     if len(lengths):
@@ -27,7 +29,9 @@ def count_packs(lengths: np.ndarray, capacity: int) -> int:
 
 
 def _place(lengths: np.ndarray, capacity: int) -> tuple[list[tuple[int, int, int]], np.ndarray, int]:
-    """Placements (first pack, number of packs, items in each) in the order of the items, longest first, and that order."""
+    """Placements (first pack, number of packs, items in each) in the order of the items, longest first, and that
+    order.
+    """
     assert len(lengths) == 0 or (lengths.min() > 0 and lengths.max() <= capacity), "lengths outside [1, capacity]"
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     counts = np.bincount(lengths) if len(lengths) else np.zeros(1, dtype=np.int64)

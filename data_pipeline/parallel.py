@@ -1,4 +1,6 @@
-"""A pool of processes for indexing, measuring and generating: the one place that decides how many, and how they start."""
+"""A pool of processes for indexing, measuring and generating: the one place that decides how many, and how they
+start.
+"""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class Plan:
         for name, order in self.orders.items():
             if order.num_too_long or order.num_unmeasured:
                 log.warning(
-                    "source %s: %d samples longer than %d tokens and %d unusable ones are left out of the plan (%d remain)",
+                    "source %s: %d samples longer than %d tokens and %d unusable ones are left out (%d remain)",
                     name, order.num_too_long, sequence_length, order.num_unmeasured, order.num_usable,
                 )  # fmt: skip
 
@@ -164,8 +164,9 @@ class Plan:
         """Raises DataError when a position belongs to another plan."""
         if (position.fingerprint, position.version, position.seed) != (self.fingerprint, PLAN_VERSION, self.seed):
             raise DataError(
-                f"the position of step {position.step} belongs to plan {position.fingerprint} (version {position.version}, seed {position.seed}), "
-                f"this plan is {self.fingerprint} (version {PLAN_VERSION}, seed {self.seed}): data or settings changed; `alignvlm data diff` shows how"
+                f"the position of step {position.step} belongs to plan {position.fingerprint} "
+                f"(version {position.version}, seed {position.seed}), this plan is {self.fingerprint} "
+                f"(version {PLAN_VERSION}, seed {self.seed}): data or settings changed; `alignvlm data diff` shows how"
             )
 
     def batches(self, start: Position | int = 0) -> Iterator[GlobalBatch]:
@@ -238,7 +239,9 @@ class Plan:
         return Position(self.fingerprint, PLAN_VERSION, self.seed, epoch, window, pack, step)
 
     def summary(self, num_batches: int = 3) -> dict[str, Any]:
-        """What the plan is, as JSON: settings, steps, mixture, fill, dropped samples, first batches, a hash of the order."""
+        """What the plan is, as JSON: settings, steps, mixture, fill, dropped samples, first batches, a hash of the
+        order.
+        """
         from data_pipeline.summary import summarise
 
         return summarise(self, num_batches)

@@ -1,10 +1,11 @@
-"""Makes a source's folder ready: generates its shards, or indexes foreign ones. Idempotent; a crash leaves nothing half-done."""
+"""Makes a source's folder ready: generates its shards, or indexes foreign ones. Idempotent; a crash leaves nothing
+half-done.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from data_pipeline.errors import DataError
@@ -26,7 +27,8 @@ def prepare_folder(
     """The manifest of a source's folder, made first where it is missing.
 
     Raises:
-        DataError: neither shards nor a generator; or a generator whose arguments are not those the folder was made with.
+        DataError: neither shards nor a generator; or a generator whose arguments are not those the folder was made
+        with.
     """
     storage = open_storage(folder)
     if generator is not None:
@@ -35,7 +37,8 @@ def prepare_folder(
         return load_manifest(storage)
     if not any(True for _ in storage.list(".tar")):
         raise DataError(
-            f"source {name!r}: {storage.url} has no tar shards; put them there, or write some with `alignvlm data write --from-jsonl`"
+            f"source {name!r}: {storage.url} has no tar shards; put them there, "
+            "or write your own data with `alignvlm data write --from-jsonl`"
         )
     return index_shards(folder, source=name, num_processes=num_processes, progress=progress)
 
@@ -49,7 +52,9 @@ def write_generated(
     num_processes: int | None = None,
     progress: Progress = silent,
 ) -> Manifest:
-    """Shards of a built-in generator, written unless the folder holds them already. Raises DataError when it holds others."""
+    """Shards of a built-in generator, written unless the folder holds them already. Raises DataError when it holds
+    others.
+    """
     from data_pipeline.generators import generate
 
     origin = {"generator": generator, "args": dict(args)}
@@ -58,8 +63,8 @@ def write_generated(
         manifest = load_manifest(storage)
         if manifest.origin != origin:
             raise DataError(
-                f"source {name!r}: {storage.url} was made with {manifest.origin or 'no generator'}, the recipe asks for {origin}; "
-                "delete the folder or give the source another path"
+                f"source {name!r}: {storage.url} was made with {manifest.origin or 'no generator'}, "
+                f"the recipe asks for {origin}; delete the folder or give the source another path"
             )
         return manifest
     path = storage.local_path("x")
@@ -67,12 +72,11 @@ def write_generated(
         raise DataError(f"source {name!r}: generated shards are written to local folders, not to {storage.url}")
     total = args.get("num_samples")
     with progress(f"write {name}", total if isinstance(total, int) else None) as advance:
-        return write_shards(
-            _counted(generate(generator, **args), advance), Path(path).parent, source=name, origin=origin, num_processes=num_processes
-        )  # fmt: skip
+        records = _counted(generate(generator, **args), advance)
+        return write_shards(records, path.parent, source=name, origin=origin, num_processes=num_processes)
 
 
-def _counted(records, advance):
+def _counted(records: Iterable[Mapping[str, Any]], advance: Callable[[int], None]) -> Iterator[Mapping[str, Any]]:
     for record in records:
         yield record
         advance(1)

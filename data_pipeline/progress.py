@@ -8,7 +8,9 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called with a description and a total (None when unknown); the context gives a function that advances by a count."""
+    """Called with a description and a total (None when unknown); the context gives a function that advances by a
+    count.
+    """
 
     def __call__(self, description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]: ...
 

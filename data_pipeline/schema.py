@@ -34,8 +34,8 @@ class SampleError(Exception):
 class Sample:
     """One conversation with its images.
 
-    `messages` is normalised: `content` is always a list of {"type": "image"} and {"type": "text", "text": str}; there are as
-    many image parts as `images`, which are RGB, upright, in order.
+    `messages` is normalised: `content` is always a list of {"type": "image"} and {"type": "text", "text": str}; there
+    are as many image parts as `images`, which are RGB, upright, in order.
     """
 
     key: str
@@ -75,7 +75,9 @@ class Encoder(Protocol):
 
 
 def check_key(key: str) -> str:
-    """The key itself when WebDataset can hold it: no dot (it starts the extension), no blank, no absolute path, no `..`."""
+    """The key itself when WebDataset can hold it: no dot (it starts the extension), no blank, no absolute path, no
+    `..`.
+    """
     if not isinstance(key, str) or not _KEY.match(key) or len(key) > 200:
         raise SampleError(f"key {key!r} does not fit: no dots, blanks or leading slash, at most 200 characters")
     return key
@@ -84,8 +86,8 @@ def check_key(key: str) -> str:
 def normalise_messages(messages: Any, num_images: int) -> list[dict[str, Any]]:
     """Messages whose content is always a list of parts.
 
-    A string content is cut at `<image>`; a list is checked. Raises SampleError when the record is not a conversation or its
-    image placeholders are not as many as `num_images`.
+    A string content is cut at `<image>`; a list is checked. Raises SampleError when the record is not a conversation or
+    its image placeholders are not as many as `num_images`.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise SampleError("'messages' is not a list of messages")

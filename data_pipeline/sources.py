@@ -59,7 +59,7 @@ def open_source(name: str, folder: str | os.PathLike[str], encoder: Encoder, pro
     path = _measures_path(reader, encoder)
     if not path.exists():
         raise DataError(
-            f"{reader.storage.url}: samples are not measured for this processor yet; run `measure_source` or `alignvlm data plan`"
+            f"{reader.storage.url}: samples are not measured for this processor yet; run `alignvlm data plan RECIPE`"
         )
     measures = np.load(path, mmap_mode="r", allow_pickle=False)
     if measures.shape != (len(reader), 2) or measures.dtype != np.uint32:

@@ -1,7 +1,7 @@
 """Where shards live: one small interface, chosen by the scheme of a folder's URL. Local folders now.
 
-Other schemes register a class; plan and loader never learn where bytes come from. `pipe:` would run a shell command from a
-data path and is refused unless asked for by an explicit flag.
+Other schemes register a class; plan and loader never learn where bytes come from. `pipe:` would run a shell command
+from a data path and is refused unless asked for by an explicit flag.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ _META_PREFIX = "__"
 
 @dataclass
 class ScannedSample:
-    """A sample's members: extension -> (offset of the data, size, crc32), and (width, height) of its images in order."""
+    """A sample's members: extension -> (offset of the data, size, crc32), and (width, height) of its images in
+    order.
+    """
 
     key: str
     members: dict[str, tuple[int, int, int]] = field(default_factory=dict)

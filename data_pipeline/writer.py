@@ -1,4 +1,6 @@
-"""Writes samples as standard WebDataset shards with their indexes and manifest. A folder appears whole or not at all."""
+"""Writes samples as standard WebDataset shards with their indexes and manifest. A folder appears whole or not at
+all.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +31,16 @@ def write_shards(
 ) -> Manifest:
     """Write records as shards of at most `samples_per_shard` samples and about `shard_bytes` bytes.
 
-    A record is {"key": str, "messages": [...], "images": [PIL images or bytes of image files], **meta}. Images become lossless
-    PNG; bytes stay as they are. Written beside the folder and renamed at the end, so a crash leaves nothing that looks whole.
+    A record is {"key": str, "messages": [...], "images": [PIL images or bytes of image files], **meta}. Images become
+    lossless PNG; bytes stay as they are. Written beside the folder and renamed at the end, so a crash leaves nothing
+    that looks whole.
 
     Raises:
         DataError: the folder is not empty, a record is not a valid sample, or there is none.
     """
     from webdataset import ShardWriter
 
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is not empty; choose another folder or delete it")
     partial = folder.with_name(f"{folder.name}.partial")
@@ -46,7 +49,7 @@ def write_shards(
     files: list[BinaryIO] = []
 
     def opener(name: str) -> BinaryIO:  # webdataset's own opener would run `pipe:` names
-        files.append(open(name, "wb"))
+        files.append(open(name, "wb"))  # noqa: SIM115 (webdataset writes to it, `close` ends it)
         return files[-1]
 
     def close(name: str) -> None:
