@@ -1,0 +1,69 @@
+"""Matrix products with a chosen accumulator: low-precision operands, fp32 sums, no hidden copies. Nothing else."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that statistics and sums of `dtype` values are kept in: float64 stays, everything else is fp32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def accumulate(acc: Tensor, a: Tensor, b: Tensor) -> None:
+    """`acc += a @ b` in place; `acc` may be fp32 while `a` [M, K] and `b` [K, P] are bf16 or fp16."""
+    if acc.dtype == a.dtype:
+        acc.addmm_(a, b)
+    elif a.is_cuda and _adds_into_fp32(a.device, a.dtype):
+        torch.addmm(acc, a, b, out_dtype=acc.dtype, out=acc)
+    else:
+        acc.add_(product(a, b))
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` with the sums, and the result, in the wide dtype."""
+    wide = wide_dtype(a.dtype)
+    if a.dtype == wide:
+        return a @ b
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=wide)
+    return a.to(wide) @ b.to(wide)
+
+
+def product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """`out = a @ b`, rounded once to the dtype of `out`."""
+    if out.dtype == a.dtype and (a.is_cuda or a.dtype == wide_dtype(a.dtype)):
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(product(a, b))
+
+
+def product_with_wide(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` for a wide `b` and an `a` of any dtype, in the wide dtype, on tensor cores where `a` is 16 bit.
+
+    A wide b is the sum of a high and a low part in the dtype of `a` (16 mantissa bits together in bf16), so two cheap
+    products replace one in fp32.
+    """
+    if a.dtype == b.dtype:
+        return a @ b
+    if not a.is_cuda:
+        return a.to(b.dtype) @ b
+    high = b.to(a.dtype)
+    result = product(a, high)
+    accumulate(result, a, (b - high).to(a.dtype))
+    return result
+
+
+@functools.cache
+def _adds_into_fp32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this PyTorch takes an fp32 addend for 16-bit operands (the first versions with `out_dtype` did not)."""
+    acc = torch.zeros(16, 16, device=device)
+    ones = torch.ones(16, 16, device=device, dtype=dtype)
+    try:
+        torch.addmm(acc, ones, ones, out_dtype=torch.float32, out=acc)
+    except RuntimeError:
+        return False
+    return True

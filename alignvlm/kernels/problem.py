@@ -1,0 +1,40 @@
+"""What the parts of the blocked operator tell each other: vectors over a block of the vocabulary and their gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Columns:
+    """Per vocabulary row v, in fp32 (float64 for float64 inputs): logit = gamma zhat + beta, z = h W2_v + bias."""
+
+    gamma: Tensor | None
+    """[B]"""
+    beta: Tensor | None
+    """[B]"""
+    bias: Tensor | None
+    """[B]"""
+
+    def block(self, rows: slice) -> Columns:
+        """The same for some rows of the vocabulary."""
+        parts = (None if part is None else part[rows] for part in (self.gamma, self.beta, self.bias))
+        return Columns(*parts)
+
+
+@dataclass
+class ColumnGradients:
+    """What the backward of one block sums up besides the matrix products; None where nobody asked."""
+
+    gamma: Tensor | None = None
+    """[B] sum over rows of ds zhat"""
+    beta: Tensor | None = None
+    """[B] sum over rows of ds"""
+    bias: Tensor | None = None
+    """[B] sum over rows of ds gamma / std"""
+    row: Tensor | None = None
+    """[N] sum over the block of g = gamma ds"""
+    row_product: Tensor | None = None
+    """[N] sum over the block of g zhat"""
