@@ -14,15 +14,15 @@ def add_parser(subparsers: Any) -> None:
     show = actions.add_parser("show", help="print a recipe with everything it inherits and every default")
     show.add_argument("recipe", help="name or path")
     show.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.precision=fp32")
-    show.set_defaults(run=run_show)
+    show.set_defaults(handler=run_show)
 
     listing = actions.add_parser("list", help="list the recipes and DeepSpeed strategies that come with the package")
-    listing.set_defaults(run=run_list)
+    listing.set_defaults(handler=run_list)
 
     check = actions.add_parser("check", help="say whether a recipe is right, and where not")
     check.add_argument("recipe", help="name or path")
     check.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.precision=fp32")
-    check.set_defaults(run=run_check)
+    check.set_defaults(handler=run_check)
 
 
 def run_show(args: argparse.Namespace) -> int:

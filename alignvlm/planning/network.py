@@ -1,0 +1,137 @@
+"""The recipe's network without its weights: built on PyTorch's meta device, then counted. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+
+from alignvlm.config.schema import PARTS, Recipe
+from alignvlm.errors import UserError
+from alignvlm.model.configuration import AlignVLMConfig
+from alignvlm.model.modeling import AlignVLMForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The sizes that memory and FLOPs depend on, in the letters of the paper where it has them."""
+
+    patches: int
+    """t: patch features of one tile."""
+    tokens_per_tile: int
+    """Visual tokens that one tile gives to the LLM."""
+    tile_size: int
+    """Side of a tile in pixels."""
+    vision_size: int
+    """Width of the vision encoder."""
+    vision_inner: int
+    """Width of its feed-forward layers."""
+    vision_layers: int
+    feature_size: int
+    """d: width of a feature that enters the connector, neighbours merged."""
+    connector: str
+    """Kind of the connector."""
+    hidden_size: int
+    """D: width of the LLM."""
+    inner_size: int
+    """Width of its feed-forward layers."""
+    num_layers: int
+    attention_size: int
+    """Query heads x head width."""
+    key_size: int
+    """Key heads x head width."""
+    vocab_size: int
+    """V."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The model on the meta device and its sizes."""
+
+    model: AlignVLMForConditionalGeneration
+    dims: Dimensions
+
+    def part(self, name: str) -> nn.Module:
+        """`vision`, `connector` or `language`."""
+        return getattr(self.model, name)
+
+    def parameters(self, part: str, trainable: Sequence[str] = ("*",)) -> int:
+        """Elements of the part's parameters whose names match one of the globs; tied ones count once."""
+        return sum(
+            parameter.numel()
+            for name, parameter in self.model.named_parameters()
+            if name.startswith(f"{part}.") and matches(name, trainable)
+        )
+
+    def total(self, trainable: Sequence[str] = ("*",)) -> int:
+        """The same over all parts."""
+        return sum(self.parameters(part, trainable) for part in PARTS)
+
+
+def matches(name: str, globs: Sequence[str]) -> bool:
+    """Whether a parameter's name matches one of a stage's `trainable` globs."""
+    return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+
+def build_network(recipe: Recipe) -> Network:
+    """The recipe's model on the meta device; UserError when neither it nor a local folder states the shapes."""
+    language = recipe.model.language
+    vocabulary = {"vocab_size": language.tokenizer.vocab_size} if language.tokenizer else {}
+    try:
+        config = AlignVLMConfig(
+            vision_config=_shape(recipe, "vision", {"vision_use_head": False}),
+            text_config=_shape(recipe, "language", vocabulary),
+            connector_config=asdict(recipe.model.connector),
+            tiles_config=asdict(recipe.model.tiles),
+        )
+        with torch.device("meta"):
+            model = AlignVLMForConditionalGeneration(config)
+        tiling = config.tiling
+    except ValueError as error:
+        raise UserError(f"recipe {recipe.name!r}: this model cannot be built: {error}") from error
+    vision, text = config.vision_config, config.text_config
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return Network(
+        model,
+        Dimensions(
+            patches=(vision.image_size // vision.patch_size) ** 2,
+            tokens_per_tile=tiling.tokens_per_tile,
+            tile_size=vision.image_size,
+            vision_size=vision.hidden_size,
+            vision_inner=vision.intermediate_size,
+            vision_layers=vision.num_hidden_layers,
+            feature_size=vision.hidden_size * recipe.model.tiles.merge**2,
+            connector=recipe.model.connector.kind,
+            hidden_size=text.hidden_size,
+            inner_size=text.intermediate_size,
+            num_layers=text.num_hidden_layers,
+            attention_size=text.num_attention_heads * head_dim,
+            key_size=key_heads * head_dim,
+            vocab_size=text.vocab_size,
+        ),
+    )
+
+
+def _shape(recipe: Recipe, part: str, forced: dict[str, Any]) -> PreTrainedConfig:
+    section = getattr(recipe.model, part)
+    fields = dict(section.config)
+    if "model_type" in fields:
+        config = AutoConfig.for_model(fields.pop("model_type"), **{**fields, **forced})
+    elif section.path is not None and Path(section.path).is_dir():
+        config = AutoConfig.from_pretrained(section.path, local_files_only=True)
+        config = getattr(config, "vision_config", config) if part == "vision" else config
+        if hasattr(config, "vision_use_head"):
+            config.vision_use_head = False
+    else:
+        raise UserError(
+            f"recipe {recipe.name!r}: the shape of {section.path!r} is not on this machine; "
+            f"state model.{part}.config (with its model_type) to plan without it"
+        )
+    return config
