@@ -1,8 +1,8 @@
 """From a recipe to data: shards made and measured, plans and loaders of its stages. The only place where both sides
 meet.
 
-Order of use: `ensure_shards` (before a tokenizer is trained on them), `ensure_measures` (with the processor; one process
-only, others wait), then `stage_plan` and `stage_loader` on every rank.
+Order of use: `ensure_shards` (before a tokenizer is trained on them), `ensure_measures` (with the processor; one
+process only, others wait), then `stage_plan` and `stage_loader` on every rank.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.batch import GlobalBatch
+from data_pipeline.batch import GlobalBatch, accumulation_steps
 from data_pipeline.plan import PLAN_VERSION, Plan
 
 ORDER_BATCHES = 64
@@ -83,3 +83,49 @@ def _batch(plan: Plan, batch: GlobalBatch) -> dict[str, Any]:
         "tiles": int(tiles.sum()),
         "packs": [documents[offsets[p] : offsets[p + 1]] for p in range(min(len(batch.packs), 4))],
     }
+
+
+def world_summary(
+    plan: Plan, world_size: int, micro_batch_packs: int, num_batches: int = ORDER_BATCHES
+) -> dict[str, Any]:
+    """Accumulation and balance for a number of ranks.
+
+    `tile_imbalance` is the heaviest rank's tiles over the mean of the ranks, averaged over the micro-steps of the first
+    batches: what the slowest rank costs. Raises DataError when the batch sizes do not divide.
+    """
+    accumulation = accumulation_steps(plan.global_batch_packs, world_size, micro_batch_packs)
+    heaviest = mean = 0.0
+    for batch in islice(plan.batches(0), num_batches):
+        _, tiles = batch.packs.totals()
+        per_rank = tiles[batch.micro_batches(world_size, micro_batch_packs)].sum(axis=2)  # [accumulation, ranks]
+        heaviest += float(per_rank.max(axis=1).sum())
+        mean += float(per_rank.mean(axis=1).sum())
+    return {
+        "world_size": world_size,
+        "micro_batch_packs": micro_batch_packs,
+        "accumulation_steps": accumulation,
+        "tile_imbalance": heaviest / mean if mean else 1.0,
+    }
+
+
+def diff_plans(old: Any, new: Any, path: str = "") -> list[str]:
+    """What changed between two plans (or parts of them) as JSON: lines `key: old → new`, empty when nothing did."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            line
+            for key in keys
+            for line in diff_plans(
+                old.get(key, "absent"), new.get(key, "absent"), f"{path}.{key}" if path else str(key)
+            )
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [
+            line for i, (a, b) in enumerate(zip(old, new, strict=True)) for line in diff_plans(a, b, f"{path}[{i}]")
+        ]
+    return [] if old == new else [f"{path}: {_short(old)} → {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:97]}…"
