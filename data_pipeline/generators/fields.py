@@ -1,8 +1,8 @@
 """Form fields and amounts written with scikit-learn's 1,797 real handwritten digits (8 x 8 pixels, UCI, 13 writers).
 
 A field is a square of `size` pixels with 1-3 digits, often with a printed label and a box; an amount is twice as wide
-and has a printed decimal separator; a pair is two fields; a list is a square with two to four numbers below each other,
-which gives many characters to learn from per image. Training and held-out samples share no digit image.
+and has a printed decimal separator; a pair is two fields; a list is a square with two or three numbers below each
+other, which gives many characters to learn from per image. Training and held-out samples share no digit image.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ QUESTIONS = {
 }
 FORMS = ("field", "amount", "pair", "list")
 READ = "Read it."
+CELLS = 3.0
+"""A square holds this many digits side by side: people write small and large numbers equally big."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -54,20 +56,27 @@ def _write(
     text: str,
     split: str,
     area: tuple[int, int, int, int],
+    cells: float,
 ) -> list[int]:
     """Write `text` into the area (left, top, right, bottom; pixels), separators printed; return its digit images."""
     pen, (left, top, right, bottom) = ImageDraw.Draw(page), area
     widths = [0.5 if char in ".," else 1.0 for char in text]
-    cell = min((right - left) / sum(widths), (bottom - top) * 0.95) * rng.uniform(0.85, 1.0)
-    x = left + rng.uniform(0, (right - left) - cell * sum(widths))
-    base = top + (bottom - top) * rng.uniform(0.9, 1.0)
+    cell = min((right - left) / max(sum(widths), cells), bottom - top) * rng.uniform(0.92, 1.0)
+    x = left + rng.uniform(0, min(right - left - cell * sum(widths), 0.3 * cell))
+    base = bottom - rng.uniform(0, min(bottom - top - cell, 0.4 * cell))
     used = []
     for char, width in zip(text, widths, strict=True):
         if char in ".,":
-            pen.text((x + cell * 0.25, base), char, fill=ink, font=pick_font(rng, split, 20, 24), anchor="ms")
+            pen.text(
+                (x + cell * 0.25, base),
+                char,
+                fill=ink,
+                font=pick_font(rng, split, int(cell), int(1.3 * cell)),
+                anchor="ms",
+            )
         else:
             index = choose(rng, digit_indices(split)[int(char)])
-            wide, high = int(cell * rng.uniform(0.9, 1.1)), int(min(cell * rng.uniform(1.0, 1.4), base - top))
+            wide, high = int(cell * rng.uniform(0.9, 1.1)), int(min(cell * rng.uniform(1.1, 1.4), base - top))
             alpha = Image.fromarray(load_digit_images()[0][index]).resize((wide, high), Image.Resampling.BICUBIC)
             strength = rng.uniform(0.75, 1.3)
             page.paste(ink, (int(x), int(base - high)), alpha.point([min(int(v * strength), 255) for v in range(256)]))
@@ -85,7 +94,7 @@ def _draw(
     style = int(rng.integers(4)) if len(lines) == 1 else 0  # bare, label, label and box, label and line
     top = 2 if style == 0 else int(size * 0.25)
     if style:
-        font = pick_font(rng, split, 11, 14)
+        font = pick_font(rng, split, 10, 12)
         pen.text((int(rng.integers(2, size // 4)), 1), choose(rng, LABELS), fill=ink, font=font)
     frame = int(rng.integers(120, 200))
     if style == 2:
@@ -94,8 +103,8 @@ def _draw(
         pen.line((3, size - 3, width - 4, size - 3), fill=(frame, frame, frame))
     used, high = [], (size - 2 - top) / len(lines)
     for at, line in enumerate(lines):
-        area = (4, int(top + at * high) + 1, width - 4, int(top + (at + 1) * high) - 1)
-        used += _write(rng, page, ink, line, split, area)
+        area = (2, int(top + at * high), width - 2, int(top + (at + 1) * high))
+        used += _write(rng, page, ink, line, split, area, CELLS * wide)
     return add_grain(rng, page, float(rng.uniform(0, 6))), used
 
 
@@ -121,28 +130,28 @@ def generate(
     num_samples: int,
     seed: int = 0,
     kind: str = "transcribe",
-    size: int = 64,
+    size: int = 48,
     digits: Sequence[int] = (1, 3),
     forms: Mapping[str, float] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield `num_samples` records.
 
     `digits` are the fewest and most digits of a number (an amount has 1-2 before its separator and two behind it);
-    `forms` weighs `field` (one number), `list` (two to four numbers in one image), `amount` (one image of two tiles)
+    `forms` weighs `field` (one number), `list` (two or three numbers in one image), `amount` (one image of two tiles)
     and `pair` (two images).
     """
     weights = dict(forms or {"field": 0.5, "list": 0.2, "amount": 0.15, "pair": 0.15})
     if not set(weights) <= set(FORMS) or min(weights.values()) < 0 or not sum(weights.values()):
         raise DataError(f"fields: forms {weights}: give weights of {', '.join(FORMS)}, not all 0")
-    if len(digits) != 2 or not 1 <= digits[0] <= digits[1] <= 4:
-        raise DataError(f"fields: digits {list(digits)}: fewest and most, between 1 and 4")
+    if len(digits) != 2 or not 1 <= digits[0] <= digits[1] <= 3:
+        raise DataError(f"fields: digits {list(digits)}: fewest and most, between 1 and 3")
     bounds = np.cumsum(list(weights.values())) / sum(weights.values())
     for index, rng in samples(split, num_samples, seed, kind):
         form = list(weights)[int(np.searchsorted(bounds, rng.random(), side="right"))]
         if form == "amount":
             texts = [_number(rng, 1, 2) + choose(rng, ".,") + _number(rng, 2, 2)]
         else:
-            count = {"field": 1, "pair": 2}.get(form) or int(rng.integers(2, 5))
+            count = {"field": 1, "pair": 2}.get(form) or int(rng.integers(2, 4))
             texts = [_number(rng, digits[0], digits[1]) for _ in range(count)]
         if form == "pair":
             drawn = [_draw(rng, [text], split, size, 1) for text in texts]

@@ -47,11 +47,6 @@ TABLES = {
                 "urban": "Urban",
             },
         ),
-        _Table(
-            "statsmodels/datasets/committee/committee.csv",
-            "COMMITTEE",
-            {"BILLS104": "Bills", "BILLS103": "Bills", "SIZE": "Size", "STAFF": "Staff"},
-        ),
         _Table("statsmodels/datasets/sunspots/sunspots.csv", "YEAR", {"SUNACTIVITY": "Spots"}),
         _Table(
             "statsmodels/datasets/elnino/elnino.csv", "YEAR", {"JAN": "Jan", "APR": "Apr", "JUL": "Jul", "OCT": "Oct"}

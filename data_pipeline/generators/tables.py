@@ -29,8 +29,8 @@ def _draw(rng: np.random.Generator, column: Column, rows: list[tuple[str, int]],
     width, height = 2 * size, size
     page, pen, ink = new_page(rng, width, height)
     step = height / (len(rows) + 1)
-    font = pick_font(rng, split, 12, 14)
-    left, right = int(rng.integers(3, 8)), width - int(rng.integers(4, 14))
+    font = pick_font(rng, split, 10, 11 if len(rows) > 2 else 12)
+    left, right = int(rng.integers(2, 5)), width - int(rng.integers(3, 8))
     rule = int(rng.integers(110, 190))
     style = int(rng.integers(3))  # rule under the header, shaded header, all rules
     if style == 1:
@@ -39,7 +39,7 @@ def _draw(rng: np.random.Generator, column: Column, rows: list[tuple[str, int]],
     for line in range(1, len(rows) + 1) if style == 2 else (1,):
         pen.line((0, int(line * step), width, int(line * step)), fill=(rule, rule, rule))
     for line, (label, value) in enumerate([("", column.name), *((label, str(value)) for label, value in rows)]):
-        middle = (line + 0.5) * step + 1
+        middle = (line + 0.5) * step
         pen.text((left, middle), label, fill=ink, font=font, anchor="lm")
         pen.text((right, middle), value, fill=ink, font=font, anchor="rm")
     return add_grain(rng, page, float(rng.uniform(0, 5)))
@@ -76,7 +76,7 @@ def generate(
     num_samples: int,
     seed: int = 0,
     kind: str = "transcribe",
-    size: int = 64,
+    size: int = 48,
     rows: Sequence[int] = (2, 3),
     turns: int = 2,
     ask: Sequence[str] = ("label", "row", "largest", "count"),
