@@ -35,7 +35,6 @@ def run(arguments: argparse.Namespace) -> int:
     from alignvlm.errors import UserError
     from alignvlm.evaluation.evaluate import evaluate
     from alignvlm.training.launch import is_launched, run_local
-    from data_pipeline.progress import rich_progress, silent
 
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: at least 1")
@@ -47,14 +46,14 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or export.parent / ("evaluation" if not arguments.limit else f"evaluation-{arguments.limit}")
     options: dict[str, Any] = {"tasks": arguments.task, "limit": arguments.limit, "device": arguments.device}
     if not is_launched():
-        show(evaluate(export, recipe, out, progress=rich_progress, **options), out)
+        show(evaluate(export, recipe, out, progress=True, **options), out)
         return 0
     from alignvlm.training import distributed
 
     world = distributed.start(recipe.train.timeout_minutes)
     try:
         options |= {"rank": world.rank, "world_size": world.size, "barrier": world.wait}
-        results = evaluate(export, recipe, out, progress=rich_progress if world.is_main else silent, **options)
+        results = evaluate(export, recipe, out, progress=True, **options)
         if world.is_main:
             show(results, out)
     finally:
@@ -77,7 +76,7 @@ def find_model(arguments: argparse.Namespace) -> tuple[Recipe, Path]:
         resolved = export.parent.parent / "config.yaml"
         if not (export / "config.json").is_file():
             raise UserError(
-                f"{export} is no export folder (it has no config.json); give runs/<name>/<n>-<stage>/export"
+                f"{export} is no export folder (no config.json); give runs/<name>/<n>-<stage>/export"
             )
         if not arguments.recipe and not resolved.is_file():
             raise UserError(f"{export} lies in no run: say which recipe's tasks with --recipe")

@@ -47,10 +47,12 @@ def draw(chart: Chart, steps: Sequence[dict[str, Any]]) -> Markup | None:
     """A `<figure>` with the chart over all steps of a run, stage boundaries marked; None without any finite value."""
     segments = _segments(steps)
     lines = [
-        (series, [[(x, _finite(series.value(step))) for x, step in segment] for _, segment in segments])
+        (
+            series,
+            [_group([(x, _finite(series.value(step))) for x, step in segment], len(steps)) for _, segment in segments],
+        )
         for series in chart.series
     ]
-    lines = [(s, [_group(points, len(steps)) for points in parts]) for s, parts in lines]
     lines = [(s, parts) for s, parts in lines if any(parts)]
     values = [y for _, parts in lines for points in parts for _, y in points if not chart.log or y > 0]
     if not values:
@@ -58,14 +60,14 @@ def draw(chart: Chart, steps: Sequence[dict[str, Any]]) -> Markup | None:
     log = chart.log and min(values) > 0 and max(values) / min(values) > 20
     y_of, y_ticks = _axis(values, log, chart.zero)
     x_of = lambda x: LEFT + (x - 0.5) / len(steps) * (WIDTH - LEFT - RIGHT)
-    parts = [_grid(y_ticks, y_of), _stage_marks(segments, x_of, len(steps)), _x_ticks(len(steps), x_of)]
+    body = [_grid(y_ticks, y_of), _stage_marks(segments, x_of, len(steps)), _x_ticks(len(steps), x_of)]
     for series, points_per_stage in lines:
         for points in points_per_stage:
-            kept = [(x, y) for x, y in points if not log or y > 0]
+            kept = [(x, y) for x, y in points if not chart.log or y > 0]
             if chart.smooth:
-                parts.append(_path(kept, x_of, y_of, f"raw c{series.colour}"))
-            parts.append(_path(_smoothed(kept) if chart.smooth else kept, x_of, y_of, f"line c{series.colour}"))
-    return _figure(chart, lines, "".join(parts), segments, len(steps))
+                body.append(_path(kept, x_of, y_of, f"raw c{series.colour}"))
+            body.append(_path(_smoothed(kept) if chart.smooth else kept, x_of, y_of, f"line c{series.colour}"))
+    return _figure(chart, lines, "".join(body), segments, len(steps))
 
 
 def _figure(chart: Chart, lines: list[Any], body: str, segments: list[Any], num_steps: int) -> Markup:

@@ -21,8 +21,8 @@ from alignvlm.errors import UserError
 from alignvlm.evaluation.generate import Answerer, ModelAnswerer
 from alignvlm.evaluation.items import Item, items_of
 from alignvlm.evaluation.metrics import mean_scores, most_frequent_answer, score
+from alignvlm.progress import Progress
 from data_pipeline.decode import SourceReader
-from data_pipeline.progress import Progress, silent
 from data_pipeline.schema import SampleError
 
 T = TypeVar("T")
@@ -44,8 +44,8 @@ def evaluate(
     barrier: Callable[[], None] | None = None,
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
-    progress: Progress = silent,
-    device: str | None = None,
+    progress: bool = False,
+    device: Any = None,
     answerer: Answerer | None = None,
 ) -> dict[str, Any]:
     """Evaluate an export folder on the recipe's tasks; every rank calls this and gets the same results.
@@ -55,10 +55,11 @@ def evaluate(
     whose model files, shards and settings are those of the existing results.json is not repeated.
 
     Args:
-        progress: shows this rank's samples per task.
+        progress: rank 0 shows its share of each task, with the time left.
         barrier: waits for all ranks; needed when `world_size` > 1. Called once per task and once at the end.
         tasks: names of tasks; default: all.
         limit: at most so many samples per task, besides the task's own limit.
+        device: a torch device or its name; default: this process's GPU, else the CPU.
         answerer: used instead of loading `model_folder` (which still identifies the results).
 
     Returns:
@@ -74,7 +75,7 @@ def evaluate(
     identities = {name: _identity(Path(model_folder), recipe, task, limit) for name, task in chosen.items()}
     known = read_results(out)
     done = {name for name in chosen if known.get("tasks", {}).get(name, {}).get("identity") == identities[name]}
-    results = {"model": str(model_folder), "tasks": {n: t for n, t in known.get("tasks", {}).items() if n in done}}
+    entries = {name: entry for name, entry in known.get("tasks", {}).items() if name in done}
     for name, task in chosen.items():
         if name not in done:
             answerer = answerer or ModelAnswerer.load(model_folder, device)
@@ -82,7 +83,8 @@ def evaluate(
         if barrier is not None:
             barrier()
         if rank == 0 and name not in done:
-            results["tasks"][name] = _merge_parts(out, name, world_size) | {"identity": identities[name]}
+            entries[name] = _merge_parts(out, name, world_size) | {"identity": identities[name]}
+            results = {"model": str(model_folder), "tasks": {n: entries[n] for n in chosen if n in entries}}
             _write_text(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     if barrier is not None:
         barrier()
@@ -110,7 +112,7 @@ def _answer_part(
     rank: int,
     world_size: int,
     limit: int | None,
-    progress: Progress,
+    progress: bool,
 ) -> None:
     source = recipe.data.sources[task.source]
     reader = SourceReader(Path(recipe.data.root) / source.path, task.source, prompt=source.prompt)
@@ -121,7 +123,7 @@ def _answer_part(
     started = time.monotonic()
     rows: list[dict[str, Any]] = []
 
-    def items(advance: Callable[[int], None]) -> Iterator[tuple[dict[str, Any], Item]]:
+    def items() -> Iterator[tuple[dict[str, Any], Item]]:
         for index in mine:
             try:
                 sample = reader[index]
@@ -135,11 +137,11 @@ def _answer_part(
                 yield row | {"answers": item.answers, "prediction": ""} | extra, item
             if index in viewed and sample_items:
                 _save_view(out, name, index, answerer.vocabulary_view(sample_items[0]))
-            advance(1)
 
-    with progress(f"evaluate {name}", len(mine)) as advance:
-        for batch in _batches(items(advance), recipe.evaluation.batch_size):
+    with Progress(f"evaluate {name}", len(mine), enabled=progress and rank == 0) as bar:
+        for batch in _batches(items(), recipe.evaluation.batch_size):
             predictions = answerer.answer([item for _, item in batch], task.max_new_tokens)
+            bar.advance(len({row["index"] for row, _ in batch if row["turn"] == 0}))
             for (row, item), prediction in zip(batch, predictions, strict=True):
                 rows.append(row | {"prediction": prediction} | score(prediction, item.answers))
     _write_lines(_part_path(out, name, rank, world_size), [*rows, {"seconds": time.monotonic() - started}])

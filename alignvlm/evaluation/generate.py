@@ -25,7 +25,7 @@ class Answerer(Protocol):
 class ModelAnswerer:
     """An export folder, loaded for inference on one device."""
 
-    def __init__(self, model: Any, processor: Any, device: str) -> None:
+    def __init__(self, model: Any, processor: Any, device: Any) -> None:
         self.model = model.to(device).eval()
         self.processor = processor
         self.device = device
@@ -34,7 +34,7 @@ class ModelAnswerer:
         self.pad_id = pad if pad is not None else self.stop_ids[0]
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | None = None) -> ModelAnswerer:
+    def load(cls, folder: str | Path, device: Any = None) -> ModelAnswerer:
         """Load model and processor of an export; `device` defaults to this process's GPU, else the CPU."""
         from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 

@@ -87,10 +87,10 @@ def tile_boxes(spec: TilingSpec, width: int, height: int) -> list[tuple[float, f
 
 def token_text(tokenizer: Any, token_id: int) -> str:
     """A token as a reader can tell it from others: white space made visible, partial bytes by their own name."""
-    text = tokenizer.decode([token_id])
-    if not text or "\ufffd" in text:
+    text = tokenizer.decode([token_id]).replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+    if not text or "\ufffd" in text or not text.isprintable():
         return str(tokenizer.convert_ids_to_tokens(token_id) or f"#{token_id}")
-    return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+    return text
 
 
 def _cell_box(

@@ -1,0 +1,189 @@
+"""Evaluation of real shards by an answerer without a model: sharding, reuse, multi-turn items, mistakes."""
+
+from __future__ import annotations
+
+import json
+import threading
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from alignvlm.config.schema import DataConfig, EvaluationConfig, Recipe, SourceConfig, TaskConfig
+from alignvlm.errors import UserError
+from alignvlm.evaluation.evaluate import evaluate, read_predictions, spread
+from alignvlm.evaluation.items import Item, items_of
+from data_pipeline.decode import SourceReader
+from data_pipeline.writer import write_shards
+
+NUM_SAMPLES = 23
+
+
+class Fake:
+    """Right or wrong by the item alone, whoever asks and with whatever else in the batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
+        self.batches.append(len(items))
+        return [
+            i.answers[0] if zlib.crc32(f"{i.key}{i.turn}".encode()) % 3 else "wrong"[:max_new_tokens] for i in items
+        ]
+
+    def vocabulary_view(self, item: Item) -> dict[str, Any] | None:
+        return {"tiles": [], "entropy": 1.0, "vocabulary": 3} if item.images else None
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    write_shards((_record(i) for i in range(NUM_SAMPLES)), tmp_path / "data" / "fields", samples_per_shard=10)
+    return Recipe(
+        name="demo",
+        data=DataConfig(root=str(tmp_path / "data"), sources={"fields_test": SourceConfig(path="fields")}),
+        evaluation=EvaluationConfig(tasks={"fields": TaskConfig(source="fields_test")}, batch_size=4, gallery=5),
+    )
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def _record(i: int) -> dict[str, Any]:
+    messages = [
+        {"role": "user", "content": "<image>First?"},
+        {"role": "assistant", "content": f"{i}"},
+        {"role": "user", "content": [{"type": "text", "text": "Second?"}] + [{"type": "image"}] * (i % 2)},
+        {"role": "assistant", "content": f"{i + 1}"},
+    ]
+    if i % 3 == 0:
+        messages = messages[:2]
+    images = [Image.new("RGB", (20 + i, 30), (i, i, i))] * (1 + (i % 2 if i % 3 else 0))
+    return {"key": f"k{i:03d}", "messages": messages, "images": images, "answers": [messages[-1]["content"], "also"]}
+
+
+def test_ranks_together_give_what_one_process_gives(recipe: Recipe, model: Path, tmp_path: Path) -> None:
+    alone = evaluate(model, recipe, tmp_path / "one", answerer=Fake())
+    ranks = 3
+    barrier = threading.Barrier(ranks, timeout=30)
+    results: dict[int, Any] = {}
+
+    def work(rank: int) -> None:
+        results[rank] = evaluate(
+            model, recipe, tmp_path / "three", rank=rank, world_size=ranks, barrier=barrier.wait, answerer=Fake()
+        )
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for rank in range(ranks):
+        assert _without_time(results[rank]) == _without_time(alone)
+    assert (tmp_path / "three" / "fields.jsonl").read_bytes() == (tmp_path / "one" / "fields.jsonl").read_bytes()
+    assert _files(tmp_path / "three") == _files(tmp_path / "one")
+
+
+def test_predictions_are_in_order_and_scores_are_their_means(recipe: Recipe, model: Path, tmp_path: Path) -> None:
+    entry = evaluate(model, recipe, tmp_path / "out", answerer=Fake())["tasks"]["fields"]
+    rows = read_predictions(tmp_path / "out" / "fields.jsonl")
+    two_turns = [i for i in range(NUM_SAMPLES) if i % 3]
+    assert [(r["index"], r["turn"]) for r in rows] == sorted(
+        [(i, 0) for i in range(NUM_SAMPLES)] + [(i, 1) for i in two_turns]
+    )
+    assert {"key", "task", "question", "answers", "prediction", "exact_match", "anls", "relaxed_accuracy"} <= set(
+        rows[0]
+    )
+    assert entry["items"] == len(rows)
+    assert entry["exact_match"] == pytest.approx(sum(r["exact_match"] for r in rows) / len(rows))
+    assert 0 < entry["exact_match"] < 1
+    assert entry["baseline_answer"] == "also"
+    with_images = [r["index"] for r in rows if "images" in r and r["turn"] == 0]
+    assert with_images == spread(NUM_SAMPLES, 5)
+    for row in rows:
+        for name in row.get("images", []):
+            with Image.open(tmp_path / "out" / name) as image:
+                assert image.size == (20 + row["index"], 30)
+
+
+def test_results_of_the_same_model_are_reused(recipe: Recipe, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = evaluate(model, recipe, out, answerer=Fake())
+    again = Fake()
+    assert evaluate(model, recipe, out, answerer=again) == first
+    assert again.batches == []
+    (model / "config.json").write_text('{"other": 1}')
+    assert _without_time(evaluate(model, recipe, out, answerer=again)) != _without_time(first)
+    assert sum(again.batches) == first["tasks"]["fields"]["items"]
+
+
+def test_limits_and_batches(recipe: Recipe, model: Path, tmp_path: Path) -> None:
+    fake = Fake()
+    entry = evaluate(model, recipe, tmp_path / "out", answerer=fake, limit=3)["tasks"]["fields"]
+    assert entry["items"] == 5
+    assert fake.batches == [4, 1]
+    task = TaskConfig(source="fields_test", limit=1)
+    short = replace(recipe, evaluation=replace(recipe.evaluation, tasks={"fields": task}))
+    assert evaluate(model, short, tmp_path / "out", answerer=fake)["tasks"]["fields"]["items"] == 1
+
+
+def test_a_sample_that_cannot_be_read_is_counted(recipe: Recipe, model: Path, tmp_path: Path) -> None:
+    shard = next((tmp_path / "data" / "fields").glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    at = data.index(b"IDAT")
+    data[at + 6 : at + 12] = b"broken"
+    shard.write_bytes(bytes(data))
+    entry = evaluate(model, recipe, tmp_path / "out", answerer=Fake())["tasks"]["fields"]
+    assert entry["unreadable"] == 1
+    assert entry["items"] == NUM_SAMPLES + sum(1 for i in range(NUM_SAMPLES) if i % 3) - 1
+
+
+def test_each_turn_is_asked_with_the_true_history(recipe: Recipe, tmp_path: Path) -> None:
+    sample = SourceReader(tmp_path / "data" / "fields", "fields_test")[1]
+    first, second = items_of(sample)
+    assert [m["role"] for m in first.messages] == ["user"]
+    assert [m["role"] for m in second.messages] == ["user", "assistant", "user"]
+    assert (first.question, second.question) == ("First?", "Second?")
+    assert (len(first.images), len(second.images)) == (1, 2)
+    assert first.answers == ["1"]
+    assert second.answers == ["2", "also"]
+    per_turn = replace(sample, meta={"answers": [["1", "one"], ["2", "two"]]})
+    assert [item.answers for item in items_of(per_turn)] == [["1", "one"], ["2", "two"]]
+
+
+def test_mistakes_are_named(recipe: Recipe, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'feilds'; did you mean 'fields'"):
+        evaluate(model, recipe, tmp_path / "out", tasks=["feilds"], answerer=Fake())
+    task = TaskConfig(source="tables_test")
+    wrong = replace(recipe, evaluation=replace(recipe.evaluation, tasks={"tables": task}))
+    with pytest.raises(UserError, match=r"evaluation.tasks.tables.source .* 'tables_test'"):
+        evaluate(model, wrong, tmp_path / "out", answerer=Fake())
+    with pytest.raises(UserError, match="no exported model"):
+        evaluate(tmp_path, recipe, tmp_path / "out")
+    with pytest.raises(ValueError, match="barrier"):
+        evaluate(model, recipe, tmp_path / "out", world_size=2, answerer=Fake())
+
+
+def test_spread_covers_the_whole_source() -> None:
+    assert spread(100, 4) == [0, 25, 50, 75]
+    assert spread(3, 12) == [0, 1, 2]
+    assert spread(0, 12) == []
+
+
+def _without_time(results: dict[str, Any]) -> dict[str, Any]:
+    copy = json.loads(json.dumps(results))
+    for entry in copy["tasks"].values():
+        assert entry.pop("seconds") >= 0
+    return copy
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
