@@ -59,13 +59,14 @@ def ensure_shards(recipe: Recipe, names: Iterable[str] | None = None, progress: 
     """Generate the shards of sources that have a generator and no shards, index foreign ones. Idempotent; one process
     only.
     """
-    from data_pipeline.prepare import prepare_folder
+    from data_pipeline.prepare import FolderSpec, prepare_folders
     from data_pipeline.progress import silent
 
+    specs = []
     for name in used_sources(recipe) if names is None else names:
         config = source_config(recipe, name)
-        folder = source_folder(recipe, name)
-        prepare_folder(name, folder, config.generator, config.generator_args, progress=progress or silent)
+        specs.append(FolderSpec(name, source_folder(recipe, name), config.generator, config.generator_args))
+    prepare_folders(specs, progress or silent)
 
 
 def open_reader(recipe: Recipe, name: str) -> SourceReader:

@@ -5,14 +5,43 @@ half-done.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.index import MANIFEST, Manifest, index_shards, load_manifest
+from data_pipeline.parallel import pool
 from data_pipeline.progress import Progress, silent
 from data_pipeline.storage import open_storage
 from data_pipeline.writer import write_shards
+
+
+@dataclass(frozen=True)
+class FolderSpec:
+    """One source's folder and where its shards come from."""
+
+    name: str
+    folder: str
+    generator: str | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+def prepare_folders(specs: Sequence[FolderSpec], progress: Progress = silent) -> None:
+    """`prepare_folder` for several sources; those to be generated are generated at the same time, one per core."""
+    missing = [s for s in specs if s.generator is not None and not open_storage(s.folder).exists(MANIFEST)]
+    with pool(None, len(missing)) as executor:
+        if executor is not None:
+            sizes = [int(spec.args.get("num_samples", 1)) for spec in missing]
+            with progress(f"write {len(missing)} sources", sum(sizes)) as advance:
+                for size, _ in zip(sizes, executor.map(_prepare_alone, missing), strict=True):
+                    advance(size)
+    for spec in specs:
+        prepare_folder(spec.name, spec.folder, spec.generator, spec.args, progress=progress)
+
+
+def _prepare_alone(spec: FolderSpec) -> None:
+    prepare_folder(spec.name, spec.folder, spec.generator, spec.args, num_processes=1)
 
 
 def prepare_folder(
