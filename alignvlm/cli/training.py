@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -11,7 +12,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a recipe, or go on where it was",
-        description="Prepare the data, train all stages, evaluate and report. Finds the newest valid checkpoint by itself.",
+        description="Prepare the data, train all stages, evaluate and report; find the newest valid checkpoint first.",
     )
     parser.add_argument("recipe", help="name of a recipe or path of a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, e.g. seed=1")
@@ -27,7 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return dry_run(recipe)
     if not is_launched() and recipe.train.processes > 1:
-        return run_local(["train", arguments.recipe, *arguments.overrides], recipe.train.processes)
+        command = [sys.executable, "-m", "alignvlm", "train", arguments.recipe, *arguments.overrides]
+        return run_local(command, recipe.train.processes)
     from alignvlm.training.pipeline import train
 
     code = train(recipe)
@@ -72,6 +74,4 @@ def tell_where(recipe: Any) -> None:
 
 
 def _is_main() -> bool:
-    import os
-
     return os.environ.get("RANK", "0") == "0"

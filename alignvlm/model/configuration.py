@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from alignvlm.config.schema import ConnectorConfig, TilesConfig
 from alignvlm.model.tiling import TilingSpec
 
 
@@ -38,8 +40,8 @@ class AlignVLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.vision_config = _sub_config(self.vision_config, "siglip_vision_model")
         self.text_config = _sub_config(self.text_config, "llama")
-        self.connector_config = {"kind": "align", **(self.connector_config or {})}
-        self.tiles_config = dict(self.tiles_config or {})
+        self.connector_config = asdict(ConnectorConfig()) | (self.connector_config or {})
+        self.tiles_config = asdict(TilesConfig()) | (self.tiles_config or {})
         self.image_mean = self.image_mean or [0.5, 0.5, 0.5]
         self.image_std = self.image_std or [0.5, 0.5, 0.5]
         super().__post_init__(**kwargs)

@@ -49,7 +49,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.vision = vision if vision is not None else AutoModel.from_config(config.vision_config)
         self.language = language if language is not None else AutoModelForCausalLM.from_config(config.text_config)
-        text, merge = config.text_config, config.tiles_config.get("merge", 1)
+        text, merge = config.text_config, config.tiles_config["merge"]
         self.connector: Connector = build_connector(
             config.connector_config, config.vision_config.hidden_size * merge**2, text.hidden_size, text.vocab_size
         )
@@ -86,7 +86,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             features = self.vision(pixel_values=pixel_values.to(self.vision.dtype)).last_hidden_state
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
         features = features[:, -(side**2) :]  # class tokens, where an encoder has them, come first
-        merge = self.config.tiles_config.get("merge", 1)
+        merge = self.config.tiles_config["merge"]
         if merge == 1:
             return features
         blocks = features.unflatten(1, (side // merge, merge, side // merge, merge))  # [K, r, m, c, m, d]

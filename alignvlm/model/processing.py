@@ -113,16 +113,15 @@ class AlignVLMProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text or [])
         flat = _flat_images(images)
         tiles = [self.spec.cut(image.convert("RGB")) for image in flat]
+        arrays = [np.asarray(ids, np.int64) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        placeholders = [int((ids == self.image_token_id).sum()) for ids in arrays]
+        if sum(placeholders) != len(flat):
+            raise ValueError(f"{len(flat)} images for {sum(placeholders)} {IMAGE} placeholders in the text")
         counts = iter([len(t) for t in tiles])
-        rows = []
-        for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:
-            array = np.asarray(ids, np.int64)
-            mine = [next(counts, 0) for _ in range(int((array == self.image_token_id).sum()))]
-            rows.append(self._expand(array, array, mine)[0])
-        if next(counts, None) is not None or sum(int((r == self.image_token_id).sum()) for r in rows) != sum(
-            len(t) * self.spec.tokens_per_tile for t in tiles
-        ):
-            raise ValueError(f"{len(flat)} images do not match the number of {IMAGE} placeholders in the text")
+        rows = [
+            self._expand(ids, ids, [next(counts) for _ in range(n)])[0]
+            for ids, n in zip(arrays, placeholders, strict=True)
+        ]
         length = max((len(r) for r in rows), default=0)
         input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id, np.int64)
         mask = np.zeros_like(input_ids)

@@ -33,14 +33,14 @@ class TilingSpec:
     @classmethod
     def of(cls, vision_config: Any, tiles: dict[str, Any], tokens_per_tile: int | None = None) -> TilingSpec:
         """From a vision config and the fields of `TilesConfig`; `tokens_per_tile` when the connector resamples."""
-        merge = tiles.get("merge", 1)
+        merge = tiles["merge"]
         side = vision_config.image_size // vision_config.patch_size
         if side % merge:
             raise ValueError(
                 f"tiles.merge = {merge} does not divide the {side} patches of a tile's side "
                 f"(image_size {vision_config.image_size} / patch_size {vision_config.patch_size})"
             )
-        fields = {k: tiles[k] for k in ("max_tiles", "min_coverage", "overview") if k in tiles}
+        fields = {name: tiles[name] for name in ("max_tiles", "min_coverage", "overview")}
         return cls(vision_config.image_size, tokens_per_tile or (side // merge) ** 2, **fields)
 
     def grid(self, width: int, height: int) -> tuple[int, int]:

@@ -61,6 +61,22 @@ class Network:
         """`vision`, `connector` or `language`."""
         return getattr(self.model, name)
 
+    @property
+    def head(self) -> torch.Tensor:
+        """Weight of the LM head [V, D]; the embedding itself where they are tied."""
+        output: Any = self.model.get_output_embeddings()
+        return output.weight
+
+    @property
+    def embedding(self) -> torch.Tensor:
+        """The LLM's input embedding [V, D]."""
+        inputs: Any = self.model.get_input_embeddings()
+        return inputs.weight
+
+    def learns(self, weight: torch.Tensor, trainable: Sequence[str]) -> bool:
+        """Whether this parameter of the model matches one of the globs."""
+        return any(p is weight and matches(name, trainable) for name, p in self.model.named_parameters())
+
     def parameters(self, part: str, trainable: Sequence[str] = ("*",)) -> int:
         """Elements of the part's parameters whose names match one of the globs; tied ones count once."""
         return sum(
@@ -90,25 +106,30 @@ def build_network(recipe: Recipe) -> Network:
             connector_config=asdict(recipe.model.connector),
             tiles_config=asdict(recipe.model.tiles),
         )
-        with torch.device("meta"):
-            model = AlignVLMForConditionalGeneration(config)
-        tiling = config.tiling
+        return network_of(config)
     except ValueError as error:
         raise UserError(f"recipe {recipe.name!r}: this model cannot be built: {error}") from error
-    vision, text = config.vision_config, config.text_config
+
+
+def network_of(config: AlignVLMConfig) -> Network:
+    """The network that a model's config describes, on the meta device."""
+    with torch.device("meta"):
+        model = AlignVLMForConditionalGeneration(config)
+    vision: Any = config.vision_config
+    text: Any = config.text_config
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     return Network(
         model,
         Dimensions(
             patches=(vision.image_size // vision.patch_size) ** 2,
-            tokens_per_tile=tiling.tokens_per_tile,
+            tokens_per_tile=config.tiling.tokens_per_tile,
             tile_size=vision.image_size,
             vision_size=vision.hidden_size,
             vision_inner=vision.intermediate_size,
             vision_layers=vision.num_hidden_layers,
-            feature_size=vision.hidden_size * recipe.model.tiles.merge**2,
-            connector=recipe.model.connector.kind,
+            feature_size=vision.hidden_size * config.tiles_config["merge"] ** 2,
+            connector=config.connector_config["kind"],
             hidden_size=text.hidden_size,
             inner_size=text.intermediate_size,
             num_layers=text.num_hidden_layers,

@@ -73,7 +73,7 @@ class CheckpointStore:
         return final
 
     def newest(self, tell: Callable[[str], None]) -> Found | None:
-        """The newest checkpoint whose files are all there with the right checksums; others are named and passed over."""
+        """The newest checkpoint whose files are all there and unharmed; others are named and passed over."""
         candidates = self.world.broadcast(
             sorted(self.folder.glob("step-*"), reverse=True) if self.world.is_main else None
         )

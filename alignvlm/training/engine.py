@@ -55,7 +55,8 @@ def build_trainer(recipe: Recipe, stage_name: str, export: Path, world: World) -
     model.train()
     model.loss_chunk = recipe.train.loss_chunk
     if recipe.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     set_trainable(model, stage, stage_name)
     groups = parameter_groups(model, stage, stage_name)
     engine, *_ = deepspeed.initialize(

@@ -22,7 +22,7 @@ def consolidate(model: torch.nn.Module, world: World) -> dict[str, torch.Tensor]
     import deepspeed
 
     weights: dict[str, torch.Tensor] = {}
-    tied = {name: p for name, p in model.named_parameters(remove_duplicate=False)}
+    tied = dict(model.named_parameters(remove_duplicate=False))
     copies: dict[int, torch.Tensor] = {}
     for name, parameter in tied.items():
         if id(parameter) not in copies:

@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from types import FrameType
 
@@ -23,8 +22,8 @@ def is_launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def run_local(arguments: list[str], processes: int) -> int:
-    """Run `alignvlm <arguments>` as `processes` ranks of one job; returns the exit code."""
+def run_local(command: list[str], processes: int) -> int:
+    """Run a command as `processes` ranks of one job; returns the exit code of the first that failed, or 0."""
     shared = os.environ | {
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
@@ -32,7 +31,6 @@ def run_local(arguments: list[str], processes: int) -> int:
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))),
     }
-    command = [sys.executable, "-m", "alignvlm", *arguments]
     ranks = [
         subprocess.Popen(command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(processes)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from alignvlm.config.schema import Recipe
 from alignvlm.evaluation.evaluate import evaluate
 from alignvlm.evaluation.report import build_report
+from alignvlm.tracking import Tracker
 from alignvlm.training import distributed
 from alignvlm.training.callbacks import Callback
 from alignvlm.training.callbacks.checkpoints import Checkpoints
@@ -19,7 +20,6 @@ from alignvlm.training.distributed import World
 from alignvlm.training.prepare import prepare, run_processor
 from alignvlm.training.run import Run
 from alignvlm.training.stage import train_stage
-from alignvlm.tracking import Tracker
 
 REQUEUE = 75
 """Exit code that asks the launcher to start the job again (EX_TEMPFAIL)."""
@@ -72,5 +72,5 @@ def evaluate_stage(run: Run, index: int, world: World) -> None:
     if run.recipe.evaluation.tasks:
         evaluate(
             run.export(index), run.recipe, run.stage_folder(index) / "evaluation",
-            rank=world.rank, world_size=world.size, barrier=world.wait, device=world.device,
+            rank=world.rank, world_size=world.size, barrier=world.wait, device=str(world.device),
         )  # fmt: skip

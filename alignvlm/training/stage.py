@@ -66,8 +66,9 @@ def resume(state: StageState, found: Found) -> None:
 
 
 def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Sequence[Callback]) -> None:
-    ledger = Ledger(state.run.quarantine_file, state.recipe.data.max_bad_fraction) if state.world.is_main else None
-    throughput = Throughput(state.world)
+    ledger = Ledger(state.run.quarantine_file, state.recipe.data.max_bad_fraction)
+    throughput = Throughput(state.recipe, state.stage, state.trainer.model.config, state.world)
+    capacity = state.stage.global_batch_packs * state.stage.sequence_length
     for callback in callbacks:
         callback.on_start(state)
     try:
@@ -86,10 +87,10 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
                 callback.before_step(state)
             factor = lr_factor(state.stage, state.step, state.num_steps)
             result = train_step(state.trainer, micro_batches, state.world, factor)
-            epoch = state.plan.position(state.step).epoch
             state.step += 1
+            epoch = micro_batches[0].epoch
             record = {"stage": state.name, "step": state.step, "epoch": epoch, "time": time.time(), **result}
-            record |= throughput.measure(record, data_wait)
+            record |= throughput.measure(record, data_wait) | {"fill": record["tokens"] / capacity}
             for callback in callbacks:
                 callback.on_step(state, record)
     finally:

@@ -21,12 +21,13 @@ def train_step(trainer: Trainer, batches: Sequence[MicroBatch], world: World, fa
     """
     began = time.perf_counter()
     lr = set_lr(trainer.engine.optimizer, trainer.groups, factor)
-    supervised, samples, tokens, tiles, capacity = world.sum(
+    filled = [b for b in batches if b.num_samples]
+    supervised, samples, tokens, tiles, attended = world.sum(
         sum(b.num_supervised for b in batches),
-        sum(b.num_samples for b in batches),
-        sum(b.num_tokens for b in batches),
-        sum(len(b.tiles) for b in batches),
-        sum(b.capacity for b in batches),
+        sum(b.num_samples for b in filled),
+        sum(b.input_ids.numel() for b in filled),
+        sum(len(b.tiles) for b in filled),
+        sum(float(b.cu_seqlens.diff().double().square().sum()) for b in filled),
     )
     divisor = max(1.0, supervised) / (world.size * len(batches))
     losses = []
@@ -45,7 +46,6 @@ def train_step(trainer: Trainer, batches: Sequence[MicroBatch], world: World, fa
         trainer.engine.step()
         losses.append(output.loss.detach())
     (loss,) = world.sum(sum(float(x) for x in losses))
-    seconds = time.perf_counter() - began
     return {
         "loss": loss / (world.size * len(batches)),
         "lr": lr,
@@ -54,6 +54,6 @@ def train_step(trainer: Trainer, batches: Sequence[MicroBatch], world: World, fa
         "samples": int(samples),
         "supervised": int(supervised),
         "tiles": int(tiles),
-        "fill": tokens / capacity,
-        "seconds": seconds,
+        "attended": attended,
+        "seconds": time.perf_counter() - began,
     }

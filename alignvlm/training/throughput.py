@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import psutil
 import torch
 
+from alignvlm.config.schema import Recipe, StageConfig
+from alignvlm.model import AlignVLMConfig
+from alignvlm.planning.flops import Work, training_flops
+from alignvlm.planning.network import network_of
 from alignvlm.training.distributed import World
+
+PEAK_TFLOPS = {"H100": 989, "H200": 989, "H800": 989, "B200": 2250, "GB200": 2250, "A100": 312, "A800": 312, "L40S": 362}
+"""Dense bf16 matrix products per second, by data sheet; the name must be part of the device's."""
 
 
 class Throughput:
     """Adds what a step's record says about speed."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, recipe: Recipe, stage: StageConfig, config: AlignVLMConfig, world: World) -> None:
         self._world = world
         self._process = psutil.Process()
+        self._network = network_of(config)
+        self._trainable = stage.trainable
+        self._peak = peak_flops(world.device, recipe.train.precision) * world.size
 
     def measure(self, record: dict[str, Any], data_wait: float) -> dict[str, Any]:
         """Of rank 0's step: the waiting for data counts as time of the step."""
         wall = record["seconds"] + data_wait
+        work = Work(record["tokens"], record["tiles"], record["supervised"], record.pop("attended"))
+        flops = sum(part.model for part in training_flops(self._network, work, self._trainable).values())
         return {
             "seconds": wall,
             "tokens_per_second": record["tokens"] / wall,
             "samples_per_second": record["samples"] / wall,
+            "mfu": flops / wall / self._peak,
             "data_wait": data_wait,
             "memory_gib": self._memory() / 2**30,
         }
@@ -32,3 +46,21 @@ class Throughput:
         if self._world.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._world.device)
         return self._process.memory_info().rss
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Peak operations per second of one rank: by data sheet where the GPU is known, else the best measured GEMM."""
+    if device.type == "cuda" and precision == "bf16":
+        name = torch.cuda.get_device_name(device)
+        for key, tflops in PEAK_TFLOPS.items():
+            if key in name:
+                return tflops * 1e12
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    best = float("inf")
+    for _ in range(4):
+        began = time.perf_counter()
+        product = a @ a
+        float(product[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best

@@ -1,0 +1,114 @@
+"""Packed documents train exactly as they would alone, for several LMs and connectors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from alignvlm.model.attention import SDPA, VARLEN
+from tests.tiny import alone, pack, samples, tiny_model
+
+LMS = {
+    "llama": {},
+    "llama-untied": {"tie_word_embeddings": False},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3", "head_dim": 8},
+}
+CONNECTORS = [{"kind": "align"}, {"kind": "mlp"}, {"kind": "perceiver", "num_latents": 5, "num_heads": 4}]
+
+
+def gradients(model: torch.nn.Module, batches: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = sum(model(**batch, num_items_in_batch=1).loss for batch in batches)
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("lm", LMS)
+def test_packed_equals_unpacked_for_every_lm(lm: str) -> None:
+    check_packed_equals_unpacked(*tiny_model(text=LMS[lm]))
+
+
+@pytest.mark.parametrize("connector", CONNECTORS, ids=lambda c: c["kind"])
+@pytest.mark.parametrize("merge", [1, 2])
+def test_packed_equals_unpacked_for_every_connector(connector: dict, merge: int) -> None:
+    check_packed_equals_unpacked(*tiny_model(connector=connector, merge=merge))
+
+
+def check_packed_equals_unpacked(model: torch.nn.Module, processor: object) -> None:
+    model.double().train()
+    documents = [processor.encode(s) for s in samples()]
+    expected, expected_grads = gradients(model, [alone(d) for d in documents])
+    model.language.set_attn_implementation(SDPA)
+    for order in ([0, 1, 2], [2, 0, 1]):
+        loss, grads = gradients(model, [pack([documents[i] for i in order])])
+        assert loss == pytest.approx(expected, rel=1e-9)
+        assert grads.keys() == expected_grads.keys()
+        for name, grad in grads.items():
+            torch.testing.assert_close(grad, expected_grads[name], rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_document_cannot_see_another() -> None:
+    model, processor = tiny_model()
+    model.language.set_attn_implementation(SDPA)
+    documents = [processor.encode(s) for s in samples()]
+    batch = pack(documents)
+    first = len(documents[0].input_ids)
+    labels = batch["labels"].clone()
+    labels[:, :first] = -100  # only later documents are supervised
+    before = model(**batch | {"labels": labels}).loss
+    changed = batch["input_ids"].clone()
+    changed[:, : first // 2] = 7
+    after = model(**batch | {"labels": labels, "input_ids": changed}).loss
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_vision_and_connector_run_once_whatever_the_batch_holds(images: bool) -> None:
+    model, processor = tiny_model()
+    model.train()
+    calls = []
+    model.vision.register_forward_hook(lambda *a: calls.append("vision"))
+    model.connector.register_forward_hook(lambda *a: calls.append("connector"))
+    chosen = samples() if images else samples()[:1]
+    loss, grads = gradients(model, [pack([processor.encode(s) for s in chosen])])
+    assert calls == ["vision", "connector"]
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(grads)
+    if not images:
+        assert all(g.abs().max() == 0 for n, g in grads.items() if n.startswith(("vision.", "connector.")))
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    model, processor = tiny_model()
+    model.double().train()
+    batch = pack([processor.encode(s) for s in samples()])
+    expected, expected_grads = gradients(model, [batch])
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    loss, grads = gradients(model, [batch])
+    assert loss == expected
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected_grads[name])
+
+
+def test_token_and_feature_mismatch_is_explained() -> None:
+    model, processor = tiny_model()
+    batch = pack([processor.encode(samples()[1])])
+    with pytest.raises(ValueError, match=r"visual tokens in input_ids, but 2 tiles give"):
+        model(**batch | {"pixel_values": batch["pixel_values"].repeat(2, 1, 1, 1)})
+    with pytest.raises(ValueError, match="no tiles in pixel_values"):
+        model(**batch | {"pixel_values": None})
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("implementation", [VARLEN, SDPA])
+def test_cuda_attention_agrees_with_float64_on_the_cpu(implementation: str) -> None:
+    model, processor = tiny_model(text={"hidden_size": 64, "head_dim": 16})
+    model.train()
+    documents = [processor.encode(s) for s in samples()]
+    expected, _ = gradients(model.double(), [alone(d) for d in documents])
+    model.to("cuda", torch.bfloat16)
+    model.language.set_attn_implementation(implementation)
+    batch = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in pack(documents).items()}
+    loss, _ = gradients(model, [batch])
+    assert loss == pytest.approx(expected, rel=2e-2)
