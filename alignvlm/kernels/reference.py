@@ -22,8 +22,9 @@ def vocab_probabilities(
 ) -> Tensor:
     """softmax(gamma * LN_V(h W2^T + b) + beta): [N, D] -> [N, V], in the dtype of `h` (float64 works)."""
     logits = linear(h, w2, w2_bias)  # [N, V]
+    gamma, beta = (None if part is None else part.to(logits.dtype) for part in (gamma, beta))
     if normalize:
-        logits = layer_norm(logits, logits.shape[-1:], eps=eps)
+        return torch.softmax(layer_norm(logits, logits.shape[-1:], gamma, beta, eps), dim=-1)
     if gamma is not None:
         logits = logits * gamma
     if beta is not None:
