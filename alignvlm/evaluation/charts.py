@@ -14,7 +14,7 @@ MAX_POINTS = 480
 """Points per series; more steps are averaged in groups."""
 WIDTH, HEIGHT = 560, 230
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 26, 26
-SMOOTHING = 0.9
+SMOOTHING = 0.8
 """Weight of the past in the smoothed line (exponential moving average, corrected for its start)."""
 
 Value = Callable[[dict[str, Any]], Any]

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from alignvlm.model.tiling import TilingSpec
 
 MAX_CELLS = 1024
-"""Images with more visual tokens are shown by their overview tile alone."""
+"""Images with more visual tokens are shown by their first tile alone, which is the overview where there is one."""
 CHUNK = 256
 """Visual tokens whose logits over the vocabulary are held at once."""
 
@@ -54,9 +55,10 @@ def vocabulary_view(model: Any, processor: Any, image: Image.Image, k: int = 5) 
     if model.config.connector_config["kind"] != "align" or side**2 != spec.tokens_per_tile:
         return None
     tiles, boxes = spec.cut(image.convert("RGB")), tile_boxes(spec, *image.size)
-    if len(tiles) > 1 and len(boxes) == len(tiles):
-        has_room = (len(tiles) - 1) * spec.tokens_per_tile <= MAX_CELLS
-        tiles, boxes = (tiles[1:], boxes[1:]) if has_room and spec.overview else (tiles[:1], boxes[:1])
+    shown = slice(1, None) if spec.overview and len(tiles) > 1 else slice(None)
+    if len(tiles[shown]) * spec.tokens_per_tile > MAX_CELLS:
+        shown = slice(0, 1)
+    tiles, boxes = tiles[shown], boxes[shown]
     with torch.no_grad():
         features = model.encode_tiles(torch.from_numpy(tiles).to(model.device))  # [K, T, d]
     p, ids, entropy = top_tokens(model.connector, features.flatten(0, 1), k)
@@ -86,10 +88,12 @@ def tile_boxes(spec: TilingSpec, width: int, height: int) -> list[tuple[float, f
 
 
 def token_text(tokenizer: Any, token_id: int) -> str:
-    """A token as a reader can tell it from others: white space made visible, partial bytes by their own name."""
+    """A token as a reader can tell it from others: white space made visible, parts of characters as bytes."""
     text = tokenizer.decode([token_id]).replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
     if not text or "\ufffd" in text or not text.isprintable():
-        return str(tokenizer.convert_ids_to_tokens(token_id) or f"#{token_id}")
+        name = str(tokenizer.convert_ids_to_tokens(token_id) or f"#{token_id}")
+        to_byte = {char: byte for byte, char in bytes_to_unicode().items()}
+        return "".join(f"\\x{to_byte[c]:02x}" for c in name) if set(name) <= to_byte.keys() else name
     return text
 
 
