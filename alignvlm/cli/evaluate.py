@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,7 @@ def show(results: dict[str, Any], out: Path) -> None:
 
 def _again(arguments: argparse.Namespace) -> list[str]:
     """This command line for the processes that `run_local` starts."""
-    line = ["eval", arguments.target, *arguments.overrides]
+    line = [sys.executable, "-m", "alignvlm", "eval", arguments.target, *arguments.overrides]
     for name in ("recipe", "stage", "limit", "device", "out"):
         value = getattr(arguments, name)
         line += [f"--{name}", str(value)] if value is not None else []

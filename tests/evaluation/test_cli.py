@@ -85,3 +85,12 @@ def test_mistakes_say_the_way_out(recipe: Path) -> None:
             call(eval_command, "eval", *line)
     with pytest.raises(UserError, match="no run folder"):
         call(report_command, "report", "runs/nothing")
+
+
+def test_two_processes_share_the_samples(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert call(eval_command, "eval", str(recipe), "--processes", "2", "--task", "fields", "--out", "two") == 0
+    assert call(eval_command, "eval", str(recipe), "--out", "one") == 0
+    assert Path("two/fields.jsonl").read_bytes() == Path("one/fields.jsonl").read_bytes()
+    assert len(Path("two/fields.jsonl").read_text().splitlines()) == 5
