@@ -127,7 +127,7 @@ class SourceConfig:
     """One dataset of shards."""
 
     path: str = ""
-    """Folder of WebDataset tar shards with their indexes; relative to `data.root`."""
+    """Folder of WebDataset tar shards, relative to `data.root`; the source's own name where not stated."""
     generator: str | None = None
     """Name of a built-in generator that writes the shards when the folder is empty (the quickstart's)."""
     generator_args: dict[str, Any] = field(default_factory=dict)
@@ -237,7 +237,7 @@ class TaskConfig:
     """One held-out evaluation."""
 
     source: str = ""
-    """A source of `data.sources` (not part of any mixture)."""
+    """A source of `data.sources` (not part of any mixture); the task's own name where not stated."""
     limit: PositiveInt | None = None
     """Evaluate only the first so many samples."""
     max_new_tokens: PositiveInt = 32

@@ -86,12 +86,6 @@ def _check_model(recipe: Recipe, origins: Mapping[str, str]) -> None:
 
 def _check_sources(recipe: Recipe, origins: Mapping[str, str]) -> None:
     for name, source in recipe.data.sources.items():
-        if not source.path:
-            raise _error(
-                origins,
-                f"data.sources.{name}",
-                f"data.sources.{name}.path is missing: the folder of the shards below data.root",
-            )
         if source.generator_args and source.generator is None:
             raise _error(
                 origins,
@@ -155,13 +149,14 @@ def _check_tasks(recipe: Recipe, origins: Mapping[str, str]) -> None:
     trained = {source: stage for stage, config in recipe.stages.items() for source in config.mixture}
     for name, task in recipe.evaluation.tasks.items():
         key = f"evaluation.tasks.{name}.source"
-        if task.source not in recipe.data.sources:
-            hint = nearest(task.source, recipe.data.sources)
-            raise _error(origins, key, f"{key} is the unknown source {task.source!r}: {hint}")
-        if task.source in trained:
-            stage = trained[task.source]
+        source = task.source or name
+        if source not in recipe.data.sources:
+            hint = nearest(source, recipe.data.sources)
+            raise _error(origins, key, f"{key} is the unknown source {source!r}: {hint}")
+        if source in trained:
+            stage = trained[source]
             raise _error(
-                origins, key, f"{key} is {task.source!r}, which stage {stage!r} trains on: a task needs held-out data"
+                origins, key, f"{key} is {source!r}, which stage {stage!r} trains on: a task needs held-out data"
             )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -108,7 +109,7 @@ def _connector_forward(network: Network, work: Work) -> tuple[float, float]:
     visual = work.tiles * dims.tokens_per_tile
     if dims.connector == "align":
         return _align_products(dims, visual)
-    module = network.part("connector")
+    module: Any = network.part("connector")
     if dims.connector == "mlp":
         return 2 * linear_weights(module) * visual, 0.0
     context = work.tiles * dims.patches * dims.vision_size / dims.feature_size
@@ -138,10 +139,7 @@ def _align_backward(
     learns_w1 = matches("connector.w1.weight", trainable)
     learns_w2 = matches("connector.w2", trainable)
     learns_h = learns_w1 or learning_before or matches("connector.ln_hidden.weight", trainable)
-    embedding = next(
-        name for name, p in network.model.named_parameters() if p is network.model.get_input_embeddings().weight
-    )
-    learns_e = matches(embedding, trainable)
+    learns_e = network.learns(network.embedding, trainable)
     if not (learns_w2 or learns_h or learns_e):
         return 0.0, 0.0
     into_logits = learns_w2 or learns_h
@@ -153,8 +151,8 @@ def _language_forward(network: Network, work: Work) -> tuple[float, float]:
     """(linear, attention): the decoder on every token, the LM head on supervised ones."""
     dims = network.dims
     language = network.part("language")
-    head = network.model.get_output_embeddings()
-    linear = 2 * linear_weights(language, [head]) * work.tokens + 2 * head.weight.numel() * work.supervised
+    head: Any = network.model.get_output_embeddings()
+    linear = 2 * linear_weights(language, [head]) * work.tokens + 2 * network.head.numel() * work.supervised
     return linear, 4 * dims.num_layers * dims.attention_size * work.attended
 
 

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from alignvlm.config.schema import Recipe, StageConfig
-from alignvlm.planning.network import Dimensions, Network, matches
+from alignvlm.kernels.blocked import default_block
+from alignvlm.planning.network import Dimensions, Network
 
 GIB = 2**30
-VOCABULARY_BLOCK = 8192
-"""Vocabulary rows that the ALIGN operator holds logits of at a time."""
 RUNTIME = 2 * GIB
 """CUDA context, NCCL's buffers and cuBLAS' workspace on an H100: our figure, rounded up."""
 DEFAULT_BUCKET = 500_000_000
@@ -71,11 +72,10 @@ def estimate_memory(
 
 
 def naive_vocabulary_bytes(dims: Dimensions, visual_tokens: float, bytes_each: int) -> tuple[float, float]:
-    """(one N x V tensor of ALIGN's plain form, our N x block workspace): what `P_vocab` takes, bytes."""
-    return (
-        visual_tokens * dims.vocab_size * bytes_each,
-        visual_tokens * min(VOCABULARY_BLOCK, dims.vocab_size) * bytes_each,
-    )
+    """(one N x V tensor of ALIGN's plain form, one N x block buffer of our operator): what `P_vocab` takes, bytes."""
+    dtype = torch.bfloat16 if bytes_each == 2 else torch.float32
+    block = default_block(int(visual_tokens), dims.vocab_size, dtype, torch.device("cuda"))
+    return visual_tokens * dims.vocab_size * bytes_each, visual_tokens * block * bytes_each
 
 
 def language_layer_bytes(dims: Dimensions, bytes_each: int) -> float:
@@ -167,8 +167,8 @@ def _loss(network: Network, stage: StageConfig, chunk: int, bytes_each: int) -> 
     """One chunk of logits (as computed, in fp32, and its gradient), the hidden states' gradient, and the LM head's,
     which is summed in fp32 and then scaled, where the head learns."""
     dims = network.dims
-    head = network.model.get_output_embeddings().weight
-    learns = any(p is head and matches(name, stage.trainable) for name, p in network.model.named_parameters())
+    head = network.head
+    learns = network.learns(head, stage.trainable)
     tokens = stage.micro_batch_packs * stage.sequence_length
     logits = chunk * dims.vocab_size * (4 + 2 * bytes_each)
     return logits + 2 * tokens * dims.hidden_size * bytes_each + (8 * head.numel() if learns else 0)

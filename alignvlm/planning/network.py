@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from alignvlm.config.schema import PARTS, Recipe
 from alignvlm.errors import UserError
@@ -143,8 +144,16 @@ def network_of(config: AlignVLMConfig) -> Network:
 def _shape(recipe: Recipe, part: str, forced: dict[str, Any]) -> PreTrainedConfig:
     section = getattr(recipe.model, part)
     fields = dict(section.config)
-    if "model_type" in fields:
-        config = AutoConfig.for_model(fields.pop("model_type"), **{**fields, **forced})
+    model_type = fields.pop("model_type", None)
+    if model_type is not None:
+        if model_type not in CONFIG_MAPPING:
+            close = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise UserError(
+                f"recipe {recipe.name!r}: model.{part}.config: model_type {model_type!r} "
+                f"is unknown to transformers{hint}"
+            )
+        config = AutoConfig.for_model(model_type, **{**fields, **forced})
     elif section.path is not None and Path(section.path).is_dir():
         config = AutoConfig.from_pretrained(section.path, local_files_only=True)
         config = getattr(config, "vision_config", config) if part == "vision" else config

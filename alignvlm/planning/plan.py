@@ -151,7 +151,7 @@ def _plan_stage(
     if dims.tokens_per_tile >= stage.sequence_length:
         problems.append(
             f"stages.{name}.sequence_length is {stage.sequence_length}, but one tile alone takes "
-            f"{dims.tokens_per_tile} tokens: set stages.{name}.sequence_length to at least {_largest_image(recipe) * dims.tokens_per_tile}"
+            f"{dims.tokens_per_tile} tokens: set it to more than {_largest_image(recipe) * dims.tokens_per_tile}"
         )
     visual = stage.micro_batch_packs * stage.sequence_length // dims.tokens_per_tile * dims.tokens_per_tile
     bytes_each = 2 if recipe.train.precision == "bf16" else 4

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignvlm.config.schema import Recipe, SourceConfig, StageConfig
+from alignvlm.data import source_folder
 from alignvlm.planning.flops import Work
 from alignvlm.planning.network import Dimensions
+
+logger = logging.getLogger(__name__)
 
 ASSUMED_FILL = 0.98
 """Part of a pack that best-fit packing fills; measured on real length distributions it is 0.98 to 0.995."""
@@ -43,18 +47,23 @@ class Volume:
 
 def stage_volume(recipe: Recipe, name: str, dims: Dimensions) -> Volume:
     """Volume of a stage of the recipe."""
+    from data_pipeline.errors import DataError
+
     if shards_are_here(recipe, recipe.stages[name]):
-        return _exact(recipe, name, dims)
+        try:
+            return _exact(recipe, name, dims)
+        except DataError as error:  # shards that were not measured yet
+            logger.info("stages.%s is estimated: %s", name, error)
     return estimate(recipe, recipe.stages[name], dims)
 
 
 def shards_are_here(recipe: Recipe, stage: StageConfig) -> bool:
     """Whether all shards of the stage, and the tokenizer that measures them, are on this machine."""
-    root = Path(recipe.data.root)
-    if not all((root / recipe.data.sources[source].path / "manifest.json").is_file() for source in stage.mixture):
+    folders = [source_folder(recipe, source) for source in stage.mixture]
+    if not all((Path(folder) / "manifest.json").is_file() for folder in folders):
         return False
     path = recipe.model.language.path
-    return (root / "tokenizer").is_dir() if path is None else Path(path).is_dir()
+    return (Path(recipe.data.root) / "tokenizer").is_dir() if path is None else Path(path).is_dir()
 
 
 def estimate(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume:
