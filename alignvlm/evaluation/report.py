@@ -83,10 +83,8 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     """What the head of the page says, only what is known."""
     facts: list[tuple[str, str]] = []
     environment = run.environment
-    attempts = environment.get("attempts") or []
-    world_size = (attempts[-1] if attempts else environment).get("world_size") or (run.config.get("train") or {}).get(
-        "processes"
-    )
+    planned = (run.config.get("train") or {}).get("processes")
+    world_size = run.attempts[-1].get("world_size", planned) if run.attempts else planned
     if run.steps:
         facts.append(("Steps", f"{len(run.steps):,}"))
         facts.append(("Tokens", format_number(sum(step.get("tokens") or 0 for step in run.steps))))
@@ -94,8 +92,8 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         facts.append(("Training time", format_duration(sum(step.get("seconds") or 0.0 for step in run.steps))))
     if world_size:
         facts.append(("Processes", str(world_size)))
-    if attempts:
-        facts.append(("Resumes", str(len(attempts) - 1)))
+    if run.attempts:
+        facts.append(("Resumes", str(sum(attempt.get("resumed_at", 0) > 0 for attempt in run.attempts))))
     if environment.get("git_commit"):
         facts.append(("Commit", str(environment["git_commit"])[:10]))
     packages = environment.get("packages") or {}

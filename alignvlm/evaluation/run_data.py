@@ -46,6 +46,8 @@ class RunData:
     steps: list[dict[str, Any]]
     """Lines of metrics.jsonl in order of stage and step, each step once."""
     quarantine: list[dict[str, Any]] = field(default_factory=list)
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    """Starts of stages ({"stage", "resumed_at", "world_size"}), when the run notes them."""
 
     @property
     def name(self) -> str:
@@ -91,6 +93,7 @@ def read_run(folder: str | Path) -> RunData:
         stages=stages,
         steps=_read_steps(folder / "metrics.jsonl", {stage.name: stage.index for stage in stages}),
         quarantine=_read_lines(folder / "quarantine.jsonl"),
+        attempts=_read_lines(folder / "attempts.jsonl"),
     )
 
 

@@ -54,6 +54,9 @@ def write_run(folder: Path, stages: tuple[str, ...] = STAGES, steps_per_stage: i
         "started": "2026-11-22T09:12:44+00:00",
     }
     (folder / "environment.json").write_text(json.dumps(environment))
+    attempts = [{"stage": stage, "resumed_at": 0, "world_size": 2} for stage in stages[1:]]
+    attempts.append({"stage": stages[-1], "resumed_at": 40, "world_size": 2})
+    (folder / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in attempts))
     bad = [
         {"source": "fields", "shard": "000001.tar", "key": f"fields-{i}", "error": f"image {i} is truncated"}
         for i in range(3)

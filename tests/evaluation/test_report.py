@@ -62,6 +62,7 @@ def test_page_is_whole_and_needs_nothing_else(run_folder: Path) -> None:
     assert page.found["img"] == 7
     assert html.count('class="overlay"') == 4
     text = " ".join(page.text)
+    assert "Resumes 1" in text
     for word in ("finished", "4f1c2d3e5a", "2.13.0", "image # is truncated", "<|x|>&"):
         assert word in text
 
