@@ -20,6 +20,7 @@ from alignvlm.kernels.moments import (
     add_hidden_gradient,
     add_weight_gradient,
     row_statistics,
+    swept_row_statistics,
     vocab_moments,
 )
 from alignvlm.kernels.problem import Columns
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _CPU_BLOCK_BYTES = 8 << 20
 _CUDA_BLOCK_ROWS = 8192
+_SWEEP_STATISTICS_BELOW = 0.5  # times D: with fewer rows, N V D is less work than the V D^2 of the moments
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Settings:
     """Vocabulary rows per block."""
     triton: bool
     moments: Moments | None
+    needs_grad: bool
+    """False in inference, where the statistics of a few rows are cheaper from their logits than from W2's moments."""
 
 
 def default_block(num_rows: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
@@ -72,9 +76,12 @@ class VocabSoftmax(torch.autograd.Function):
     ) -> Tensor:
         statistics = None
         if settings.normalize:
-            if settings.moments is None:
+            if settings.moments is None and (settings.needs_grad or h.shape[0] > _SWEEP_STATISTICS_BELOW * h.shape[1]):
                 settings = replace(settings, moments=vocab_moments(w2, w2_bias))
-            statistics = row_statistics(h, settings.moments, settings.eps)
+            if settings.moments is not None:
+                statistics = row_statistics(h, settings.moments, settings.eps)
+            else:
+                statistics = swept_row_statistics(h, w2, w2_bias, settings.eps)
         out, lse, kept = _sweep_forward(h, w2, e, _columns(h, gamma, beta, w2_bias), statistics, settings)
         ctx.save_for_backward(h, w2, e, gamma, beta, w2_bias, out, lse)
         ctx.statistics, ctx.settings, ctx.kept = statistics, settings, kept
@@ -142,67 +149,83 @@ def _sweep_forward(
     return out, peak.add_(kept_sum.log_()), kept
 
 
+@dataclass
+class _Needs:
+    """Which inputs require a gradient."""
+
+    h: bool
+    w2: bool
+    e: bool
+    gamma: bool
+    beta: bool
+    bias: bool
+
+    @property
+    def columns(self) -> bool:
+        return self.gamma or self.beta or self.bias
+
+    @property
+    def logits(self) -> bool:
+        return self.h or self.w2 or self.columns
+
+
 def _sweep_backward(ctx: Any, grad_out: Tensor) -> list[Tensor | None]:
     """Gradients of h, w2, e, gamma, beta, w2_bias; None and no work where none is needed."""
     h, w2, e, gamma, beta, w2_bias, out, lse = ctx.saved_tensors
-    statistics, settings = ctx.statistics, ctx.settings
-    need_h, need_w2, need_e, need_gamma, need_beta, need_bias, _ = ctx.needs_input_grad
-    num_tokens, wide = h.shape[0], wide_dtype(h.dtype)
+    settings: Settings = ctx.settings
+    needs = _Needs(*ctx.needs_input_grad[:6])
+    wide = wide_dtype(h.dtype)
+    # Rows of blocks that were skipped are not written by the sweep.
+    fresh = torch.empty_like if len(ctx.kept) * settings.block >= w2.shape[0] else torch.zeros_like
+    grad_w2 = fresh(w2, memory_format=torch.contiguous_format) if needs.w2 else None
+    grad_e = fresh(e, memory_format=torch.contiguous_format) if needs.e else None
+    grad_gamma = torch.zeros_like(gamma) if needs.gamma else None
+    grad_beta = torch.zeros_like(beta) if needs.beta else None
+    grad_bias = torch.zeros_like(w2_bias) if needs.bias else None
+    acc = torch.zeros_like(h, dtype=wide) if needs.h else None  # [N, D]
+    row_sum, row_product = (h.new_zeros(h.shape[0], dtype=wide) for _ in range(2))
 
-    complete = len(ctx.kept) * settings.block >= w2.shape[0]
-    fresh = torch.empty_like if complete else torch.zeros_like  # skipped blocks leave their rows untouched
-    grad_w2 = fresh(w2, memory_format=torch.contiguous_format) if need_w2 else None
-    grad_e = fresh(e, memory_format=torch.contiguous_format) if need_e else None
-    grad_gamma = torch.zeros_like(gamma) if need_gamma else None
-    grad_beta = torch.zeros_like(beta) if need_beta else None
-    grad_bias = torch.zeros_like(w2_bias) if need_bias else None
-    if not num_tokens:
-        return [torch.zeros_like(h) if need_h else None, grad_w2, grad_e, grad_gamma, grad_beta, grad_bias]
-
-    rows = _rows(h, statistics, settings)
-    columns = _columns(h, gamma, beta, w2_bias)
-    upstream = rows.operand(grad_out)
-    delta = (grad_out.to(wide) * out.to(wide)).sum(dim=1)
-    need_logits = need_h or need_w2 or need_gamma or need_beta or need_bias
-    acc = h.new_zeros(h.shape, dtype=wide) if need_h else None
-    row_sum, row_product = torch.zeros_like(delta), torch.zeros_like(delta)
-    size = num_tokens * min(settings.block, w2.shape[0])
-    buffers = [rows.left.new_empty(size) for _ in range(rows.num_buffers if need_logits else 1)]
-    for block in ctx.kept:
-        width = block.stop - block.start
-        z, *scratch = (_matrix(buffer, num_tokens, width) for buffer in buffers)
-        w2_block, part = rows.operand(w2[block]), columns.block(block)
-        product_into(z, rows.left, w2_block.T)
-        if not need_logits:
-            product_into(grad_e[block], rows.probabilities(z, part, lse).T, upstream)
-            continue
-        dp = scratch.pop(0)
-        product_into(dp, upstream, rows.operand(e[block]).T)
-        p, g, sums = rows.backward(
-            z, dp, part, lse, delta, scratch, store_p=need_e, column_sums=need_gamma or need_beta or need_bias
-        )
-        if grad_e is not None:
-            product_into(grad_e[block], p.T, upstream)
+    def sweep() -> None:
+        rows = _rows(h, ctx.statistics, settings)
+        columns = _columns(h, gamma, beta, w2_bias)
+        upstream = rows.operand(grad_out)
+        delta = (grad_out.to(wide) * out.to(wide)).sum(dim=1)
+        size = h.shape[0] * min(settings.block, w2.shape[0])
+        buffers = [rows.left.new_empty(size) for _ in range(rows.num_buffers if needs.logits else 1)]
+        for block in ctx.kept:
+            z, *scratch = (_matrix(buffer, h.shape[0], block.stop - block.start) for buffer in buffers)
+            w2_block, part = rows.operand(w2[block]), columns.block(block)
+            product_into(z, rows.left, w2_block.T)
+            if not needs.logits:
+                if grad_e is not None:
+                    product_into(grad_e[block], rows.probabilities(z, part, lse).T, upstream)
+                continue
+            dp = scratch.pop()
+            product_into(dp, upstream, rows.operand(e[block]).T)
+            p, g, sums = rows.backward(z, dp, part, lse, delta, scratch, store_p=needs.e, column_sums=needs.columns)
+            if grad_e is not None:
+                product_into(grad_e[block], p.T, upstream)
+            if acc is not None:
+                accumulate(acc, g, w2_block)
+            if grad_w2 is not None:
+                product_into(grad_w2[block], g.T, rows.left)
+            for grad, value in ((grad_gamma, sums.gamma), (grad_beta, sums.beta), (grad_bias, sums.bias)):
+                if grad is not None:
+                    grad[block] = value
+            if sums.row is not None and sums.row_product is not None:
+                row_sum.add_(sums.row)
+                row_product.add_(sums.row_product)
         if acc is not None:
-            accumulate(acc, g, w2_block)
-        if grad_w2 is not None:
-            product_into(grad_w2[block], g.T, rows.left)
-        for grad, value in ((grad_gamma, sums.gamma), (grad_beta, sums.beta), (grad_bias, sums.bias)):
-            if grad is not None:
-                grad[block] = value
-        if sums.row is not None and sums.row_product is not None:
-            row_sum += sums.row
-            row_product += sums.row_product
-    grad_h = None if acc is None else rows.hidden_gradient(acc)
-    del buffers
-    if statistics is not None:
-        moments: Moments = settings.moments
-        grad_mu = -statistics.rstd * row_sum
-        grad_var = -0.5 * statistics.rstd.square() * row_product
-        if grad_h is not None:
-            add_hidden_gradient(grad_h, h, moments, grad_mu, grad_var)
-        if not moments.constant and (need_w2 or need_bias):
-            add_weight_gradient(grad_w2, grad_bias, h, w2, w2_bias, moments, grad_mu, grad_var)
-    return [
-        None if grad_h is None else grad_h.to(h.dtype), grad_w2, grad_e, grad_gamma, grad_beta, grad_bias
-    ]
+            rows.hidden_gradient(acc)
+
+    if h.shape[0]:
+        sweep()
+        if ctx.statistics is not None and settings.moments is not None:
+            rstd, moments = ctx.statistics.rstd, settings.moments
+            grad_mu = -rstd * row_sum
+            grad_var = -0.5 * rstd.square() * row_product
+            if acc is not None:
+                add_hidden_gradient(acc, h, moments, grad_mu, grad_var)
+            if not moments.constant:
+                add_weight_gradient(grad_w2, grad_bias, h, w2, w2_bias, moments, grad_mu, grad_var)
+    return [None if acc is None else acc.to(h.dtype), grad_w2, grad_e, grad_gamma, grad_beta, grad_bias]

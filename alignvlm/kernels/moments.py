@@ -7,6 +7,7 @@ var = h C h^T. A bias of W2 counts as one more column of W2 against a constant 1
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def vocab_moments(w2: Tensor, w2_bias: Tensor | None = None) -> Moments:
 def _pieces(width: int) -> list[slice]:
     """Thirds of the columns: six of nine block products give a symmetric matrix."""
     edges = [round(width * i / 3) for i in range(4)] if width >= 192 else [0, width]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def _accumulate_gram(gram: Tensor, rows: Tensor) -> None:
@@ -108,6 +109,22 @@ def row_statistics(h: Tensor, moments: Moments, eps: float) -> RowStatistics:
     projected = product_with_wide(h, moments.covariance) + 2 * moments.bias_covariance
     variance = (projected * h).sum(dim=-1) + moments.bias_variance
     return RowStatistics(mu, torch.rsqrt(variance.clamp_min(0) + eps))
+
+
+def swept_row_statistics(h: Tensor, w2: Tensor, w2_bias: Tensor | None, eps: float) -> RowStatistics:
+    """The same from the logits themselves, block by block: 2 N V D FLOPs, cheaper than the moments for few rows."""
+    wide = wide_dtype(w2.dtype)
+    mean = torch.stack([w2[i : i + _BLOCK].sum(dim=0, dtype=wide) for i in range(0, w2.shape[0], _BLOCK)]).sum(dim=0)
+    mu = h.to(wide) @ (mean / w2.shape[0])
+    if w2_bias is not None:
+        mu = mu + w2_bias.to(wide).mean()
+    variance = torch.zeros_like(mu)
+    for start in range(0, w2.shape[0], _BLOCK):
+        logits = product(h, w2[start : start + _BLOCK].T)
+        if w2_bias is not None:
+            logits += w2_bias[start : start + _BLOCK]
+        variance += logits.sub_(mu.unsqueeze(1)).square_().sum(dim=1)
+    return RowStatistics(mu, torch.rsqrt(variance / w2.shape[0] + eps))
 
 
 def add_hidden_gradient(grad_h: Tensor, h: Tensor, moments: Moments, grad_mu: Tensor, grad_var: Tensor) -> None:

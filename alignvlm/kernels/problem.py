@@ -1,4 +1,7 @@
-"""What the parts of the blocked operator tell each other: vectors over a block of the vocabulary and their gradients."""
+"""What the parts of the blocked operator tell each other: vectors over a block of the vocabulary, and their gradients.
+
+Data only; no mathematics.
+"""
 
 from __future__ import annotations
 

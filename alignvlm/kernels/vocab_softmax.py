@@ -35,7 +35,7 @@ def vocab_softmax(
         out = softmax(gamma * LN_V(h W2^T + b) + beta) E
 
     Gradients reach h, w2, e, gamma, beta and w2_bias; those that do not require one cost nothing. Under autocast h, w2,
-    e and w2_bias are cast as by `torch.nn.functional.linear`. Statistics and sums are kept in fp32 (float64 for float64).
+    e and w2_bias are cast as by `torch.nn.functional.linear`. Statistics and sums are in fp32 (float64 for float64).
 
     Args:
         h: [N, D] float64, float32, bfloat16 or float16; N may be 0.
@@ -51,8 +51,8 @@ def vocab_softmax(
             |out - exact| <= skip_mass * (largest distance between two rows of E), and the gradient is the exact one of
             that restricted softmax. 0 (the default) is exact. Useful when the vocabulary is ordered by mass.
         block: vocabulary rows per block; None chooses.
-        implementation: "reference" (keeps N x V), "blocked" (plain PyTorch, any device), "triton" (row kernels; CUDA, or
-            CPU under TRITON_INTERPRET=1). None takes triton on CUDA where it is installed, else blocked.
+        implementation: "reference" (keeps N x V), "blocked" (plain PyTorch, any device), "triton" (row kernels; CUDA,
+            or CPU under TRITON_INTERPRET=1). None takes triton on CUDA where it is installed, else blocked.
 
     Returns:
         [N, D_e] in the dtype of e.
@@ -85,6 +85,8 @@ def vocab_softmax(
             block=block or default_block(h.shape[0], w2.shape[0], h.dtype, h.device),
             triton=implementation == "triton",
             moments=moments,
+            needs_grad=torch.is_grad_enabled()
+            and any(t is not None and t.requires_grad for t in (h, w2, e, gamma, beta, w2_bias)),
         )
         out: Tensor = VocabSoftmax.apply(h, w2, e, gamma, beta, w2_bias, settings)
         return out
