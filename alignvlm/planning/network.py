@@ -118,6 +118,8 @@ def network_of(config: AlignVLMConfig) -> Network:
         model = AlignVLMForConditionalGeneration(config)
     vision: Any = config.vision_config
     text: Any = config.text_config
+    connector: Any = config.connector_config
+    tiles: Any = config.tiles_config
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     return Network(
@@ -129,8 +131,8 @@ def network_of(config: AlignVLMConfig) -> Network:
             vision_size=vision.hidden_size,
             vision_inner=vision.intermediate_size,
             vision_layers=vision.num_hidden_layers,
-            feature_size=vision.hidden_size * config.tiles_config["merge"] ** 2,
-            connector=config.connector_config["kind"],
+            feature_size=vision.hidden_size * tiles.get("merge", 1) ** 2,
+            connector=connector["kind"],
             hidden_size=text.hidden_size,
             inner_size=text.intermediate_size,
             num_layers=text.num_hidden_layers,
