@@ -8,13 +8,13 @@ from alignvlm.training.callbacks.base import Callback, StageState
 
 
 class ConnectorStatistics(Callback):
-    """Asks the connector for its statistics once per tracking interval; they are of rank 0's last micro-batch."""
+    """Asks the connector for its statistics once per tracking interval; they are of rank 0's first micro-batch."""
 
     def before_step(self, state: StageState) -> None:
-        due = (state.step + 1) % state.recipe.tracking.interval == 0
-        state.trainer.model.connector.collect_statistics = due
+        if (state.step + 1) % state.recipe.tracking.interval == 0:
+            state.trainer.model.connector.collect_statistics = True
 
     def on_step(self, state: StageState, record: dict[str, Any]) -> None:
         connector = state.trainer.model.connector
-        if connector.collect_statistics:
-            record |= {f"connector_{name}": value for name, value in connector.last_statistics.items()}
+        record |= {f"connector_{name}": value for name, value in connector.last_statistics.items()}
+        connector.last_statistics = {}

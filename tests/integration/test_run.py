@@ -1,0 +1,117 @@
+"""A whole run through the command line: every file of a run's folder, resume by real kills, refusals in one line."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from tests.jobs import TINY, curve, kill, metrics, run, start, wait_for_step, weights
+
+STAGES = ["connector"] * 8 + ["instruct"] * 4
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run with two processes; the folder it was started in."""
+    folder = tmp_path_factory.mktemp("finished")
+    output = run("train", str(TINY), cwd=folder)
+    assert "finished: runs/tiny" in output
+    return folder
+
+
+def test_everything_that_a_run_promises_is_there(finished: Path) -> None:
+    folder = finished / "runs" / "tiny"
+    records = metrics(folder)
+    assert [r["stage"] for r in records] == STAGES
+    assert [r["step"] for r in records] == [*range(1, 9), *range(1, 5)]
+    for record in records:
+        assert {"epoch", "loss", "lr", "grad_norm", "tokens", "samples", "seconds", "mfu", "fill"} <= record.keys()
+        assert 0 < record["fill"] <= 1
+    assert records[2]["lr"] == {"vision": 1e-3, "connector": 2e-3, "language": 5e-4}
+    assert set(records[-1]["lr"]) == {"connector", "language"}
+    assert any("connector_entropy" in r for r in records)
+    for stage in ("0-init", "1-connector", "2-instruct"):
+        assert (folder / stage / "export" / "config.json").exists()
+        assert (folder / stage / "evaluation" / "results.json").exists()
+    results = json.loads((folder / "report" / "results.json").read_text())
+    assert set(results["stages"]) == {"init", "connector", "instruct"}
+    assert set(results["stages"]["init"]["test"]) >= {"exact_match", "anls", "relaxed_accuracy", "items", "baseline"}
+    assert (folder / "report" / "index.html").stat().st_size > 10_000
+    assert sorted(p.name for p in (folder / "1-connector" / "checkpoints").iterdir()) == [
+        "step-00000006", "step-00000008",
+    ]  # fmt: skip
+
+
+def test_frozen_parts_stay_and_the_others_learn(finished: Path) -> None:
+    folder = finished / "runs" / "tiny"
+    before, after = (weights(folder / s / "export") for s in ("1-connector", "2-instruct"))
+    for name in before:
+        assert torch.equal(before[name], after[name]) == name.startswith("vision."), name
+
+
+def test_mlflow_has_one_parent_and_a_child_per_stage(finished: Path) -> None:
+    client = MlflowClient(f"sqlite:///{finished / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"tiny", "tiny/init", "tiny/connector", "tiny/instruct"}
+    assert all(r.info.status == "FINISHED" for r in runs.values())
+    losses = client.get_metric_history(runs["tiny/connector"].info.run_id, "loss")
+    expected = [r["loss"] for r in metrics(finished / "runs" / "tiny") if r["stage"] == "connector"]
+    assert [m.value for m in sorted(losses, key=lambda m: m.step)] == expected
+    assert runs["tiny"].data.params["stages/connector/weight_decay"] == "0.1"
+    assert any(key.startswith("attempt.") for key in runs["tiny"].data.tags)
+    assert "eval/test/exact_match" in runs["tiny/instruct"].data.metrics
+    assert {f.path for f in client.list_artifacts(runs["tiny"].info.run_id)} >= {"config.yaml", "report"}
+
+
+def test_a_second_call_finds_nothing_to_do(finished: Path) -> None:
+    before = (finished / "runs" / "tiny" / "metrics.jsonl").read_bytes()
+    assert "finished: runs/tiny" in run("train", str(TINY), cwd=finished)
+    assert (finished / "runs" / "tiny" / "metrics.jsonl").read_bytes() == before
+
+
+def test_killed_runs_end_with_the_same_bits(finished: Path, tmp_path: Path) -> None:
+    """`kill -9` in the first stage between checkpoints, then in the second; the third start ends the run."""
+    for stage, step in (("connector", 5), ("instruct", 1)):
+        process = start("train", str(TINY), cwd=tmp_path)
+        wait_for_step(tmp_path / "runs" / "tiny", stage, step, process)
+        time.sleep(0.2)
+        kill(process)
+    run("train", str(TINY), cwd=tmp_path)
+    folder, reference = tmp_path / "runs" / "tiny", finished / "runs" / "tiny"
+    assert curve(folder) == curve(reference)
+    for stage in ("1-connector", "2-instruct"):
+        ours, theirs = weights(folder / stage / "export"), weights(reference / stage / "export")
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    assert len(runs) == 4
+    child = next(r for r in runs if r.info.run_name == "tiny/connector")
+    assert sorted(m.step for m in client.get_metric_history(child.info.run_id, "loss")) == list(range(1, 9))
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(finished: Path) -> None:
+    output = run("train", str(TINY), "stages.connector.weight_decay=0.2", cwd=finished, code=2)
+    assert "stages.connector.weight_decay: 0.1" in output
+    assert "0.2" in output
+    assert "Traceback" not in output
+
+
+def test_changed_shards_are_refused(finished: Path, tmp_path: Path) -> None:
+    """The same recipe over other samples: a run that was killed does not go on with them."""
+    process = start("train", str(TINY), cwd=tmp_path)
+    wait_for_step(tmp_path / "runs" / "tiny", "connector", 3, process)
+    kill(process)
+    arguments = ["data", "write", str(TINY), "data.root=other", "data.sources.fields.generator_args.seed=5"]
+    run(*arguments, cwd=tmp_path)
+    (tmp_path / "data" / "fields").rename(tmp_path / "old")
+    (tmp_path / "other" / "fields").rename(tmp_path / "data" / "fields")
+    output = run("train", str(TINY), cwd=tmp_path, code=2)
+    assert "Traceback" not in output
+    assert "data" in output

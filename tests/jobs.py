@@ -1,0 +1,79 @@
+"""Starting real training jobs in tests: as a user would, through `alignvlm train`, in a folder of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "tests" / "recipes" / "tiny.yaml"
+
+
+def job_environment(**extra: str) -> dict[str, str]:
+    """The environment of a job: this checkout's code, one thread per process, no GPU, no leftovers of a launcher."""
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    inherited = {k: v for k, v in os.environ.items() if k not in launcher and not k.startswith("MLFLOW_")}
+    return inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | extra
+
+
+def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """`alignvlm <arguments>` in a process group of its own, output captured."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "alignvlm", *arguments], cwd=cwd, env=job_environment(**environment), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def run(*arguments: str, cwd: Path, timeout: float = 240, code: int = 0, **environment: str) -> str:
+    """Run to the end, check the exit code, return the output."""
+    process = start(*arguments, cwd=cwd, **environment)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        kill(process)
+    assert process.returncode == code, f"exit code {process.returncode}, expected {code}:\n{output[-4000:]}"
+    return output
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """`kill -9` of the whole job."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+def wait_for_step(folder: Path, stage: str, step: int, process: subprocess.Popen[str], timeout: float = 180) -> None:
+    """Until `metrics.jsonl` has that step."""
+    deadline = time.monotonic() + timeout
+    while not any(r["stage"] == stage and r["step"] >= step for r in metrics(folder)):
+        assert process.poll() is None, f"the job ended early:\n{process.communicate()[0][-4000:]}"
+        assert time.monotonic() < deadline, f"{stage} did not reach step {step} in {timeout} s"
+        time.sleep(0.05)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Whole lines of a run's metrics."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def curve(folder: Path) -> list[tuple[str, int, float, float]]:
+    """(stage, step, loss, gradient norm) of every line, bits and all."""
+    return [(r["stage"], r["step"], r["loss"], r["grad_norm"]) for r in metrics(folder)]
+
+
+def weights(export: Path) -> dict[str, Any]:
+    """All tensors of an export folder."""
+    return {name: value for file in sorted(export.glob("*.safetensors")) for name, value in load_file(file).items()}
