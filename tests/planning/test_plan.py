@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +114,28 @@ def test_command_prints_json_and_fails_where_it_does_not_fit(capsys: pytest.Capt
 def test_arguments_out_of_range_are_refused() -> None:
     with pytest.raises(UserError, match="--mfu between 0 and 1"):
         run("quickstart", "--mfu", "40")
+
+
+def test_shards_in_place_give_the_exact_plan(tmp_path: Path) -> None:
+    from alignvlm.data import ensure_measures, ensure_shards, stage_plan
+    from alignvlm.model.build import load_processor
+
+    small = [
+        f"data.sources.{name}.generator_args.num_samples=24" for name in ("fields_read", "tables_read", "charts_read")
+    ]
+    recipe = load_recipe("quickstart", [f"data.root={tmp_path}", "model.language.tokenizer.vocab_size=400", *small])
+    name = next(iter(recipe.stages))
+    recipe = replace(recipe, stages={name: recipe.stages[name]})
+    assert not plan_run(recipe, 2).stages[0].volume.exact
+    ensure_shards(recipe, recipe.stages[name].mixture)
+    processor = load_processor(recipe)
+    assert not plan_run(recipe, 2).stages[0].volume.exact  # shards that are not measured yet
+    ensure_measures(recipe, processor)
+    plan = stage_plan(recipe, name, processor)
+    volume = plan_run(recipe, 2).stages[0].volume
+    assert volume.exact
+    assert volume.assumed == ()
+    assert volume.steps == plan.num_steps
+    summary = plan.summary(0)
+    assert volume.fill == summary["fill"]
+    assert volume.tokens == pytest.approx(summary["tokens_per_epoch"] * plan.num_steps / summary["steps_per_epoch"])
