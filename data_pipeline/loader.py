@@ -144,7 +144,7 @@ class Loader:
         try:
             return next(results, None)
         except RuntimeError as error:
-            if "worker" in str(error).lower() and "exited unexpectedly" in str(error):
+            if str(error).startswith("DataLoader worker"):  # torch has no class of its own for it
                 raise DataError(
                     f"a loader process died ({error}); it was killed from outside or ran out of memory or of /dev/shm: "
                     "lower data.num_workers or data.prefetch, or give the container more shared memory"
