@@ -15,6 +15,7 @@ from torch import Tensor
 
 from alignvlm.kernels.gemm import accumulate, product_into, wide_dtype
 from alignvlm.kernels.moments import (
+    MOMENTS_FROM_ROWS,
     Moments,
     RowStatistics,
     add_hidden_gradient,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 _CPU_BLOCK_BYTES = 8 << 20
 _CUDA_BLOCK_ROWS = 8192
-_SWEEP_STATISTICS_BELOW = 0.5  # times D: with fewer rows, N V D is less work than the V D^2 of the moments
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class VocabSoftmax(torch.autograd.Function):
     ) -> Tensor:
         statistics = None
         if settings.normalize:
-            if settings.moments is None and (settings.needs_grad or h.shape[0] > _SWEEP_STATISTICS_BELOW * h.shape[1]):
+            if settings.moments is None and (settings.needs_grad or h.shape[0] > MOMENTS_FROM_ROWS * h.shape[1]):
                 settings = replace(settings, moments=vocab_moments(w2, w2_bias))
             if settings.moments is not None:
                 statistics = row_statistics(h, settings.moments, settings.eps)
@@ -210,7 +210,7 @@ def _sweep_backward(ctx: Any, grad_out: Tensor) -> list[Tensor | None]:
             if grad_w2 is not None:
                 product_into(grad_w2[block], g.T, rows.left)
             for grad, value in ((grad_gamma, sums.gamma), (grad_beta, sums.beta), (grad_bias, sums.bias)):
-                if grad is not None:
+                if grad is not None and value is not None:
                     grad[block] = value
             if sums.row is not None and sums.row_product is not None:
                 row_sum.add_(sums.row)
