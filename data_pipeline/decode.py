@@ -44,6 +44,11 @@ class IndexEntry:
     image_sizes: list[tuple[int, int] | None]
 
 
+def entry_label(source: str, entry: IndexEntry) -> str:
+    """`source/shard/key`: the name of a sample in logs and micro-batches."""
+    return f"{source}/{entry.shard}/{entry.key}"
+
+
 class ShardIndex:
     """The lines of one index file; a line is parsed when it is asked for."""
 
@@ -88,7 +93,10 @@ class SourceReader:
 
     def __getitem__(self, number: int) -> Sample:
         """Sample `number`, decoded. Raises SampleError when it cannot be used."""
-        entry = self.entry(number)
+        return self.sample(self.entry(number))
+
+    def sample(self, entry: IndexEntry) -> Sample:
+        """The decoded sample behind an entry of this source. Raises SampleError when it cannot be used."""
         pictures = image_members(entry.members)
         wanted = [extension for extension in entry.members if extension in _TEXT_MEMBERS] + pictures
         data = self._members(entry, {extension: entry.members[extension] for extension in wanted})
@@ -137,9 +145,8 @@ class SourceReader:
         return index[number - int(self.shard_starts[shard])]
 
     def label(self, number: int) -> str:
-        """ "source/shard/key": the name of a sample in logs and micro-batches."""
-        entry = self.entry(number)
-        return f"{self.name}/{entry.shard}/{entry.key}"
+        """`source/shard/key`: the name of a sample in logs and micro-batches."""
+        return entry_label(self.name, self.entry(number))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_indexes": OrderedDict()}

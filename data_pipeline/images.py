@@ -6,7 +6,6 @@ Only plain raster formats are opened: never formats whose decoder starts another
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable
 from io import BytesIO
 from typing import BinaryIO
@@ -78,9 +77,7 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def _open(stream: BinaryIO) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(stream, formats=FORMATS)
+    return Image.open(stream, formats=FORMATS)
 
 
 def _orientation(image: Image.Image) -> int:

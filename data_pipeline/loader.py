@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data_pipeline.batch import GlobalBatch, accumulation_steps
 from data_pipeline.collate import MicroBatch, collate
-from data_pipeline.decode import SourceReader
+from data_pipeline.decode import SourceReader, entry_label
 from data_pipeline.errors import DataError
 from data_pipeline.ledger import Ledger
 from data_pipeline.parallel import single_threaded
 from data_pipeline.plan import Plan, Position
-from data_pipeline.schema import Encoded, Encoder, SampleError
+from data_pipeline.schema import Encoded, Encoder, Sample, SampleError
 from data_pipeline.sources import BadSample, Source
 
 
@@ -57,17 +57,17 @@ class MicroBatches(Dataset[WorkResult]):
         encoded, keys, bad = [], [], []
         for source, number, tokens, tiles in item.documents.tolist():
             reader = self.readers[source]
+            entry = reader.entry(number)
             try:
-                encoded.append(_encode(self.encoder, reader, number, tokens, tiles))
-                keys.append(reader.label(number))
+                encoded.append(_encode(self.encoder, reader.sample(entry), tokens, tiles))
+                keys.append(entry_label(reader.name, entry))
             except SampleError as error:
-                entry = reader.entry(number)
                 bad.append(BadSample(reader.name, entry.shard, entry.key, str(error)))
         return WorkResult(collate(encoded, keys, step=item.step, epoch=item.epoch), bad, len(item.documents))
 
 
-def _encode(encoder: Encoder, reader: SourceReader, number: int, tokens: int, tiles: int) -> Encoded:
-    encoded = encoder.encode(reader[number])
+def _encode(encoder: Encoder, sample: Sample, tokens: int, tiles: int) -> Encoded:
+    encoded = encoder.encode(sample)
     found = (len(encoded.input_ids), len(encoded.labels), len(encoded.tiles))
     if found != (tokens, tokens, tiles):
         raise SampleError(

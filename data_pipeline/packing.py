@@ -1,9 +1,9 @@
 """Best-fit-decreasing packing of many lengths at once, in two ways. Pure and exact, by groups of equal packs.
 
-Plain best-fit-decreasing fills a pack with items of nearly the same length, often all of one source: poor batches where a
-step has few packs. So the longer items first go, one by one, to the emptiest of as many packs as must be there, which gives
-each pack its share of every length; the rest closes the gaps by best fit. Where that leaves more than 1 % empty, plain
-best-fit-decreasing is tried, and taken where it saves more than one pack.
+Plain best-fit-decreasing fills a pack with items of nearly the same length, often all of one source: poor batches where
+a step has few packs. So the longer items first go, one by one, to the emptiest of as many packs as must be there, which
+gives each pack its share of every length; the rest closes the gaps by best fit. Where that leaves more than 1 % empty,
+plain best-fit-decreasing is tried, and taken where it saves more than one pack.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ _Placements = list[tuple[int, int, int]]
 
 
 def pack_lengths(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
-    """(pack number of each item int64, number of packs). Lengths must lie in [1, capacity]; ties keep the given order."""
+    """(pack number of each item int64, number of packs). Lengths must lie in [1, capacity]; ties keep the given
+    order.
+    """
     placements, num_packs = _best_placements(lengths, capacity)
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     pack_of_item = np.empty(len(lengths), dtype=np.int64)
@@ -54,8 +56,9 @@ def _place(
 ) -> tuple[_Placements, int]:
     """Placements (first pack, number of packs, items in each) of items, longest first, and the number of packs.
 
-    `groups` are (length, number of items), longest first. The first `spread_tokens` tokens go to the emptiest of `num_packs`
-    packs, one item at a time; later items to the tightest pack that holds them. An item that fits nowhere opens a pack.
+    `groups` are (length, number of items), longest first. The first `spread_tokens` tokens go to the emptiest of
+    `num_packs` packs, one item at a time; later items to the tightest pack that holds them. An item that fits nowhere
+    opens a pack.
     """
     runs: dict[int, list[tuple[int, int]]] = {}  # room left -> runs of (first pack, number of packs)
     rooms = 0  # bit r is set when some pack has room r

@@ -49,9 +49,15 @@ def test_every_sample_exactly_once(
     seed: int,
 ) -> None:
     plan = Plan(
-        {"a": synthetic(count, per_shard=per_shard)}, {"a": 1}, seed=seed, sequence_length=900, global_batch_packs=batch,
-        window_shards=window_shards, pack_window=pack_window, mix_block=mix_block,
-    )  # fmt: skip
+        {"a": synthetic(count, per_shard=per_shard)},
+        {"a": 1},
+        seed=seed,
+        sequence_length=900,
+        global_batch_packs=batch,
+        window_shards=window_shards,
+        pack_window=pack_window,
+        mix_block=mix_block,
+    )
     batches = list(plan.batches())
     assert sorted(index for _, index in documents(batches)) == list(range(count))
     assert len(batches) == plan.num_steps

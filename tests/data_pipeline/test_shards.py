@@ -1,4 +1,6 @@
-"""Shards: written as WebDataset, read back by it and by us; foreign ones indexed, damage found, unsafe input refused."""
+"""Shards: written as WebDataset, read back by it and by us; foreign ones indexed, damage found, unsafe input
+refused.
+"""
 
 from __future__ import annotations
 
