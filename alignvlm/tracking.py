@@ -61,6 +61,7 @@ class Mirror:
     def sync(self) -> None:
         """Deliver everything that the folder holds and MLflow does not."""
         parent = self._ensure_parent()
+        self._tag_attempts(parent)
         by_stage = self._new_records()
         for index in range(len(self.run.stages) + 1):
             name = self.run.stages[index - 1] if index else "init"
@@ -72,16 +73,16 @@ class Mirror:
                 if self.run.has_export(index):
                     self._finish(child, f"finished {name}")
         report = self.run.folder / "report" / "index.html"
-        if report.exists():
+        if report.exists() and self.run.has_export(len(self.run.stages)):
             self._once(f"report {report.stat().st_mtime_ns}", lambda: self._send_report(parent, report))
             self._finish(parent, "finished")
 
-    def tag_attempt(self, attempt: dict[str, Any]) -> None:
-        """Note a start of the job: world size, where it resumed."""
-        number = self.state.get("attempts", 0) + 1
-        self.client.set_tag(self._ensure_parent(), f"attempt.{number:03d}", json.dumps(attempt))
-        self.state["attempts"] = number
-        self._remember()
+    def _tag_attempts(self, parent: str) -> None:
+        """One tag per start of a stage: world size, host, where it resumed."""
+        if self.run.attempts_file.exists():
+            for number, line in enumerate(self.run.attempts_file.read_text().splitlines(), 1):
+                tag = f"attempt.{number:03d}"
+                self._once(tag, lambda tag=tag, line=line: self.client.set_tag(parent, tag, line))
 
     def _ensure_parent(self) -> str:
         if "parent" not in self.state:
@@ -207,17 +208,11 @@ class Tracker:
 
     def __init__(self, run: Run) -> None:
         self._mirror = Mirror(run)
-        self._attempts: list[dict[str, Any]] = []
         self._wake, self._closing = threading.Event(), threading.Event()
         self._complained = False
         self._monitor: Any = None
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
-        self._wake.set()
-
-    def attempt(self, attempt: dict[str, Any]) -> None:
-        """Tag this start of a stage on the parent run."""
-        self._attempts.append(attempt)
         self._wake.set()
 
     def notify(self) -> None:
@@ -256,13 +251,9 @@ class Tracker:
 
     def _deliver(self) -> None:
         self._mirror.sync()
-        while self._attempts:
-            self._mirror.tag_attempt(self._attempts[0])
-            self._attempts.pop(0)
         if self._monitor is None:
-            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
             import mlflow
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
             mlflow.set_tracking_uri(self._mirror.uri)
             self._monitor = SystemMetricsMonitor(self._mirror.state["parent"], resume_logging=True)

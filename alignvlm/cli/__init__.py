@@ -34,7 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from alignvlm.errors import UserError
     from data_pipeline.errors import DataError
 
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest:  # argparse takes `key=value` only right behind the recipe; users write it anywhere
+        if not hasattr(arguments, "overrides") or any(word.startswith("-") or "=" not in word for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.overrides = [*arguments.overrides, *rest]
     _quiet_libraries()
     try:
         return int(arguments.handler(arguments) or 0)

@@ -39,12 +39,17 @@ class Trainer:
             torch.cuda.empty_cache()
 
 
-def build_trainer(recipe: Recipe, stage_name: str, export: Path, world: World) -> Trainer:
-    """The engine of a stage, starting from the weights in `export` (under ZeRO-3 never whole on one rank's GPU)."""
+def build_trainer(
+    recipe: Recipe, stage_name: str, export: Path, world: World, extra: dict[str, Any] | None = None
+) -> Trainer:
+    """The engine of a stage, starting from the weights in `export` (under ZeRO-3 never whole on one rank's GPU).
+
+    `extra` is added to DeepSpeed's configuration.
+    """
     import deepspeed
 
     stage = recipe.stages[stage_name]
-    config = deepspeed_config(recipe, stage, world.size)
+    config = deepspeed_config(recipe, stage, world.size) | (extra or {})
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     torch.manual_seed(recipe.seed)
     attention = choose_attention(recipe.model.attention, world.device)

@@ -19,11 +19,8 @@ from alignvlm.training.callbacks.tracking import Tracking
 from alignvlm.training.distributed import World
 from alignvlm.training.prepare import prepare, run_processor
 from alignvlm.training.run import Run
+from alignvlm.training.signals import REQUEUE, Signals
 from alignvlm.training.stage import train_stage
-
-REQUEUE = 75
-"""Exit code that asks the launcher to start the job again (EX_TEMPFAIL)."""
-
 
 def train(recipe: Recipe) -> int:
     """Run the recipe to its end, or to an early stop with everything saved; returns the exit code."""
@@ -35,7 +32,7 @@ def train(recipe: Recipe) -> int:
         world.wait()
         tracker = Tracker(run) if world.is_main else None
         try:
-            return _train(run, world, tracker)
+            return _train(run, world, tracker, Signals())
         finally:
             if tracker is not None:
                 tracker.close()
@@ -43,12 +40,12 @@ def train(recipe: Recipe) -> int:
         distributed.stop()
 
 
-def _train(run: Run, world: World, tracker: Tracker | None) -> int:
+def _train(run: Run, world: World, tracker: Tracker | None, signals: Signals) -> int:
     processor = run_processor(run)
     evaluate_stage(run, 0, world)
     for index, name in enumerate(run.stages, 1):
         if not run.has_export(index):
-            reason = train_stage(run, index, world, processor, callbacks(tracker))
+            reason = train_stage(run, index, world, processor, callbacks(tracker), signals)
             if reason is not None:
                 if world.is_main:
                     print(f"stopped in stage {name}: {reason}; the same command goes on from here", flush=True)
@@ -72,5 +69,5 @@ def evaluate_stage(run: Run, index: int, world: World) -> None:
     if run.recipe.evaluation.tasks:
         evaluate(
             run.export(index), run.recipe, run.stage_folder(index) / "evaluation",
-            rank=world.rank, world_size=world.size, barrier=world.wait, device=str(world.device),
+            rank=world.rank, world_size=world.size, barrier=world.wait, device=str(world.device), progress=True,
         )  # fmt: skip

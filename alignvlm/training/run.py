@@ -41,6 +41,10 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def attempts_file(self) -> Path:
+        return self.folder / "attempts.jsonl"
+
+    @property
     def quarantine_file(self) -> Path:
         return self.folder / "quarantine.jsonl"
 

@@ -8,20 +8,23 @@ from collections.abc import Sequence
 from alignvlm import data
 from alignvlm.errors import UserError
 from alignvlm.model import AlignVLMProcessor
+from alignvlm.training import elastic
 from alignvlm.training.callbacks import Callback, StageState
 from alignvlm.training.checkpoint import CheckpointStore, Found
 from alignvlm.training.distributed import World
-from alignvlm.training.engine import build_trainer
+from alignvlm.training.engine import Trainer, build_trainer
 from alignvlm.training.export import export_stage
 from alignvlm.training.optim import lr_factor
 from alignvlm.training.run import Run
+from alignvlm.training.signals import Signals
 from alignvlm.training.step import train_step
 from alignvlm.training.throughput import Throughput
 from data_pipeline.ledger import Ledger
+from data_pipeline.plan import Plan
 
 
 def train_stage(
-    run: Run, index: int, world: World, processor: AlignVLMProcessor, callbacks: Sequence[Callback]
+    run: Run, index: int, world: World, processor: AlignVLMProcessor, callbacks: Sequence[Callback], signals: Signals
 ) -> str | None:
     """Train stage `index` (1-based) from the export of the stage before, or from its newest valid checkpoint.
 
@@ -29,17 +32,16 @@ def train_stage(
         None when the stage is finished and exported, else the reason for stopping early (a checkpoint is written).
     """
     recipe, name = run.recipe, run.stages[index - 1]
-    stage = recipe.stages[name]
     plan = data.stage_plan(recipe, name, processor)
     store = CheckpointStore(
         run.stage_folder(index) / "checkpoints", world, recipe.checkpoint.keep_last, recipe.checkpoint.keep_every
     )
-    trainer = build_trainer(recipe, name, run.export(index - 1), world)
-    state = StageState(recipe, run, index, name, stage, world, trainer, plan, store, plan.num_steps)
     found = store.newest(lambda text: print(text, flush=True))
-    if found is not None:
-        resume(state, found)
-    state.attempt = {"stage": name, "resumed_at": state.step, "world_size": world.size}
+    trainer = resume_trainer(run, index, world, plan, store, found)
+    step = found.step if found else 0
+    state = StageState(
+        recipe, run, index, name, recipe.stages[name], world, trainer, plan, store, plan.num_steps, signals, step
+    )
     try:
         _run_steps(state, processor, callbacks)
         if state.stop_reason is None:
@@ -49,20 +51,33 @@ def train_stage(
     return state.stop_reason
 
 
-def resume(state: StageState, found: Found) -> None:
-    """Bring engine, random state and position back from a checkpoint.
+def resume_trainer(
+    run: Run, index: int, world: World, plan: Plan, store: CheckpointStore, found: Found | None
+) -> Trainer:
+    """The stage's engine as it was at the checkpoint, also when that was saved by another number of ranks.
 
     Raises:
         UserError: when the data is not what the checkpoint was trained on.
     """
-    position = state.plan.position(found.step).to_json()
+    name, start = run.stages[index - 1], run.export(index - 1)
+    if found is None:
+        return build_trainer(run.recipe, name, start, world)
+    position = plan.position(found.step).to_json()
     if found.state["position"] != position:
         raise UserError(
             f"{found.folder}: trained on other data or in another order: its position was "
             f"{found.state['position']}, step {found.step} is now {position}. Restore the shards, or start a new run"
         )
-    state.store.load(state.trainer.engine, found)
-    state.step = found.step
+    if found.state["world_size"] == world.size:
+        trainer = build_trainer(run.recipe, name, start, world)
+        store.load(trainer.engine, found)
+        return trainer
+    if world.is_main:
+        print(f"{found.folder}: converting from {found.state['world_size']} to {world.size} ranks", flush=True)
+    universal = elastic.convert(found, world)
+    trainer = build_trainer(run.recipe, name, start, world, elastic.UNIVERSAL)
+    elastic.load(trainer.engine, universal, trainer.groups)
+    return trainer
 
 
 def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Sequence[Callback]) -> None:
@@ -79,14 +94,18 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
             rank=state.world.rank, world_size=state.world.size, start_step=state.step, ledger=ledger,
         )  # fmt: skip
         batches = iter(loader)
+        state.signals.stepping = True
         while state.step < state.num_steps and state.stop_reason is None:
             began = time.perf_counter()
             micro_batches = next(batches)
             data_wait = time.perf_counter() - began
             for callback in callbacks:
-                callback.before_step(state)
+                callback.before_step(state, micro_batches)
             factor = lr_factor(state.stage, state.step, state.num_steps)
-            result = train_step(state.trainer, micro_batches, state.world, factor)
+            stop = state.signals.received is not None
+            result = train_step(state.trainer, micro_batches, state.world, factor, stop)
+            if result.pop("stop"):
+                state.stop_reason = f"signal {state.signals.received or 'at another rank'}"
             state.step += 1
             epoch = micro_batches[0].epoch
             record = {"stage": state.name, "step": state.step, "epoch": epoch, "time": time.time(), **result}
@@ -94,5 +113,6 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
             for callback in callbacks:
                 callback.on_step(state, record)
     finally:
+        state.signals.stepping = False
         for callback in callbacks:
             callback.on_end(state)

@@ -12,8 +12,13 @@ from alignvlm.training.optim import set_lr
 from data_pipeline.loader import MicroBatch
 
 
-def train_step(trainer: Trainer, batches: Sequence[MicroBatch], world: World, factor: float) -> dict[str, Any]:
+def train_step(
+    trainer: Trainer, batches: Sequence[MicroBatch], world: World, factor: float, stop: bool = False
+) -> dict[str, Any]:
     """Take one step with learning rates at `factor` of their peaks; returns what happened, equal on all ranks.
+
+    `stop` is this rank's wish to end after the step; any rank's wish comes back as `stop` on all of them, with the
+    sum that the step needs anyway.
 
     The loss is the sum over supervised tokens divided by their number in the whole global batch: neither the number
     of ranks nor of micro-batches, nor how the tokens fall to them, enters. DeepSpeed divides gradients by ranks and
@@ -22,12 +27,13 @@ def train_step(trainer: Trainer, batches: Sequence[MicroBatch], world: World, fa
     began = time.perf_counter()
     lr = set_lr(trainer.engine.optimizer, trainer.groups, factor)
     filled = [b for b in batches if b.num_samples]
-    supervised, samples, tokens, tiles, attended = world.sum(
+    supervised, samples, tokens, tiles, attended, stops = world.sum(
         sum(b.num_supervised for b in batches),
         sum(b.num_samples for b in filled),
         sum(b.input_ids.numel() for b in filled),
         sum(len(b.tiles) for b in filled),
         sum(float(b.cu_seqlens.diff().double().square().sum()) for b in filled),
+        float(stop),
     )
     divisor = max(1.0, supervised) / (world.size * len(batches))
     losses = []
@@ -55,5 +61,7 @@ def train_step(trainer: Trainer, batches: Sequence[MicroBatch], world: World, fa
         "supervised": int(supervised),
         "tiles": int(tiles),
         "attended": attended,
+        "skipped": bool(trainer.engine.optimizer.overflow),
+        "stop": stops > 0,
         "seconds": time.perf_counter() - began,
     }

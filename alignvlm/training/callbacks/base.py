@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from alignvlm.config.schema import Recipe, StageConfig
@@ -10,6 +11,9 @@ from alignvlm.training.checkpoint import CheckpointStore
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
 from alignvlm.training.run import Run
+from alignvlm.training.signals import Signals
+from data_pipeline.collate import MicroBatch
+from data_pipeline.plan import Plan
 
 
 @dataclass
@@ -23,14 +27,12 @@ class StageState:
     stage: StageConfig
     world: World
     trainer: Trainer
-    plan: Any
-    """The data plan (`data_pipeline.plan.Plan`)."""
+    plan: Plan
     store: CheckpointStore
     num_steps: int
+    signals: Signals
     step: int = 0
     """Optimizer steps done."""
-    attempt: dict[str, Any] = field(default_factory=dict)
-    """This start of the stage: world size and the step it resumed at."""
     stop_reason: str | None = None
     """Set to end the training after this step; equal on all ranks."""
 
@@ -45,8 +47,8 @@ class Callback:
     def on_start(self, state: StageState) -> None:
         """Before the first step of this start; `state.step` is where it resumes."""
 
-    def before_step(self, state: StageState) -> None:
-        """Before the forward pass of step `state.step + 1`."""
+    def before_step(self, state: StageState, batches: Sequence[MicroBatch]) -> None:
+        """Before the forward pass of step `state.step + 1` on these micro-batches of this rank."""
 
     def on_step(self, state: StageState, record: dict[str, Any]) -> None:
         """After a step; `record` is its line of metrics.jsonl and may be added to."""

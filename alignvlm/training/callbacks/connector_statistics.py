@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from alignvlm.training.callbacks.base import Callback, StageState
+from data_pipeline.collate import MicroBatch
 
 
 class ConnectorStatistics(Callback):
     """Asks the connector for its statistics once per tracking interval; they are of rank 0's first micro-batch."""
 
-    def before_step(self, state: StageState) -> None:
+    def before_step(self, state: StageState, batches: Sequence[MicroBatch]) -> None:
         if (state.step + 1) % state.recipe.tracking.interval == 0:
             state.trainer.model.connector.collect_statistics = True
 

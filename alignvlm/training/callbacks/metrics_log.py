@@ -1,8 +1,13 @@
-"""`metrics.jsonl`: one line per optimizer step, written by rank 0; the source of report, progress and tracking."""
+"""`metrics.jsonl` (a line per optimizer step) and `attempts.jsonl` (a line per start of a stage), written by rank 0.
+
+Report and tracking read them; nothing else remembers what happened.
+"""
 
 from __future__ import annotations
 
 import json
+import socket
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +24,9 @@ class MetricsLog(Callback):
     def on_start(self, state: StageState) -> None:
         if state.world.is_main:
             keep_until(state.run.metrics_file, state.name, state.step)
+            attempt = {"stage": state.name, "resumed_at": state.step, "world_size": state.world.size, "time": time.time()}
+            with state.run.attempts_file.open("a") as file:
+                file.write(json.dumps(attempt | {"host": socket.gethostname()}) + "\n")
             self._file = state.run.metrics_file.open("a")
 
     def on_step(self, state: StageState, record: dict[str, Any]) -> None:

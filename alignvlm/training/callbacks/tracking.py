@@ -15,7 +15,7 @@ class Tracking(Callback):
         self._tracker = tracker
 
     def on_start(self, state: StageState) -> None:
-        self._tracker.attempt(state.attempt)
+        self._tracker.notify()
 
     def on_step(self, state: StageState, record: dict[str, Any]) -> None:
         if state.step % state.recipe.tracking.interval == 0:

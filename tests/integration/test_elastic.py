@@ -1,0 +1,51 @@
+"""Stops by signal, and another number of ranks after every one of them: the losses go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import TINY, curve, metrics, run, start, wait_for_step
+
+LONG = ["stages.connector.max_steps=26", "stages.connector.warmup_steps=4", "checkpoint.every_steps=50"]
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of the job's ranks."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children] or [process.pid]
+
+
+def stop_at(step: int, folder: Path, processes: int, number: signal.Signals, one_rank: bool = True) -> str:
+    """Start the job with so many ranks, hit it with a signal once it passed a step, and wait until it has saved."""
+    process = start("train", str(TINY), *LONG, f"train.processes={processes}", cwd=folder)
+    wait_for_step(folder / "runs" / "tiny", "connector", step, process)
+    target = ranks_of(process)[-1] if one_rank and processes > 1 else process.pid
+    os.kill(target, number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output[-3000:]
+    assert "the same command goes on from here" in output
+    return output
+
+
+def test_world_sizes_2_1_4_2_in_one_training(tmp_path: Path) -> None:
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    run("train", str(TINY), *LONG, "evaluation.tasks.test.limit=1", cwd=reference)
+    folder = tmp_path / "elastic"
+    folder.mkdir()
+    stop_at(4, folder, 2, signal.SIGUSR1)
+    assert "converting from 2 to 1 ranks" in stop_at(8, folder, 1, signal.SIGTERM)
+    assert "converting from 1 to 4 ranks" in stop_at(12, folder, 4, signal.SIGTERM)
+    run("train", str(TINY), *LONG, "train.processes=2", cwd=folder)
+    ours, theirs = curve(folder / "runs" / "tiny"), curve(reference / "runs" / "tiny")
+    assert [(stage, step) for stage, step, *_ in ours] == [(stage, step) for stage, step, *_ in theirs]
+    for (stage, step, loss, norm), (_, _, expected, expected_norm) in zip(ours, theirs, strict=True):
+        assert loss == pytest.approx(expected, abs=1e-5), f"{stage} step {step}"
+        assert norm == pytest.approx(expected_norm, rel=1e-3), f"{stage} step {step}"
+    samples = [(r["samples"], r["tokens"], r["supervised"]) for r in metrics(folder / "runs" / "tiny")]
+    assert samples == [(r["samples"], r["tokens"], r["supervised"]) for r in metrics(reference / "runs" / "tiny")]
