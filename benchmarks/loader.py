@@ -79,10 +79,11 @@ def pages(count: int, size: tuple[int, int]) -> Iterator[dict[str, Any]]:
 
 
 def pure_decode(images: list[bytes]) -> Iterator[int]:
-    """Nothing but decoding to RGB and cutting the tile, in this process; images in memory."""
+    """Nothing but decoding (the JPEGs are RGB) and cutting the tile, in this process; images in memory."""
     for data in images:
-        with Image.open(BytesIO(data)) as image:
-            cut(image.convert("RGB"))
+        image = Image.open(BytesIO(data))
+        image.load()
+        cut(image)
         yield 1
 
 
