@@ -17,6 +17,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.ledger import Ledger
 from data_pipeline.loader import build_loader
 from data_pipeline.plan import Plan
+from data_pipeline.schema import Encoded
 from data_pipeline.sources import BadSample, Source, measure_source, open_source
 from data_pipeline.writer import write_shards
 
@@ -104,6 +105,12 @@ def test_an_empty_micro_batch_is_one_pad_token() -> None:
     assert batch.cu_seqlens.tolist() == [0, 1]
     assert (len(batch.tiles), batch.num_supervised, batch.num_samples, batch.max_seqlen) == (0, 0, 0, 1)
     assert batch.to("cpu").keys == []
+
+
+def test_a_first_token_is_never_counted_as_supervised() -> None:
+    """It is predicted from nothing: the shift inside the document drops its label."""
+    document = Encoded(np.arange(3), np.asarray([0, 1, -100]), np.zeros((0, 3, 8, 8), np.uint8))
+    assert collate([document, document], ["a", "b"], step=0, epoch=0).num_supervised == 2
 
 
 def test_the_last_batch_is_filled_with_empty_packs(plan: Plan, encoder: Any) -> None:
