@@ -156,7 +156,7 @@ class AlignConnector(Connector):
 
     @torch.no_grad()
     def probabilities(self, features: Tensor) -> Tensor:
-        """P_vocab of features [N, d]: [N, V_active] in fp32, columns in the order of `active_ids` (else token ids).
+        """P_vocab of features [N, d]: [N, V_active] in fp32 (or float64), columns in the order of `active_ids` (else token ids).
 
         Holds all of it: for statistics and pictures over a few rows.
         """
@@ -189,16 +189,18 @@ class AlignConnector(Connector):
         return self._inference_moments
 
     def _probabilities(self, h: Tensor) -> Tensor:
-        logits = h.float() @ self.w2.float().T  # [N, V_active]
+        wide = wide_dtype(h.dtype)
+        h = h.to(wide)
+        logits = h @ self.w2.to(wide).T  # [N, V_active]
         if self.norm_vocab and self.gamma is not None and self.beta is not None:
             moments = self._moments(0) if self.is_restricted else None
             if moments is None:
                 variance, mean = torch.var_mean(logits, dim=-1, keepdim=True, correction=0)
             else:
-                mean = (h.float() @ moments.mean).unsqueeze(1)
-                variance = ((h.float() @ moments.covariance) * h).sum(dim=-1, keepdim=True)
+                mean = (h @ moments.mean).unsqueeze(1)
+                variance = ((h @ moments.covariance) * h).sum(dim=-1, keepdim=True)
             logits = (logits - mean) * torch.rsqrt(variance + self.eps)
-            logits = (logits * self.gamma.float() + self.beta.float()) / self.temperature
+            logits = (logits * self.gamma + self.beta) / self.temperature
         return torch.softmax(logits, dim=-1)
 
     @torch.no_grad()

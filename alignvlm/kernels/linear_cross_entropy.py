@@ -49,6 +49,8 @@ def linear_cross_entropy(
         if implementation == "liger":
             return _liger(hidden, weight, labels, bias)
         if implementation == "torch":
+            if not torch.is_grad_enabled():
+                return _loss_and_gradients(hidden, weight, labels, bias, chunk, (False, False, False))[0]
             loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, bias, chunk)
             return loss
     raise ValueError(f"implementation must be 'torch' or 'liger', not {implementation!r}")

@@ -50,7 +50,9 @@ def vocab_moments(w2: Tensor, w2_bias: Tensor | None = None) -> Moments:
     for start in range(0, num_rows, _BLOCK):
         mean += w2[start : start + _BLOCK].sum(dim=0, dtype=wide)
     mean /= num_rows
-    covariance = torch.zeros(width, width, dtype=wide, device=w2.device)
+    # On a CPU short fp32 products are summed in float64: a long sum of squares in fp32 would lose two digits.
+    total, step = (wide, _BLOCK) if w2.is_cuda else (torch.float64, _BLOCK // 4)
+    gram = torch.zeros(width, width, dtype=total, device=w2.device)
     bias_covariance = torch.zeros_like(mean)
     bias_mean = bias_variance = torch.zeros((), dtype=wide, device=w2.device)
     centred_bias = None
@@ -59,15 +61,15 @@ def vocab_moments(w2: Tensor, w2_bias: Tensor | None = None) -> Moments:
         centred_bias = w2_bias.to(wide) - bias_mean
         bias_variance = centred_bias.square().mean()
     exact_products = w2.is_cuda and w2.dtype != wide  # 16-bit products are exact in fp32: subtract the mean afterwards
-    for start in range(0, num_rows, _BLOCK):
-        rows = w2[start : start + _BLOCK]
+    for start in range(0, num_rows, step):
+        rows = w2[start : start + step]
         if not exact_products:
             rows = rows.to(wide) - mean
-        _accumulate_gram(covariance, rows)
+        _accumulate_gram(gram, rows)
         if centred_bias is not None:
-            bias_covariance += rows.to(wide).T @ centred_bias[start : start + _BLOCK]
-    _mirror(covariance)
-    covariance /= num_rows
+            bias_covariance += rows.to(wide).T @ centred_bias[start : start + step]
+    _mirror(gram)
+    covariance = gram.div_(num_rows).to(wide)
     if exact_products:
         covariance.addr_(mean, mean, alpha=-1)
     return Moments(mean, covariance, bias_mean, bias_covariance / num_rows, bias_variance)
@@ -84,7 +86,10 @@ def _accumulate_gram(gram: Tensor, rows: Tensor) -> None:
     pieces = _pieces(gram.shape[0])
     for left in pieces:
         columns = slice(left.start, gram.shape[0])
-        accumulate(gram[left, columns], rows[:, left].T, rows[:, columns])
+        if rows.is_cuda:
+            accumulate(gram[left, columns], rows[:, left].T, rows[:, columns])
+        else:
+            gram[left, columns] += rows[:, left].T @ rows[:, columns]
 
 
 def _mirror(gram: Tensor) -> None:

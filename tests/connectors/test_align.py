@@ -1,0 +1,139 @@
+"""The ALIGN connector as a module: formula, temperature, active vocabulary, statistics."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import layer_norm
+
+from alignvlm.connectors.align import AlignConnector
+
+
+def make(seed: int = 0, **options: object) -> tuple[AlignConnector, torch.Tensor, torch.Tensor]:
+    """A connector 6 -> 8 over 50 tokens with uneven weights, features [2, 5, 6], embedding [50, 8]; all float64."""
+    torch.manual_seed(seed)
+    connector = AlignConnector(6, 8, 50, **options).double()
+    connector.copy_lm_head(torch.randn(50, 8, dtype=torch.float64) + 0.5)
+    with torch.no_grad():
+        for parameter in (connector.gamma, connector.beta):
+            if parameter is not None:
+                parameter += 0.3 * torch.randn_like(parameter)
+    features = torch.randn(2, 5, 6, dtype=torch.float64)
+    return connector, features, torch.randn(50, 8, dtype=torch.float64).requires_grad_()
+
+
+@pytest.mark.parametrize("norm_vocab", [True, False])
+@pytest.mark.parametrize("norm_hidden", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_formula(norm_vocab: bool, norm_hidden: bool, temperature: float) -> None:
+    connector, features, embedding = make(norm_vocab=norm_vocab, norm_hidden=norm_hidden, temperature=temperature)
+    h = features @ connector.w1.weight.T + connector.w1.bias
+    h = layer_norm(h, (8,), connector.ln_hidden.weight, connector.ln_hidden.bias) if norm_hidden else h
+    logits = h @ connector.w2.T
+    if norm_vocab:
+        logits = layer_norm(logits, (50,), connector.gamma, connector.beta)
+    expected = torch.softmax(logits / temperature, dim=-1) @ embedding
+    found = connector(features, embedding)
+    torch.testing.assert_close(found, expected)
+    inputs = [embedding, *connector.parameters()]
+    for one, other in zip(
+        torch.autograd.grad(found.square().sum(), inputs),
+        torch.autograd.grad(expected.square().sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_gain_is_the_initial_gamma() -> None:
+    connector = AlignConnector(6, 8, 50, gain=5.0)
+    assert torch.equal(connector.gamma.detach(), torch.full((50,), 5.0))
+    assert connector.beta.count_nonzero() == 0
+
+
+def test_active_vocabulary_is_the_restricted_softmax() -> None:
+    connector, features, embedding = make()
+    p = connector.probabilities(features.flatten(0, 1)).double()
+    ids = p.mean(0).argsort(descending=True)[:20]
+    connector.keep_tokens(ids)
+    assert connector.w2.shape == (20, 8)
+    assert connector.gamma.shape == connector.beta.shape == (20,)
+    kept = p[:, ids] / p[:, ids].sum(dim=1, keepdim=True)
+    found = connector(features, embedding)
+    torch.testing.assert_close(found.flatten(0, 1), kept @ embedding[ids], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(connector.probabilities(features.flatten(0, 1)).double(), kept, atol=1e-6, rtol=1e-6)
+    grad = torch.autograd.grad(found.sum(), embedding)[0]
+    assert set(grad.abs().sum(1).nonzero().flatten().tolist()) == set(ids.tolist())
+
+
+def test_all_tokens_active_changes_nothing() -> None:
+    connector, features, embedding = make()
+    expected = connector(features, embedding)
+    connector.keep_tokens(torch.randperm(50))
+    torch.testing.assert_close(connector(features, embedding), expected)
+
+
+def test_active_vocabulary_is_saved() -> None:
+    connector, features, embedding = make()
+    connector.keep_tokens(torch.tensor([4, 2, 9, 30]))
+    other = AlignConnector(6, 8, 50, num_active=4).double()
+    other.load_state_dict(connector.state_dict())
+    torch.testing.assert_close(other(features, embedding), connector(features, embedding))
+
+
+def test_active_vocabulary_takes_over_an_lm_head() -> None:
+    head = torch.randn(50, 8, dtype=torch.float64)
+    part = AlignConnector(6, 8, 50, num_active=7).double()
+    part.active_ids.copy_(torch.tensor([7, 6, 5, 40, 41, 42, 0]))
+    whole = AlignConnector(6, 8, 50).double()
+    whole.load_state_dict({k: v for k, v in part.state_dict().items() if k.startswith(("w1", "ln_"))}, strict=False)
+    whole.copy_lm_head(head)
+    part.copy_lm_head(head)
+    whole.keep_tokens(part.active_ids)
+    features, embedding = torch.randn(3, 6, dtype=torch.float64), torch.randn(50, 8, dtype=torch.float64)
+    torch.testing.assert_close(part(features, embedding), whole(features, embedding))
+
+
+def test_inference_forgets_its_moments_when_training_goes_on() -> None:
+    connector, features, embedding = make()
+    many = features.repeat(4, 1, 1)
+    trained = copy.deepcopy(connector)
+    with torch.no_grad():
+        connector.eval()
+        connector(many, embedding)
+        connector.train()
+        connector.w2.data.mul_(2).add_(1).pow_(2)  # as optimizers do, unseen by version counters
+        trained.w2.data.mul_(2).add_(1).pow_(2)
+        connector.eval()
+        torch.testing.assert_close(connector(many, embedding), trained(many, embedding))
+
+
+def test_statistics_are_left_once() -> None:
+    connector, features, embedding = make()
+    connector.collect_statistics = True
+    connector(features, embedding)
+    p = connector.probabilities(features.flatten(0, 1))
+    assert connector.last_statistics["top_mass"] == pytest.approx(float(p.amax(1).mean()))
+    assert connector.last_statistics["entropy"] == pytest.approx(float(-(p * p.log()).sum(1).mean()), rel=1e-5)
+    connector.last_statistics = {}
+    connector(features, embedding)
+    assert connector.last_statistics == {}
+
+
+def test_errors() -> None:
+    connector, features, embedding = make()
+    with pytest.raises(ValueError, match="embedding"):
+        connector(features, embedding[:-1])
+    with pytest.raises(ValueError, match="LM head"):
+        connector.copy_lm_head(embedding[:-1])
+    with pytest.raises(ValueError, match="temperature"):
+        AlignConnector(6, 8, 50, temperature=0)
+    with pytest.raises(ValueError, match="num_active"):
+        AlignConnector(6, 8, 50, num_active=51)
+    for ids in ([1, 1], [50], [-1], []):
+        with pytest.raises(ValueError, match="ids"):
+            connector.keep_tokens(torch.tensor(ids, dtype=torch.int64))
+    connector.keep_tokens(torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="restricted already"):
+        connector.keep_tokens(torch.tensor([1]))
