@@ -230,6 +230,23 @@ class CheckpointConfig:
     """Older ones are removed."""
     keep_every: PositiveInt | None = None
     """Steps divisible by this are kept for good."""
+    background: bool = True
+    """Write while training goes on, from a copy in host memory."""
+
+
+@dataclass(frozen=True)
+class ResilienceConfig:
+    """What to do when a step goes wrong or does not end."""
+
+    max_bad_steps: PositiveInt = 10
+    """Stop after so many steps in a row whose loss or gradient was not finite; each of them changes no weight."""
+    spike_factor: Annotated[float, Bounds(1)] | None = None
+    """A loss above this multiple of the median of the last 50 steps sends the run back to the last checkpoint, from
+    where it goes on without the packs since; null never does."""
+    watchdog_factor: Annotated[float, Bounds(2)] = 20.0
+    """A step that takes this many times the median of its predecessors counts as hanging ..."""
+    watchdog_minutes: PositiveFloat = 10.0
+    """... but never before so many minutes."""
 
 
 @dataclass(frozen=True)
@@ -291,6 +308,7 @@ class Recipe:
     stages: dict[str, StageConfig] = field(default_factory=dict)
     """In the order they run."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     """When checkpoints are written and which are kept."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Held-out tasks."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from alignvlm.training.background import BackgroundCheckpointEngine
 from alignvlm.training.distributed import World
 from alignvlm.training.run import write_text
 
@@ -24,6 +25,8 @@ FORMAT = 1
 """Version of the layout; a change is announced in CHANGELOG.md as breaking."""
 TAG = "deepspeed"
 MANIFEST = "manifest.json"
+UNIVERSAL_SUFFIX = ".universal"
+"""Of the converted copy for another number of ranks, made when one is needed."""
 
 
 @dataclass(frozen=True)
@@ -39,43 +42,106 @@ class Found:
 
 
 class CheckpointStore:
-    """The checkpoints of one stage."""
+    """The checkpoints of one stage. Saving begins with `begin` and ends with `finish`, some steps later."""
 
     def __init__(self, folder: Path, world: World, keep_last: int, keep_every: int | None) -> None:
         self.folder = folder
         self.world = world
         self.keep_last = keep_last
         self.keep_every = keep_every
+        self._writer: BackgroundCheckpointEngine | None = None
+        self._pending: Path | None = None
 
-    def save(self, engine: Any, state: dict[str, Any]) -> Path:
-        """Write a checkpoint of all ranks; `state` is JSON with at least `step`. Every rank calls it.
+    def attach(self, engine: Any) -> None:
+        """Let the engine write in the background."""
+        self._writer = engine.checkpoint_engine = BackgroundCheckpointEngine(engine._config)
 
-        Until the manifest is written and the folder renamed, the previous checkpoint is the newest valid one.
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank has a save that waits for `finish` and all its files are on their way's end."""
+        return self._pending is not None and self._writer is not None and self._writer.done
+
+    def begin(self, engine: Any, state: dict[str, Any]) -> str | None:
+        """Start writing a checkpoint; `state` is JSON with at least `step`. Every rank calls it, after `finish`.
+
+        Returns:
+            Why it cannot be saved (the disk is full), equal on all ranks; nothing was written then.
         """
+        assert self._pending is None, "a save is still being written"
         final = self.folder / f"step-{state['step']:08d}"
         partial = final.with_name(final.name + ".partial")
+        problem = None
         if self.world.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.mkdir(parents=True)
-        self.world.wait()
+            problem = self._make_room(partial)
+        problem = self.world.broadcast(problem)
+        if problem is not None:
+            return problem
         engine.save_checkpoint(str(partial), tag=TAG)
-        torch.save(_random_state(), partial / f"random-{self.world.rank:05d}.pt")
+        assert self._writer is not None
+        self._writer.save(_random_state(), str(partial / f"random-{self.world.rank:05d}.pt"))
         if self.world.is_main:
-            write_text(partial / "state.json", json.dumps({"format": FORMAT, **state}, indent=2) + "\n")
-        self.world.wait()
+            self._writer.save_text(partial / "state.json", json.dumps({"format": FORMAT, **state}, indent=2) + "\n")
+        self._pending = final
+        return None
+
+    def finish(self) -> str | None:
+        """Wait for all ranks' files, checksum them, write the manifest and give the folder its name.
+
+        Until then the previous checkpoint is the newest valid one. Every rank calls it; without a pending save it
+        does nothing.
+
+        Returns:
+            Why the checkpoint was given up (a rank could not write), equal on all ranks.
+        """
+        if self._pending is None:
+            return None
+        final, self._pending = self._pending, None
+        assert self._writer is not None
+        problems = [p for p in self.world.gather(self._writer.result()) if p is not None]
+        partial = final.with_name(final.name + ".partial")
+        if problems:
+            if self.world.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+            return problems[0]
         self._seal(partial)
         if self.world.is_main:
+            shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             _sync(self.folder)
             self._remove_old()
         self.world.wait()
-        return final
+        return None
+
+    @property
+    def newest_step(self) -> int:
+        """Step of the newest finished checkpoint, 0 when there is none."""
+        return max((int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*[0-9]")), default=0)
+
+    def close(self) -> None:
+        """Wait for what this rank is still writing."""
+        if self._writer is not None:
+            self._writer.cleanup()
+
+    def _make_room(self, partial: Path) -> str | None:
+        """Clear what an earlier attempt left and check that another checkpoint of the last one's size fits."""
+        for left in self.folder.glob("step-*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            return str(error)
+        last = max((p for p in self.folder.glob("step-*[0-9]")), default=None)
+        needed = sum(f.stat().st_size for f in last.rglob("*") if f.is_file()) if last else 0
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            shutil.rmtree(partial, ignore_errors=True)
+            return f"{self.folder}: {free / 2**30:.1f} GiB free, a checkpoint needs {needed / 2**30:.1f} GiB"
+        return None
 
     def newest(self, tell: Callable[[str], None]) -> Found | None:
         """The newest checkpoint whose files are all there and unharmed; others are named and passed over."""
         candidates = self.world.broadcast(
-            sorted(self.folder.glob("step-*"), reverse=True) if self.world.is_main else None
+            sorted(self.folder.glob("step-*[0-9]"), reverse=True) if self.world.is_main else None
         )
         for folder in candidates:
             problem = self._problem(folder)
@@ -102,8 +168,6 @@ class CheckpointStore:
 
     def _problem(self, folder: Path) -> str | None:
         """Why a checkpoint cannot be used; all ranks agree on the answer."""
-        if folder.name.endswith(".partial"):
-            return "it was never finished"
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
         except (OSError, ValueError) as error:
@@ -115,10 +179,11 @@ class CheckpointStore:
         return found[0] if found else None
 
     def _remove_old(self) -> None:
-        done = sorted(p for p in self.folder.glob("step-*") if not p.name.endswith(".partial"))
+        done = sorted(self.folder.glob("step-*[0-9]"))
         for old in done[: -self.keep_last]:
             if not (self.keep_every and int(old.name.removeprefix("step-")) % self.keep_every == 0):
                 shutil.rmtree(old)
+                shutil.rmtree(old.with_name(f"{old.name}{UNIVERSAL_SUFFIX}"), ignore_errors=True)
 
 
 def _first_difference(folder: Path, manifest: dict[str, Any], world: World) -> str | None:

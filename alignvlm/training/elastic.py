@@ -1,4 +1,4 @@
-"""Resume with another number of ranks: DeepSpeed's universal checkpoint, with what its ZeRO-3 loader gets wrong put right.
+"""Resume with another number of ranks: DeepSpeed's universal checkpoint, and its ZeRO-3 loader's mistakes put right.
 
 The loader copies the hyperparameters of group 0 to all groups and shares one `step` tensor between all parameters, so
 that every further step counts many times over. Both are silent; `repair` undoes them.
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from alignvlm.training.checkpoint import TAG, Found
+from alignvlm.training.checkpoint import TAG, UNIVERSAL_SUFFIX, Found
 from alignvlm.training.distributed import World
 from alignvlm.training.optim import Group
 
@@ -28,7 +28,7 @@ def convert(found: Found, world: World) -> Path:
     Raises:
         RuntimeError: the conversion failed; with its output.
     """
-    folder = found.folder.with_name(f"{found.folder.name}.universal")
+    folder = found.folder.with_name(found.folder.name + UNIVERSAL_SUFFIX)
     problem = None
     if world.is_main and not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,16 +11,19 @@ from alignvlm.evaluation.report import build_report
 from alignvlm.tracking import Tracker
 from alignvlm.training import distributed
 from alignvlm.training.callbacks import Callback
+from alignvlm.training.callbacks.bad_numbers import BadNumbers
 from alignvlm.training.callbacks.checkpoints import Checkpoints
 from alignvlm.training.callbacks.connector_statistics import ConnectorStatistics
 from alignvlm.training.callbacks.metrics_log import MetricsLog
 from alignvlm.training.callbacks.progress_bar import ProgressBar
 from alignvlm.training.callbacks.tracking import Tracking
+from alignvlm.training.callbacks.watchdog import Watchdog
 from alignvlm.training.distributed import World
 from alignvlm.training.prepare import prepare, run_processor
 from alignvlm.training.run import Run
 from alignvlm.training.signals import REQUEUE, Signals
 from alignvlm.training.stage import train_stage
+
 
 def train(recipe: Recipe) -> int:
     """Run the recipe to its end, or to an early stop with everything saved; returns the exit code."""
@@ -58,7 +61,7 @@ def _train(run: Run, world: World, tracker: Tracker | None, signals: Signals) ->
 
 def callbacks(tracker: Tracker | None) -> Sequence[Callback]:
     """In the order they act: the record is complete before it is written, and written before a checkpoint."""
-    shown: list[Callback] = [ConnectorStatistics(), MetricsLog(), ProgressBar()]
+    shown: list[Callback] = [ConnectorStatistics(), BadNumbers(), MetricsLog(), ProgressBar(), Watchdog()]
     if tracker is not None:
         shown.append(Tracking(tracker))
     return [*shown, Checkpoints()]

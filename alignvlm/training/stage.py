@@ -10,6 +10,7 @@ from alignvlm.errors import UserError
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.training import elastic
 from alignvlm.training.callbacks import Callback, StageState
+from alignvlm.training.callbacks.bad_numbers import read_skips
 from alignvlm.training.checkpoint import CheckpointStore, Found
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer, build_trainer
@@ -93,23 +94,28 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
             state.recipe, state.name, state.plan, processor,
             rank=state.world.rank, world_size=state.world.size, start_step=state.step, ledger=ledger,
         )  # fmt: skip
-        batches = iter(loader)
+        batches, skips = iter(loader), read_skips(state)
         state.signals.stepping = True
         while state.step < state.num_steps and state.stop_reason is None:
             began = time.perf_counter()
             micro_batches = next(batches)
             data_wait = time.perf_counter() - began
+            if state.step in skips:
+                state.step += 1
+                continue
             for callback in callbacks:
                 callback.before_step(state, micro_batches)
             factor = lr_factor(state.stage, state.step, state.num_steps)
-            stop = state.signals.received is not None
-            result = train_step(state.trainer, micro_batches, state.world, factor, stop)
-            if result.pop("stop"):
+            votes = (state.signals.received is not None, state.store.is_written)
+            result, (stops, written) = train_step(state.trainer, micro_batches, state.world, factor, votes)
+            if stops:
                 state.stop_reason = f"signal {state.signals.received or 'at another rank'}"
+            state.is_written = written == state.world.size
             state.step += 1
             epoch = micro_batches[0].epoch
             record = {"stage": state.name, "step": state.step, "epoch": epoch, "time": time.time(), **result}
             record |= throughput.measure(record, data_wait) | {"fill": record["tokens"] / capacity}
+            record["checkpoint_stall"], state.checkpoint_stall = state.checkpoint_stall, 0.0
             for callback in callbacks:
                 callback.on_step(state, record)
     finally:

@@ -13,27 +13,30 @@ from data_pipeline.loader import MicroBatch
 
 
 def train_step(
-    trainer: Trainer, batches: Sequence[MicroBatch], world: World, factor: float, stop: bool = False
-) -> dict[str, Any]:
-    """Take one step with learning rates at `factor` of their peaks; returns what happened, equal on all ranks.
-
-    `stop` is this rank's wish to end after the step; any rank's wish comes back as `stop` on all of them, with the
-    sum that the step needs anyway.
+    trainer: Trainer, batches: Sequence[MicroBatch], world: World, factor: float, votes: Sequence[bool] = ()
+) -> tuple[dict[str, Any], list[int]]:
+    """Take one step with learning rates at `factor` of their peaks.
 
     The loss is the sum over supervised tokens divided by their number in the whole global batch: neither the number
     of ranks nor of micro-batches, nor how the tokens fall to them, enters. DeepSpeed divides gradients by ranks and
     micro-batches, so each loss is divided by tokens / (ranks x micro-batches).
+
+    Args:
+        votes: what this rank wants the others to know; counted over the ranks with the sum that the step needs anyway.
+
+    Returns:
+        What happened, and the counted votes; both equal on all ranks.
     """
     began = time.perf_counter()
     lr = set_lr(trainer.engine.optimizer, trainer.groups, factor)
     filled = [b for b in batches if b.num_samples]
-    supervised, samples, tokens, tiles, attended, stops = world.sum(
+    supervised, samples, tokens, tiles, attended, *counted = world.sum(
         sum(b.num_supervised for b in batches),
         sum(b.num_samples for b in filled),
         sum(b.input_ids.numel() for b in filled),
         sum(len(b.tiles) for b in filled),
         sum(float(b.cu_seqlens.diff().double().square().sum()) for b in filled),
-        float(stop),
+        *map(float, votes),
     )
     divisor = max(1.0, supervised) / (world.size * len(batches))
     losses = []
@@ -52,7 +55,7 @@ def train_step(
         trainer.engine.step()
         losses.append(output.loss.detach())
     (loss,) = world.sum(sum(float(x) for x in losses))
-    return {
+    result = {
         "loss": loss / (world.size * len(batches)),
         "lr": lr,
         "grad_norm": float(trainer.engine.get_global_grad_norm()),
@@ -62,6 +65,6 @@ def train_step(
         "tiles": int(tiles),
         "attended": attended,
         "skipped": bool(trainer.engine.optimizer.overflow),
-        "stop": stops > 0,
         "seconds": time.perf_counter() - began,
     }
+    return result, [int(count) for count in counted]

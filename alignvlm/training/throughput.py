@@ -14,7 +14,16 @@ from alignvlm.planning.flops import Work, training_flops
 from alignvlm.planning.network import network_of
 from alignvlm.training.distributed import World
 
-PEAK_TFLOPS = {"H100": 989, "H200": 989, "H800": 989, "B200": 2250, "GB200": 2250, "A100": 312, "A800": 312, "L40S": 362}
+PEAK_TFLOPS = {
+    "H100": 989,
+    "H200": 989,
+    "H800": 989,
+    "B200": 2250,
+    "GB200": 2250,
+    "A100": 312,
+    "A800": 312,
+    "L40S": 362,
+}
 """Dense bf16 matrix products per second, by data sheet; the name must be part of the device's."""
 
 

@@ -18,7 +18,7 @@ from data_pipeline.plan import Plan
 
 @dataclass
 class StageState:
-    """A stage while it trains. Callbacks read it; they change `stop_reason` only."""
+    """A stage while it trains. Callbacks read it; they set `stop_reason`, `discard`, `checkpoint_stall`."""
 
     recipe: Recipe
     run: Run
@@ -33,8 +33,14 @@ class StageState:
     signals: Signals
     step: int = 0
     """Optimizer steps done."""
+    is_written: bool = False
+    """All ranks have written the files of the save under way."""
+    checkpoint_stall: float = 0.0
+    """Seconds that training stood still for checkpoints since the last step."""
     stop_reason: str | None = None
     """Set to end the training after this step; equal on all ranks."""
+    discard: bool = False
+    """Set with `stop_reason` when the steps since the last checkpoint are not to be kept."""
 
     @property
     def is_last_step(self) -> bool:

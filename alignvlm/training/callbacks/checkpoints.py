@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from alignvlm.training.callbacks.base import Callback, StageState
 
 
 class Checkpoints(Callback):
-    """Saves engine, step and data position through the stage's `CheckpointStore`."""
+    """Begins saves on time and finishes them when all ranks have written; a failed one never ends the training.
+
+    The ranks learn that all have written with the sum that every step makes anyway (`state.is_written`).
+    """
+
+    def on_start(self, state: StageState) -> None:
+        state.store.attach(state.trainer.engine)
 
     def on_step(self, state: StageState, record: dict[str, Any]) -> None:
         due = state.step % state.recipe.checkpoint.every_steps == 0
-        if due or state.is_last_step or state.stop_reason:
-            save(state)
+        must = state.is_last_step or state.stop_reason is not None
+        began = time.perf_counter()
+        if state.is_written or due or must:
+            self._complain(state, state.store.finish())
+        if (due or must) and not state.discard:
+            self._complain(state, state.store.begin(state.trainer.engine, describe(state)))
+            if must or not state.recipe.checkpoint.background:
+                self._complain(state, state.store.finish())
+        state.checkpoint_stall += time.perf_counter() - began
+
+    def on_end(self, state: StageState) -> None:
+        state.store.close()
+
+    @staticmethod
+    def _complain(state: StageState, problem: str | None) -> None:
+        if problem is not None and state.world.is_main:
+            print(f"WARNING: no checkpoint at step {state.step}, the previous one stays valid: {problem}", flush=True)
 
 
-def save(state: StageState) -> None:
-    """One checkpoint of the stage as it is now."""
-    state.store.save(
-        state.trainer.engine,
-        {
-            "stage": state.name,
-            "step": state.step,
-            "world_size": state.world.size,
-            "num_steps": state.num_steps,
-            "position": state.plan.position(state.step).to_json(),
-        },
-    )
+def describe(state: StageState) -> dict[str, Any]:
+    """What `state.json` of a checkpoint says, beside its format."""
+    return {
+        "stage": state.name,
+        "step": state.step,
+        "world_size": state.world.size,
+        "num_steps": state.num_steps,
+        "position": state.plan.position(state.step).to_json(),
+    }

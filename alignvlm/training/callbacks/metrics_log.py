@@ -24,7 +24,12 @@ class MetricsLog(Callback):
     def on_start(self, state: StageState) -> None:
         if state.world.is_main:
             keep_until(state.run.metrics_file, state.name, state.step)
-            attempt = {"stage": state.name, "resumed_at": state.step, "world_size": state.world.size, "time": time.time()}
+            attempt = {
+                "stage": state.name,
+                "resumed_at": state.step,
+                "world_size": state.world.size,
+                "time": time.time(),
+            }
             with state.run.attempts_file.open("a") as file:
                 file.write(json.dumps(attempt | {"host": socket.gethostname()}) + "\n")
             self._file = state.run.metrics_file.open("a")

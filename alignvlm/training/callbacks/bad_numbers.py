@@ -1,0 +1,72 @@
+"""Losses and gradients that are not finite, and losses that jump: count, stop, or go back.
+
+DeepSpeed skips a step whose gradient is not finite on all ranks alike; here such steps are counted. All decisions come
+from numbers that are equal on all ranks, so all ranks decide the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from alignvlm.errors import UserError
+from alignvlm.training.callbacks.base import Callback, StageState
+from alignvlm.training.run import write_text
+
+WINDOW = 50
+"""Steps whose median a loss is compared with."""
+MIN_STEPS = 10
+"""So many steps must have been seen before a loss counts as a spike."""
+
+
+class BadNumbers(Callback):
+    """Stops the run after too many skipped steps in a row; on a spike, sends it back and leaves out the packs."""
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+        self._losses: deque[float] = deque(maxlen=WINDOW)
+
+    def on_step(self, state: StageState, record: dict[str, Any]) -> None:
+        limits = state.recipe.resilience
+        bad = record["skipped"] or not math.isfinite(record["loss"])
+        self._in_a_row = self._in_a_row + 1 if bad else 0
+        if self._in_a_row >= limits.max_bad_steps:
+            raise UserError(
+                f"stage {state.name}: {self._in_a_row} steps in a row up to step {state.step} had a loss or gradient "
+                "that is not finite; none of them changed a weight, and the last checkpoint is good. Lower the "
+                "learning rate or raise resilience.max_bad_steps"
+            )
+        if bad:
+            return
+        if limits.spike_factor and len(self._losses) >= MIN_STEPS:
+            usual = median(self._losses)
+            if record["loss"] > limits.spike_factor * usual:
+                self._roll_back(state, record["loss"], usual)
+        self._losses.append(record["loss"])
+
+    def _roll_back(self, state: StageState, loss: float, usual: float) -> None:
+        """Leave out everything since the last checkpoint; the next start resumes there."""
+        newest = state.store.newest_step
+        state.stop_reason = (
+            f"loss {loss:.3f} at step {state.step} against a median of {usual:.3f}: going back to step {newest}, "
+            f"steps {newest + 1} to {state.step} will be left out"
+        )
+        state.discard = True
+        if state.world.is_main:
+            skips = read_skips(state) | set(range(newest, state.step))
+            write_text(skips_file(state), json.dumps(sorted(skips)) + "\n")
+
+
+def skips_file(state: StageState) -> Path:
+    """0-based steps of the stage's plan that are not trained on, as a JSON list."""
+    return state.run.stage_folder(state.index) / "skipped_steps.json"
+
+
+def read_skips(state: StageState) -> set[int]:
+    """Those steps; empty when there never was a spike."""
+    path = skips_file(state)
+    return set(json.loads(path.read_text())) if path.exists() else set()
