@@ -156,9 +156,9 @@ class AlignConnector(Connector):
 
     @torch.no_grad()
     def probabilities(self, features: Tensor) -> Tensor:
-        """P_vocab of features [N, d]: [N, V_active] in fp32 (or float64), columns in the order of `active_ids` (else token ids).
+        """P_vocab of features [N, d]: [N, V_active] in fp32 (or float64).
 
-        Holds all of it: for statistics and pictures over a few rows.
+        Columns are token ids, or the order of `active_ids`. Holds all of it: for statistics and pictures of few rows.
         """
         return self._probabilities(self._inputs(features)[0])
 
