@@ -93,6 +93,7 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
         loader = data.stage_loader(
             state.recipe, state.name, state.plan, processor,
             rank=state.world.rank, world_size=state.world.size, start_step=state.step, ledger=ledger,
+            pin_memory=state.world.device.type == "cuda",
         )  # fmt: skip
         batches, skips = iter(loader), read_skips(state)
         state.signals.stepping = True
