@@ -1,0 +1,369 @@
+"""The ALIGN operator against the ways people compute it, and against the floor of its own matrix products.
+
+    python benchmarks/connector.py                    the default shapes of this device
+    python benchmarks/connector.py --rows 1024 --repeats 9 --no-plot
+
+All methods run in turn on the same inputs, so a busy machine slows them alike; times are medians. Prints a table and
+writes benchmarks/results/connector-<device>.json and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from _results import RESULTS, write
+
+from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
+from alignvlm.kernels.blocked import default_block
+from alignvlm.kernels.gemm import product_into
+from alignvlm.kernels.moments import row_statistics
+from alignvlm.kernels.reference import vocab_softmax_reference
+
+ACTIVE = 3400
+"""Tokens that carry the mass in the paper."""
+CHUNK = 1024
+"""Tokens per chunk of the checkpointed eager version."""
+SAMPLED = 16
+"""Rows whose output and input gradient are compared with float64."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    rows: int
+    vocab: int
+    width: int
+    dtype: str
+
+
+@dataclass
+class Result:
+    method: str
+    forward_ms: float | None = None
+    total_ms: float | None = None
+    extra_mib: float | None = None
+    error_out: float | None = None
+    error_grad: float | None = None
+    note: str = ""
+
+
+SHAPES = {
+    "cpu": [Shape(n, v, 576, "float32") for n, v in ((256, 49152), (1024, 12288), (1024, 49152), (2048, 49152))],
+    "cuda": [
+        *(Shape(n, 128_256, 2048, "bfloat16") for n in (4096, 16384, 65536)),
+        *(Shape(16384, v, 2048, "bfloat16") for v in (32_768, 65_536)),
+        Shape(16384, 128_256, 4096, "bfloat16"),
+    ],
+}
+MAIN = {"cpu": Shape(1024, 49152, 576, "float32"), "cuda": Shape(16384, 128_256, 2048, "bfloat16")}
+"""The shape whose ratios are printed."""
+
+
+class Problem:
+    """Inputs of one shape, as at the start of a training: W2 like an LM head, gamma 1, beta 0."""
+
+    def __init__(self, shape: Shape, device: str) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+        dtype = getattr(torch, shape.dtype)
+
+        def values(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator, device=device).to(dtype)
+
+        self.shape, self.device = shape, device
+        self.h = values(shape.rows, shape.width)
+        self.w2, self.e = values(shape.vocab, shape.width) * 0.02, values(shape.vocab, shape.width) * 0.02
+        self.gamma, self.beta = torch.ones_like(self.w2[:, 0]), torch.zeros_like(self.w2[:, 0])
+        self.upstream = values(shape.rows, shape.width)
+
+    def inputs(self) -> list[Tensor]:
+        leaves = (self.h, self.w2, self.e, self.gamma, self.beta)
+        return [t.detach().requires_grad_() for t in leaves]
+
+
+Method = Callable[..., Tensor]
+
+
+def eager_in_chunks(h: Tensor, w2: Tensor, e: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    from torch.utils.checkpoint import checkpoint
+
+    parts = [
+        checkpoint(vocab_softmax_reference, part, w2, e, gamma, beta, use_reentrant=False) for part in h.split(CHUNK)
+    ]
+    return torch.cat(parts)  # type: ignore[arg-type]
+
+
+class ActiveSubset:
+    """A connector restricted to `ACTIVE` tokens: its own W2, gamma and beta rows, E gathered in every step."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.ids = torch.arange(0, problem.shape.vocab, max(problem.shape.vocab // ACTIVE, 1), device=problem.device)
+        self.ids = self.ids[:ACTIVE]
+        whole = vocab_moments(problem.w2)
+        self.moments = Moments(
+            whole.mean, whole.covariance, whole.bias_mean, whole.bias_covariance, whole.bias_variance, constant=True
+        )
+        self.rows = [t[self.ids] for t in (problem.w2, problem.gamma, problem.beta)]
+
+    def __call__(self, h: Tensor, w2: Tensor, e: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        del w2, gamma, beta
+        w2, gamma, beta = (t.detach().requires_grad_() for t in self.rows)
+        return vocab_softmax(h, w2, e[self.ids], gamma, beta, moments=self.moments)
+
+
+def methods(problem: Problem, *, compiled: bool) -> dict[str, Method]:
+    chosen: dict[str, Method] = {"eager": vocab_softmax_reference}
+    if compiled:
+        torch._dynamo.reset()
+        chosen["eager + compile"] = torch.compile(vocab_softmax_reference, dynamic=False)
+    chosen["eager, chunks + checkpoint"] = eager_in_chunks
+    chosen["blocked (ours)"] = vocab_softmax
+    chosen["active subset (ours)"] = ActiveSubset(problem)
+    return chosen
+
+
+class Floor:
+    """The operator's own matrix products at its own shapes, and nothing else."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        shape = problem.shape
+        self.block = default_block(shape.rows, shape.vocab, problem.h.dtype, problem.h.device)
+        self.z = problem.h.new_empty(shape.rows * self.block)
+        self.moments = vocab_moments(problem.w2)
+
+    def blocks(self) -> Any:
+        problem, rows = self.problem, self.problem.shape.rows
+        for start in range(0, problem.shape.vocab, self.block):
+            w2, e = problem.w2[start : start + self.block], problem.e[start : start + self.block]
+            yield w2, e, self.z[: rows * len(w2)].view(rows, len(w2))
+
+    def forward(self) -> None:
+        from alignvlm.kernels.gemm import accumulate
+
+        problem = self.problem
+        moments = vocab_moments(problem.w2)
+        row_statistics(problem.h, moments, 1e-5)
+        acc = torch.zeros_like(problem.h, dtype=moments.mean.dtype)
+        for w2, e, z in self.blocks():
+            product_into(z, problem.h, w2.T)
+            accumulate(acc, z, e)
+
+    def backward(self) -> None:
+        from alignvlm.kernels.gemm import accumulate
+        from alignvlm.kernels.moments import add_hidden_gradient, add_weight_gradient
+
+        problem = self.problem
+        acc = torch.zeros_like(problem.h, dtype=self.moments.mean.dtype)
+        grad_w2, grad_e = torch.empty_like(problem.w2), torch.empty_like(problem.e)
+        offset = 0
+        for w2, e, z in self.blocks():
+            rows = slice(offset, offset + len(w2))
+            offset += len(w2)
+            product_into(z, problem.h, w2.T)
+            product_into(z, problem.upstream, e.T)
+            product_into(grad_e[rows], z.T, problem.upstream)
+            accumulate(acc, z, w2)
+            product_into(grad_w2[rows], z.T, problem.h)
+        zeros = acc.new_zeros(len(acc))
+        add_hidden_gradient(acc, problem.h, self.moments, zeros, zeros)
+        add_weight_gradient(grad_w2, None, problem.h, problem.w2, None, self.moments, zeros, zeros)
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(problem: Problem, method: Method | Floor) -> tuple[float, float]:
+    """(forward, forward + backward) of one run in ms."""
+    inputs = problem.inputs()
+    synchronize(problem.device)
+    start = time.perf_counter()
+    out = None if isinstance(method, Floor) else method(*inputs)
+    if isinstance(method, Floor):
+        method.forward()
+    synchronize(problem.device)
+    forward = time.perf_counter() - start
+    if isinstance(method, Floor):
+        method.backward()
+    elif out is not None:
+        out.backward(problem.upstream)
+    synchronize(problem.device)
+    return forward * 1e3, (time.perf_counter() - start) * 1e3
+
+
+def extra_memory(problem: Problem, method: Method) -> float:
+    """Peak MiB of one forward + backward beyond inputs, output and gradients."""
+    inputs = problem.inputs()
+    if problem.device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        out = method(*inputs)
+        out.backward(problem.upstream)
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            out = method(*inputs)
+            out.backward(problem.upstream)
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        live = peak = 0
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            live += event.nbytes()
+            peak = max(peak, live)
+    results = [out, *(t.grad for t in inputs if t.grad is not None)]
+    return (peak - sum(t.nbytes for t in results)) / 2**20
+
+
+def errors(problem: Problem, method: Method) -> tuple[float, float]:
+    """Largest error of output and of the gradient of h on sampled rows, relative to the largest float64 value."""
+    rows = torch.linspace(0, problem.shape.rows - 1, SAMPLED, device=problem.device).long()
+    h = problem.h[rows].double().requires_grad_()
+    weights = (t.double() for t in (problem.w2, problem.e, problem.gamma, problem.beta))
+    exact = vocab_softmax_reference(h, *weights)
+    exact.backward(problem.upstream[rows].double())
+    inputs = problem.inputs()
+    out = method(*inputs)
+    out.backward(problem.upstream)
+    found = ((out.detach()[rows], exact.detach()), (inputs[0].grad[rows], h.grad))
+    one, other = (float((a.double() - b).abs().max() / b.abs().max()) for a, b in found)
+    return one, other
+
+
+def fits(shape: Shape, device: str) -> bool:
+    """Whether eager's N x V tensors have a chance in memory; asked before, since a CPU would swap or die."""
+    if device == "cuda":
+        return True
+    import psutil
+
+    return 8 * shape.rows * shape.vocab * 4 < 0.6 * psutil.virtual_memory().available
+
+
+def measure(shape: Shape, device: str, repeats: int, *, compiled: bool) -> list[Result]:
+    problem = Problem(shape, device)
+    candidates: dict[str, Method | Floor] = dict(methods(problem, compiled=compiled))
+    results = {name: Result(name) for name in candidates}
+    for name in list(candidates):
+        method = candidates[name]
+        try:
+            if name in ("eager", "eager + compile") and not fits(shape, device):
+                raise torch.OutOfMemoryError
+            timed(problem, method)  # warm up: compilation, autotuning
+            results[name].extra_mib = extra_memory(problem, method)
+            if "subset" not in name:
+                results[name].error_out, results[name].error_grad = errors(problem, method)
+        except torch.OutOfMemoryError:
+            results[name].note = "does not fit"
+            del candidates[name]
+            torch.cuda.empty_cache()
+    candidates["floor: its products alone"] = floor = Floor(problem)
+    results["floor: its products alone"] = Result("floor: its products alone")
+    timed(problem, floor)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    for _ in range(repeats):
+        for name, method in candidates.items():
+            times[name].append(timed(problem, method))
+    for name, values in times.items():
+        results[name].forward_ms = statistics.median(v[0] for v in values)
+        results[name].total_ms = statistics.median(v[1] for v in values)
+    return list(results.values())
+
+
+def show(shape: Shape, results: list[Result]) -> None:
+    print(f"\nN={shape.rows:,}  V={shape.vocab:,}  D={shape.width:,}  {shape.dtype}")
+    print(f"{'':28}{'fwd ms':>10}{'fwd+bwd':>10}{'extra MiB':>12}{'err out':>10}{'err dh':>10}")
+
+    def number(value: float | None, pattern: str) -> str:
+        return "-" if value is None else format(value, pattern)
+
+    for r in results:
+        print(
+            f"{r.method:28}{number(r.forward_ms, ',.1f'):>10}{number(r.total_ms, ',.1f'):>10}"
+            f"{number(r.extra_mib, ',.0f'):>12}{number(r.error_out, '.1e'):>10}{number(r.error_grad, '.1e'):>10}"
+            f"  {r.note}"
+        )
+    by_name = {r.method: r for r in results}
+    ours, eager = by_name["blocked (ours)"], by_name["eager"]
+    for title, other in (("eager", eager), ("the floor", by_name["floor: its products alone"])):
+        if ours.total_ms and other.total_ms:
+            print(f"ours / {title}: {ours.total_ms / other.total_ms:.2f} of its time", end="")
+            print(f", {ours.extra_mib / other.extra_mib:.3f} of its memory" if other.extra_mib else "")
+
+
+def plot(measured: list[tuple[Shape, list[Result]]], main: Shape, path: Path) -> None:
+    """Time and memory against N (at the main V) and against V (at the main N)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8))
+    for column, key in enumerate(("rows", "vocab")):
+        fixed = "vocab" if key == "rows" else "rows"
+        chosen = [(s, r) for s, r in measured if s.width == main.width and getattr(s, fixed) == getattr(main, fixed)]
+        chosen.sort(key=lambda item: getattr(item[0], key))
+        for line, field in enumerate(("total_ms", "extra_mib")):
+            axis = axes[line][column]
+            for method in dict.fromkeys(r.method for _, results in chosen for r in results):
+                points = [
+                    (getattr(s, key), getattr(r, field)) for s, results in chosen for r in results
+                    if r.method == method and getattr(r, field)
+                ]  # fmt: skip
+                if points:
+                    axis.plot(*zip(*points, strict=True), marker="o", label=method)
+            axis.set(xscale="log", yscale="log", xlabel="visual tokens N" if key == "rows" else "vocabulary V")
+            axis.set_ylabel("forward + backward [ms]" if field == "total_ms" else "extra memory [MiB]")
+            axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.suptitle(f"ALIGN operator, D={main.width}, {main.dtype}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rows", type=int, nargs="+", help="visual tokens N instead of the default shapes")
+    parser.add_argument("--vocab", type=int, help="vocabulary V with --rows")
+    parser.add_argument("--width", type=int, help="hidden width D with --rows")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="with --rows")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-plot", action="store_true")
+    parser.add_argument("--name", help="name of the result files (default connector-<device>)")
+    arguments = parser.parse_args()
+    main_shape = MAIN[arguments.device]
+    shapes = SHAPES[arguments.device]
+    if arguments.rows:
+        base = asdict(main_shape) | {
+            k: v for k in ("vocab", "width", "dtype") if (v := getattr(arguments, k)) is not None
+        }
+        shapes = [Shape(**(base | {"rows": rows})) for rows in arguments.rows]
+        main_shape = shapes[0]
+    measured = []
+    for shape in shapes:
+        results = measure(shape, arguments.device, arguments.repeats, compiled=not arguments.no_compile)
+        show(shape, results)
+        measured.append((shape, results))
+    name = arguments.name or f"connector-{arguments.device}"
+    content = [asdict(shape) | {"results": [asdict(r) for r in results]} for shape, results in measured]
+    path = write(name, arguments.device, {"repeats": arguments.repeats, "measurements": content})
+    print(f"\nwrote {path}")
+    if not arguments.no_plot:
+        plot(measured, main_shape, RESULTS / f"{name}.png")
+        print(f"wrote {RESULTS / name}.png")
+
+
+if __name__ == "__main__":
+    main()
