@@ -11,7 +11,12 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["alignvlm", "alignvlm.*", "data_pipeline", "data_pipeline.*"]),
     package_data={"alignvlm": ["recipes/*.yaml", "evaluation/templates/*", "py.typed"], "data_pipeline": ["py.typed"]},
-    data_files=[("share/alignvlm/ds_configs", glob("ds_configs/*.json"))],
+    data_files=[
+        ("share/alignvlm/ds_configs", glob("ds_configs/*.json")),
+        ("share/alignvlm/launch", glob("launch/*.sh")),
+        ("share/alignvlm/launch/slurm", glob("launch/slurm/*")),
+        ("share/alignvlm/launch/kubernetes", glob("launch/kubernetes/*")),
+    ],
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",

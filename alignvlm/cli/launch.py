@@ -1,0 +1,177 @@
+"""`alignvlm launch slurm|torchrun|hosts|local|kubernetes RECIPE`: check a recipe, then start it on a cluster.
+
+The work is done by the files in launch/, which can be used without this command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `launch` and its kinds of clusters to the command line."""
+    parser = subparsers.add_parser(
+        "launch",
+        help="start a recipe on a cluster",
+        description="Check a recipe against the machines it shall run on, and start it. Overrides follow the recipe.",
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+
+    slurm = _add_kind(kinds, "slurm", "submit to Slurm: one process per GPU, requeued until the model is trained")
+    slurm.add_argument("--nodes", type=_positive, default=1)
+    slurm.add_argument("--gpus-per-node", type=_count, default=8, help="0 trains on CPUs (default: %(default)s)")
+    slurm.add_argument("--processes-per-node", type=_positive, help="default: one per GPU, else train.processes")
+    slurm.add_argument("--cpus-per-process", type=_positive, help="default: data.num_workers + 1")
+    slurm.add_argument("--time", default="24:00:00", help="limit of one attempt (default: %(default)s)")
+    slurm.add_argument(
+        "--signal-seconds", type=_positive, default=300,
+        help="save and requeue so long before the limit (default: %(default)s)",
+    )  # fmt: skip
+    slurm.add_argument("--partition")
+    slurm.add_argument("--account")
+    slurm.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="another option, --sbatch=--qos=low"
+    )
+    slurm.set_defaults(handler=run_slurm)
+
+    torchrun = _add_kind(kinds, "torchrun", "start torchrun on this host; run the same line on every host")
+    torchrun.add_argument("--nodes", default="1", help="number of hosts, or MIN:MAX")
+    torchrun.add_argument("--processes-per-node", type=_positive, help="default: one per GPU, else 1")
+    torchrun.add_argument("--rendezvous", default="localhost:29400", metavar="HOST:PORT", help="default: %(default)s")
+    torchrun.set_defaults(handler=run_torchrun)
+
+    hosts = _add_kind(kinds, "hosts", "start the hosts of a DeepSpeed hostfile over ssh")
+    hosts.add_argument("--hostfile", required=True)
+    hosts.add_argument("--node-rank", type=_count, help="do without ssh: run on every host with its place in the file")
+    hosts.set_defaults(handler=run_hosts)
+
+    local = _add_kind(kinds, "local", "this machine only; started again after crashes")
+    local.set_defaults(handler=run_local)
+
+    kubernetes = _add_kind(kinds, "kubernetes", "print a manifest for `kubectl apply -f -`", dry_run=False)
+    kubernetes.add_argument("--kind", dest="manifest", choices=("job", "pytorchjob"), default="job")
+    kubernetes.add_argument("--nodes", type=_positive, default=1)
+    kubernetes.add_argument("--gpus-per-node", type=_positive, default=8)
+    kubernetes.add_argument("--image", required=True, help="container image with alignvlm installed")
+    kubernetes.add_argument("--claim", required=True, help="persistent volume claim (many writers) with data and runs")
+    kubernetes.set_defaults(handler=run_kubernetes)
+
+
+def _add_kind(kinds: Any, name: str, text: str, dry_run: bool = True) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(name, help=text, description=text)
+    parser.add_argument("recipe", help="name or path")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, right after the recipe")
+    if dry_run:
+        parser.add_argument("--dry-run", action="store_true", help="print exactly what would run, and run nothing")
+    return parser
+
+
+def run_slurm(arguments: argparse.Namespace) -> int:
+    """Submit, and say where to look."""
+    from alignvlm.config import load_recipe
+    from alignvlm.errors import UserError
+    from alignvlm.launching import SlurmJob
+    from alignvlm.launching.scripts import find_launcher
+    from alignvlm.launching.slurm import logs_folder
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    job = SlurmJob(
+        recipe_name=arguments.recipe,
+        overrides=arguments.overrides,
+        nodes=arguments.nodes,
+        gpus_per_node=arguments.gpus_per_node,
+        processes_per_node=arguments.processes_per_node or arguments.gpus_per_node or recipe.train.processes,
+        cpus_per_process=arguments.cpus_per_process or recipe.data.num_workers + 1,
+        time=arguments.time,
+        signal_seconds=arguments.signal_seconds,
+        partition=arguments.partition,
+        account=arguments.account,
+        options=arguments.sbatch,
+    )
+    job.check(recipe)
+    if arguments.dry_run:
+        print(f"mkdir -p {shlex.quote(str(logs_folder(recipe)))}")
+        print(job.shell_line(recipe))
+        print(f"\n# {find_launcher('slurm/train.sbatch')}:\n")
+        print(find_launcher("slurm/train.sbatch").read_text(), end="")
+        return 0
+    logs_folder(recipe).mkdir(parents=True, exist_ok=True)
+    try:
+        submitted = subprocess.run(
+            job.command(recipe), env=os.environ | job.environment(recipe), stdout=subprocess.PIPE, text=True
+        )
+    except FileNotFoundError as error:
+        raise UserError(
+            "sbatch is not on the PATH: submit from a login node of the cluster, or use --dry-run"
+        ) from error
+    if submitted.returncode:
+        raise UserError(f"sbatch refused the job (exit code {submitted.returncode}): {job.shell_line(recipe)}")
+    number = submitted.stdout.strip().split(";")[0]
+    print(f"submitted job {number}; logs: {logs_folder(recipe)}/slurm-{number}.log and rank-*.log")
+    return 0
+
+
+def run_torchrun(arguments: argparse.Namespace) -> int:
+    """Become launch/torchrun.sh."""
+    variables = {"ALIGNVLM_NODES": arguments.nodes, "ALIGNVLM_RENDEZVOUS": arguments.rendezvous}
+    if arguments.processes_per_node:
+        variables["ALIGNVLM_PROCESSES"] = str(arguments.processes_per_node)
+    return _become("torchrun.sh", arguments, variables)
+
+
+def run_hosts(arguments: argparse.Namespace) -> int:
+    """Become launch/deepspeed_hosts.sh."""
+    variables = {} if arguments.node_rank is None else {"ALIGNVLM_NODE_RANK": str(arguments.node_rank)}
+    return _become("deepspeed_hosts.sh", arguments, variables, arguments.hostfile)
+
+
+def run_local(arguments: argparse.Namespace) -> int:
+    """Become launch/local.sh."""
+    return _become("local.sh", arguments, {})
+
+
+def _become(script: str, arguments: argparse.Namespace, variables: dict[str, str], *first: str) -> int:
+    """Replace this process by a script of launch/, so that signals and exit codes are the script's."""
+    from alignvlm.config import load_recipe
+    from alignvlm.launching import find_launcher
+
+    load_recipe(arguments.recipe, arguments.overrides)
+    variables = {"ALIGNVLM_PYTHON": sys.executable, **variables}
+    command = ["bash", str(find_launcher(script)), *first, arguments.recipe, *arguments.overrides]
+    if arguments.dry_run:
+        print(" ".join([*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), shlex.join(command)]))
+        return 0
+    sys.stdout.flush()
+    os.execvpe("bash", command, os.environ | variables)
+
+
+def run_kubernetes(arguments: argparse.Namespace) -> int:
+    """Print the manifest."""
+    from alignvlm.config import load_recipe
+    from alignvlm.launching import check_world
+    from alignvlm.launching.kubernetes import Cluster, render
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    check_world(recipe, arguments.nodes * arguments.gpus_per_node, cuda=True)
+    cluster = Cluster(arguments.nodes, arguments.gpus_per_node, arguments.image, arguments.claim)
+    print(render(arguments.manifest, recipe.name, [arguments.recipe, *arguments.overrides], cluster), end="")
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
