@@ -19,7 +19,7 @@ from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
 
 FREE_TO_CHANGE = (
-    "description", "extends", "runs", "checkpoint.*", "tracking.*", "evaluation.*",
+    "description", "extends", "runs", "checkpoint.*", "resilience.*", "tracking.*", "evaluation.*",
     "data.num_workers", "data.prefetch", "data.root", "train.processes", "train.timeout_minutes",
     "stages.*.micro_batch_packs",
 )  # fmt: skip

@@ -1,0 +1,67 @@
+"""`alignvlm train` with one fault planted in it, for test_faults.py: `python -m tests.integration.fault_worker FAULT RECIPE …`.
+
+The fault strikes in the first stage only. Everything else is the program as users run it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+
+FAULT_STEP = 12
+
+
+def plant(fault: str) -> None:
+    """Wrap one function of this rank's program."""
+    import torch
+
+    from alignvlm.training import stage
+
+    rank, step_of = int(os.environ["RANK"]), stage.train_step
+    taken = {"connector": 0}
+
+    def faulty(trainer, batches, world, factor, votes=()):
+        first_stage = any(p.requires_grad for p in trainer.model.vision.parameters())
+        number = batches[0].step + 1 if first_stage else 0
+        taken["connector"] = max(taken["connector"], number)
+        handle = None
+        if fault == "nan" and number in (3, 4) and rank == 1:
+            handle = trainer.model.connector.register_forward_hook(lambda m, i, out: out * float("nan"))
+        if fault == "nan-forever" and number >= 3:
+            handle = trainer.model.connector.register_forward_hook(lambda m, i, out: out * float("inf"))
+        if fault == "hang" and number == FAULT_STEP and rank == 1:
+            time.sleep(600)
+        result, counted = step_of(trainer, batches, world, factor, votes)
+        if handle is not None:
+            handle.remove()
+        if fault == "spike" and number == FAULT_STEP:
+            result["loss"] *= 100
+        return result, counted
+
+    stage.train_step = faulty
+    if fault == "disk":
+        save = torch.save
+
+        def full(obj, path, *args, **kwargs):
+            if "step-00000004.partial" in str(path) and rank == 1:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            return save(obj, path, *args, **kwargs)
+
+        torch.save = full
+
+
+def main() -> int:
+    from alignvlm.cli import main as alignvlm
+    from alignvlm.training.launch import is_launched, run_local
+
+    fault, *arguments = sys.argv[1:]
+    if not is_launched():
+        return run_local([sys.executable, "-m", "tests.integration.fault_worker", *sys.argv[1:]], 2)
+    plant(fault)
+    return alignvlm(["train", *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Faults planted in real two-process runs: what the user sees, and that nothing is lost. docs/faults.md lists them."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.jobs import ROOT, TINY, job_environment, metrics, run
+
+SHORT = ["stages.instruct.max_steps=1", "evaluation.tasks.test.limit=1"]
+
+
+def train_with(fault: str, folder: Path, *overrides: str, code: int = 0) -> str:
+    """Run to the end with a fault; the output."""
+    environment = job_environment(PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-m", "tests.integration.fault_worker", fault, str(TINY), *SHORT, *overrides]
+    result = subprocess.run(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240
+    )
+    assert result.returncode == code, f"exit code {result.returncode}:\n{result.stdout[-4000:]}"
+    return result.stdout
+
+
+def stage_records(folder: Path) -> list[dict]:
+    return [r for r in metrics(folder / "runs" / "tiny") if r["stage"] == "connector"]
+
+
+def test_a_nan_on_one_rank_skips_the_step_on_all(tmp_path: Path) -> None:
+    train_with("nan", tmp_path)
+    records = stage_records(tmp_path)
+    assert [r["step"] for r in records if r["skipped"]] == [3, 4]
+    assert [r["step"] for r in records] == list(range(1, 9))
+    assert all(math.isfinite(r["loss"]) for r in records if not r["skipped"])
+
+
+def test_nans_without_end_stop_the_run_and_keep_the_last_checkpoint(tmp_path: Path) -> None:
+    output = train_with("nan-forever", tmp_path, "resilience.max_bad_steps=3", code=2)
+    assert "3 steps in a row up to step 5 had a loss or gradient that is not finite" in output
+    assert "Traceback" not in output
+    checkpoints = tmp_path / "runs" / "tiny" / "1-connector" / "checkpoints"
+    assert (checkpoints / "step-00000002" / "manifest.json").exists()
+
+
+def test_a_hanging_rank_is_named_with_its_samples(tmp_path: Path) -> None:
+    output = train_with(
+        "hang", tmp_path, "resilience.watchdog_minutes=0.1", "stages.connector.max_steps=14", code=76
+    )
+    assert "step 12 of stage connector has taken" in output
+    assert "fields/" in output or "charts/" in output
+    assert "fault_worker.py" in output  # the stack of the sleeping rank
+    assert "finished: runs/tiny" in run("train", str(TINY), *SHORT, "stages.connector.max_steps=14", cwd=tmp_path)
+
+
+def test_a_disk_that_fills_up_on_one_rank_does_not_stop_training(tmp_path: Path) -> None:
+    output = train_with("disk", tmp_path)
+    assert "WARNING: no checkpoint at step" in output
+    assert "No space left on device" in output
+    assert [r["step"] for r in stage_records(tmp_path)] == list(range(1, 9))
+
+
+def test_a_spike_goes_back_and_leaves_the_packs_out(tmp_path: Path) -> None:
+    longer = ["stages.connector.max_steps=14", "checkpoint.every_steps=5", "resilience.spike_factor=10"]
+    output = train_with("spike", tmp_path, *longer, code=75)
+    assert "going back to step 10, steps 11 to 12 will be left out" in output
+    run("train", str(TINY), *SHORT, *longer, cwd=tmp_path)
+    assert [r["step"] for r in stage_records(tmp_path)] == [*range(1, 11), 13, 14]
+    skipped = tmp_path / "runs" / "tiny" / "1-connector" / "skipped_steps.json"
+    assert json.loads(skipped.read_text()) == [10, 11]
+
+
+def test_ranks_with_text_only_and_ranks_with_images_never_wait_for_each_other(tmp_path: Path) -> None:
+    """Hundreds of micro-batches under ZeRO-3; text-only conversations and pictures fall to the ranks as they come."""
+    lines = [{"key": f"t{i}", "messages": [
+        {"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": str(i)}]} for i in range(300)]  # fmt: skip
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run("data", "write", "--from-jsonl", "text.jsonl", "data/text", cwd=tmp_path)
+    recipe = tmp_path / "mixed.yaml"
+    recipe.write_text(
+        f"extends: {TINY}\n"
+        "data: {sources: {text: {path: text}}}\n"
+        "stages:\n"
+        "  connector: {mixture: {text: 20, fields: 1, charts: null}, max_steps: 60, sequence_length: 64, warmup_steps: 0}\n"
+        "  instruct: null\n"
+        "checkpoint: {every_steps: 1000}\n"
+        "evaluation: {tasks: {test: null}}\n"
+    )
+    run("train", str(recipe), cwd=tmp_path)
+    records = metrics(tmp_path / "runs" / "mixed")
+    assert len(records) == 60  # of 4 micro-batches each
+    assert any(r["tiles"] == 0 for r in records)
+    assert any(0 < r["tiles"] < 4 for r in records)  # fewer than micro-batches: one rank had pictures, another had none

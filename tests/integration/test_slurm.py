@@ -1,0 +1,84 @@
+"""A real Slurm with two nodes: a job submitted once ends with the trained model, whatever the scheduler does to it."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from tests.cluster.slurm import SlurmCluster
+from tests.cluster.watch import RECIPE, STAGE, attempts, step, wait
+from tests.jobs import curve, metrics, run, weights
+
+pytestmark = pytest.mark.cluster
+
+OPTIONS = ["--nodes=2", "--gpus-per-node=0", "--processes-per-node=1", "--time=60", "--signal-seconds=90"]
+
+
+@pytest.fixture
+def cluster() -> Iterator[SlurmCluster]:
+    """Two nodes; the folder's path is short because it holds sockets."""
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, SlurmCluster(Path(folder)) as cluster:
+        yield cluster
+
+
+def test_time_limit_requeue_and_a_lost_node_leave_no_trace(
+    uninterrupted: Path, cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    output = run("launch", "slurm", str(RECIPE), *OPTIONS, cwd=tmp_path, **cluster.environment)
+    number = re.search(r"submitted job (\d+)", output)[1]
+    logs = tmp_path / "runs" / "cluster" / "logs"
+
+    def say() -> str:
+        files = [*sorted(logs.glob("*")), *cluster.folder.glob("*.log")]
+        return "".join(f"--- {file.name}\n{file.read_text()[-3000:]}\n" for file in files)
+
+    def trains(attempt: int, at: int) -> None:
+        wait(lambda: len(attempts(tmp_path)) == attempt and step(tmp_path) >= at, f"attempt {attempt}", 180, say)
+
+    trains(1, at=5)
+    cluster.run("scontrol", "requeue", number)
+    cluster.start_now(number)
+
+    trains(2, at=attempts_next(tmp_path))
+    cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    wait(lambda: cluster.job(number)["JobState"] == "PENDING", "the job leaves the lost node", 60, say)
+    cluster.run("scontrol", "update", "NodeName=n2", "State=RESUME")
+    cluster.start_now(number)
+
+    trains(3, at=attempts_next(tmp_path))
+    cluster.limit_time(number, minutes=2)
+    cluster.start_now(number, timeout=90)
+    cluster.run("scontrol", "update", f"JobId={number}", "TimeLimit=60")
+
+    wait(lambda: cluster.job(number)["JobState"] not in ("PENDING", "RUNNING"), "the job ends", 240, say)
+    job = cluster.job(number)
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "3"), say()
+
+    ours, theirs = tmp_path / "runs" / "cluster", uninterrupted / "runs" / "cluster"
+    assert curve(ours) == curve(theirs)
+    exports = [weights(folder / STAGE / "export") for folder in (ours, theirs)]
+    assert exports[0].keys() == exports[1].keys()
+    assert all(torch.equal(exports[0][name], exports[1][name]) for name in exports[0])
+
+    stopped = re.findall(r"stopped in stage connector: signal (\w+)", (logs / "rank-0.log").read_text())
+    assert len(stopped) == 3, say()
+    assert [a["world_size"] for a in attempts(tmp_path)] == [2, 2, 2, 2]
+    assert "signal ahead of the time limit" in (logs / f"slurm-{number}.log").read_text()
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("cluster").experiment_id])
+    assert len({r.info.run_name for r in runs}) == len(runs)
+    child = next(r for r in runs if r.info.run_name == "cluster/connector")
+    losses = sorted(client.get_metric_history(child.info.run_id, "loss"), key=lambda m: m.step)
+    assert [(m.step, m.value) for m in losses] == [(r["step"], r["loss"]) for r in metrics(ours)]
+
+
+def attempts_next(folder: Path) -> int:
+    """Some steps after where the run stands now."""
+    return step(folder) + 5
