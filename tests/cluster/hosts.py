@@ -1,7 +1,7 @@
 """Hosts on this machine for tests: each has its own network, host name, processes and /etc/hosts; they share the disk.
 
-Needs root and iproute2. A host is a set of Linux namespaces that ends, with all that runs in it, when its first process
-does. Nothing of it is visible outside, no named network namespace and no file under /etc.
+Needs root and the packages of tests/cluster/install.sh. A host is a set of Linux namespaces that ends, with all that
+runs in it, when its first process does. Nothing of it is visible outside: no named network namespace, no file in /etc.
 """
 
 from __future__ import annotations
@@ -19,20 +19,40 @@ from tests.jobs import job_environment
 
 SETUP = """
 mount --make-rprivate /
-mount --bind {hosts} /etc/hosts
+mount --bind {folder}/hosts /etc/hosts
+mount --bind {folder}/ssh_config /etc/ssh/ssh_config
+mount -t tmpfs tmpfs /run
+mkdir /run/sshd
 hostname {name}
 ip link set lo up
 exec sleep infinity
+"""
+
+SSH_CLIENT = """\
+Host *
+    IdentityFile {folder}/key
+    StrictHostKeyChecking no
+    UserKnownHostsFile {folder}/known_hosts
+    LogLevel ERROR
+"""
+
+SSH_SERVER = """\
+HostKey {folder}/key
+AuthorizedKeysFile {folder}/key.pub
+PermitRootLogin yes
+StrictModes no
+UsePAM no
+PidFile none
 """
 
 
 class Host:
     """One host; `address` is its place in the network of its pair."""
 
-    def __init__(self, name: str, address: str, hosts: Path) -> None:
+    def __init__(self, name: str, address: str, folder: Path) -> None:
         self.name, self.address = name, address
         namespaces = ["--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
-        script = SETUP.format(name=name, hosts=hosts)
+        script = SETUP.format(name=name, folder=folder)
         self._holder = subprocess.Popen(["unshare", *namespaces, "sh", "-ec", script], stdin=subprocess.DEVNULL)
         self.first = self._first_process()
 
@@ -84,17 +104,21 @@ class TwoHosts:
         self.hosts: list[Host] = []
 
     def __enter__(self) -> tuple[Host, Host]:
-        file = self.folder / "hosts"
         lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in self.ADDRESSES.items())]
-        file.write_text("\n".join(lines) + "\n")
+        (self.folder / "hosts").write_text("\n".join(lines) + "\n")
+        (self.folder / "ssh_config").write_text(SSH_CLIENT.format(folder=self.folder))
+        (self.folder / "sshd_config").write_text(SSH_SERVER.format(folder=self.folder))
+        key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "key")]
+        subprocess.run(key, check=True)
         for name, address in self.ADDRESSES.items():
-            self.hosts.append(Host(name, address, file))
+            self.hosts.append(Host(name, address, self.folder))
         a, b = self.hosts
         cable = ["ip", "link", "add", "eth0", "netns", str(a.first), "type", "veth"]
         subprocess.run([*cable, "peer", "name", "eth0", "netns", str(b.first)], check=True)
         for host in (a, b):
             host.run("ip", "addr", "add", f"{host.address}/24", "dev", "eth0")
             host.run("ip", "link", "set", "eth0", "up")
+            host.run("/usr/sbin/sshd", "-f", str(self.folder / "sshd_config"))
         return a, b
 
     def __exit__(

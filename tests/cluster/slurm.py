@@ -9,12 +9,11 @@ import os
 import secrets
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from alignvlm.training.launch import free_port
+from tests.cluster.watch import wait
 
 CONFIGURATION = """\
 ClusterName=test
@@ -74,11 +73,11 @@ class SlurmCluster:
             "munged", "--foreground", "--force", f"--socket={socket}", f"--key-file={self.folder / 'munge.key'}",
             f"--pid-file={files['pid']}", f"--log-file={files['log']}", f"--seed-file={files['seed']}",
         )  # fmt: skip
-        _until(socket.exists, "munged opens its socket")
+        wait(socket.exists, "munged opens its socket")
         self._start("slurmctld", "-D", "-c")
         for node in self.nodes:
             self._start("slurmd", "-D", "-N", node)
-        _until(lambda: self.node_states() == {"idle"}, "the nodes are idle")
+        wait(lambda: self.node_states() == {"idle"}, "the nodes are idle")
         return self
 
     def __exit__(
@@ -110,8 +109,13 @@ class SlurmCluster:
 
     def start_now(self, number: str, timeout: float = 60) -> None:
         """A requeued job waits two minutes, which Slurm has fixed: end that once the job is pending."""
-        _until(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} is pending", timeout)
+        wait(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} is pending", timeout)
         self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+
+    def limit_time(self, number: str, minutes: int) -> None:
+        """Move the running job's time limit to between `minutes - 1` and `minutes` from now."""
+        hours, past, _ = (int(part) for part in self.job(number)["RunTime"].split(":"))
+        self.run("scontrol", "update", f"JobId={number}", f"TimeLimit={hours * 60 + past + minutes}")
 
     def _environment(self) -> dict[str, str]:
         return {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")} | self.environment
@@ -135,10 +139,3 @@ class SlurmCluster:
             except OSError:  # it ended meanwhile
                 continue
         return found
-
-
-def _until(condition: Callable[[], bool], what: str, timeout: float = 30) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
-        time.sleep(0.2)

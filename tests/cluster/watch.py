@@ -1,0 +1,49 @@
+"""Watching a run's folder while something else runs the job, and starting a run in its middle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.jobs import ROOT, metrics
+
+RECIPE = ROOT / "tests" / "recipes" / "cluster.yaml"
+STAGE = "1-connector"
+
+
+def wait(condition: Callable[[], bool], what: str, timeout: float = 120, describe: Callable[[], str] = str) -> None:
+    """Until the condition holds; when it does not in time, the error ends with `describe()`."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}\n{describe()}"
+        time.sleep(0.1)
+
+
+def step(folder: Path) -> int:
+    """The newest step of the run in `folder`/runs/cluster, 0 before the first."""
+    records = metrics(folder / "runs" / "cluster")
+    return records[-1]["step"] if records else 0
+
+
+def attempts(folder: Path) -> list[dict[str, Any]]:
+    """How often the stage was started, from which step, with how many processes."""
+    path = folder / "runs" / "cluster" / "attempts.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def copy_until(reference: Path, folder: Path, at: int) -> None:
+    """Make `folder` what `reference` was when it had saved step `at` of its only stage; MLflow starts anew."""
+    shutil.copytree(reference / "data", folder / "data")
+    run = folder / "runs" / "cluster"
+    shutil.copytree(reference / "runs" / "cluster", run)
+    for name in ("mlflow.json", "attempts.jsonl"):
+        (run / name).unlink()
+    for name in ("report", f"{STAGE}/export"):
+        shutil.rmtree(run / name)
+    for checkpoint in (run / STAGE / "checkpoints").iterdir():
+        if checkpoint.name != f"step-{at:08d}":
+            shutil.rmtree(checkpoint)

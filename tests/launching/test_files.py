@@ -1,0 +1,166 @@
+"""The files of launch/: shellcheck's opinion, Kubernetes' schemas, and scripts run with a stand-in for the program."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from alignvlm.cli import main
+from tests.jobs import ROOT, TINY
+
+LAUNCH = ROOT / "launch"
+SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm" / "train.sbatch", ROOT / "tests" / "cluster" / "install.sh"]
+KUBERNETES = "1.31"
+
+REPLICAS = {
+    "type": "object",
+    "properties": {
+        "replicas": {"type": "integer", "minimum": 1},
+        "restartPolicy": {"enum": ["Always", "OnFailure", "Never", "ExitCode"]},
+        "template": {"type": "object"},
+    },
+    "additionalProperties": False,
+    "required": ["replicas", "restartPolicy", "template"],
+}
+PYTORCH_JOB = {
+    "type": "object",
+    "properties": {
+        "apiVersion": {"const": "kubeflow.org/v1"},
+        "kind": {"const": "PyTorchJob"},
+        "metadata": {"type": "object", "required": ["name"]},
+        "spec": {
+            "type": "object",
+            "properties": {
+                "nprocPerNode": {"type": "string"},
+                "runPolicy": {
+                    "type": "object",
+                    "properties": {
+                        "activeDeadlineSeconds": {"type": "integer"},
+                        "backoffLimit": {"type": "integer"},
+                        "cleanPodPolicy": {"enum": ["All", "Running", "None"]},
+                        "suspend": {"type": "boolean"},
+                        "ttlSecondsAfterFinished": {"type": "integer"},
+                    },
+                    "additionalProperties": False,
+                },
+                "pytorchReplicaSpecs": {
+                    "type": "object",
+                    "properties": {"Master": REPLICAS, "Worker": REPLICAS},
+                    "additionalProperties": False,
+                    "required": ["Master"],
+                },
+            },
+            "additionalProperties": False,
+            "required": ["pytorchReplicaSpecs"],
+        },
+    },
+    "additionalProperties": False,
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+}
+"""What Kubeflow's training operator says around the pods (its resource definition, version 1.9)."""
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck(script: Path) -> None:
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    result = subprocess.run([shellcheck, script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def manifests(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    options = ["--image=registry/alignvlm:1", "--claim=disk", "--gpus-per-node=2"]
+    assert main(["launch", "kubernetes", str(TINY), "name=my_run", *options, *arguments]) == 0
+    return list(yaml.safe_load_all(capsys.readouterr().out))
+
+
+def check_pytorch_job(job: dict[str, Any]) -> None:
+    jsonschema.validate(job, PYTORCH_JOB)
+    for role in job["spec"]["pytorchReplicaSpecs"].values():
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **role["template"]}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+        assert [container["name"] for container in pod["spec"]["containers"]] == ["pytorch"]
+
+
+def test_manifests_are_valid_as_they_are() -> None:
+    for document in yaml.safe_load_all((LAUNCH / "kubernetes" / "job.yaml").read_text()):
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    check_pytorch_job(yaml.safe_load((LAUNCH / "kubernetes" / "pytorchjob.yaml").read_text()))
+
+
+def test_indexed_job_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    service, job = manifests(["--nodes=2"], capsys)
+    for document in (service, job):
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": "my-run"}
+    assert service["metadata"]["name"] == "my-run"
+    assert job["metadata"]["name"] == "my-run"
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == 2
+    pod = job["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert pod["subdomain"] == "my-run"
+    assert container["image"] == "registry/alignvlm:1"
+    assert container["command"] == ["alignvlm", "launch", "torchrun", str(TINY), "name=my_run"]
+    assert container["args"] == ["--nodes=2", "--processes-per-node=2", "--rendezvous=my-run-0.my-run:29400"]
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "disk"
+    assert main(["launch", "torchrun", *container["command"][3:], *container["args"], "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_pytorch_job_of_a_recipe(nodes: int, capsys: pytest.CaptureFixture[str]) -> None:
+    (job,) = manifests([f"--nodes={nodes}", "--kind=pytorchjob"], capsys)
+    check_pytorch_job(job)
+    replicas = job["spec"]["pytorchReplicaSpecs"]
+    assert sum(role["replicas"] for role in replicas.values()) == nodes
+    for role in replicas.values():
+        assert f"--nodes={nodes}" in role["template"]["spec"]["containers"][0]["args"]
+
+
+def start_local(tmp_path: Path, program: str, **environment: str) -> subprocess.Popen[str]:
+    """launch/local.sh with a stand-in for Python."""
+    fake = tmp_path / "python"
+    fake.write_text(f'#!/bin/bash\necho run "$@" >>calls\n{program}\n')
+    fake.chmod(0o755)
+    return subprocess.Popen(
+        ["bash", str(LAUNCH / "local.sh"), "recipe", "a=b"], cwd=tmp_path, text=True,
+        env=os.environ | {"ALIGNVLM_PYTHON": str(fake)} | environment,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "starts"),
+    [
+        ("exit 0", 0, 1),
+        ("exit 2", 2, 1),
+        ("exit 9", 9, 2),
+        ("[ $(wc -l <calls) -ge 3 ] && exit 0; exit 75", 0, 3),
+    ],
+)
+def test_local_starts_again_what_may_succeed(program: str, code: int, starts: int, tmp_path: Path) -> None:
+    """Finished, a user's mistake, crashes (one is allowed here), and early stops, which do not count."""
+    assert start_local(tmp_path, program, ALIGNVLM_MAX_CRASHES="1").wait(30) == code
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == starts
+    assert calls[0].startswith("run -m alignvlm train recipe a=b")
+
+
+def test_local_hands_a_signal_on_and_does_not_start_again(tmp_path: Path) -> None:
+    process = start_local(
+        tmp_path, "trap 'sleep 0.5; echo saved >saved; exit 75' TERM; for i in {1..100}; do sleep 0.1; done"
+    )
+    while not (tmp_path / "calls").exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(20) == 75
+    assert (tmp_path / "saved").exists()
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1
