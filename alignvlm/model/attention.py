@@ -146,7 +146,7 @@ def varlen_per_document(
     if groups > 1:
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     cu, longest = documents.cu_seqlens, documents.max_seqlen
-    out = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, **_causal_argument())
+    out: Any = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, **_causal_argument())
     return out[None], None
 
 

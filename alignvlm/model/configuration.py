@@ -28,10 +28,10 @@ class AlignVLMConfig(PreTrainedConfig):
     model_type = "alignvlm"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012  (transformers' convention)
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    connector_config: dict | None = None
-    tiles_config: dict | None = None
+    vision_config: Any = None
+    text_config: Any = None
+    connector_config: Any = None
+    tiles_config: Any = None
     image_token_id: int = 0
     image_mean: list[float] | None = None
     image_std: list[float] | None = None

@@ -36,7 +36,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = AlignVLMConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012  (transformers' convention)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -107,24 +107,24 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         is_visual = input_ids == self.config.image_token_id
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_visual, 0))
-        has_tiles = pixel_values is not None and len(pixel_values) > 0
         num_visual = int(is_visual.sum())
-        if not has_tiles and num_visual:
-            raise ValueError(f"{num_visual} visual tokens in input_ids, but no tiles in pixel_values")
-        if not has_tiles and not self.training:
-            return embeds
-        if has_tiles:
-            features = self.get_image_features(pixel_values)
-        else:
-            size = self.config.vision_config.image_size
-            features = self.get_image_features(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=embeds.device))
-            return embeds + 0.0 * features.sum().to(embeds.dtype)
+        if pixel_values is None or len(pixel_values) == 0:
+            if num_visual:
+                raise ValueError(f"{num_visual} visual tokens in input_ids, but no tiles in pixel_values")
+            return embeds + self._dummy_tile(embeds) if self.training else embeds
+        features = self.get_image_features(pixel_values)
         if features.shape[0] * features.shape[1] != num_visual:
             raise ValueError(
                 f"{num_visual} visual tokens in input_ids, but {features.shape[0]} tiles give "
                 f"{features.shape[0] * features.shape[1]}: encode text and images with this model's processor"
             )
         return embeds.masked_scatter(is_visual[..., None], features.to(embeds.dtype))
+
+    def _dummy_tile(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Zero, computed through the vision encoder and the connector; scalar of the embeddings' dtype."""
+        size = self.config.vision_config.image_size
+        tile = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=embeds.device)
+        return 0.0 * self.get_image_features(tile).sum().to(embeds.dtype)
 
     def forward(
         self,
@@ -153,10 +153,13 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_items_in_batch: divisor of the summed loss; default: this micro-batch's supervised tokens.
         """
         if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("give input_ids or inputs_embeds")
             inputs_embeds = self.embed(input_ids, pixel_values)
         if cu_seqlens is not None:
+            assert max_seqlen is not None, "cu_seqlens comes with max_seqlen"
             implementation = self.language.config._attn_implementation
-            kwargs |= attention_kwargs(Documents.of(cu_seqlens, int(max_seqlen), implementation))
+            kwargs |= attention_kwargs(Documents.of(cu_seqlens, max_seqlen, implementation))
         decoder = self.language.get_decoder()
         outputs = decoder(
             inputs_embeds=inputs_embeds,
@@ -182,16 +185,16 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         targets = shift_labels(labels, cu_seqlens)  # [B, T]
         chosen = targets != -100
-        head = self.get_output_embeddings()
+        head: Any = self.get_output_embeddings()
         total = linear_cross_entropy(
             hidden[chosen], head.weight, targets[chosen], getattr(head, "bias", None), chunk=self.loss_chunk
         )
         return total / (chosen.sum().clamp(min=1) if num_items is None else num_items)
 
-    def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, past_key_values: Any = None, pixel_values: Any = None, **kwargs: Any
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: Any, past_key_values: Any = None, pixel_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)  # type: ignore[misc]
         is_first = past_key_values is None or past_key_values.get_seq_length() == 0
         inputs["pixel_values"] = pixel_values if is_first else None
         return inputs

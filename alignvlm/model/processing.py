@@ -28,8 +28,6 @@ class AlignVLMProcessor(ProcessorMixin):
         max_text_tokens: text of a training sample is cut after so many tokens; visual tokens are never cut.
     """
 
-    valid_processor_kwargs = dict
-
     def __init__(
         self,
         tokenizer: Any = None,

@@ -21,7 +21,8 @@ class ChatSession:
         if not (export / "config.json").exists():
             raise UserError(f"{export}: no exported model here (config.json is missing)")
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = AlignVLMForConditionalGeneration.from_pretrained(export).to(self.device).eval()
+        model: Any = AlignVLMForConditionalGeneration.from_pretrained(export)
+        self.model = model.to(self.device).eval()
         self.processor = AlignVLMProcessor.from_pretrained(export)
         self.max_new_tokens = max_new_tokens
         self.images = [_open(path) for path in images]

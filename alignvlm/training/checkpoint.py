@@ -168,14 +168,7 @@ class CheckpointStore:
 
     def _problem(self, folder: Path) -> str | None:
         """Why a checkpoint cannot be used; all ranks agree on the answer."""
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-        except (OSError, ValueError) as error:
-            manifest = {"format": FORMAT, "files": {}}
-            mine = f"manifest: {error}"
-        else:
-            mine = _first_difference(folder, manifest, self.world)
-        found = [p for p in self.world.gather(mine) if p is not None]
+        found = [p for p in self.world.gather(_first_difference(folder, self.world)) if p is not None]
         return found[0] if found else None
 
     def _remove_old(self) -> None:
@@ -186,7 +179,12 @@ class CheckpointStore:
                 shutil.rmtree(old.with_name(f"{old.name}{UNIVERSAL_SUFFIX}"), ignore_errors=True)
 
 
-def _first_difference(folder: Path, manifest: dict[str, Any], world: World) -> str | None:
+def _first_difference(folder: Path, world: World) -> str | None:
+    """What is wrong with this rank's share of the files."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        return f"manifest: {error}"
     if manifest.get("format") != FORMAT:
         return f"its format is {manifest.get('format')}, this version reads {FORMAT}"
     for name in sorted(manifest["files"])[world.rank :: world.size]:

@@ -12,7 +12,7 @@ import torch
 
 from alignvlm.config.deepspeed import deepspeed_config
 from alignvlm.config.schema import Recipe
-from alignvlm.model import AlignVLMForConditionalGeneration
+from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm.model.attention import choose_attention
 from alignvlm.training.distributed import World
 from alignvlm.training.optim import Group, optimizer_groups, parameter_groups, set_trainable
@@ -30,6 +30,10 @@ class Trainer:
     @property
     def model(self) -> AlignVLMForConditionalGeneration:
         return self.engine.module
+
+    @property
+    def config(self) -> AlignVLMConfig:
+        return self.engine.module.config
 
     def close(self) -> None:
         """Free the engine's memory and hooks, so that the next stage can build its own."""

@@ -51,13 +51,15 @@ def parameter_groups(model: nn.Module, stage: StageConfig, stage_name: str) -> l
     for part in PARTS:
         lr = stage.lr.get(part, stage.lr.get("default"))
         mine = [(n, p) for n, p in model.named_parameters() if p.requires_grad and n.startswith(part + ".")]
-        if mine and lr is None:
+        if not mine:
+            continue
+        if lr is None:
             raise UserError(f"stages.{stage_name}.lr has no entry for {part!r} (nor 'default'), which is trainable")
         decayed = [n for n, p in mine if _dimensions(p) >= 2 and n not in no_decay]
         rest = [n for n, _ in mine if n not in set(decayed)]
         for names, decay in ((decayed, stage.weight_decay), (rest, 0.0)):
             if names:
-                groups.append(Group(part, float(lr), decay, tuple(names)))
+                groups.append(Group(part, lr, decay, tuple(names)))
     return groups
 
 

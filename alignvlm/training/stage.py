@@ -83,7 +83,7 @@ def resume_trainer(
 
 def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Sequence[Callback]) -> None:
     ledger = Ledger(state.run.quarantine_file, state.recipe.data.max_bad_fraction)
-    throughput = Throughput(state.recipe, state.stage, state.trainer.model.config, state.world)
+    throughput = Throughput(state.recipe, state.stage, state.trainer.config, state.world)
     capacity = state.stage.global_batch_packs * state.stage.sequence_length
     for callback in callbacks:
         callback.on_start(state)

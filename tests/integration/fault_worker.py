@@ -1,4 +1,4 @@
-"""`alignvlm train` with one fault planted in it, for test_faults.py: `python -m tests.integration.fault_worker FAULT RECIPE …`.
+"""`alignvlm train` with one fault planted in it, for test_faults.py: `… fault_worker FAULT RECIPE overrides`.
 
 The fault strikes in the first stage only. Everything else is the program as users run it.
 """

@@ -45,9 +45,7 @@ def test_nans_without_end_stop_the_run_and_keep_the_last_checkpoint(tmp_path: Pa
 
 
 def test_a_hanging_rank_is_named_with_its_samples(tmp_path: Path) -> None:
-    output = train_with(
-        "hang", tmp_path, "resilience.watchdog_minutes=0.1", "stages.connector.max_steps=14", code=76
-    )
+    output = train_with("hang", tmp_path, "resilience.watchdog_minutes=0.1", "stages.connector.max_steps=14", code=76)
     assert "step 12 of stage connector has taken" in output
     assert "fields/" in output or "charts/" in output
     assert "fault_worker.py" in output  # the stack of the sleeping rank
@@ -73,8 +71,8 @@ def test_a_spike_goes_back_and_leaves_the_packs_out(tmp_path: Path) -> None:
 
 def test_ranks_with_text_only_and_ranks_with_images_never_wait_for_each_other(tmp_path: Path) -> None:
     """Hundreds of micro-batches under ZeRO-3; text-only conversations and pictures fall to the ranks as they come."""
-    lines = [{"key": f"t{i}", "messages": [
-        {"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": str(i)}]} for i in range(300)]  # fmt: skip
+    turns = [[{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": str(i)}] for i in range(300)]
+    lines = [{"key": f"t{i}", "messages": messages} for i, messages in enumerate(turns)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run("data", "write", "--from-jsonl", "text.jsonl", "data/text", cwd=tmp_path)
     recipe = tmp_path / "mixed.yaml"
@@ -82,7 +80,8 @@ def test_ranks_with_text_only_and_ranks_with_images_never_wait_for_each_other(tm
         f"extends: {TINY}\n"
         "data: {sources: {text: {path: text}}}\n"
         "stages:\n"
-        "  connector: {mixture: {text: 20, fields: 1, charts: null}, max_steps: 60, sequence_length: 64, warmup_steps: 0}\n"
+        "  connector:\n"
+        "    {mixture: {text: 20, fields: 1, charts: null}, max_steps: 60, sequence_length: 64, warmup_steps: 0}\n"
         "  instruct: null\n"
         "checkpoint: {every_steps: 1000}\n"
         "evaluation: {tasks: {test: null}}\n"

@@ -45,7 +45,9 @@ def check_packed_equals_unpacked(model: torch.nn.Module, processor: object) -> N
         assert loss == pytest.approx(expected, rel=1e-9)
         assert grads.keys() == expected_grads.keys()
         for name, grad in grads.items():
-            torch.testing.assert_close(grad, expected_grads[name], rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                grad, expected_grads[name], rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def test_a_document_cannot_see_another() -> None:
@@ -71,7 +73,7 @@ def test_vision_and_connector_run_once_whatever_the_batch_holds(images: bool) ->
     model.vision.register_forward_hook(lambda *a: calls.append("vision"))
     model.connector.register_forward_hook(lambda *a: calls.append("connector"))
     chosen = samples() if images else samples()[:1]
-    loss, grads = gradients(model, [pack([processor.encode(s) for s in chosen])])
+    _, grads = gradients(model, [pack([processor.encode(s) for s in chosen])])
     assert calls == ["vision", "connector"]
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(grads)
     if not images:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from alignvlm.config.schema import StageConfig
@@ -12,7 +14,9 @@ from tests.tiny import tiny_model
 
 def test_every_trainable_parameter_is_in_exactly_one_group() -> None:
     model, _ = tiny_model()
-    stage = StageConfig(trainable=["connector.*", "language.*"], lr={"connector": 2e-3, "default": 1e-3}, weight_decay=0.1)
+    stage = StageConfig(
+        trainable=["connector.*", "language.*"], lr={"connector": 2e-3, "default": 1e-3}, weight_decay=0.1
+    )
     set_trainable(model, stage, "s")
     groups = parameter_groups(model, stage, "s")
     names = [name for group in groups for name in group.names]
@@ -41,7 +45,7 @@ def test_schedule_rises_then_falls_to_its_floor(schedule: str) -> None:
     factors = [lr_factor(stage, step, 100) for step in range(100)]
     assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert factors[10] == 1.0
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
     assert lr_factor(stage, 100, 100) == pytest.approx(1.0 if schedule == "constant" else 0.1)
 
 
