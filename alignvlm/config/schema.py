@@ -43,6 +43,13 @@ class VisionConfig:
     """Folder or hub id with pretrained weights; null starts from scratch with `config`."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of its transformers config, with `model_type`. Needed from scratch; lets `alignvlm plan` work offline."""
+    position_std: PositiveFloat | None = None
+    """Standard deviation of new position embeddings; null leaves it to the class (SigLIP: 1/sqrt(width), far below the
+    patch embeddings: a small encoder from scratch finds out where things are much sooner with 1)."""
+    image_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    """Of pixels in [0, 1], per channel; a pretrained encoder needs its own (SigLIP: 0.5)."""
+    image_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    """Of pixels in [0, 1], per channel. Mostly white pages from scratch: a mean near 0.9 and 0.25 here."""
 
 
 @dataclass(frozen=True)

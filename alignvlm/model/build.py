@@ -55,6 +55,8 @@ def build_model(recipe: Recipe, processor: AlignVLMProcessor) -> AlignVLMForCond
         tower = AutoModel.from_pretrained(vision.path, config=tower_config)
     else:
         tower = AutoModel.from_config(tower_config)
+        if vision.position_std is not None:
+            _spread_positions(tower, vision.position_std)
     if language.path is not None:
         lm = AutoModelForCausalLM.from_pretrained(language.path)
     else:
@@ -65,6 +67,8 @@ def build_model(recipe: Recipe, processor: AlignVLMProcessor) -> AlignVLMForCond
         connector_config=asdict(recipe.model.connector),
         tiles_config=asdict(recipe.model.tiles),
         image_token_id=processor.image_token_id,
+        image_mean=vision.image_mean,
+        image_std=vision.image_std,
         tie_word_embeddings=bool(lm.config.tie_word_embeddings),
     )
     model = AlignVLMForConditionalGeneration(config, tower, lm)
@@ -74,6 +78,15 @@ def build_model(recipe: Recipe, processor: AlignVLMProcessor) -> AlignVLMForCond
     model.generation_config.eos_token_id = end
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def _spread_positions(tower: torch.nn.Module, std: float) -> None:
+    """Draw the position embeddings of a new encoder with this standard deviation."""
+    weights = [p for name, p in tower.named_parameters() if name.endswith("position_embedding.weight")]
+    if not weights:
+        raise UserError("model.vision.position_std: this encoder has no `position_embedding.weight` to draw")
+    for weight in weights:
+        torch.nn.init.normal_(weight, std=std)
 
 
 def vision_config(recipe: Recipe) -> PreTrainedConfig:
