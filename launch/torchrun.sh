@@ -13,6 +13,7 @@ fi
 if [[ -n ${ALIGNVLM_INTERFACE:-} ]]; then
     export NCCL_SOCKET_IFNAME=$ALIGNVLM_INTERFACE GLOO_SOCKET_IFNAME=$ALIGNVLM_INTERFACE
 fi
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${ALIGNVLM_GRACE:-300} # torch before 2.12 knows only 30 s
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 
 # A mistake in the recipe is said once, and not by every rank at every restart.
@@ -22,7 +23,7 @@ asked=0
 "$python" -m torch.distributed.run \
     --nnodes="${ALIGNVLM_NODES:-1}" --nproc-per-node="$processes" \
     --rdzv-backend=c10d --rdzv-endpoint="${ALIGNVLM_RENDEZVOUS:-localhost:29400}" --rdzv-id="${ALIGNVLM_JOB:-alignvlm}" \
-    --max-restarts="${ALIGNVLM_MAX_CRASHES:-3}" --shutdown-timeout="${ALIGNVLM_GRACE:-300}" \
+    --max-restarts="${ALIGNVLM_MAX_CRASHES:-3}" \
     --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
     -m alignvlm train "$@" &
 trap 'asked=1; kill -TERM $! 2>/dev/null' TERM INT HUP QUIT USR1
