@@ -39,8 +39,8 @@ def _draw(
     """The chart; a bar's height is its value over the largest one."""
     width, height = 2 * size, size
     page, pen, ink = new_page(rng, width, height)
-    value_font, label_font = pick_font(rng, split, 10, 12), pick_font(rng, split, 8, 9)
-    floor, ceiling = height - 10, 13
+    value_font, label_font = pick_font(rng, split, 11, 12 if len(rows) > 3 else 14), pick_font(rng, split, 8, 9)
+    floor, ceiling = height - 10, 14
     step = width / len(rows)
     thickness = step * rng.uniform(0.4, 0.7)
     most = max(max(value for _, value in rows), 1)
@@ -52,8 +52,8 @@ def _draw(
         tint = tuple(int(np.clip(part + rng.integers(-20, 21), 0, 255)) for part in COLOURS[colour])
         pen.rectangle((middle - thickness / 2, top, middle + thickness / 2, floor), fill=(tint[0], tint[1], tint[2]))
         pen.text((middle, top - 1), str(value), fill=ink, font=value_font, anchor="mb")
-        pen.text((middle, floor + 1), label[: int(step // 6.5)], fill=ink, font=label_font, anchor="ma")
-    return add_grain(rng, page, float(rng.uniform(0, 5)))
+        pen.text((middle, floor + 1), label[: int(step // 5.6)], fill=ink, font=label_font, anchor="ma")
+    return add_grain(rng, page, float(rng.uniform(0, 3)))
 
 
 def _ask(rng: np.random.Generator, about: str, rows: list[tuple[str, int]], colours: list[str]) -> tuple[str, str]:

@@ -63,8 +63,8 @@ def new_page(
     rng: np.random.Generator, width: int, height: int
 ) -> tuple[Image.Image, ImageDraw.ImageDraw, tuple[int, int, int]]:
     """White to light grey or yellowish paper, its pen, and a dark ink colour."""
-    shade = int(rng.integers(228, 256))
-    page = Image.new("RGB", (width, height), (shade, shade, max(shade - int(rng.integers(0, 16)), 0)))
+    shade = int(rng.integers(238, 256))
+    page = Image.new("RGB", (width, height), (shade, shade, max(shade - int(rng.integers(0, 10)), 0)))
     ink = tuple(int(value) for value in rng.integers(0, 70, size=3))
     return page, ImageDraw.Draw(page), (ink[0], ink[1], ink[2])
 

@@ -105,7 +105,7 @@ def _draw(
     for at, line in enumerate(lines):
         area = (2, int(top + at * high), width - 2, int(top + (at + 1) * high))
         used += _write(rng, page, ink, line, split, area, CELLS * wide)
-    return add_grain(rng, page, float(rng.uniform(0, 6))), used
+    return add_grain(rng, page, float(rng.uniform(0, 3))), used
 
 
 def _number(rng: np.random.Generator, fewest: int, most: int) -> str:

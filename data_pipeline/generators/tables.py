@@ -22,27 +22,36 @@ QUESTIONS = {
     "count": "How many rows?",
 }
 READ = "Read the table."
+READ_VALUES = "Read the values."
 
 
 def _draw(rng: np.random.Generator, column: Column, rows: list[tuple[str, int]], split: str, size: int) -> Image.Image:
-    """A table of two tiles: labels on the left, values on the right, with the rules and shades that tables have."""
+    """A table of two tiles: labels on the left, values on the right, with the rules and shades that tables have.
+
+    Two rows have a header above them; three fill the height.
+    """
     width, height = 2 * size, size
     page, pen, ink = new_page(rng, width, height)
-    step = height / (len(rows) + 1)
-    font = pick_font(rng, split, 10, 11 if len(rows) > 2 else 12)
+    lines = [(label, str(value)) for label, value in rows]
+    header = len(rows) < 3
+    if header:
+        lines.insert(0, ("", column.name))
+    step = height / len(lines)
+    label_font, value_font = pick_font(rng, split, 9, 11), pick_font(rng, split, 12, 14)
     left, right = int(rng.integers(2, 5)), width - int(rng.integers(3, 8))
     rule = int(rng.integers(110, 190))
     style = int(rng.integers(3))  # rule under the header, shaded header, all rules
-    if style == 1:
+    if style == 1 and header:
         shade = int(rng.integers(190, 220))
         pen.rectangle((0, 0, width, int(step) - 1), fill=(shade, shade, shade + 10))
-    for line in range(1, len(rows) + 1) if style == 2 else (1,):
+    for line in range(1, len(lines)) if style == 2 else (1,):
         pen.line((0, int(line * step), width, int(line * step)), fill=(rule, rule, rule))
-    for line, (label, value) in enumerate([("", column.name), *((label, str(value)) for label, value in rows)]):
+    for line, (label, value) in enumerate(lines):
         middle = (line + 0.5) * step
-        pen.text((left, middle), label, fill=ink, font=font, anchor="lm")
+        pen.text((left, middle), label, fill=ink, font=label_font, anchor="lm")
+        font = label_font if header and line == 0 else value_font
         pen.text((right, middle), value, fill=ink, font=font, anchor="rm")
-    return add_grain(rng, page, float(rng.uniform(0, 5)))
+    return add_grain(rng, page, float(rng.uniform(0, 3)))
 
 
 def pick_rows(rng: np.random.Generator, column: Column, count: int) -> list[tuple[str, int]]:
@@ -80,10 +89,13 @@ def generate(
     rows: Sequence[int] = (2, 3),
     turns: int = 2,
     ask: Sequence[str] = ("label", "row", "largest", "count"),
+    labels: bool = True,
 ) -> Iterator[dict[str, Any]]:
-    """Yield `num_samples` records: `rows` are fewest and most rows, `turns` questions per image, `ask` their types."""
-    if not 1 <= rows[0] <= rows[1] <= 4:
-        raise DataError(f"tables: rows {list(rows)}: fewest and most, between 1 and 4")
+    """Yield `num_samples` records: `rows` are fewest and most rows, `turns` questions per image, `ask` their types; a
+    transcription leaves the row labels out without `labels`.
+    """
+    if not 1 <= rows[0] <= rows[1] <= 3:
+        raise DataError(f"tables: rows {list(rows)}: fewest and most, between 1 and 3")
     if not ask or not set(ask) <= set(QUESTIONS) or turns < 1:
         raise DataError(f"tables: ask {list(ask)} of {', '.join(QUESTIONS)}; turns {turns} at least 1")
     columns = load_columns(split)
@@ -92,7 +104,10 @@ def generate(
         picked = pick_rows(rng, column, int(rng.integers(rows[0], rows[1] + 1)))
         image = _draw(rng, column, picked, split, size)
         if kind == "transcribe":
-            talk = [(READ, "\n".join(f"{label} {value}" for label, value in picked))]
+            if labels:
+                talk = [(READ, "\n".join(f"{label} {value}" for label, value in picked))]
+            else:
+                talk = [(READ_VALUES, "\n".join(str(value) for _, value in picked))]
             about = "read"
         else:
             asked = [ask[int(i)] for i in rng.permutation(len(ask))[:turns]]
