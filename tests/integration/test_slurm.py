@@ -18,6 +18,7 @@ from tests.jobs import curve, metrics, run, weights
 pytestmark = pytest.mark.cluster
 
 OPTIONS = ["--nodes=2", "--gpus-per-node=0", "--processes-per-node=1", "--time=60", "--signal-seconds=90"]
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_time_limit_requeue_and_a_lost_node_leave_no_trace(
     cluster.start_now(number, timeout=90)
     cluster.run("scontrol", "update", f"JobId={number}", "TimeLimit=60")
 
-    wait(lambda: cluster.job(number)["JobState"] not in ("PENDING", "RUNNING"), "the job ends", 240, say)
+    wait(lambda: cluster.job(number)["JobState"] in ENDED, "the job ends", 240, say)
     job = cluster.job(number)
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "3"), say()
 
