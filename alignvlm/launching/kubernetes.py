@@ -1,4 +1,4 @@
-"""Manifests of launch/kubernetes/ filled in for a recipe. Talks to no cluster: their text goes to `kubectl apply`.
+"""Manifests of launch/kubernetes/ filled in for a recipe. Talks to no cluster: their text goes to `kubectl apply`."""
 
 from __future__ import annotations
 
