@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from tests.cluster.slurm import SlurmCluster
 from tests.cluster.watch import RECIPE, STAGE, attempts, step, wait
-from tests.jobs import curve, metrics, run, weights
+from tests.jobs import ROOT, curve, metrics, run, weights
 
 pytestmark = pytest.mark.cluster
 
@@ -76,6 +76,33 @@ def test_time_limit_requeue_and_a_lost_node_leave_no_trace(
     child = next(r for r in runs if r.info.run_name == "cluster/connector")
     losses = sorted(client.get_metric_history(child.info.run_id, "loss"), key=lambda m: m.step)
     assert [(m.step, m.value) for m in losses] == [(r["step"], r["loss"]) for r in metrics(ours)]
+
+
+def test_mistakes_crashes_and_cancelled_jobs_do_not_come_back(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """Three jobs with a stand-in for the program: what must not go round in circles, does not."""
+
+    def submit(name: str, program: str) -> str:
+        python = tmp_path / name
+        python.write_text(f"#!/bin/bash\necho start >>{python}.starts\n{program}\n")
+        python.chmod(0o755)
+        variables = f"ALL,ALIGNVLM_PYTHON={python},ALIGNVLM_LOGS={tmp_path / 'logs'},ALIGNVLM_MAX_CRASHES=1"
+        options = ["--parsable", "--nodes=1", "--ntasks-per-node=2", f"--export={variables}", f"--output={python}.log"]
+        return cluster.run("sbatch", *options, str(ROOT / "launch" / "slurm" / "train.sbatch"), "recipe")
+
+    saves = "trap 'sleep 1; exit 75' TERM; for i in {1..300}; do sleep 0.1; done"
+    mistake, crash, long = submit("mistake", "exit 2"), submit("crash", "exit 9"), submit("long", saves)
+
+    def state(number: str) -> tuple[str, str, str]:
+        job = cluster.job(number)
+        return job["JobState"], job["ExitCode"], job["Restarts"]
+
+    wait(lambda: (tmp_path / "long.starts").exists(), "the job runs")
+    cluster.run("scancel", long)
+    cluster.start_now(crash)
+    wait(lambda: state(crash) == ("FAILED", "9:0", "1"), "the crashing job gives up", 60, lambda: str(state(crash)))
+    wait(lambda: state(mistake) == ("FAILED", "2:0", "0"), "the mistake ends the job", 60, lambda: str(state(mistake)))
+    wait(lambda: state(long)[::2] == ("CANCELLED", "0"), "the cancelled job ends", 60, lambda: str(state(long)))
+    assert (tmp_path / "crash.starts").read_text().count("start") == 4
 
 
 def attempts_next(folder: Path) -> int:
