@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from alignvlm import __version__
 
-COMMANDS = ("data", "train", "plan", "eval", "report", "export", "track", "chat", "config", "launch")
+COMMANDS = ("data", "train", "plan", "eval", "analyze", "report", "export", "track", "chat", "config", "launch")
 MODULES = {"eval": "evaluate", "train": "training"}
 """Where the file is not called like the command."""
 

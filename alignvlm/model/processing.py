@@ -39,9 +39,7 @@ class AlignVLMProcessor(ProcessorMixin):
         super().__init__(tokenizer, chat_template=template)
         tokenizer.chat_template = template
         if IMAGE not in tokenizer.get_vocab():
-            tokenizer.add_special_tokens(
-                {"additional_special_tokens": [IMAGE]}, replace_additional_special_tokens=False
-            )
+            tokenizer.add_tokens([IMAGE], special_tokens=True)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.tiling = dict(tiling or {})
