@@ -78,8 +78,8 @@ class LanguageConfig:
 class ConnectorConfig:
     """From visual features to LLM inputs. The defaults are the paper's ALIGN connector."""
 
-    kind: Literal["align", "mlp", "perceiver"] = "align"
-    """`align` averages text embeddings; `mlp` and `perceiver` are the paper's baselines."""
+    kind: Literal["align", "mlp", "ovis", "perceiver"] = "align"
+    """`align` averages text embeddings; `mlp`, `ovis` and `perceiver` are the paper's baselines."""
     gain: PositiveFloat = 1.0
     """Initial gamma of the LayerNorm over the vocabulary (align). 1 as in LayerNorm; small LMs learn faster with 5."""
     temperature: PositiveFloat = 1.0
@@ -90,6 +90,8 @@ class ConnectorConfig:
     """LayerNorm over V before the softmax (align)."""
     hidden_size: PositiveInt | None = None
     """Hidden width of the mlp and perceiver connectors; null takes the LLM's width."""
+    visual_vocab_size: PositiveInt = 8192
+    """Rows of the visual embedding table (ovis)."""
     num_latents: PositiveInt = 64
     """Latent queries per tile (perceiver)."""
     num_layers: PositiveInt = 2
@@ -315,8 +317,9 @@ class Recipe:
     stages: dict[str, StageConfig] = field(default_factory=dict)
     """In the order they run."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     """When checkpoints are written and which are kept."""
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
+    """Hangs, bad numbers, spikes."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Held-out tasks."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

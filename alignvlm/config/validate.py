@@ -12,6 +12,7 @@ from alignvlm.errors import UserError
 CONNECTOR_OPTIONS: dict[str, tuple[str, ...]] = {
     "align": ("gain", "temperature", "norm_hidden", "norm_vocab"),
     "mlp": ("hidden_size",),
+    "ovis": ("visual_vocab_size",),
     "perceiver": ("hidden_size", "num_latents", "num_layers", "num_heads"),
 }
 """Connector kind -> the options that it reads."""

@@ -7,9 +7,10 @@ from typing import Any
 from alignvlm.connectors.align import AlignConnector
 from alignvlm.connectors.base import Connector
 from alignvlm.connectors.mlp import MLPConnector
+from alignvlm.connectors.ovis import OvisConnector
 from alignvlm.connectors.perceiver import PerceiverConnector
 
-__all__ = ["AlignConnector", "Connector", "MLPConnector", "PerceiverConnector", "build_connector"]
+__all__ = ["AlignConnector", "Connector", "MLPConnector", "OvisConnector", "PerceiverConnector", "build_connector"]
 
 
 def build_connector(options: dict[str, Any], vision_size: int, hidden_size: int, vocab_size: int) -> Connector:
@@ -36,4 +37,6 @@ def build_connector(options: dict[str, Any], vision_size: int, hidden_size: int,
     if kind == "perceiver":
         resampler = chosen("num_latents", "num_layers", "num_heads")
         return PerceiverConnector(vision_size, hidden_size, inner_size=inner, **resampler)
-    raise ValueError(f"connector.kind = {kind!r} is unknown; known: align, mlp, perceiver")
+    if kind == "ovis":
+        return OvisConnector(vision_size, hidden_size, **chosen("visual_vocab_size"))
+    raise ValueError(f"connector.kind = {kind!r} is unknown; known: align, mlp, ovis, perceiver")

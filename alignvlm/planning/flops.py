@@ -110,6 +110,8 @@ def _connector_forward(network: Network, work: Work) -> tuple[float, float]:
     if dims.connector == "align":
         return _align_products(dims, visual)
     module: Any = network.part("connector")
+    if dims.connector == "ovis":
+        return 2 * sum(p.numel() for p in module.parameters()) * visual, 0.0
     if dims.connector == "mlp":
         return 2 * linear_weights(module) * visual, 0.0
     context = work.tiles * dims.patches * dims.vision_size / dims.feature_size

@@ -12,7 +12,7 @@ from alignvlm.model import AlignVLMForConditionalGeneration
 from tests.tiny import alone, samples, tiny_model
 
 
-@pytest.mark.parametrize("kind", ["align", "mlp", "perceiver"])
+@pytest.mark.parametrize("kind", ["align", "mlp", "ovis", "perceiver"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_save_and_load_give_the_same_model(kind: str, tied: bool, tmp_path: Path) -> None:
     model, processor = tiny_model(connector={"kind": kind}, text={"tie_word_embeddings": tied})
