@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import subprocess
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -108,8 +109,12 @@ class SlurmCluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def start_now(self, number: str, timeout: float = 60) -> None:
-        """A requeued job waits two minutes, which Slurm has fixed: end that once the job is pending."""
+        """A requeued job waits two minutes, which Slurm has fixed: end that once the job is pending.
+
+        Not in the same second: a node refuses credentials that are as old as those it revoked, and the job fails.
+        """
         wait(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} is pending", timeout)
+        time.sleep(2)
         self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def limit_time(self, number: str, minutes: int) -> None:
