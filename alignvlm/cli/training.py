@@ -60,8 +60,8 @@ def dry_run(recipe: Any) -> int:
 
 def tell_where(recipe: Any) -> None:
     """Where the results of a finished run are and what to do with them."""
-    from alignvlm.tracking import tracking_uri
     from alignvlm.training.run import Run
+    from alignvlm.training.tracking import tracking_uri
 
     run = Run(recipe)
     export = run.newest_export()

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from alignvlm.config.schema import Recipe
 from alignvlm.evaluation.evaluate import evaluate
 from alignvlm.evaluation.report import build_report
-from alignvlm.tracking import Tracker
 from alignvlm.training import distributed
 from alignvlm.training.callbacks import Callback
 from alignvlm.training.callbacks.bad_numbers import BadNumbers
@@ -23,6 +22,7 @@ from alignvlm.training.prepare import prepare, run_processor
 from alignvlm.training.run import Run
 from alignvlm.training.signals import REQUEUE, Signals
 from alignvlm.training.stage import train_stage
+from alignvlm.training.tracking import Tracker
 
 
 def train(recipe: Recipe) -> int:

@@ -1,11 +1,11 @@
-"""Tells the tracker when there is something to deliver; the delivery itself is `alignvlm.tracking`."""
+"""Tells the tracker when there is something to deliver; the delivery itself is `alignvlm.training.tracking`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from alignvlm.tracking import Tracker
 from alignvlm.training.callbacks.base import Callback, StageState
+from alignvlm.training.tracking import Tracker
 
 
 class Tracking(Callback):

@@ -8,6 +8,7 @@ there yet; while the server is away it tries again later, and a next start (or `
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -55,6 +56,8 @@ class Mirror:
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
             from mlflow import MlflowClient
 
+            for name in ("mlflow", "alembic"):  # how a database is set up is no news of the training
+                logging.getLogger(name).setLevel(logging.WARNING)
             self._client = MlflowClient(self.uri)
         return self._client
 
