@@ -5,8 +5,12 @@
 set -uo pipefail
 
 python=${ALIGNVLM_PYTHON:-python3}
-if compgen -G '/dev/nvidia[0-9]*' >/dev/null && [[ " $*" != *' train.processes='* ]]; then
-    set -- "$@" "train.processes=$(compgen -G '/dev/nvidia[0-9]*' | wc -l)"
+gpus=$(compgen -G '/dev/nvidia[0-9]*' | wc -l)
+if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .)
+fi
+if ((gpus > 0)) && [[ " $*" != *' train.processes='* ]]; then
+    set -- "$@" "train.processes=$gpus"
 fi
 asked=0
 crashes=0

@@ -7,7 +7,7 @@ set -uo pipefail
 
 python=${ALIGNVLM_PYTHON:-python3}
 processes=${ALIGNVLM_PROCESSES:-1}
-if [[ -z ${ALIGNVLM_PROCESSES:-} ]] && compgen -G '/dev/nvidia[0-9]*' >/dev/null; then
+if [[ -z ${ALIGNVLM_PROCESSES:-} && -n ${CUDA_VISIBLE_DEVICES-all} ]] && compgen -G '/dev/nvidia[0-9]*' >/dev/null; then
     processes=gpu
 fi
 if [[ -n ${ALIGNVLM_INTERFACE:-} ]]; then

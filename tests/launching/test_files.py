@@ -132,7 +132,7 @@ def start_local(tmp_path: Path, program: str, **environment: str) -> subprocess.
     fake.chmod(0o755)
     return subprocess.Popen(
         ["bash", str(LAUNCH / "local.sh"), "recipe", "a=b"], cwd=tmp_path, text=True,
-        env=os.environ | {"ALIGNVLM_PYTHON": str(fake)} | environment,
+        env=os.environ | {"ALIGNVLM_PYTHON": str(fake), "CUDA_VISIBLE_DEVICES": ""} | environment,
     )  # fmt: skip
 
 
@@ -151,6 +151,11 @@ def test_local_starts_again_what_may_succeed(program: str, code: int, starts: in
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == starts
     assert calls[0].startswith("run -m alignvlm train recipe a=b")
+
+
+def test_local_starts_a_process_per_visible_gpu(tmp_path: Path) -> None:
+    assert start_local(tmp_path, "exit 0", CUDA_VISIBLE_DEVICES="0,3,5").wait(30) == 0
+    assert (tmp_path / "calls").read_text() == "run -m alignvlm train recipe a=b train.processes=3\n"
 
 
 def test_local_hands_a_signal_on_and_does_not_start_again(tmp_path: Path) -> None:
