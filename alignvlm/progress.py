@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-T = TypeVar("T")
 LOG_SECONDS = 15.0
 """Time between two lines where there is no terminal."""
 
 
 class Progress:
-    """A bar of `total` steps; `enabled=False` (all ranks but the first) shows nothing.
+    """A bar of `total` steps (None: unknown); `enabled=False` (all ranks but the first) shows nothing.
 
     Use as a context manager; call `advance` with whatever is worth showing.
     """
 
-    def __init__(self, title: str, total: int, *, start: int = 0, enabled: bool = True) -> None:
+    def __init__(self, title: str, total: int | None, *, start: int = 0, enabled: bool = True) -> None:
         self.title, self.total, self.done, self.enabled = title, total, start, enabled
         self._first, self._began, self._said = start, time.monotonic(), time.monotonic()
         self._bar: Any = None
@@ -42,7 +42,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         elif self.enabled and self.done > self._first and exc[0] is None:
-            self.say(f"{self.title}: {self.done}/{self.total} in {_duration(time.monotonic() - self._began)}")
+            self.say(f"{self.title}: {self._count()} in {_duration(time.monotonic() - self._began)}")
 
     def advance(self, steps: int = 1, notes: str = "") -> None:
         """One or more steps further."""
@@ -52,8 +52,11 @@ class Progress:
         elif self.enabled and time.monotonic() - self._said >= LOG_SECONDS:
             self._said = time.monotonic()
             pace = (self._said - self._began) / max(1, self.done - self._first)
-            left = _duration(pace * (self.total - self.done))
-            self.say(f"{self.title}: {self.done}/{self.total}  {notes}  {left} left")
+            left = f"  {_duration(pace * (self.total - self.done))} left" if self.total is not None else ""
+            self.say(f"{self.title}: {self._count()}  {notes}{left}")
+
+    def _count(self) -> str:
+        return f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
 
     def say(self, text: str) -> None:
         """A line above the bar."""
@@ -63,12 +66,11 @@ class Progress:
             print(text, flush=True)
 
 
-def track(items: Iterable[T], title: str, total: int, *, enabled: bool = True) -> Iterator[T]:
-    """Iterate with a bar."""
-    with Progress(title, total, enabled=enabled) as bar:
-        for item in items:
-            yield item
-            bar.advance()
+@contextmanager
+def data_progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """The same bar in the form that data_pipeline asks for."""
+    with Progress(description, total) as bar:
+        yield bar.advance
 
 
 def _duration(seconds: float) -> str:

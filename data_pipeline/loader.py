@@ -6,6 +6,7 @@ Which worker does what never changes what comes out: work items carry sample num
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ from data_pipeline.parallel import single_threaded
 from data_pipeline.plan import Plan, Position
 from data_pipeline.schema import Encoded, Encoder, Sample, SampleError
 from data_pipeline.sources import BadSample, Source
+
+GRACE_SECONDS = 120
+"""How long a loader process goes on after SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -200,5 +204,13 @@ def _readers(sources: Mapping[str, Any]) -> list[SourceReader]:
 
 
 def _prepare_worker(worker: int) -> None:
+    """One thread; and signals that a scheduler sends to all processes of a job are for the training process to answer.
+
+    It still needs its batches to save in an orderly way, so SIGTERM ends a worker only after a grace period.
+    """
     single_threaded()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))

@@ -1,4 +1,4 @@
-"""Progress of long data work: one tiny interface, silent by default, drawn by rich for people."""
+"""Progress of long data work: one tiny interface, silent by default; who has a screen brings the bar."""
 
 from __future__ import annotations
 
@@ -19,22 +19,3 @@ class Progress(Protocol):
 def silent(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Shows nothing."""
     yield lambda count: None
-
-
-@contextmanager
-def rich_progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left, on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(description, total=total)
-        yield lambda count: bars.advance(task, count)

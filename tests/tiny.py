@@ -64,9 +64,7 @@ def samples() -> list[Sample]:
     """No image, one small image, two images of which one takes several tiles."""
     sizes = [[], [(32, 32)], [(70, 40), (20, 30)]]
     return [
-        Sample(
-            f"k{i}", "s", conversation(WORDS[i], WORDS[2 - i], len(s)), [picture(*size, seed=i) for size in s], {}
-        )
+        Sample(f"k{i}", "s", conversation(WORDS[i], WORDS[2 - i], len(s)), [picture(*size, seed=i) for size in s], {})
         for i, s in enumerate(sizes)
     ]
 

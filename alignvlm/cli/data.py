@@ -68,14 +68,14 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def run_write(args: argparse.Namespace) -> int:
     """Shards of a recipe's generators, or of a JSON-lines file."""
-    from data_pipeline.progress import rich_progress
+    from alignvlm.progress import data_progress
 
     if args.from_jsonl is None:
         from alignvlm.config import load_recipe
         from alignvlm.data import ensure_shards, open_reader, used_sources
 
         recipe = load_recipe(args.target, args.overrides)
-        ensure_shards(recipe, progress=rich_progress)
+        ensure_shards(recipe, progress=data_progress)
         for name in used_sources(recipe):
             reader = open_reader(recipe, name)
             print(f"{name}: {len(reader)} samples in {len(reader.manifest.shards)} shards, {reader.storage.url}")
@@ -84,7 +84,7 @@ def run_write(args: argparse.Namespace) -> int:
     from data_pipeline.writer import write_shards
 
     records = read_jsonl(args.from_jsonl, args.images or args.from_jsonl.parent)
-    with rich_progress("write", None) as advance:
+    with data_progress("write", None) as advance:
         counted = (advance(1) or record for record in records)
         manifest = write_shards(counted, args.target, samples_per_shard=args.samples_per_shard)
     print(f"{args.target}: {manifest.num_samples} samples in {len(manifest.shards)} shards")
@@ -93,10 +93,10 @@ def run_write(args: argparse.Namespace) -> int:
 
 def run_index(args: argparse.Namespace) -> int:
     """Index and manifest of a folder of tars."""
+    from alignvlm.progress import data_progress
     from data_pipeline.index import index_shards
-    from data_pipeline.progress import rich_progress
 
-    manifest = index_shards(args.folder, progress=rich_progress)
+    manifest = index_shards(args.folder, progress=data_progress)
     print(
         f"{args.folder}: {manifest.num_samples} samples in {len(manifest.shards)} shards, {manifest.fingerprint[:16]}"
     )
@@ -105,12 +105,12 @@ def run_index(args: argparse.Namespace) -> int:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Exit code 1 when anything does not match."""
-    from data_pipeline.progress import rich_progress
+    from alignvlm.progress import data_progress
     from data_pipeline.verify import verify_folder
 
     problems = []
     for folder in _folders(args.target):
-        found = verify_folder(folder, decode=args.decode, progress=rich_progress)
+        found = verify_folder(folder, decode=args.decode, progress=data_progress)
         print(f"{folder}: {'as indexed' if not found else f'{len(found)} problem(s)'}")
         problems += found
     for line in problems:
@@ -183,17 +183,17 @@ def _prepared(name: str, overrides: list[str], stage: str | None) -> tuple[Recip
     from alignvlm.config import load_recipe
     from alignvlm.data import ensure_shards, measure_stage, stage_config
     from alignvlm.model.build import load_processor
-    from data_pipeline.progress import rich_progress
+    from alignvlm.progress import data_progress
 
     recipe = load_recipe(name, overrides)
     stages = [stage_config(recipe, stage)] if stage else list(recipe.stages.values())
     if recipe.model.language.tokenizer is not None:
-        ensure_shards(recipe, progress=rich_progress)
+        ensure_shards(recipe, progress=data_progress)
     else:
-        ensure_shards(recipe, {source for each in stages for source in each.mixture}, rich_progress)
+        ensure_shards(recipe, {source for each in stages for source in each.mixture}, data_progress)
     processor = load_processor(recipe)
     for each in stages:
-        measure_stage(recipe, each, processor, rich_progress)
+        measure_stage(recipe, each, processor, data_progress)
     return recipe, processor
 
 

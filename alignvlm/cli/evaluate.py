@@ -76,9 +76,7 @@ def find_model(arguments: argparse.Namespace) -> tuple[Recipe, Path]:
     if export.is_dir():
         resolved = export.parent.parent / "config.yaml"
         if not (export / "config.json").is_file():
-            raise UserError(
-                f"{export} is no export folder (no config.json); give runs/<name>/<n>-<stage>/export"
-            )
+            raise UserError(f"{export} is no export folder (no config.json); give runs/<name>/<n>-<stage>/export")
         if not arguments.recipe and not resolved.is_file():
             raise UserError(f"{export} lies in no run: say which recipe's tasks with --recipe")
         return load_recipe(arguments.recipe or str(resolved), arguments.overrides), export

@@ -41,8 +41,8 @@ def run_local(command: list[str], processes: int) -> int:
             if rank.poll() is None:
                 rank.send_signal(number)
 
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    previous = {number: signal.signal(number, hand_on) for number in handled}
+    previous = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the ranks by itself
     try:
         return _wait(ranks)
     finally:

@@ -15,17 +15,23 @@ LONG = ["stages.connector.max_steps=26", "stages.connector.warmup_steps=4", "che
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
-    """Process ids of the job's ranks."""
+    """Process ids of the job's ranks: the children that `alignvlm train` started (it is the rank when it needs one)."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(child) for child in children] or [process.pid]
+    ranks = [int(child) for child in children if "RANK=" in Path(f"/proc/{child}/environ").read_text()]
+    return ranks or [process.pid]
 
 
-def stop_at(step: int, folder: Path, processes: int, number: signal.Signals, one_rank: bool = True) -> str:
-    """Start the job with so many ranks, hit it with a signal once it passed a step, and wait until it has saved."""
+def stop_at(step: int, folder: Path, processes: int, number: signal.Signals, whole_group: bool = False) -> str:
+    """Start the job with so many ranks, hit it with a signal once it passed a step, and wait until it has saved.
+
+    The signal goes to one rank, or to every process of the job, loader processes included, as Slurm sends it.
+    """
     process = start("train", str(TINY), *LONG, f"train.processes={processes}", cwd=folder)
     wait_for_step(folder / "runs" / "tiny", "connector", step, process)
-    target = ranks_of(process)[-1] if one_rank and processes > 1 else process.pid
-    os.kill(target, number)
+    if whole_group:
+        os.killpg(process.pid, number)
+    else:
+        os.kill(ranks_of(process)[-1], number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output[-3000:]
     assert "the same command goes on from here" in output
@@ -39,8 +45,8 @@ def test_world_sizes_2_1_4_2_in_one_training(tmp_path: Path) -> None:
     folder = tmp_path / "elastic"
     folder.mkdir()
     stop_at(4, folder, 2, signal.SIGUSR1)
-    assert "converting from 2 to 1 ranks" in stop_at(8, folder, 1, signal.SIGTERM)
-    assert "converting from 1 to 4 ranks" in stop_at(12, folder, 4, signal.SIGTERM)
+    assert "converting from 2 to 1 ranks" in stop_at(8, folder, 1, signal.SIGINT, whole_group=True)
+    assert "converting from 1 to 4 ranks" in stop_at(12, folder, 4, signal.SIGTERM, whole_group=True)
     run("train", str(TINY), *LONG, "train.processes=2", cwd=folder)
     ours, theirs = curve(folder / "runs" / "tiny"), curve(reference / "runs" / "tiny")
     assert [(stage, step) for stage, step, *_ in ours] == [(stage, step) for stage, step, *_ in theirs]

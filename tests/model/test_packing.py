@@ -14,7 +14,12 @@ LMS = {
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3", "head_dim": 8},
 }
-CONNECTORS = [{"kind": "align"}, {"kind": "mlp"}, {"kind": "ovis", "visual_vocab_size": 37}, {"kind": "perceiver", "num_latents": 5, "num_heads": 4}]
+CONNECTORS = [
+    {"kind": "align"},
+    {"kind": "mlp"},
+    {"kind": "ovis", "visual_vocab_size": 37},
+    {"kind": "perceiver", "num_latents": 5, "num_heads": 4},
+]
 
 
 def gradients(model: torch.nn.Module, batches: list[dict]) -> tuple[float, dict[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""Checkpoint folders: valid only with a manifest, damage found and passed over, old ones removed, full disks survived."""
+"""Checkpoint folders: valid only with a manifest, damage passed over, old ones removed, full disks survived."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,7 +79,7 @@ def test_steps_taken_again_after_a_resume_are_not_sent_again(run_folder: Run) ->
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+def server(tmp_path: Path) -> tuple[str, list[str], dict[str, str]]:
     """URI, command and environment of a tracking server that is not running yet."""
     port = free_port()
     command = [
@@ -88,7 +87,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, list[str], dict[str, str]]]:
         "--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1", "--port", str(port),
         "--workers", "1",
     ]  # fmt: skip
-    yield f"http://127.0.0.1:{port}", command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return f"http://127.0.0.1:{port}", command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def wait_until_it_listens(uri: str, timeout: float = 90) -> None:
