@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -237,11 +236,3 @@ class Plan:
 
     def _position(self, epoch: int, window: int, pack: int, step: int) -> Position:
         return Position(self.fingerprint, PLAN_VERSION, self.seed, epoch, window, pack, step)
-
-    def summary(self, num_batches: int = 3) -> dict[str, Any]:
-        """What the plan is, as JSON: settings, steps, mixture, fill, dropped samples, first batches, a hash of the
-        order.
-        """
-        from data_pipeline.summary import summarise
-
-        return summarise(self, num_batches)

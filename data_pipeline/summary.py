@@ -14,8 +14,11 @@ from data_pipeline.plan import PLAN_VERSION, Plan
 ORDER_BATCHES = 64
 
 
-def summarise(plan: Plan, num_batches: int) -> dict[str, Any]:
-    """See `Plan.summary`. `fill` is of the first epoch; `order` is the sha256 of the first batches' samples."""
+def summarise(plan: Plan, num_batches: int = 3) -> dict[str, Any]:
+    """What a plan is, as JSON: settings, steps, mixture, fill, dropped samples, first batches, a hash of the order.
+
+    `fill` is of the first epoch; `order` is the sha256 of the first batches' samples.
+    """
     packs, tokens, tiles = plan.counts.totals(0)
     steps = plan.num_steps
     first = list(islice(plan.batches(0), min(ORDER_BATCHES, steps)))

@@ -199,13 +199,13 @@ def _prepared(name: str, overrides: list[str], stage: str | None) -> tuple[Recip
 
 def _plans(name: str, overrides: list[str], stage: str | None, world_size: int | None) -> dict[str, Any]:
     from alignvlm.data import stage_config, stage_plan
-    from data_pipeline.summary import world_summary
+    from data_pipeline.summary import summarise, world_summary
 
     recipe, processor = _prepared(name, overrides, stage)
     stages = {}
     for each in [stage] if stage else recipe.stages:
         plan = stage_plan(recipe, each, processor)
-        stages[each] = plan.summary()
+        stages[each] = summarise(plan)
         if world_size is not None:
             stages[each]["world"] = world_summary(plan, world_size, stage_config(recipe, each).micro_batch_packs)
     return {"recipe": recipe.name, "stages": stages}

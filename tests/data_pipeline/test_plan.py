@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from data_pipeline.batch import GlobalBatch
 from data_pipeline.errors import DataError
 from data_pipeline.plan import Plan, Position
-from data_pipeline.summary import diff_plans, order_hash, world_summary
+from data_pipeline.summary import diff_plans, order_hash, summarise, world_summary
 
 SMALL = {"sequence_length": 1000, "global_batch_packs": 8, "window_shards": 3, "mix_block": 32, "pack_window": 200}
 
@@ -140,7 +140,7 @@ def test_long_and_unusable_samples_are_counted_and_named(synthetic: Any, caplog:
     long = int((source.measures[:, 0] > 600).sum())
     plan = Plan({"a": source}, {"a": 1}, **{**SMALL, "sequence_length": 600})
     assert "longer than 600 tokens" in caplog.text
-    summary = plan.summary()
+    summary = summarise(plan)
     assert (summary["dropped_too_long"], summary["dropped_unusable"]) == (long, 7)
     assert summary["samples_per_epoch"] == 500 - 7 - long
     with pytest.raises(DataError, match="no usable sample"):
@@ -177,8 +177,8 @@ def test_window_spans_few_shards(synthetic: Any) -> None:
 
 
 def test_summary_is_json_and_differences_are_named(synthetic: Any) -> None:
-    one = Plan({"a": synthetic(700)}, {"a": 1}, **SMALL).summary()
-    two = Plan({"a": synthetic(700)}, {"a": 1}, seed=1, **SMALL).summary()
+    one = summarise(Plan({"a": synthetic(700)}, {"a": 1}, **SMALL))
+    two = summarise(Plan({"a": synthetic(700)}, {"a": 1}, seed=1, **SMALL))
     assert json.loads(json.dumps(one)) == one
     assert diff_plans(one, one) == []
     assert "seed: 0 → 1" in diff_plans(one, two)

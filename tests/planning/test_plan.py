@@ -13,6 +13,7 @@ from alignvlm.cli import plan as command
 from alignvlm.config import list_recipes, load_recipe
 from alignvlm.errors import UserError
 from alignvlm.planning import plan_run
+from data_pipeline.summary import summarise
 
 
 def run(*arguments: str) -> int:
@@ -136,6 +137,6 @@ def test_shards_in_place_give_the_exact_plan(tmp_path: Path) -> None:
     assert volume.exact
     assert volume.assumed == ()
     assert volume.steps == plan.num_steps
-    summary = plan.summary(0)
+    summary = summarise(plan, 0)
     assert volume.fill == summary["fill"]
     assert volume.tokens == pytest.approx(summary["tokens_per_epoch"] * plan.num_steps / summary["steps_per_epoch"])
