@@ -73,7 +73,8 @@ MAIN = {"cpu": Shape(1024, 49152, 576, "float32"), "cuda": Shape(16384, 128_256,
 class Problem:
     """Inputs of one shape, as at the start of a training: W2 like an LM head, gamma 1, beta 0."""
 
-    def __init__(self, shape: Shape, device: str) -> None:
+    def __init__(self, shape: Shape, device: str, *, cpu_time: bool = False) -> None:
+        self.cpu_time = cpu_time
         generator = torch.Generator(device).manual_seed(0)
         dtype = getattr(torch, shape.dtype)
 
@@ -189,18 +190,19 @@ def timed(problem: Problem, method: Method | Floor) -> tuple[float, float]:
     """(forward, forward + backward) of one run in ms."""
     inputs = problem.inputs()
     synchronize(problem.device)
-    start = time.perf_counter()
+    clock = time.process_time if problem.cpu_time else time.perf_counter
+    start = clock()
     out = None if isinstance(method, Floor) else method(*inputs)
     if isinstance(method, Floor):
         method.forward()
     synchronize(problem.device)
-    forward = time.perf_counter() - start
+    forward = clock() - start
     if isinstance(method, Floor):
         method.backward()
     elif out is not None:
         out.backward(problem.upstream)
     synchronize(problem.device)
-    return forward * 1e3, (time.perf_counter() - start) * 1e3
+    return forward * 1e3, (clock() - start) * 1e3
 
 
 def extra_memory(problem: Problem, method: Method) -> float:
@@ -250,8 +252,8 @@ def fits(shape: Shape, device: str) -> bool:
     return 8 * shape.rows * shape.vocab * 4 < 0.6 * psutil.virtual_memory().available
 
 
-def measure(shape: Shape, device: str, repeats: int, *, compiled: bool) -> list[Result]:
-    problem = Problem(shape, device)
+def measure(shape: Shape, device: str, repeats: int, *, compiled: bool, cpu_time: bool) -> list[Result]:
+    problem = Problem(shape, device, cpu_time=cpu_time)
     candidates: dict[str, Method | Floor] = dict(methods(problem, compiled=compiled))
     results = {name: Result(name) for name in candidates}
     for name in list(candidates):
@@ -339,10 +341,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, help="hidden width D with --rows")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="with --rows")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cpu-time", action="store_true", help="one thread, CPU time: fair on a shared CPU")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-plot", action="store_true")
     parser.add_argument("--name", help="name of the result files (default connector-<device>)")
     arguments = parser.parse_args()
+    if arguments.cpu_time:
+        torch.set_num_threads(1)
     main_shape = MAIN[arguments.device]
     shapes = SHAPES[arguments.device]
     if arguments.rows:
@@ -353,12 +358,22 @@ def main() -> None:
         main_shape = shapes[0]
     measured = []
     for shape in shapes:
-        results = measure(shape, arguments.device, arguments.repeats, compiled=not arguments.no_compile)
+        results = measure(
+            shape,
+            arguments.device,
+            arguments.repeats,
+            compiled=not arguments.no_compile,
+            cpu_time=arguments.cpu_time,
+        )
         show(shape, results)
         measured.append((shape, results))
     name = arguments.name or f"connector-{arguments.device}"
     content = [asdict(shape) | {"results": [asdict(r) for r in results]} for shape, results in measured]
-    path = write(name, arguments.device, {"repeats": arguments.repeats, "measurements": content})
+    path = write(
+        name,
+        arguments.device,
+        {"clock": "cpu time" if arguments.cpu_time else "wall", "repeats": arguments.repeats, "measurements": content},
+    )
     print(f"\nwrote {path}")
     if not arguments.no_plot:
         plot(measured, main_shape, RESULTS / f"{name}.png")

@@ -106,8 +106,9 @@ def estimate(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume:
 def _exact(recipe: Recipe, name: str, dims: Dimensions) -> Volume:
     from alignvlm import data
     from alignvlm.model.build import load_processor
+    from data_pipeline.summary import summarise
 
-    summary: Mapping[str, float] = data.stage_plan(recipe, name, load_processor(recipe)).summary(0)
+    summary: Mapping[str, float] = summarise(data.stage_plan(recipe, name, load_processor(recipe)), 0)
     steps = int(summary["steps"])
     part = steps / summary["steps_per_epoch"]
     samples, tokens, tiles = (summary[f"{what}_per_epoch"] * part for what in ("samples", "tokens", "tiles"))
