@@ -28,9 +28,8 @@ def build_connector(options: dict[str, Any], vision_size: int, hidden_size: int,
 
     kind = options.get("kind")
     if kind == "align":
-        return AlignConnector(
-            vision_size, hidden_size, vocab_size, **chosen("gain", "temperature", "norm_hidden", "norm_vocab")
-        )
+        own = chosen("gain", "temperature", "norm_hidden", "norm_vocab", "num_active", "skip_mass")
+        return AlignConnector(vision_size, hidden_size, vocab_size, **own)
     inner = options.get("hidden_size")
     if kind == "mlp":
         return MLPConnector(vision_size, hidden_size, inner_size=inner)

@@ -1,6 +1,6 @@
 """What the ALIGN connector reads in an image: the vocabulary tokens with most mass, for every visual token.
 
-An obvious, chunked computation of P_vocab from the connector's own parameters; not the operator that trains.
+Of few images and in chunks: the probabilities themselves are held, which training never does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.nn import functional as F
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from alignvlm.model.tiling import TilingSpec
@@ -34,11 +33,11 @@ def top_tokens(connector: Any, features: torch.Tensor, k: int) -> tuple[torch.Te
     values, ids, entropies = [], [], []
     with torch.no_grad():
         for chunk in features.split(CHUNK):
-            log_p = _log_probabilities(connector, chunk)  # [n, V]
-            value, index = log_p.topk(k, dim=-1)
-            values.append(value.exp())
-            ids.append(index)
-            entropies.append(-(log_p.exp() * log_p).sum(-1))
+            p = connector.probabilities(chunk.to(connector.w1.weight.dtype)).float()  # [n, V or active tokens]
+            value, index = p.topk(k, dim=-1)
+            values.append(value)
+            ids.append(connector.active_ids[index] if connector.is_restricted else index)
+            entropies.append(-torch.xlogy(p, p).sum(-1))
     return torch.cat(values), torch.cat(ids), torch.cat(entropies)
 
 
@@ -111,10 +110,3 @@ def _cell_box(
         ((row + 1) * size - top) / shown_height,
     )
 
-
-def _log_probabilities(connector: Any, features: torch.Tensor) -> torch.Tensor:
-    h = connector.ln_hidden(connector.w1(features.to(connector.w1.weight.dtype))).float()
-    logits = h @ connector.w2.float().T  # [n, V]
-    if connector.gamma is not None:
-        logits = F.layer_norm(logits, logits.shape[-1:], connector.gamma.float(), connector.beta.float(), connector.eps)
-    return F.log_softmax(logits / connector.temperature, dim=-1)
