@@ -6,7 +6,9 @@ Which worker does what never changes what comes out: work items carry sample num
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,8 +28,8 @@ from data_pipeline.plan import Plan, Position
 from data_pipeline.schema import Encoded, Encoder, Sample, SampleError
 from data_pipeline.sources import BadSample, Source
 
-GRACE_SECONDS = 120
-"""How long a loader process goes on after SIGTERM."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What asks a job to stop."""
 
 
 @dataclass(frozen=True)
@@ -204,13 +206,19 @@ def _readers(sources: Mapping[str, Any]) -> list[SourceReader]:
 
 
 def _prepare_worker(worker: int) -> None:
-    """One thread; and signals that a scheduler sends to all processes of a job are for the training process to answer.
-
-    It still needs its batches to save in an orderly way, so SIGTERM ends a worker only after a grace period.
-    """
+    """One thread for the work; signals wait for `_obey_only`."""
     single_threaded()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_obey_only, args=(os.getppid(),), name="signals", daemon=True).start()
+
+
+def _obey_only(parent: int) -> None:
+    """End at a signal of the training process, and at nobody else's.
+
+    Schedulers and launchers signal every process of a job; the training process, which decides what follows, still
+    needs batches for the step after which it saves. When it ends by an error, its own SIGTERM ends this one at once.
+    """
+    while signal.sigwaitinfo(SIGNALS).si_pid != parent:
+        continue
+    os._exit(0)

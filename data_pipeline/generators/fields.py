@@ -26,7 +26,9 @@ QUESTIONS = {
     "list": ("What is in line {line}?",),
 }
 FORMS = ("field", "amount", "pair", "list")
-READ = "Read it."
+READ = ("Read it.", "Which number is written?", "What is in the field?", "Write what you see.")
+"""Of several lengths, and the first questions among them: with one prompt a small model learns the distance from the
+prompt's end to a digit, and forgets how to read when the questions of later stages have other lengths."""
 CELLS = 3.0
 """A square holds this many digits side by side: people write small and large numbers equally big."""
 
@@ -114,7 +116,7 @@ def _number(rng: np.random.Generator, fewest: int, most: int) -> str:
 
 def _turns(rng: np.random.Generator, kind: str, form: str, texts: list[str]) -> list[tuple[str, str]]:
     if kind == "transcribe":
-        return [(READ, "\n".join(texts))]
+        return [(choose(rng, READ), "\n".join(texts))]
     if form == "pair":
         order = rng.permutation(2)
         return [(QUESTIONS[("first", "second")[i]][0], texts[i]) for i in order]
