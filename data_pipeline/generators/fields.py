@@ -26,9 +26,9 @@ QUESTIONS = {
     "list": ("What is in line {line}?",),
 }
 FORMS = ("field", "amount", "pair", "list")
-READ = ("Read it.", "Which number is written?", "What is in the field?", "Write what you see.")
-"""Of several lengths, and the first questions among them: with one prompt a small model learns the distance from the
-prompt's end to a digit, and forgets how to read when the questions of later stages have other lengths."""
+READ = ("Read it.", "Write what you see.", "Read all that is written here.")
+"""Of several lengths, and a field's own questions go with them: with one prompt a small model learns how far a digit is
+from the prompt's end, and forgets how to read when the questions of later stages have other lengths."""
 CELLS = 3.0
 """A square holds this many digits side by side: people write small and large numbers equally big."""
 
@@ -116,7 +116,8 @@ def _number(rng: np.random.Generator, fewest: int, most: int) -> str:
 
 def _turns(rng: np.random.Generator, kind: str, form: str, texts: list[str]) -> list[tuple[str, str]]:
     if kind == "transcribe":
-        return [(choose(rng, READ), "\n".join(texts))]
+        prompts = READ + QUESTIONS["field"] if form == "field" else READ
+        return [(choose(rng, prompts), "\n".join(texts))]
     if form == "pair":
         order = rng.permutation(2)
         return [(QUESTIONS[("first", "second")[i]][0], texts[i]) for i in order]
