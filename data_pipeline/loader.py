@@ -133,7 +133,7 @@ class Loader:
         results = iter(self._loader)
         try:
             step: list[MicroBatch] = []
-            while (result := self._next(results)) is not None:
+            for result in results:
                 if self.ledger is not None:
                     self.ledger.record(result.num_seen, result.bad)
                 step.append(result.batch)
@@ -141,21 +141,17 @@ class Loader:
                     self.wait_seconds += time.perf_counter() - began
                     yield step
                     step, began = [], time.perf_counter()
+        except RuntimeError as error:  # torch has no class of its own for it, and raises it wherever this process is
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise DataError(
+                f"a loader process died ({error}); it was killed from outside or ran out of memory or of /dev/shm: "
+                "lower data.num_workers or data.prefetch, or give the container more shared memory"
+            ) from error
         finally:
             shutdown = getattr(results, "_shutdown_workers", None)
             if shutdown is not None:
                 shutdown()
-
-    def _next(self, results: Iterator[WorkResult]) -> WorkResult | None:
-        try:
-            return next(results, None)
-        except RuntimeError as error:
-            if str(error).startswith("DataLoader worker"):  # torch has no class of its own for it
-                raise DataError(
-                    f"a loader process died ({error}); it was killed from outside or ran out of memory or of /dev/shm: "
-                    "lower data.num_workers or data.prefetch, or give the container more shared memory"
-                ) from error
-            raise
 
 
 def build_loader(
