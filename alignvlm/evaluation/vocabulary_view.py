@@ -109,4 +109,3 @@ def _cell_box(
         ((column + 1) * size - left) / shown_width,
         ((row + 1) * size - top) / shown_height,
     )
-
