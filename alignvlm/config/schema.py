@@ -81,7 +81,8 @@ class ConnectorConfig:
     kind: Literal["align", "mlp", "ovis", "perceiver"] = "align"
     """`align` averages text embeddings; `mlp`, `ovis` and `perceiver` are the paper's baselines."""
     gain: PositiveFloat = 1.0
-    """Initial gamma of the LayerNorm over the vocabulary (align). 1 as in LayerNorm; small LMs learn faster with 5."""
+    """Initial gamma of the LayerNorm over the vocabulary (align). Which value learns soonest depends on the LM and its
+    initialisation: the quickstart takes 0.5."""
     temperature: PositiveFloat = 1.0
     """The logits are divided by it before the softmax (align). The paper states none."""
     norm_hidden: bool = True
