@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from alignvlm.config.schema import Recipe, TaskConfig
+from alignvlm.data import source_folder
 from alignvlm.errors import UserError
 from alignvlm.evaluation.generate import Answerer, ModelAnswerer
 from alignvlm.evaluation.items import Item, items_of
@@ -115,7 +116,7 @@ def _answer_part(
     progress: bool,
 ) -> None:
     source = recipe.data.sources[task.source]
-    reader = SourceReader(Path(recipe.data.root) / source.path, task.source, prompt=source.prompt)
+    reader = SourceReader(source_folder(recipe, task.source), task.source, prompt=source.prompt)
     num_samples = min(n for n in (len(reader), task.limit, limit) if n is not None)
     gallery = spread(num_samples, recipe.evaluation.gallery)
     viewed = set(gallery[:VIEWS_PER_TASK])
@@ -195,7 +196,7 @@ def _choose_tasks(recipe: Recipe, names: Sequence[str] | None) -> dict[str, Task
 def _identity(model_folder: Path, recipe: Recipe, task: TaskConfig, limit: int | None) -> str:
     """Changes with the model's files, the shards' manifest, or anything that decides prompts, answers and files."""
     source = recipe.data.sources[task.source]
-    manifest = Path(recipe.data.root) / source.path / "manifest.json"
+    manifest = Path(source_folder(recipe, task.source)) / "manifest.json"
     stats = [(p.name, p.stat()) for p in sorted(model_folder.iterdir())] if model_folder.is_dir() else []
     state = [
         EVALUATION_VERSION,

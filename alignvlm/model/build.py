@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from alignvlm.config.schema import Recipe
+from alignvlm.data import source_folder
 from alignvlm.errors import UserError
 from alignvlm.model.chat import IMAGE
 from alignvlm.model.configuration import AlignVLMConfig
@@ -129,7 +130,7 @@ def _trained_tokenizer(recipe: Recipe) -> Any:
     assert options is not None
     folder = Path(recipe.data.root) / "tokenizer"
     names = sorted({name for stage in recipe.stages.values() for name in stage.mixture})
-    readers = [SourceReader(Path(recipe.data.root) / recipe.data.sources[n].path, n) for n in names]
+    readers = [SourceReader(source_folder(recipe, n), n) for n in names]
     made_from = {"vocab_size": options.vocab_size, "sources": {r.name: r.fingerprint for r in readers}}
     stamp = folder / "made_from.json"
     if stamp.exists() and json.loads(stamp.read_text()) == made_from:
