@@ -86,7 +86,8 @@ def _document(
     except SampleError as error:
         yield f" <span class=bad>{escape(str(error))}</span>"
         return
-    yield f" {len(encoded.input_ids)} tokens, {len(encoded.tiles)} tiles<br>{_images(sample)}<div class=tokens>"
+    tiles = "1 tile" if len(encoded.tiles) == 1 else f"{len(encoded.tiles)} tiles"
+    yield f" {len(encoded.input_ids)} tokens, {tiles}<br>{_images(sample)}<div class=tokens>"
     pairs = zip(encoded.input_ids.tolist(), (encoded.labels != -100).tolist(), strict=True)
     for visual, run in groupby(pairs, key=lambda pair: pair[0] == image_token_id):
         if visual:

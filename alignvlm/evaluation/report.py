@@ -90,6 +90,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         facts.append(("Tokens", format_number(sum(step.get("tokens") or 0 for step in run.steps))))
         facts.append(("Samples", format_number(sum(step.get("samples") or 0 for step in run.steps))))
         facts.append(("Training time", format_duration(sum(step.get("seconds") or 0.0 for step in run.steps))))
+        facts.append(("Held up by saves", f"{sum(step.get('checkpoint_stall') or 0.0 for step in run.steps):.1f} s"))
     if world_size:
         facts.append(("Processes", str(world_size)))
     if run.attempts:

@@ -145,12 +145,11 @@ def _rescale_kernel(acc_ptr, factor_ptr, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     factor = tl.load(factor_ptr + row)
     if factor != 1.0:
-        for start in range(0, width, BLOCK):
-            columns = start + tl.arange(0, BLOCK)
-            inside = columns < width
-            acc = tl.load(acc_ptr + row * width + columns, mask=inside, other=0.0)
-            # The first factor is exp(-inf) = 0: the accumulator holds zeros then.
-            tl.store(acc_ptr + row * width + columns, acc * factor, mask=inside)
+        columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        inside = columns < width
+        acc = tl.load(acc_ptr + row * width + columns, mask=inside, other=0.0)
+        # The first factor is exp(-inf) = 0: the accumulator holds zeros then.
+        tl.store(acc_ptr + row * width + columns, acc * factor, mask=inside)
 
 
 @functools.cache
@@ -188,7 +187,8 @@ class TritonRows:
     def rescale(self, acc: Tensor, factor: Tensor) -> None:
         """`acc *= factor` per row, skipping rows whose factor is 1."""
         width = acc.shape[1]
-        _rescale_kernel[(acc.shape[0],)](acc, factor, width, BLOCK=min(triton.next_power_of_2(width), 1024))
+        block = min(triton.next_power_of_2(width), 1024)
+        _rescale_kernel[(acc.shape[0], triton.cdiv(width, block))](acc, factor, width, BLOCK=block)
 
     def hidden_gradient(self, acc: Tensor) -> Tensor:
         """1/std is already inside."""
