@@ -54,11 +54,7 @@ class Mirror:
         if self._client is None:
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-            from mlflow import MlflowClient
-
-            for name in ("mlflow", "alembic"):  # how a database is set up is no news of the training
-                logging.getLogger(name).setLevel(logging.WARNING)
-            self._client = MlflowClient(self.uri)
+            self._client = _quiet_mlflow().MlflowClient(self.uri)
         return self._client
 
     def sync(self) -> None:
@@ -255,13 +251,22 @@ class Tracker:
     def _deliver(self) -> None:
         self._mirror.sync()
         if self._monitor is None:
-            import mlflow
+            mlflow = _quiet_mlflow()
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
             mlflow.set_tracking_uri(self._mirror.uri)
             self._monitor = SystemMetricsMonitor(self._mirror.state["parent"], resume_logging=True)
             self._monitor.start()
         self._complained = False
+
+
+def _quiet_mlflow() -> Any:
+    """The module; how it sets up a database or finds no GPU is no news of the training."""
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return mlflow
 
 
 def tracking_uri(run: Run) -> str:
