@@ -128,8 +128,8 @@ def methods(problem: Problem, *, compiled: bool) -> dict[str, Method]:
         torch._dynamo.reset()
         chosen["eager + compile"] = torch.compile(vocab_softmax_reference, dynamic=False)
     chosen["eager, chunks + checkpoint"] = eager_in_chunks
-    chosen["blocked (ours)"] = vocab_softmax
-    chosen["active subset (ours)"] = ActiveSubset(problem)
+    chosen["ours"] = vocab_softmax
+    chosen["ours, active subset"] = ActiveSubset(problem)
     return chosen
 
 
@@ -296,7 +296,7 @@ def show(shape: Shape, results: list[Result]) -> None:
             f"  {r.note}"
         )
     by_name = {r.method: r for r in results}
-    ours, eager = by_name["blocked (ours)"], by_name["eager"]
+    ours, eager = by_name["ours"], by_name["eager"]
     for title, other in (("eager", eager), ("the floor", by_name["floor: its products alone"])):
         if ours.total_ms and other.total_ms:
             print(f"ours / {title}: {ours.total_ms / other.total_ms:.2f} of its time", end="")

@@ -30,7 +30,7 @@ from alignvlm.kernels.torch_rows import TorchRows
 if TYPE_CHECKING:
     from alignvlm.kernels.triton_rows import TritonRows
 
-_CPU_BLOCK_BYTES = 8 << 20
+_CPU_BLOCK_BYTES = 4 << 20
 _CUDA_BLOCK_ROWS = 8192
 
 

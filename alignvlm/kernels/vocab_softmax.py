@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alignvlm.kernels.blocked import Settings, VocabSoftmax, default_block
-from alignvlm.kernels.moments import Moments
+from alignvlm.kernels.moments import MOMENTS_FROM_ROWS, Moments
 from alignvlm.kernels.reference import vocab_softmax_reference
 
 Implementation = Literal["reference", "blocked", "triton"]
@@ -52,7 +52,8 @@ def vocab_softmax(
             that restricted softmax. 0 (the default) is exact. Useful when the vocabulary is ordered by mass.
         block: vocabulary rows per block; None chooses.
         implementation: "reference" (keeps N x V), "blocked" (plain PyTorch, any device), "triton" (row kernels; CUDA,
-            or CPU under TRITON_INTERPRET=1). None takes triton on CUDA where it is installed, else blocked.
+            or CPU under TRITON_INTERPRET=1). None takes triton on CUDA where it is installed, else blocked; on a CPU
+            with few rows (N <= 2/3 D) the reference, which is faster then and keeps less than W2 and E take.
 
     Returns:
         [N, D_e] in the dtype of e.
@@ -68,7 +69,7 @@ def vocab_softmax(
         dtype = torch.get_autocast_dtype(h.device.type)
         h, w2, e = h.to(dtype), w2.to(dtype), e.to(dtype)
         w2_bias = None if w2_bias is None else w2_bias.to(dtype)
-    implementation = implementation or _choose(h)
+    implementation = implementation or _choose(h, plain=moments is None and not skip_mass and block is None)
     with torch.autocast(h.device.type, enabled=False):
         if implementation == "reference":
             if moments is not None or skip_mass:
@@ -92,9 +93,13 @@ def vocab_softmax(
         return out
 
 
-def _choose(h: Tensor) -> Implementation:
-    has_kernels = h.is_cuda and h.dtype in (torch.float32, torch.bfloat16)
-    return "triton" if has_kernels and importlib.util.find_spec("triton") is not None else "blocked"
+def _choose(h: Tensor, *, plain: bool) -> Implementation:
+    """`plain`: nothing was asked for that the reference cannot do."""
+    if h.is_cuda:
+        has_kernels = h.dtype in (torch.float32, torch.bfloat16) and importlib.util.find_spec("triton") is not None
+        return "triton" if has_kernels else "blocked"
+    few = h.shape[0] <= MOMENTS_FROM_ROWS * h.shape[1]  # the sweep's statistics would cost more than its products
+    return "reference" if plain and few and h.dtype in (torch.float32, torch.float64) else "blocked"
 
 
 def _check_matrices(h: Tensor, w2: Tensor, e: Tensor, *, check_dtype: bool) -> None:
