@@ -16,7 +16,7 @@ test: $(VENV)/installed-test
 # A real Slurm, two network namespaces as two hosts, twenty kills: takes minutes and installs Debian packages (as root).
 test-cluster: $(VENV)/installed-test
 	bash tests/cluster/install.sh
-	$(BIN)/python -m pytest -m cluster tests
+	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -m cluster tests
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
