@@ -35,7 +35,7 @@ $(VENV)/installed-quickstart: setup.py constraints.txt
 	@echo "installing into $(VENV) (about 2 GB, a few minutes) ..."
 	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel 2>&1 | grep -v "^WARNING: Location" || true
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[quickstart]' 2>&1 | grep -v "^WARNING: Location" || true
-	$(BIN)/python -c 'import alignvlm, deepspeed, torch' && touch $@
+	DS_ACCELERATOR=cpu $(BIN)/python -c 'import alignvlm, deepspeed, torch' && touch $@
 
 $(VENV)/installed-test: $(VENV)/installed-quickstart
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[quickstart,dev]' 2>&1 | grep -v "^WARNING: Location" || true
