@@ -26,7 +26,7 @@ check: $(VENV)/installed-test
 # On a machine with a CUDA GPU; uses the Python that is there. torch, triton, transformers and pytest must be installed;
 # only files with such tests are collected, since others import what a bare machine lacks.
 gpu-check:
-	$(PYTHON) -m pytest -m cuda $$(grep -rl 'mark\.cuda' tests)
+	$(PYTHON) -m pytest -m cuda $$(grep -rl --include='*.py' 'mark\.cuda' tests)
 	$(PYTHON) benchmarks/connector.py --device cuda
 
 $(VENV)/installed-quickstart: setup.py constraints.txt

@@ -31,8 +31,6 @@ from data_pipeline.schema import (
 from data_pipeline.storage import Storage, open_storage
 
 MAX_OPEN_INDEXES = 256
-MAX_COMMON_READ = 1 << 18
-"""Bytes up to which a sample's members are read at once."""
 _TEXT_MEMBERS = ("json", "txt")
 
 
@@ -154,9 +152,7 @@ class SourceReader:
         return {**self.__dict__, "_indexes": OrderedDict()}
 
     def _members(self, entry: IndexEntry, wanted: Mapping[str, tuple[int, int, int]]) -> dict[str, bytes]:
-        """Bytes of these members, checksums verified: by one ranged read, or by one each where cutting out would copy
-        much.
-        """
+        """Bytes of these members by one ranged read, checksums verified."""
         if not wanted:
             return {}
         for extension, (_, size, _) in wanted.items():
@@ -165,14 +161,10 @@ class SourceReader:
                 raise SampleError(f"member .{extension} has {size:,} bytes; at most {limit:,} are read")
         begin = min(offset for offset, _, _ in wanted.values())
         end = max(offset + size for offset, size, _ in wanted.values())
-        together = end - begin <= MAX_COMMON_READ
-        block = memoryview(self.storage.read_range(entry.shard, begin, end - begin)) if together else None
+        block = memoryview(self.storage.read_range(entry.shard, begin, end - begin))
         data = {}
         for extension, (offset, size, crc) in wanted.items():
-            if block is None:
-                member = self.storage.read_range(entry.shard, offset, size)
-            else:
-                member = bytes(block[offset - begin : offset - begin + size])
+            member = bytes(block[offset - begin : offset - begin + size])
             if zlib.crc32(member) != crc:
                 raise SampleError(
                     f"member .{extension} does not match its checksum: the shard changed after it was indexed"

@@ -210,6 +210,23 @@ def test_inference_sweeps_its_statistics(bias: bool) -> None:
     torch.testing.assert_close(found, vocab_softmax(**inputs, implementation="reference"))
 
 
+@pytest.mark.parametrize(
+    ("num_rows", "dtype", "options", "sweeps"),
+    [
+        (10, torch.float32, {}, False),  # at most 2/3 of D rows: N x V is smaller than W2 and E
+        (11, torch.float32, {}, True),
+        (10, torch.bfloat16, {}, True),
+        (10, torch.float32, {"skip_mass": 0.1}, True),
+        (10, torch.float32, {"block": 8}, True),
+    ],
+)
+def test_choice_on_a_cpu(num_rows: int, dtype: torch.dtype, options: dict[str, float], sweeps: bool) -> None:
+    inputs = {name: value.to(dtype) for name, value in problem(num_rows, 40, 16).items() if value is not None}
+    inputs["h"].requires_grad_()
+    node = vocab_softmax(**inputs, **options).grad_fn
+    assert (type(node).__name__ == "VocabSoftmaxBackward") == sweeps
+
+
 def test_moments_are_reused() -> None:
     inputs = problem(5, 40, 8, bias=True)
     moments = vocab_moments(inputs["w2"], inputs["w2_bias"])
