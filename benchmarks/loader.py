@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_pipeline.loader import build_loader
 from data_pipeline.packing import pack_lengths
-from data_pipeline.parallel import single_threaded
+from data_pipeline.parallel import keep_memory, single_threaded
 from data_pipeline.plan import Plan
 from data_pipeline.schema import Encoded, Sample
 from data_pipeline.sources import measure_source, open_source
@@ -43,6 +43,7 @@ class PageEncoder:
     """One tile per image without resizing, 196 visual tokens, one token per letter: nothing costly besides decoding."""
 
     fingerprint = "benchmark-pages"
+    tile_size = TILE
 
     def measure(self, messages: Any, image_sizes: Any) -> tuple[int, int]:
         letters = sum(len(part.get("text", "")) for message in messages for part in message["content"])
@@ -119,11 +120,13 @@ def packed_loader(plan: Plan, encoder: PageEncoder) -> Iterator[int]:
 
 
 def rate(work: Iterator[int]) -> float:
-    """Samples per second once it runs: from the first batch to the last, so that starting processes does not count."""
+    """Samples per second once it runs: from the first batch to the last; starting and ending processes do not count."""
     next(work)
-    began = time.perf_counter()
-    count = sum(work)
-    return count / (time.perf_counter() - began)
+    began = end = time.perf_counter()
+    count = 0
+    for number in work:
+        count, end = count + number, time.perf_counter()
+    return count / (end - began)
 
 
 def compare(folder: Path, size: tuple[int, int], samples: int, repeats: int) -> dict[str, Any]:
@@ -172,6 +175,7 @@ def main() -> int:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", module="webdataset")
     torch.set_num_threads(1)
+    keep_memory()  # for all three: without it, which of them meets page faults is luck
     counts = {"page": arguments.pages, "crop": arguments.crops}
     with tempfile.TemporaryDirectory() as temporary:
         results: dict[str, Any] = {

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from data_pipeline.schema import Encoded
+from data_pipeline.tile_memory import Piece
 
 IGNORED = -100
 
@@ -61,8 +62,10 @@ class MicroBatch:
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
-def collate(documents: Sequence[Encoded], keys: Sequence[str], *, step: int, epoch: int) -> MicroBatch:
-    """Documents, in order, as a micro-batch. In a loader's worker the tiles are laid straight into shared memory."""
+def collate(
+    documents: Sequence[Encoded], keys: Sequence[str], *, step: int, epoch: int, memory: Piece | None = None
+) -> MicroBatch:
+    """Documents, in order, as a micro-batch; the tiles are laid into `memory` where there is some."""
     lengths = [len(document.input_ids) for document in documents]
     if documents:
         input_ids = np.concatenate([document.input_ids for document in documents])
@@ -79,7 +82,7 @@ def collate(documents: Sequence[Encoded], keys: Sequence[str], *, step: int, epo
         position_ids=torch.from_numpy(np.arange(len(input_ids)) - np.repeat(starts, lengths))[None],
         cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
         max_seqlen=max(lengths),
-        tiles=_stack([document.tiles for document in documents]),
+        tiles=_stack([document.tiles for document in documents], memory),
         num_supervised=int(shifted.sum()),
         keys=list(keys),
         num_samples=len(documents),
@@ -88,15 +91,11 @@ def collate(documents: Sequence[Encoded], keys: Sequence[str], *, step: int, epo
     )
 
 
-def _stack(tiles: Sequence[np.ndarray]) -> torch.Tensor:
+def _stack(tiles: Sequence[np.ndarray], memory: Piece | None) -> torch.Tensor:
     """uint8 [K, 3, S, S] of all documents' tiles."""
     side = tiles[0].shape[-1] if tiles else 0
     shape = (sum(len(each) for each in tiles), 3, side, side)
-    if torch.utils.data.get_worker_info() is None:
-        stacked = torch.empty(shape, dtype=torch.uint8)
-    else:  # as torch's own collate does: saves a copy of the largest tensor on its way to the training process
-        storage = torch.UntypedStorage._new_shared(int(np.prod(shape)), device="cpu")
-        stacked = torch.empty(0, dtype=torch.uint8).set_(storage).resize_(shape)
+    stacked = torch.empty(shape, dtype=torch.uint8) if memory is None else memory.tensor(shape)
     begin, array = 0, stacked.numpy()
     for each in tiles:
         array[begin : begin + len(each)] = each

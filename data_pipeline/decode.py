@@ -93,15 +93,18 @@ class SourceReader:
 
     def __getitem__(self, number: int) -> Sample:
         """Sample `number`, decoded. Raises SampleError when it cannot be used."""
-        return self.sample(self.entry(number))
+        entry = self.entry(number)
+        return self.decode(entry, self.read(entry))
 
-    def sample(self, entry: IndexEntry) -> Sample:
-        """The decoded sample behind an entry of this source. Raises SampleError when it cannot be used."""
-        pictures = image_members(entry.members)
-        wanted = [extension for extension in entry.members if extension in _TEXT_MEMBERS] + pictures
-        data = self._members(entry, {extension: entry.members[extension] for extension in wanted})
+    def read(self, entry: IndexEntry) -> dict[str, bytes]:
+        """The members that make a sample, by one ranged read, checksums verified. Raises SampleError."""
+        wanted = [*image_members(entry.members), *(name for name in _TEXT_MEMBERS if name in entry.members)]
+        return self._members(entry, {extension: entry.members[extension] for extension in wanted})
+
+    def decode(self, entry: IndexEntry, data: Mapping[str, bytes]) -> Sample:
+        """The sample of what `read` returned. Raises SampleError when it cannot be used."""
         messages, meta = self._conversation(entry, data)
-        images = [decode_member(extension, data[extension]) for extension in pictures]
+        images = [decode_member(extension, data[extension]) for extension in image_members(entry.members)]
         return Sample(entry.key, self.name, messages, images, meta)
 
     def record(self, number: int) -> tuple[list[dict[str, Any]], list[tuple[int, int]], dict[str, Any]]:
@@ -172,7 +175,9 @@ class SourceReader:
             data[extension] = member
         return data
 
-    def _conversation(self, entry: IndexEntry, data: dict[str, bytes]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def _conversation(
+        self, entry: IndexEntry, data: Mapping[str, bytes]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         num_images = len(entry.image_sizes)
         if num_images > MAX_IMAGES:
             raise SampleError(f"{num_images} images; at most {MAX_IMAGES} are read")

@@ -65,6 +65,11 @@ class Encoder(Protocol):
     fingerprint: str
     """Of everything that changes token or tile counts."""
 
+    @property
+    def tile_size(self) -> int:
+        """Side of a tile, pixels."""
+        ...
+
     def measure(self, messages: Sequence[Mapping[str, Any]], image_sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """(tokens, visual ones included; tiles) of a sample, without its pixels. Sizes are (width, height)."""
         ...

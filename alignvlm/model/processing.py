@@ -54,6 +54,11 @@ class AlignVLMProcessor(ProcessorMixin):
         state = [tokenizer, self.chat_template, sorted(self.tiling.items()), self.max_text_tokens]
         return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
+    @property
+    def tile_size(self) -> int:
+        """Side of a tile, pixels."""
+        return self.spec.tile_size
+
     def with_text_limit(self, max_text_tokens: int | None) -> AlignVLMProcessor:
         """This processor with another limit on a sample's text; the tokenizer is shared."""
         other = copy.copy(self)
@@ -89,8 +94,8 @@ class AlignVLMProcessor(ProcessorMixin):
         ids, labels = self._expand(ids, labels, [len(t) for t in tiles])
         if not (labels[1:] != -100).any():
             raise SampleError("no supervised token: the conversation has no assistant turn within the text limit")
-        side = self.spec.tile_size
-        return Encoded(ids, labels, np.concatenate(tiles) if tiles else np.zeros((0, 3, side, side), np.uint8))
+        none = np.zeros((0, 3, self.tile_size, self.tile_size), np.uint8)
+        return Encoded(ids, labels, np.concatenate(tiles) if tiles else none)
 
     def prepare_generation(
         self, conversations: list[list[dict[str, Any]]], images: list[list[Image.Image]]

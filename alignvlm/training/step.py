@@ -9,7 +9,7 @@ from typing import Any
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
 from alignvlm.training.optim import set_lr
-from data_pipeline.loader import MicroBatch
+from data_pipeline.collate import MicroBatch
 
 
 def train_step(

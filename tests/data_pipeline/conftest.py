@@ -24,6 +24,7 @@ class LetterEncoder:
     """One token per letter, four per image, one tile per image; the assistant's letters are learnt."""
 
     fingerprint = "letters-1"
+    tile_size = TILE
 
     def measure(self, messages: Any, image_sizes: Any) -> tuple[int, int]:
         parts = [part for message in messages for part in message["content"]]

@@ -55,7 +55,7 @@ class Processor:
 
     def __init__(self, encoder: Any) -> None:
         self.encoder = encoder
-        self.fingerprint = encoder.fingerprint
+        self.fingerprint, self.tile_size = encoder.fingerprint, encoder.tile_size
         self.measure, self.encode = encoder.measure, encoder.encode
         self.tokenizer = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))
 

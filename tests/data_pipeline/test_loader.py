@@ -197,6 +197,7 @@ class Deadly:
     """Kills its own loader process at the fifth sample."""
 
     fingerprint = "letters-1"
+    tile_size = 8
 
     def __init__(self, encoder: Any) -> None:
         self.encoder, self.count = encoder, 0

@@ -1,0 +1,121 @@
+"""Tile memory: pieces never overlap, come back exactly when nothing uses them, and cross processes by name."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from data_pipeline import tile_memory
+from data_pipeline.loader import build_loader
+from data_pipeline.plan import Plan
+from data_pipeline.sources import Source
+from data_pipeline.tile_memory import Piece, TileMemory, Travelling
+
+PAGE = 4096
+
+
+def arrived(piece: Piece, shape: tuple[int, ...]) -> torch.Tensor:
+    tensor = pickle.loads(pickle.dumps(Travelling(piece, shape)))
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+def lent(memory: TileMemory, size: int) -> Piece:
+    piece = memory.lend(size)
+    assert piece is not None
+    return piece
+
+
+def test_pieces_do_not_overlap_and_first_free_bytes_are_used_again() -> None:
+    memory = TileMemory(10 * PAGE)
+    pieces = [lent(memory, size) for size in (PAGE, 2 * PAGE + 1, PAGE - 1)]
+    assert [piece.offset for piece in pieces] == [0, PAGE, 4 * PAGE]
+    assert memory.lend(6 * PAGE) is None
+    assert memory.lend(0) is None
+    memory.take_back(pieces[1].offset)
+    assert lent(memory, 3 * PAGE).offset == PAGE
+    assert lent(memory, 5 * PAGE).offset == 5 * PAGE
+    assert memory.lend(1) is None
+
+
+def test_a_piece_comes_back_with_the_last_view_of_its_tensor() -> None:
+    memory = TileMemory(PAGE)
+    piece = lent(memory, 12)
+    piece.tensor((2, 6)).copy_(torch.arange(12).view(2, 6))
+    tensor = arrived(piece, (2, 6))
+    view = tensor[1, 2:].view(2, 2)
+    del tensor
+    assert memory.lend(1) is None
+    assert view.tolist() == [[8, 9], [10, 11]]
+    del view
+    assert lent(memory, PAGE).offset == 0
+
+
+def test_a_forked_process_fills_the_same_memory() -> None:
+    memory = TileMemory(PAGE)
+    message = pickle.dumps(lent(memory, 6))
+    child = os.fork()
+    if child == 0:
+        pickle.loads(message).tensor((2, 3)).fill_(7)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert arrived(pickle.loads(message), (2, 3)).tolist() == [[7, 7, 7], [7, 7, 7]]
+
+
+@pytest.mark.parametrize("capacity", [PAGE, 8 * PAGE, tile_memory.CAPACITY])
+def test_batches_are_the_same_in_any_memory(
+    source: Source, encoder: Any, monkeypatch: pytest.MonkeyPatch, capacity: int
+) -> None:
+    """Too little memory (some batches travel without), just enough if it is used again, and plenty."""
+    memories = []
+
+    class Recorded(TileMemory):
+        def __init__(self) -> None:
+            super().__init__(capacity)
+            memories.append(self)
+
+    plan = Plan({"letters": source}, {"letters": 1.0}, sequence_length=120, global_batch_packs=4, epochs=2)
+    expected = [step[0].tiles for step in build_loader(plan, encoder, num_workers=0, micro_batch_packs=4)]
+    monkeypatch.setattr("data_pipeline.loader.TileMemory", Recorded)
+    loader = build_loader(plan, encoder, num_workers=2, prefetch=2, micro_batch_packs=4)
+    kept = []
+    for number, (step, tiles) in enumerate(zip(loader, expected, strict=True)):
+        assert torch.equal(step[0].tiles, tiles)
+        if number % 10 == 0:
+            kept.append((step[0].tiles, tiles))
+    assert all(torch.equal(mine, tiles) for mine, tiles in kept)
+    (memory,) = memories
+    del kept, step
+    assert memory.lend(capacity) is not None  # everything came back
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from data_pipeline.parallel import keep_memory
+if sys.argv[1] == "keep":
+    keep_memory()
+def work():
+    for _ in range(50):
+        image, tile = np.ones(2**20, np.uint8), np.ones(2**20, np.uint8)
+        del image, tile
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_freed_memory_is_kept_for_the_next_image() -> None:
+    def faults(mode: str) -> int:
+        return int(
+            subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, check=True, text=True).stdout
+        )
+
+    assert faults("keep") < 100 < faults("as it is")
