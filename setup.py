@@ -23,6 +23,7 @@ setup(
         "deepspeed>=0.19",
         "accelerate",
         "webdataset>=1.0.2",
+        "braceexpand",
         "mlflow>=3.17",
         "numpy>=2",
         "pillow",

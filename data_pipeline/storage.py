@@ -1,7 +1,7 @@
 """Where shards live: one small interface, chosen by the scheme of a folder's URL. Local folders now.
 
 Other schemes register a class; plan and loader never learn where bytes come from. `pipe:` would run a shell command
-from a data path and is refused unless asked for by an explicit flag.
+from a data path and is refused; fetch.py copies such shards when told so explicitly.
 """
 
 from __future__ import annotations
@@ -144,7 +144,10 @@ def open_storage(url: str | os.PathLike[str]) -> Storage:
     if scheme in SCHEMES:
         return SCHEMES[scheme](text)
     if scheme == "pipe":
-        raise DataError(f"{text!r}: a pipe: URL runs a shell command; it is refused in data paths")
+        raise DataError(
+            f"{text!r}: a pipe: URL runs a shell command and is refused in data paths; copy its shards once with "
+            "`alignvlm data fetch URL FOLDER --allow-pipe`"
+        )
     note = f"; {', '.join(PLANNED)} are to come" if scheme in PLANNED else ""
     raise DataError(
         f"{text!r}: cannot read {scheme}: URLs, only local folders and file://{note}. Copy the shards to a local folder"

@@ -1,5 +1,5 @@
-"""`alignvlm data write|index|verify|plan|diff|show`: make shards, check them, and see the order of training before it
-starts.
+"""`alignvlm data write|fetch|index|verify|plan|diff|show`: make shards, check them, and see the order of training
+before it starts.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alignvlm.config.schema import Recipe
+    from data_pipeline.index import Manifest
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `data` and its actions to the command line."""
     parser = subparsers.add_parser(
-        "data", help="write, index, verify shards; plan, compare and show the training order"
+        "data", help="write, fetch, index, verify shards; plan, compare and show the training order"
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
@@ -28,6 +29,14 @@ def add_parser(subparsers: Any) -> None:
     )
     write.add_argument("--samples-per-shard", type=int, default=1000)
     write.set_defaults(handler=run_write)
+
+    fetch = actions.add_parser(
+        "fetch", help="copy shards that commands print (pipe: URLs) into a folder and index them"
+    )
+    fetch.add_argument("url", help="for example 'pipe:aws s3 cp s3://bucket/{0000..0099}.tar -'")
+    fetch.add_argument("folder", type=Path)
+    fetch.add_argument("--allow-pipe", action="store_true", help="run the URL's shell commands")
+    fetch.set_defaults(handler=run_fetch)
 
     index = actions.add_parser("index", help="index a folder of WebDataset tars, also foreign ones (img2dataset)")
     index.add_argument("folder", type=Path)
@@ -91,16 +100,26 @@ def run_write(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_fetch(args: argparse.Namespace) -> int:
+    """Shards that shell commands print, copied and indexed."""
+    from alignvlm.progress import data_progress
+    from data_pipeline.fetch import fetch_shards
+
+    _print_indexed(args.folder, fetch_shards(args.url, args.folder, allow_pipe=args.allow_pipe, progress=data_progress))
+    return 0
+
+
 def run_index(args: argparse.Namespace) -> int:
     """Index and manifest of a folder of tars."""
     from alignvlm.progress import data_progress
     from data_pipeline.index import index_shards
 
-    manifest = index_shards(args.folder, progress=data_progress)
-    print(
-        f"{args.folder}: {manifest.num_samples} samples in {len(manifest.shards)} shards, {manifest.fingerprint[:16]}"
-    )
+    _print_indexed(args.folder, index_shards(args.folder, progress=data_progress))
     return 0
+
+
+def _print_indexed(folder: Path, manifest: Manifest) -> None:
+    print(f"{folder}: {manifest.num_samples} samples in {len(manifest.shards)} shards, {manifest.fingerprint[:16]}")
 
 
 def run_verify(args: argparse.Namespace) -> int:
