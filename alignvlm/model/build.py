@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from alignvlm.config.schema import Recipe
 from alignvlm.data import source_folder
 from alignvlm.errors import UserError
+from alignvlm.model.backbones import language_config, vision_config
 from alignvlm.model.chat import IMAGE
 from alignvlm.model.configuration import AlignVLMConfig
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
@@ -88,40 +89,6 @@ def _spread_positions(tower: torch.nn.Module, std: float) -> None:
         raise UserError("model.vision.position_std: this encoder has no `position_embedding.weight` to draw")
     for weight in weights:
         torch.nn.init.normal_(weight, std=std)
-
-
-def vision_config(recipe: Recipe) -> PreTrainedConfig:
-    """Config of the vision encoder; of a pretrained SigLIP or CLIP only the vision half, without its pooling head."""
-    vision = recipe.model.vision
-    if vision.config:
-        config = _from_fields(vision.config, "model.vision.config")
-    elif vision.path is not None:
-        config = AutoConfig.from_pretrained(vision.path)
-        config = getattr(config, "vision_config", config)
-    else:
-        raise UserError("model.vision: give a path (pretrained weights) or a config (from scratch)")
-    if hasattr(config, "vision_use_head"):
-        config.vision_use_head = False
-    return config
-
-
-def language_config(recipe: Recipe, processor: AlignVLMProcessor) -> PreTrainedConfig:
-    """Config of a language model from scratch, its vocabulary that of the tokenizer."""
-    tokenizer = processor.tokenizer
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    fields = {**ids, **recipe.model.language.config, "vocab_size": len(tokenizer)}
-    return _from_fields(fields, "model.language.config")
-
-
-def _from_fields(fields: dict[str, Any], key: str) -> PreTrainedConfig:
-    fields = dict(fields)
-    model_type = fields.pop("model_type", None)
-    if model_type is None:
-        raise UserError(f"{key}: model_type is missing (siglip_vision_model, llama, qwen2, …)")
-    try:
-        return AutoConfig.for_model(model_type, **fields)
-    except ValueError as error:
-        raise UserError(f"{key}: {error}") from error
 
 
 def _trained_tokenizer(recipe: Recipe) -> Any:

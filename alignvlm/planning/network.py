@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from alignvlm.config.schema import PARTS, Recipe
 from alignvlm.errors import UserError
+from alignvlm.model.backbones import config_from_fields, vision_config
 from alignvlm.model.configuration import AlignVLMConfig
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
 
@@ -98,12 +98,10 @@ def matches(name: str, globs: Sequence[str]) -> bool:
 
 def build_network(recipe: Recipe) -> Network:
     """The recipe's model on the meta device; UserError when neither it nor a local folder states the shapes."""
-    language = recipe.model.language
-    vocabulary = {"vocab_size": language.tokenizer.vocab_size} if language.tokenizer else {}
     try:
         config = AlignVLMConfig(
-            vision_config=_shape(recipe, "vision", {"vision_use_head": False}),
-            text_config=_shape(recipe, "language", vocabulary),
+            vision_config=_vision_config(recipe),
+            text_config=_language_config(recipe),
             connector_config=asdict(recipe.model.connector),
             tiles_config=asdict(recipe.model.tiles),
         )
@@ -143,27 +141,26 @@ def network_of(config: AlignVLMConfig) -> Network:
     )
 
 
-def _shape(recipe: Recipe, part: str, forced: dict[str, Any]) -> PreTrainedConfig:
-    section = getattr(recipe.model, part)
-    fields = dict(section.config)
-    model_type = fields.pop("model_type", None)
-    if model_type is not None:
-        if model_type not in CONFIG_MAPPING:
-            close = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=3)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise UserError(
-                f"recipe {recipe.name!r}: model.{part}.config: model_type {model_type!r} "
-                f"is unknown to transformers{hint}"
-            )
-        config = AutoConfig.for_model(model_type, **{**fields, **forced})
-    elif section.path is not None and Path(section.path).is_dir():
-        config = AutoConfig.from_pretrained(section.path, local_files_only=True)
-        config = getattr(config, "vision_config", config) if part == "vision" else config
-        if hasattr(config, "vision_use_head"):
-            config.vision_use_head = False
-    else:
+def _language_config(recipe: Recipe) -> PreTrainedConfig:
+    language = recipe.model.language
+    if not language.config:
+        return AutoConfig.from_pretrained(_here(recipe, "language", language.path), local_files_only=True)
+    vocabulary = {"vocab_size": language.tokenizer.vocab_size} if language.tokenizer else {}
+    return config_from_fields({**language.config, **vocabulary}, "model.language.config")
+
+
+def _vision_config(recipe: Recipe) -> PreTrainedConfig:
+    vision = recipe.model.vision
+    if not vision.config:
+        _here(recipe, "vision", vision.path)
+    return vision_config(recipe)
+
+
+def _here(recipe: Recipe, part: str, path: str | None) -> str:
+    """The path itself when it is a folder on this machine: planning downloads nothing."""
+    if path is None or not Path(path).is_dir():
         raise UserError(
-            f"recipe {recipe.name!r}: the shape of {section.path!r} is not on this machine; "
+            f"recipe {recipe.name!r}: the shape of {path!r} is not on this machine; "
             f"state model.{part}.config (with its model_type) to plan without it"
         )
-    return config
+    return path

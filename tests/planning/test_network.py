@@ -50,7 +50,12 @@ def test_visual_tokens_of_a_tile() -> None:
 
 
 def test_shapes_that_are_not_here_are_asked_for() -> None:
-    with pytest.raises(UserError, match=r"state model\.language\.config"):
+    for part in ("vision", "language"):
+        recipe = load_recipe("paper_llama32_1b")
+        getattr(recipe.model, part).config.clear()
+        with pytest.raises(UserError, match=rf"state model\.{part}\.config"):
+            build_network(recipe)
+    with pytest.raises(UserError, match=r"model\.language\.config: model_type is missing"):
         build_network(load_recipe("paper_llama32_1b", ["model.language.config={model_type: null}"]))
     with pytest.raises(UserError, match=r"'lama' is unknown to transformers; did you mean .*llama"):
         build_network(load_recipe("paper_llama32_1b", ["model.language.config={model_type: lama}"]))
