@@ -82,17 +82,17 @@ class GlobalBatch:
 
 
 def accumulation_steps(global_batch_packs: int, world_size: int, micro_batch_packs: int) -> int:
-    """global_batch_packs / (world_size x micro_batch_packs). Raises DataError naming the values that would fit."""
-    per_step = world_size * micro_batch_packs
-    if per_step > 0 and global_batch_packs % per_step == 0:
-        return global_batch_packs // per_step
-    below = global_batch_packs // per_step * per_step if per_step > 0 else 0
-    batches = " or ".join(str(value) for value in (below, below + per_step) if value > 0)
-    per_rank = global_batch_packs // world_size if world_size > 0 and global_batch_packs % world_size == 0 else 0
-    micros = ", ".join(str(value) for value in range(1, per_rank + 1) if per_rank % value == 0)
-    way = f"micro_batch_packs of {micros} or " if micros else ""
+    """Micro-batches per rank and optimizer step. Raises DataError naming values that fit when they do not divide."""
+    per_micro_step = world_size * micro_batch_packs
+    if per_micro_step < 1:
+        raise DataError(f"{world_size} ranks with micro_batch_packs {micro_batch_packs}: both are at least 1")
+    steps, rest = divmod(global_batch_packs, per_micro_step)
+    if rest == 0:
+        return steps
+    fits = sorted({max(1, steps) * per_micro_step, (steps + 1) * per_micro_step})
+    micro_batches = global_batch_packs // micro_batch_packs
+    ranks = max(n for n in range(1, world_size + 1) if micro_batches % n == 0)
     raise DataError(
-        f"global_batch_packs {global_batch_packs} is not a multiple of "
-        f"{world_size} ranks x micro_batch_packs {micro_batch_packs}; "
-        f"{way}global_batch_packs of {batches} would fit"
+        f"global_batch_packs is {global_batch_packs}, which {world_size} ranks with micro_batch_packs "
+        f"{micro_batch_packs} cannot share evenly; set it to {' or '.join(map(str, fits))}, or use {ranks} ranks"
     )

@@ -12,6 +12,8 @@ from typing import Any
 from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.config.tree import nearest
 from alignvlm.errors import UserError
+from data_pipeline.batch import accumulation_steps as steps_of_packs
+from data_pipeline.errors import DataError
 
 OWNED_BY_RECIPE: dict[str, str] = {
     "train_batch_size": "stages.*.global_batch_packs",
@@ -88,19 +90,11 @@ def read_strategy(recipe: Recipe, stage: StageConfig) -> dict[str, Any]:
 
 def accumulation_steps(recipe: Recipe, stage: StageConfig, world_size: int) -> int:
     """Micro-batches per rank and optimizer step; UserError naming values that fit when they do not divide."""
-    per_micro_step = world_size * stage.micro_batch_packs
-    steps, rest = divmod(stage.global_batch_packs, per_micro_step)
-    if rest == 0:
-        return steps
-    name = next((name for name, other in recipe.stages.items() if other is stage or other == stage), "?")
-    fits = sorted({max(1, steps) * per_micro_step, (steps + 1) * per_micro_step})
-    micro_batches = stage.global_batch_packs // stage.micro_batch_packs
-    ranks = max(n for n in range(1, world_size + 1) if micro_batches % n == 0)
-    raise UserError(
-        f"stages.{name}.global_batch_packs is {stage.global_batch_packs}, which {world_size} ranks with "
-        f"micro_batch_packs {stage.micro_batch_packs} cannot share evenly; "
-        f"set it to {' or '.join(map(str, fits))}, or use {ranks} ranks"
-    )
+    try:
+        return steps_of_packs(stage.global_batch_packs, world_size, stage.micro_batch_packs)
+    except DataError as error:
+        name = next((name for name, other in recipe.stages.items() if other is stage or other == stage), "?")
+        raise UserError(f"stages.{name}.{error}") from error
 
 
 def deepspeed_config(

@@ -220,7 +220,7 @@ def test_a_dead_worker_is_a_clear_error(plan: Plan, encoder: Any) -> None:
 def test_settings_that_cannot_work_are_refused(plan: Plan, encoder: Any, synthetic: Any) -> None:
     with pytest.raises(DataError, match="rank 2 of world size 2"):
         build_loader(plan, encoder, rank=2, world_size=2)
-    with pytest.raises(DataError, match="would fit"):
+    with pytest.raises(DataError, match="cannot share evenly; set it to"):
         build_loader(plan, encoder, world_size=3)
     only_planned = Plan({"a": synthetic(100)}, {"a": 1}, sequence_length=900, global_batch_packs=1)
     with pytest.raises(DataError, match="only be planned"):
