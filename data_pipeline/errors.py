@@ -3,3 +3,7 @@
 
 class DataError(Exception):
     """Something the user can mend; the message names the file or setting, the value and the way out."""
+
+
+class LoadError(DataError):
+    """Loading failed in this process: other ranks of the job may know nothing of it, so each says its own."""

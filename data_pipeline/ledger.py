@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import LoadError
 from data_pipeline.sources import BadSample
 
 MIN_BAD = 10
@@ -36,7 +36,7 @@ class Ledger:
         self._read = 0
 
     def record(self, num_seen: int, bad: Iterable[BadSample]) -> None:
-        """Count `num_seen` samples, the bad ones among them, and write down those that are new. Raises DataError past
+        """Count `num_seen` samples, the bad ones among them, and write down those that are new. Raises LoadError past
         the threshold.
         """
         bad = list(bad)
@@ -46,7 +46,7 @@ class Ledger:
             self._write(bad)
             if self.num_bad > MIN_BAD and self.num_bad > self.max_bad_fraction * self.num_seen:
                 last = bad[-1]
-                raise DataError(
+                raise LoadError(
                     f"{self.num_bad} of {self.num_seen} samples were bad, "
                     f"more than data.max_bad_fraction {self.max_bad_fraction:g}; "
                     f"see {self.path} (last: {last.source}/{last.shard}/{last.key}: {last.error})"

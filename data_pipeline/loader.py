@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from data_pipeline.batch import accumulation_steps
 from data_pipeline.collate import MicroBatch
 from data_pipeline.decode import SourceReader
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, LoadError
 from data_pipeline.ledger import Ledger
 from data_pipeline.plan import Plan, Position
 from data_pipeline.schema import Encoder
@@ -55,7 +55,7 @@ class Loader:
     """
 
     def __init__(
-        self, loader: DataLoader[WorkResult], accumulation: int, num_steps: int, ledger: Ledger | None
+        self, loader: DataLoader[WorkResult | LoadError], accumulation: int, num_steps: int, ledger: Ledger | None
     ) -> None:
         self.accumulation, self.ledger, self.wait_seconds = accumulation, ledger, 0.0
         self._loader, self._num_steps = loader, num_steps
@@ -65,12 +65,14 @@ class Loader:
         return self._num_steps
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        """Raises DataError when a loader process dies, or when too many samples are bad."""
+        """Raises LoadError when shards cannot be read, a loader process dies, or too many samples are bad."""
         began = time.perf_counter()
         results = iter(self._loader)
         try:
             step: list[MicroBatch] = []
             for result in results:
+                if isinstance(result, LoadError):
+                    raise result
                 if self.ledger is not None:
                     self.ledger.record(result.num_seen, result.bad)
                 step.append(result.batch)
@@ -81,7 +83,7 @@ class Loader:
         except RuntimeError as error:  # torch has no class of its own for it, and raises it wherever this process is
             if not str(error).startswith("DataLoader worker"):
                 raise
-            raise DataError(
+            raise LoadError(
                 f"a loader process died ({error}); it was killed from outside or ran out of memory or of /dev/shm: "
                 "lower data.num_workers or data.prefetch, or give the container more shared memory"
             ) from error

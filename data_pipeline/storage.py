@@ -7,15 +7,19 @@ from a data path and is refused; fetch.py copies such shards when told so explic
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, LoadError
 
 MAX_OPEN_FILES = 128
+RETRY_SECONDS = (1.0, 5.0, 25.0)
+"""Waits before a read that failed is tried again: network file systems hiccup, and handles go stale."""
 
 
 class Storage(Protocol):
@@ -28,7 +32,7 @@ class Storage(Protocol):
         ...
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`; DataError when the object is shorter."""
+        """`size` bytes from `offset`; LoadError when the object is shorter, or cannot be read after some tries."""
         ...
 
     def read(self, name: str) -> bytes:
@@ -75,12 +79,23 @@ class LocalStorage:
             raise DataError(f"{self._path(name)}: {error.strerror}") from error
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        try:
-            data = os.pread(self._descriptor(name), size, offset)
-        except OSError as error:
-            raise DataError(f"{self._path(name)}: {error.strerror}") from error
+        waits = iter(RETRY_SECONDS)
+        while True:
+            try:
+                data = os.pread(self._descriptor(name), size, offset)
+                break
+            except OSError as error:
+                wait = None if isinstance(error, FileNotFoundError | PermissionError) else next(waits, None)
+                if wait is None:
+                    raise LoadError(f"{self._path(name)} cannot be read: {error.strerror}") from error
+                print(
+                    f"WARNING: {self._path(name)} cannot be read: {error.strerror}; trying again in {wait:g} s",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+                self._forget(name)
+                time.sleep(wait)
         if len(data) != size:
-            raise DataError(f"{self._path(name)} ends at byte {offset + len(data)}, expected {offset + size}")
+            raise LoadError(f"{self._path(name)} has {self.size(name):,} bytes, but {offset + size:,} were indexed")
         return data
 
     def read(self, name: str) -> bytes:
@@ -119,6 +134,12 @@ class LocalStorage:
 
     def _path(self, name: str) -> Path:
         return self.folder / check_name(name)
+
+    def _forget(self, name: str) -> None:
+        """Open the file anew next time."""
+        descriptor = self._files.pop(name, None)
+        if descriptor is not None:
+            os.close(descriptor)
 
     def _descriptor(self, name: str) -> int:
         descriptor = self._files.get(name)

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from data_pipeline.collate import MicroBatch, collate
 from data_pipeline.decode import IndexEntry, SourceReader, entry_label
+from data_pipeline.errors import LoadError
 from data_pipeline.parallel import keep_memory, single_threaded
 from data_pipeline.schema import Encoded, Encoder, Sample, SampleError
 from data_pipeline.sources import BadSample
@@ -64,13 +65,21 @@ class WorkResult:
         return WorkResult, (batch, self.bad, self.num_seen)
 
 
-class MicroBatches(Dataset[WorkResult]):
-    """Work items to micro-batches."""
+class MicroBatches(Dataset[WorkResult | LoadError]):
+    """Work items to micro-batches. What stops the loader is returned: raised in a loader process, an error would come
+    back wrapped in its traceback.
+    """
 
     def __init__(self, readers: list[SourceReader], encoder: Encoder) -> None:
         self.readers, self.encoder = readers, encoder
 
-    def __getitem__(self, item: WorkItem) -> WorkResult:
+    def __getitem__(self, item: WorkItem) -> WorkResult | LoadError:
+        try:
+            return self._work(item)
+        except LoadError as error:
+            return error
+
+    def _work(self, item: WorkItem) -> WorkResult:
         encoded, keys, bad = [], [], []
         with ThreadPoolExecutor(1, "read") as thread:
             for document in self._reading(item.documents, thread):

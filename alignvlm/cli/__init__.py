@@ -30,9 +30,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake is one line on stderr and exit code 2."""
+    """Run a command; a user's mistake is one line on stderr and exit code 2. Rank 0 speaks for all, except for what
+    only one rank knows.
+    """
     from alignvlm.errors import UserError
-    from data_pipeline.errors import DataError
+    from data_pipeline.errors import DataError, LoadError
 
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -44,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.handler(arguments) or 0)
     except (UserError, DataError) as error:
-        if os.environ.get("RANK", "0") == "0":
+        rank = os.environ.get("RANK", "0")
+        if isinstance(error, LoadError) and "RANK" in os.environ:
+            print(f"alignvlm: rank {rank}: {error}", file=sys.stderr)
+        elif rank == "0":
             print(f"alignvlm: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from alignvlm import data
 from alignvlm.errors import UserError
@@ -20,6 +20,8 @@ from alignvlm.training.run import Run
 from alignvlm.training.signals import Signals
 from alignvlm.training.step import train_step
 from alignvlm.training.throughput import Throughput
+from data_pipeline.collate import MicroBatch
+from data_pipeline.errors import LoadError
 from data_pipeline.ledger import Ledger
 from data_pipeline.plan import Plan
 
@@ -97,15 +99,17 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
         )  # fmt: skip
         batches, skips = iter(loader), read_skips(state)
         state.signals.stepping = True
+        micro_batches: Sequence[MicroBatch] | LoadError = []
         while state.step < state.num_steps and state.stop_reason is None:
             began = time.perf_counter()
-            micro_batches = next(batches)
+            if not isinstance(micro_batches, LoadError):  # also through steps that are left out, to a common one
+                micro_batches = _next(batches)
             data_wait = time.perf_counter() - began
             if state.step in skips:
                 state.step += 1
                 continue
             for callback in callbacks:
-                callback.before_step(state, micro_batches)
+                callback.before_step(state, [] if isinstance(micro_batches, LoadError) else micro_batches)
             factor = lr_factor(state.stage, state.step, state.num_steps)
             votes = (state.signals.received is not None, state.store.is_written)
             result, (stops, written) = train_step(state.trainer, micro_batches, state.world, factor, votes)
@@ -113,8 +117,7 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
                 state.stop_reason = f"signal {state.signals.received or 'at another rank'}"
             state.is_written = written == state.world.size
             state.step += 1
-            epoch = micro_batches[0].epoch
-            record = {"stage": state.name, "step": state.step, "epoch": epoch, "time": time.time(), **result}
+            record = {"stage": state.name, "step": state.step, "time": time.time(), **result}
             record |= throughput.measure(record, data_wait) | {"fill": record["tokens"] / capacity}
             record["checkpoint_stall"], state.checkpoint_stall = state.checkpoint_stall, 0.0
             for callback in callbacks:
@@ -123,3 +126,11 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
         state.signals.stepping = False
         for callback in callbacks:
             callback.on_end(state)
+
+
+def _next(batches: Iterator[list[MicroBatch]]) -> list[MicroBatch] | LoadError:
+    """This rank's micro-batches of a step, or why there are none."""
+    try:
+        return next(batches)
+    except LoadError as error:
+        return error

@@ -10,10 +10,11 @@ from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
 from alignvlm.training.optim import set_lr
 from data_pipeline.collate import MicroBatch
+from data_pipeline.errors import DataError, LoadError
 
 
 def train_step(
-    trainer: Trainer, batches: Sequence[MicroBatch], world: World, factor: float, votes: Sequence[bool] = ()
+    trainer: Trainer, batches: Sequence[MicroBatch] | LoadError, world: World, factor: float, votes: Sequence[bool] = ()
 ) -> tuple[dict[str, Any], list[int]]:
     """Take one step with learning rates at `factor` of their peaks.
 
@@ -22,22 +23,35 @@ def train_step(
     micro-batches, so each loss is divided by tokens / (ranks x micro-batches).
 
     Args:
+        batches: this rank's micro-batches, or why it has none: then all ranks stop before any of them computes.
         votes: what this rank wants the others to know; counted over the ranks with the sum that the step needs anyway.
 
     Returns:
         What happened, and the counted votes; both equal on all ranks.
+
+    Raises:
+        LoadError: on the ranks that have no micro-batches, DataError on the others.
     """
     began = time.perf_counter()
     lr = set_lr(trainer.engine.optimizer, trainer.groups, factor)
-    filled = [b for b in batches if b.num_samples]
-    supervised, samples, tokens, tiles, attended, *counted = world.sum(
-        sum(b.num_supervised for b in batches),
+    loaded = [] if isinstance(batches, LoadError) else batches
+    filled = [b for b in loaded if b.num_samples]
+    failed, supervised, samples, tokens, tiles, attended, *counted = world.sum(
+        isinstance(batches, LoadError),
+        sum(b.num_supervised for b in loaded),
         sum(b.num_samples for b in filled),
         sum(b.input_ids.numel() for b in filled),
         sum(len(b.tiles) for b in filled),
         sum(float(b.cu_seqlens.diff().double().square().sum()) for b in filled),
         *map(float, votes),
     )
+    if isinstance(batches, LoadError):
+        raise batches
+    if failed:
+        raise DataError(
+            f"{failed:.0f} of {world.size} ranks could not load their data and say why; the same command goes on from "
+            "the last checkpoint"
+        )
     divisor = max(1.0, supervised) / (world.size * len(batches))
     losses = []
     for batch in batches:
@@ -56,6 +70,7 @@ def train_step(
         losses.append(output.loss.detach())
     (loss,) = world.sum(sum(float(x) for x in losses))
     result = {
+        "epoch": batches[0].epoch,
         "loss": loss / (world.size * len(batches)),
         "lr": lr,
         "grad_norm": float(trainer.engine.get_global_grad_norm()),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from data_pipeline.collate import MicroBatch, collate
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, LoadError
 from data_pipeline.ledger import Ledger
 from data_pipeline.loader import build_loader
 from data_pipeline.plan import Plan
@@ -191,6 +191,17 @@ def test_stale_measures_are_named(source: Source, plan: Plan, encoder: Any, tmp_
 
     with pytest.raises(DataError, match="but measured as"):
         list(build_loader(plan, Longer(), num_workers=0, ledger=Ledger(tmp_path / "q", 0.01)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cut_shard_is_one_clear_line(tmp_path: Path, records: Any, encoder: Any, workers: int) -> None:
+    write_shards(records(40), tmp_path / "cut", samples_per_shard=20, num_processes=1)
+    measure_source(tmp_path / "cut", encoder, num_processes=1)
+    plan = Plan({"cut": open_source("cut", tmp_path / "cut", encoder)}, {"cut": 1}, **SMALL)
+    os.truncate(tmp_path / "cut" / "000001.tar", 5000)
+    with pytest.raises(LoadError, match=r"000001\.tar has 5,000 bytes, but [\d,]+ were indexed$") as caught:
+        list(build_loader(plan, encoder, num_workers=workers))
+    assert "\n" not in str(caught.value)
 
 
 class Deadly:

@@ -4,6 +4,7 @@ refused.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from data_pipeline import storage as storage_module
 from data_pipeline.decode import SourceReader
 from data_pipeline.errors import DataError
 from data_pipeline.images import decode_image, image_members
@@ -220,10 +222,34 @@ def test_storage_refuses_shells_and_names_what_comes(tmp_path: Path) -> None:
         storage = open_storage(url)
         assert storage.read_range("a.txt", 1, 3) == b"ell"
         assert list(storage.list(".txt")) == ["a.txt"]
-        with pytest.raises(DataError, match="ends at byte"):
-            storage.read_range("a.txt", 3, 30)
         with pytest.raises(DataError, match="leaves"):
             storage.read("../secret")
+
+
+def test_reads_that_fail_are_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(storage_module, "RETRY_SECONDS", (0, 0))
+    (tmp_path / "a.txt").write_text("hello")
+    storage, failures, read = open_storage(tmp_path), [errno.EIO, errno.ESTALE], os.pread
+
+    def pread(descriptor: int, size: int, offset: int) -> bytes:
+        if failures:
+            raise OSError(failures[0], os.strerror(failures.pop(0)))
+        return read(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert storage.read_range("a.txt", 1, 3) == b"ell"
+    said = capsys.readouterr().err
+    assert "a.txt cannot be read: Input/output error; trying again in 0 s" in said
+    assert "Stale file handle" in said
+    failures += [errno.EIO] * 3
+    with pytest.raises(DataError, match=r"a\.txt cannot be read: Input/output error"):
+        storage.read_range("a.txt", 1, 3)
+    with pytest.raises(DataError, match=r"a\.txt has 5 bytes, but 33 were indexed"):
+        storage.read_range("a.txt", 3, 30)
+    with pytest.raises(DataError, match=r"b\.txt cannot be read: No such file"):
+        storage.read_range("b.txt", 3, 30)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def plant(fault: str) -> None:
 
     def faulty(trainer, batches, world, factor, votes=()):
         first_stage = any(p.requires_grad for p in trainer.model.vision.parameters())
-        number = batches[0].step + 1 if first_stage else 0
+        number = batches[0].step + 1 if first_stage and isinstance(batches, list) else 0
         taken["connector"] = max(taken["connector"], number)
         handle = None
         if fault == "nan" and number in (3, 4) and rank == 1:
@@ -41,6 +41,8 @@ def plant(fault: str) -> None:
         return result, counted
 
     stage.train_step = faulty
+    if fault == "storage" and rank == 1:
+        break_storage_after(20)
     if fault == "disk":
         save = torch.save
 
@@ -50,6 +52,22 @@ def plant(fault: str) -> None:
             return save(obj, path, *args, **kwargs)
 
         torch.save = full
+
+
+def break_storage_after(reads: int) -> None:
+    """The file system of this host answers with input/output errors from then on."""
+    from data_pipeline import storage
+
+    storage.RETRY_SECONDS = (0.1, 0.1)
+    pread, left = os.pread, [reads]
+
+    def failing(descriptor: int, size: int, offset: int) -> bytes:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, size, offset)
+
+    storage.os.pread = failing
 
 
 def main() -> int:

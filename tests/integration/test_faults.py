@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,15 @@ def test_a_disk_that_fills_up_on_one_rank_does_not_stop_training(tmp_path: Path)
     assert "WARNING: no checkpoint at step" in output
     assert "No space left on device" in output
     assert [r["step"] for r in stage_records(tmp_path)] == list(range(1, 9))
+
+
+def test_a_rank_whose_shards_cannot_be_read_says_so_in_one_line(tmp_path: Path) -> None:
+    output = train_with("storage", tmp_path, code=2)
+    assert "tar cannot be read: Input/output error; trying again in 0.1 s" in output
+    assert re.search(r"^alignvlm: rank 1: data/\w+/000000\.tar cannot be read: Input/output error$", output, re.M)
+    assert "alignvlm: 1 of 2 ranks could not load their data and say why" in output
+    assert "Traceback" not in output
+    assert "finished: runs/tiny" in run("train", str(TINY), *SHORT, cwd=tmp_path)
 
 
 def test_a_spike_goes_back_and_leaves_the_packs_out(tmp_path: Path) -> None:
