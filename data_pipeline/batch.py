@@ -92,7 +92,11 @@ def accumulation_steps(global_batch_packs: int, world_size: int, micro_batch_pac
     fits = sorted({max(1, steps) * per_micro_step, (steps + 1) * per_micro_step})
     micro_batches = global_batch_packs // micro_batch_packs
     ranks = max(n for n in range(1, world_size + 1) if micro_batches % n == 0)
+    per_rank = 0 if global_batch_packs % world_size else global_batch_packs // world_size
+    smaller = [str(n) for n in range(1, per_rank + 1) if per_rank % n == 0]
     raise DataError(
         f"global_batch_packs is {global_batch_packs}, which {world_size} ranks with micro_batch_packs "
-        f"{micro_batch_packs} cannot share evenly; set it to {' or '.join(map(str, fits))}, or use {ranks} ranks"
+        f"{micro_batch_packs} cannot share evenly; set it to {' or '.join(map(str, fits))}, "
+        + (f"or micro_batch_packs to {', '.join(smaller)}, " if smaller else "")
+        + f"or use {ranks} ranks"
     )

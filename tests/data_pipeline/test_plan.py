@@ -131,7 +131,7 @@ def test_vision_work_is_level(synthetic: Any) -> None:
 
 def test_batch_sizes_that_do_not_divide_name_what_fits(synthetic: Any) -> None:
     plan = Plan({"a": synthetic(900)}, {"a": 1}, **{**SMALL, "global_batch_packs": 12})
-    with pytest.raises(DataError, match="micro_batch_packs of 1, 2, 3, 6 or global_batch_packs of 8 or 16"):
+    with pytest.raises(DataError, match="set it to 8 or 16, or micro_batch_packs to 1, 2, 3, 6, or use 1 ranks"):
         next(plan.batches()).micro_batches(2, 4)
 
 
