@@ -54,7 +54,8 @@ def dry_run(recipe: Any) -> int:
             status = "would start"
         stage = recipe.stages[name]
         mixture = ", ".join(f"{source} {weight:g}" for source, weight in stage.mixture.items())
-        print(f"  {index} {name}: {status}; {stage.epochs} epoch(s) of {mixture}; trains {', '.join(stage.trainable)}")
+        length = f"{stage.epochs} epoch(s)" + (f", at most {stage.max_steps} steps," if stage.max_steps else "")
+        print(f"  {index} {name}: {status}; {length} of {mixture}; trains {', '.join(stage.trainable)}")
     return 0
 
 

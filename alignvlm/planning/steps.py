@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignvlm.config.schema import Recipe, SourceConfig, StageConfig
+from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.data import source_folder
 from alignvlm.planning.flops import Work
 from alignvlm.planning.network import Dimensions
@@ -73,7 +73,7 @@ def estimate(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume:
     sizes: dict[str, int] = {}
     assumed: list[str] = []
     for source in stage.mixture:
-        sizes[source] = _num_samples(recipe.data.sources[source], source, assumed)
+        sizes[source] = _num_samples(recipe, source, assumed)
     samples = tokens = tiles = attended = text = 0.0
     for source, count in epoch_draws(sizes, stage.mixture).items():
         config = recipe.data.sources[source]
@@ -128,7 +128,14 @@ def _until(stage: StageConfig, steps: int) -> int:
     return steps if stage.max_steps is None else min(steps, stage.max_steps)
 
 
-def _num_samples(config: SourceConfig, source: str, assumed: list[str]) -> int:
+def _num_samples(recipe: Recipe, source: str, assumed: list[str]) -> int:
+    """As many as the shards have where they are here, else as the recipe says."""
+    from data_pipeline.index import MANIFEST, load_manifest
+    from data_pipeline.storage import open_storage
+
+    folder, config = source_folder(recipe, source), recipe.data.sources[source]
+    if (Path(folder) / MANIFEST).is_file():
+        return load_manifest(open_storage(folder)).num_samples
     generated = config.generator_args.get("num_samples")
     stated = config.num_samples or (generated if isinstance(generated, int) else None)
     return int(_figure(stated, ASSUMED_SAMPLES, f"{source}.num_samples", assumed))

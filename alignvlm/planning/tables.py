@@ -90,7 +90,7 @@ def _remarks(plan: RunPlan) -> Iterator[str]:
     if assumed:
         yield f"Assumed, because neither recipe nor shards state it: {escape(', '.join(assumed))}"
     if not all(stage.volume.exact for stage in plan.stages):
-        yield "Estimates follow the recipe's figures per sample; with the shards in place the plan is exact."
+        yield "Estimates follow the recipe's figures per sample; after `alignvlm data plan` on the shards it is exact."
     problems = [problem for stage in plan.stages for problem in stage.problems]
     for problem in problems:
         yield f"[bold red]does not fit:[/] {escape(problem)}"

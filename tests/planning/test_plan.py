@@ -11,9 +11,11 @@ import pytest
 
 from alignvlm.cli import plan as command
 from alignvlm.config import list_recipes, load_recipe
+from alignvlm.config.schema import DataConfig, SourceConfig, StageConfig
 from alignvlm.errors import UserError
 from alignvlm.planning import plan_run
 from data_pipeline.summary import summarise
+from data_pipeline.writer import write_shards
 
 
 def run(*arguments: str) -> int:
@@ -140,3 +142,16 @@ def test_shards_in_place_give_the_exact_plan(tmp_path: Path) -> None:
     summary = summarise(plan, 0)
     assert volume.fill == summary["fill"]
     assert volume.tokens == pytest.approx(summary["tokens_per_epoch"] * plan.num_steps / summary["steps_per_epoch"])
+
+
+def test_shards_that_are_not_measured_yet_are_at_least_counted(tmp_path: Path) -> None:
+    text = [{"role": "user", "content": "say one"}, {"role": "assistant", "content": "one"}]
+    write_shards(({"key": f"k{i}", "messages": text} for i in range(30)), tmp_path / "mine", num_processes=1)
+    stage = StageConfig(mixture={"mine": 1}, sequence_length=64, global_batch_packs=1)
+    recipe = replace(
+        load_recipe("quickstart"),
+        data=DataConfig(root=str(tmp_path), sources={"mine": SourceConfig(tokens_per_sample=10, tiles_per_sample=0)}),
+        stages={"only": stage},
+    )
+    volume = plan_run(recipe, 1).stages[0].volume
+    assert (volume.exact, volume.samples, volume.assumed) == (False, 30, ())
