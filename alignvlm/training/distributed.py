@@ -89,7 +89,7 @@ def start(timeout_minutes: float) -> World:
 def _leave_muon_uncompiled() -> None:
     """Import DeepSpeed's Muon optimizer without `torch.compile`.
 
-    DeepSpeed imports it when it checks any optimizer, and its decorators would load the whole compiler: three seconds at
+    DeepSpeed imports it when it checks any optimizer, and its decorators would load the whole compiler: seconds at
     every start for functions that AdamW, the only optimizer of recipes, never calls.
     """
     from deepspeed.runtime import compiler
