@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Sequence
 
@@ -92,6 +93,7 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
     try:
         if state.step == state.num_steps:
             return
+        gc.freeze()  # what lives now stays: no later collection walks through it, and loader processes share its pages
         loader = data.stage_loader(
             state.recipe, state.name, state.plan, processor,
             rank=state.world.rank, world_size=state.world.size, start_step=state.step, ledger=ledger,
@@ -123,6 +125,7 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
             for callback in callbacks:
                 callback.on_step(state, record)
     finally:
+        gc.unfreeze()
         state.signals.stepping = False
         for callback in callbacks:
             callback.on_end(state)
