@@ -12,6 +12,7 @@ from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.data import source_folder
 from alignvlm.planning.flops import Work
 from alignvlm.planning.network import Dimensions
+from data_pipeline.index import MANIFEST
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def stage_volume(recipe: Recipe, name: str, dims: Dimensions) -> Volume:
 def shards_are_here(recipe: Recipe, stage: StageConfig) -> bool:
     """Whether all shards of the stage, and the tokenizer that measures them, are on this machine."""
     folders = [source_folder(recipe, source) for source in stage.mixture]
-    if not all((Path(folder) / "manifest.json").is_file() for folder in folders):
+    if not all((Path(folder) / MANIFEST).is_file() for folder in folders):
         return False
     path = recipe.model.language.path
     return (Path(recipe.data.root) / "tokenizer").is_dir() if path is None else Path(path).is_dir()
@@ -130,7 +131,7 @@ def _until(stage: StageConfig, steps: int) -> int:
 
 def _num_samples(recipe: Recipe, source: str, assumed: list[str]) -> int:
     """As many as the shards have where they are here, else as the recipe says."""
-    from data_pipeline.index import MANIFEST, load_manifest
+    from data_pipeline.index import load_manifest
     from data_pipeline.storage import open_storage
 
     folder, config = source_folder(recipe, source), recipe.data.sources[source]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from alignvlm import data
 from alignvlm.errors import UserError
@@ -101,20 +101,24 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
         )  # fmt: skip
         batches, skips = iter(loader), read_skips(state)
         state.signals.stepping = True
-        micro_batches: Sequence[MicroBatch] | LoadError = []
+        micro_batches: list[MicroBatch] = []
+        failure: LoadError | None = None
         while state.step < state.num_steps and state.stop_reason is None:
             began = time.perf_counter()
-            if not isinstance(micro_batches, LoadError):  # also through steps that are left out, to a common one
-                micro_batches = _next(batches)
+            if failure is None:  # else only to the next step that all ranks take, where they learn of it
+                try:
+                    micro_batches = next(batches)
+                except LoadError as error:
+                    micro_batches, failure = [], error
             data_wait = time.perf_counter() - began
             if state.step in skips:
                 state.step += 1
                 continue
             for callback in callbacks:
-                callback.before_step(state, [] if isinstance(micro_batches, LoadError) else micro_batches)
+                callback.before_step(state, micro_batches)
             factor = lr_factor(state.stage, state.step, state.num_steps)
             votes = (state.signals.received is not None, state.store.is_written)
-            result, (stops, written) = train_step(state.trainer, micro_batches, state.world, factor, votes)
+            result, (stops, written) = train_step(state.trainer, micro_batches, state.world, factor, votes, failure)
             if stops:
                 state.stop_reason = f"signal {state.signals.received or 'at another rank'}"
             state.is_written = written == state.world.size
@@ -129,11 +133,3 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
         state.signals.stepping = False
         for callback in callbacks:
             callback.on_end(state)
-
-
-def _next(batches: Iterator[list[MicroBatch]]) -> list[MicroBatch] | LoadError:
-    """This rank's micro-batches of a step, or why there are none."""
-    try:
-        return next(batches)
-    except LoadError as error:
-        return error

@@ -14,7 +14,12 @@ from data_pipeline.errors import DataError, LoadError
 
 
 def train_step(
-    trainer: Trainer, batches: Sequence[MicroBatch] | LoadError, world: World, factor: float, votes: Sequence[bool] = ()
+    trainer: Trainer,
+    batches: Sequence[MicroBatch],
+    world: World,
+    factor: float,
+    votes: Sequence[bool] = (),
+    failure: LoadError | None = None,
 ) -> tuple[dict[str, Any], list[int]]:
     """Take one step with learning rates at `factor` of their peaks.
 
@@ -23,8 +28,8 @@ def train_step(
     micro-batches, so each loss is divided by tokens / (ranks x micro-batches).
 
     Args:
-        batches: this rank's micro-batches, or why it has none: then all ranks stop before any of them computes.
         votes: what this rank wants the others to know; counted over the ranks with the sum that the step needs anyway.
+        failure: why this rank has no micro-batches; then all ranks stop before any of them computes.
 
     Returns:
         What happened, and the counted votes; both equal on all ranks.
@@ -34,19 +39,18 @@ def train_step(
     """
     began = time.perf_counter()
     lr = set_lr(trainer.engine.optimizer, trainer.groups, factor)
-    loaded = [] if isinstance(batches, LoadError) else batches
-    filled = [b for b in loaded if b.num_samples]
+    filled = [b for b in batches if b.num_samples]
     failed, supervised, samples, tokens, tiles, attended, *counted = world.sum(
-        isinstance(batches, LoadError),
-        sum(b.num_supervised for b in loaded),
+        failure is not None,
+        sum(b.num_supervised for b in batches),
         sum(b.num_samples for b in filled),
         sum(b.input_ids.numel() for b in filled),
         sum(len(b.tiles) for b in filled),
         sum(float(b.cu_seqlens.diff().double().square().sum()) for b in filled),
         *map(float, votes),
     )
-    if isinstance(batches, LoadError):
-        raise batches
+    if failure is not None:
+        raise failure
     if failed:
         raise DataError(
             f"{failed:.0f} of {world.size} ranks could not load their data and say why; the same command goes on from "

@@ -22,9 +22,9 @@ def plant(fault: str) -> None:
     rank, step_of = int(os.environ["RANK"]), stage.train_step
     taken = {"connector": 0}
 
-    def faulty(trainer, batches, world, factor, votes=()):
+    def faulty(trainer, batches, world, factor, votes=(), failure=None):
         first_stage = any(p.requires_grad for p in trainer.model.vision.parameters())
-        number = batches[0].step + 1 if first_stage and isinstance(batches, list) else 0
+        number = batches[0].step + 1 if first_stage and batches else 0
         taken["connector"] = max(taken["connector"], number)
         handle = None
         if fault == "nan" and number in (3, 4) and rank == 1:
@@ -33,7 +33,7 @@ def plant(fault: str) -> None:
             handle = trainer.model.connector.register_forward_hook(lambda m, i, out: out * float("inf"))
         if fault == "hang" and number == FAULT_STEP and rank == 1:
             time.sleep(600)
-        result, counted = step_of(trainer, batches, world, factor, votes)
+        result, counted = step_of(trainer, batches, world, factor, votes, failure)
         if handle is not None:
             handle.remove()
         if fault == "spike" and number == FAULT_STEP:
