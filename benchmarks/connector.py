@@ -13,10 +13,9 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +26,9 @@ from _results import RESULTS, write
 
 from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
 from alignvlm.kernels.blocked import default_block
-from alignvlm.kernels.gemm import product_into
-from alignvlm.kernels.moments import row_statistics
+from alignvlm.kernels.chunks import blocks_of, chunks_of, pairs_of
+from alignvlm.kernels.gemm import accumulate, product_into, product_nt
+from alignvlm.kernels.moments import add_hidden_gradient, add_weight_gradient, row_statistics
 from alignvlm.kernels.reference import vocab_softmax_reference
 
 ACTIVE = 3400
@@ -133,8 +133,46 @@ def methods(problem: Problem, *, compiled: bool) -> dict[str, Method]:
     return chosen
 
 
-class Floor:
-    """The operator's own matrix products at its own shapes, and nothing else."""
+class ChunkedFloor:
+    """The operator's own matrix products on a CPU at its own shapes, and nothing else."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.chunks = chunks_of(problem.shape.rows)
+
+    def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor]]:
+        """(rows of the vocabulary, a block [B, n] in place of logits) for a chunk of tokens."""
+        num_tokens = rows.stop - rows.start
+        for block in blocks_of(self.problem.shape.vocab, num_tokens):
+            yield block, self.problem.h.new_ones(block.stop - block.start, num_tokens)
+
+    def forward(self) -> None:
+        problem = self.problem
+        for rows in (*pairs_of(self.chunks[:-1]), self.chunks[-1]):
+            acc = problem.h.new_zeros(problem.shape.width, rows.stop - rows.start)
+            for block, z in self.blocks(rows):
+                product_nt(problem.w2[block], problem.h[rows])
+                acc.addmm_(problem.e[block].T, z)
+
+    def backward(self) -> None:
+        problem, last = self.problem, self.chunks[-1]
+        grad_w2, grad_e = torch.empty_like(problem.w2), torch.empty_like(problem.e)
+        for rows in reversed(self.chunks):
+            acc = problem.h.new_zeros(problem.shape.width, rows.stop - rows.start)
+            for block, z in self.blocks(rows):
+                if rows is not last:
+                    product_nt(problem.w2[block], problem.h[rows])
+                product_nt(problem.e[block], problem.upstream[rows])
+                for grad, right in ((grad_e, problem.upstream[rows]), (grad_w2, problem.h[rows])):
+                    if rows is last:
+                        torch.mm(z, right, out=grad[block])
+                    else:
+                        grad[block].addmm_(z, right)
+                acc.addmm_(problem.w2[block].T, z)
+
+
+class SweptFloor:
+    """The operator's own matrix products on a GPU at its own shapes, and nothing else."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -143,15 +181,13 @@ class Floor:
         self.z = problem.h.new_empty(shape.rows * self.block)
         self.moments = vocab_moments(problem.w2)
 
-    def blocks(self) -> Any:
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         problem, rows = self.problem, self.problem.shape.rows
         for start in range(0, problem.shape.vocab, self.block):
             w2, e = problem.w2[start : start + self.block], problem.e[start : start + self.block]
             yield w2, e, self.z[: rows * len(w2)].view(rows, len(w2))
 
     def forward(self) -> None:
-        from alignvlm.kernels.gemm import accumulate
-
         problem = self.problem
         moments = vocab_moments(problem.w2)
         row_statistics(problem.h, moments, 1e-5)
@@ -162,7 +198,6 @@ class Floor:
 
     def backward(self) -> None:
         from alignvlm.kernels.gemm import accumulate
-        from alignvlm.kernels.moments import add_hidden_gradient, add_weight_gradient
 
         problem = self.problem
         acc = torch.zeros_like(problem.h, dtype=self.moments.mean.dtype)
@@ -179,6 +214,9 @@ class Floor:
         zeros = acc.new_zeros(len(acc))
         add_hidden_gradient(acc, problem.h, self.moments, zeros, zeros)
         add_weight_gradient(grad_w2, None, problem.h, problem.w2, None, self.moments, zeros, zeros)
+
+
+Floor = ChunkedFloor | SweptFloor
 
 
 def synchronize(device: str) -> None:
@@ -269,7 +307,7 @@ def measure(shape: Shape, device: str, repeats: int, *, compiled: bool, cpu_time
             results[name].note = "does not fit"
             del candidates[name]
             torch.cuda.empty_cache()
-    candidates["floor: its products alone"] = floor = Floor(problem)
+    candidates["floor: its products alone"] = floor = (SweptFloor if device == "cuda" else ChunkedFloor)(problem)
     results["floor: its products alone"] = Result("floor: its products alone")
     timed(problem, floor)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}

@@ -24,7 +24,7 @@ from alignvlm.kernels.moments import (
     swept_row_statistics,
     vocab_moments,
 )
-from alignvlm.kernels.problem import Columns
+from alignvlm.kernels.problem import Columns, Needs
 from alignvlm.kernels.torch_rows import TorchRows
 
 if TYPE_CHECKING:
@@ -149,31 +149,11 @@ def _sweep_forward(
     return out, peak.add_(kept_sum.log_()), kept
 
 
-@dataclass
-class _Needs:
-    """Which inputs require a gradient."""
-
-    h: bool
-    w2: bool
-    e: bool
-    gamma: bool
-    beta: bool
-    bias: bool
-
-    @property
-    def columns(self) -> bool:
-        return self.gamma or self.beta or self.bias
-
-    @property
-    def logits(self) -> bool:
-        return self.h or self.w2 or self.columns
-
-
 def _sweep_backward(ctx: Any, grad_out: Tensor) -> list[Tensor | None]:
     """Gradients of h, w2, e, gamma, beta, w2_bias; None and no work where none is needed."""
     h, w2, e, gamma, beta, w2_bias, out, lse = ctx.saved_tensors
     settings: Settings = ctx.settings
-    needs = _Needs(*ctx.needs_input_grad[:6])
+    needs = Needs(*ctx.needs_input_grad[:6])
     wide = wide_dtype(h.dtype)
     # Rows of blocks that were skipped are not written by the sweep.
     fresh = torch.empty_like if len(ctx.kept) * settings.block >= w2.shape[0] else torch.zeros_like

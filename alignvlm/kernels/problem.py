@@ -1,4 +1,4 @@
-"""What the parts of the blocked operator tell each other: vectors over a block of the vocabulary, and their gradients.
+"""What the parts of the operator tell each other: vectors over the vocabulary, their gradients, and who needs which.
 
 Data only; no mathematics.
 """
@@ -8,6 +8,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+
+LOWEST = -1e30
+"""Least running maximum: a token whose block is masked by -inf everywhere must not turn into nan."""
+
+
+@dataclass
+class Needs:
+    """Which inputs require a gradient."""
+
+    h: bool
+    w2: bool
+    e: bool
+    gamma: bool
+    beta: bool
+    bias: bool
+
+    @property
+    def columns(self) -> bool:
+        return self.gamma or self.beta or self.bias
+
+    @property
+    def logits(self) -> bool:
+        return self.h or self.w2 or self.columns
 
 
 @dataclass

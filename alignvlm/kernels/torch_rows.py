@@ -10,9 +10,7 @@ from torch import Tensor
 
 from alignvlm.kernels.gemm import wide_dtype
 from alignvlm.kernels.moments import RowStatistics
-from alignvlm.kernels.problem import ColumnGradients, Columns
-
-_LOWEST = -1e30  # a row whose block is masked by -inf everywhere must not turn into nan
+from alignvlm.kernels.problem import LOWEST, ColumnGradients, Columns
 
 
 class TorchRows:
@@ -54,7 +52,7 @@ class TorchRows:
         `peak` [N] is the running maximum and is updated.
         """
         z = _affine(self._normalise(z, columns), columns, out=z)
-        new_peak = torch.maximum(peak, z.amax(dim=1).clamp_min_(_LOWEST))
+        new_peak = torch.maximum(peak, z.amax(dim=1).clamp_min_(LOWEST))
         factor = torch.exp(peak - new_peak)
         peak.copy_(new_peak)
         p = z.sub_(new_peak.unsqueeze(1)).exp_()

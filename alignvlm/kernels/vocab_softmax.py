@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from alignvlm.kernels.blocked import Settings, VocabSoftmax, default_block
-from alignvlm.kernels.moments import MOMENTS_FROM_ROWS, Moments
+from alignvlm.kernels.chunked import ChunkedVocabSoftmax
+from alignvlm.kernels.chunks import ChunkSettings
+from alignvlm.kernels.moments import Moments
 from alignvlm.kernels.reference import vocab_softmax_reference
 
-Implementation = Literal["reference", "blocked", "triton"]
+Implementation = Literal["reference", "chunked", "blocked", "triton"]
+_WIDE = (torch.float32, torch.float64)
 
 
 def vocab_softmax(
@@ -51,9 +54,10 @@ def vocab_softmax(
             |out - exact| <= skip_mass * (largest distance between two rows of E), and the gradient is the exact one of
             that restricted softmax. 0 (the default) is exact. Useful when the vocabulary is ordered by mass.
         block: vocabulary rows per block; None chooses.
-        implementation: "reference" (keeps N x V), "blocked" (plain PyTorch, any device), "triton" (row kernels; CUDA,
-            or CPU under TRITON_INTERPRET=1). None takes triton on CUDA where it is installed, else blocked; on a CPU
-            with few rows (N <= 2/3 D) the reference, which is faster then and keeps less than W2 and E take.
+        implementation: "reference" (keeps N x V), "chunked" (some tokens against the whole vocabulary; made for a CPU,
+            float32 and float64), "blocked" (all tokens against blocks of the vocabulary; plain PyTorch, any device and
+            dtype), "triton" (the same with row kernels; CUDA, or CPU under TRITON_INTERPRET=1). None takes chunked on
+            a CPU and triton on CUDA where they can do what is asked for, else blocked.
 
     Returns:
         [N, D_e] in the dtype of e.
@@ -69,14 +73,27 @@ def vocab_softmax(
         dtype = torch.get_autocast_dtype(h.device.type)
         h, w2, e = h.to(dtype), w2.to(dtype), e.to(dtype)
         w2_bias = None if w2_bias is None else w2_bias.to(dtype)
-    implementation = implementation or _choose(h, plain=moments is None and not skip_mass and block is None)
+    implementation = implementation or _choose(h, skip_mass)
+    needs_grad = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (h, w2, e, gamma, beta, w2_bias)
+    )
     with torch.autocast(h.device.type, enabled=False):
         if implementation == "reference":
             if moments is not None or skip_mass:
                 raise ValueError("implementation 'reference' knows neither moments nor skip_mass")
             return vocab_softmax_reference(h, w2, e, gamma, beta, w2_bias=w2_bias, eps=eps, normalize=normalize)
+        if implementation == "chunked":
+            if skip_mass:
+                raise ValueError("implementation 'chunked' knows no skip_mass")
+            if h.dtype not in _WIDE:
+                raise ValueError(f"implementation 'chunked' takes float32 and float64, not {h.dtype}")
+            chunk_settings = ChunkSettings(eps, normalize, moments, block, needs_grad)
+            out: Tensor = ChunkedVocabSoftmax.apply(h, w2, e, gamma, beta, w2_bias, chunk_settings)
+            return out
         if implementation not in ("blocked", "triton"):
-            raise ValueError(f"implementation must be 'reference', 'blocked' or 'triton', not {implementation!r}")
+            raise ValueError(
+                f"implementation must be 'reference', 'chunked', 'blocked' or 'triton', not {implementation!r}"
+            )
         if implementation == "triton" and h.dtype in (torch.float64, torch.float16):
             raise ValueError(f"implementation 'triton' takes float32 and bfloat16, not {h.dtype}")
         settings = Settings(
@@ -86,20 +103,17 @@ def vocab_softmax(
             block=block or default_block(h.shape[0], w2.shape[0], h.dtype, h.device),
             triton=implementation == "triton",
             moments=moments,
-            needs_grad=torch.is_grad_enabled()
-            and any(t is not None and t.requires_grad for t in (h, w2, e, gamma, beta, w2_bias)),
+            needs_grad=needs_grad,
         )
-        out: Tensor = VocabSoftmax.apply(h, w2, e, gamma, beta, w2_bias, settings)
+        out = VocabSoftmax.apply(h, w2, e, gamma, beta, w2_bias, settings)
         return out
 
 
-def _choose(h: Tensor, *, plain: bool) -> Implementation:
-    """`plain`: nothing was asked for that the reference cannot do."""
+def _choose(h: Tensor, skip_mass: float) -> Implementation:
     if h.is_cuda:
         has_kernels = h.dtype in (torch.float32, torch.bfloat16) and importlib.util.find_spec("triton") is not None
         return "triton" if has_kernels else "blocked"
-    few = h.shape[0] <= MOMENTS_FROM_ROWS * h.shape[1]  # the sweep's statistics would cost more than its products
-    return "reference" if plain and few and h.dtype in (torch.float32, torch.float64) else "blocked"
+    return "chunked" if h.dtype in _WIDE and not skip_mass else "blocked"
 
 
 def _check_matrices(h: Tensor, w2: Tensor, e: Tensor, *, check_dtype: bool) -> None:

@@ -93,6 +93,8 @@ class Products(TorchDispatchMode):
         if name in ("mm", "addmm", "addmm_"):
             left, right = args[-2:]
             self.flops += 2 * left.shape[0] * left.shape[1] * right.shape[1]
+        elif name == "mkldnn_convolution":  # one pixel per row
+            self.flops += 2 * args[0].shape[2] * args[1].shape[0] * args[1].shape[1]
         if isinstance(result, torch.Tensor) and "view" not in name and name != "t":
             self.largest = max(self.largest, result.untyped_storage().nbytes())
         return result

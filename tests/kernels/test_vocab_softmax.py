@@ -1,6 +1,8 @@
-"""The blocked ALIGN operator against the obvious one: values, gradients, numerics, memory, skipping, errors."""
+"""The ALIGN operator's sweeps against the obvious lines: values, gradients, numerics, memory, skipping, errors."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,21 +10,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
+from alignvlm.kernels import Moments, chunks, vocab_moments, vocab_softmax
 from alignvlm.kernels.reference import vocab_probabilities
 from tests.kernels.cases import Products, make_upstream, problem, solve, worst_error
 
 BLOCKED = {"implementation": "blocked"}
+CHUNKED = {"implementation": "chunked"}
+SWEEPS = pytest.mark.parametrize("sweep", [BLOCKED, CHUNKED], ids=["blocked", "chunked"])
+SWEEPS_AND_DTYPES = pytest.mark.parametrize(
+    ("sweep", "dtype"), [(BLOCKED, torch.float32), (BLOCKED, torch.bfloat16), (CHUNKED, torch.float32)]
+)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_chunks() -> Iterator[None]:
+    """Several chunks in small problems."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK", 4)
+        yield
+
+
+@SWEEPS
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(("affine", "bias"), [(True, False), (False, False), (True, True), (False, True)])
-def test_gradcheck(normalize: bool, affine: bool, bias: bool) -> None:
-    inputs = problem(3, 7, 4, gamma=affine, beta=affine, bias=bias)
+def test_gradcheck(normalize: bool, affine: bool, bias: bool, sweep: dict) -> None:
+    inputs = problem(6, 7, 4, gamma=affine, beta=affine, bias=bias)
     names = [name for name, value in inputs.items() if value is not None]
 
     def call(*values: torch.Tensor) -> torch.Tensor:
-        return vocab_softmax(**dict(zip(names, values, strict=True)), normalize=normalize, block=3, **BLOCKED)
+        return vocab_softmax(**dict(zip(names, values, strict=True)), normalize=normalize, block=3, **sweep)
 
     assert torch.autograd.gradcheck(call, [inputs[name] for name in names])
 
@@ -33,11 +49,12 @@ def test_gradcheck(normalize: bool, affine: bool, bias: bool) -> None:
     block=st.integers(1, 41),
     flags=st.tuples(*[st.booleans()] * 4),
 )
-def test_any_shape(shape: tuple[int, int, int], block: int, flags: tuple[bool, bool, bool, bool]) -> None:
+@SWEEPS
+def test_any_shape(shape: tuple[int, int, int], block: int, flags: tuple[bool, bool, bool, bool], sweep: dict) -> None:
     gamma, beta, bias, normalize = flags
     inputs = problem(*shape, gamma=gamma, beta=beta, bias=bias)
     options = {"normalize": normalize}
-    found = solve(inputs, block=block, **options, **BLOCKED)
+    found = solve(inputs, block=block, **options, **sweep)
     for name, exact in solve(inputs, exactly=True, **options).items():
         torch.testing.assert_close(found[name], exact, rtol=1e-9, atol=1e-10)
 
@@ -50,10 +67,18 @@ def test_wide_rows(width: int) -> None:
 
 # 40: a spread of logits that leaves one token with nearly all the mass; 0: the flat start of a training.
 @pytest.mark.parametrize("scale", [0.0, 1.0, 40.0])
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
-def test_full_vocabulary(dtype: torch.dtype, bound: float, scale: float) -> None:
+@pytest.mark.parametrize(
+    ("sweep", "dtype", "bound"),
+    [
+        (CHUNKED, torch.float32, 1e-5),
+        (BLOCKED, torch.float32, 1e-5),
+        (BLOCKED, torch.bfloat16, 2e-2),
+        (BLOCKED, torch.float16, 2e-3),
+    ],
+)
+def test_full_vocabulary(sweep: dict, dtype: torch.dtype, bound: float, scale: float) -> None:
     inputs = problem(6, 128_256, 8, dtype=dtype, scale=scale)
-    found, exact = solve(inputs, **BLOCKED), solve(inputs, exactly=True)
+    found, exact = solve(inputs, **sweep), solve(inputs, exactly=True)
     eager = solve(inputs, implementation="reference")
     for name, value in exact.items():
         # Means of 128K random rows and sharp softmaxes cancel: there eager PyTorch's own error is the measure.
@@ -61,7 +86,8 @@ def test_full_vocabulary(dtype: torch.dtype, bound: float, scale: float) -> None
         assert worst_error({name: found[name]}, {name: value}) < allowed, name
 
 
-def test_one_token_holds_the_mass() -> None:
+@SWEEPS
+def test_one_token_holds_the_mass(sweep: dict) -> None:
     inputs = problem(4, 500, 16, dtype=torch.float32, beta=False, gamma=False)
     with torch.no_grad():
         inputs["h"].copy_(inputs["w2"][:4])
@@ -70,38 +96,39 @@ def test_one_token_holds_the_mass() -> None:
             inputs["h"][p.amax(dim=1) < 0.999] *= 1.03
     assert ((p.amax(dim=1) > 0.999) & (p.amax(dim=1) < 0.9999)).all()
     exact = solve(inputs, exactly=True, normalize=False)
-    found = solve(inputs, normalize=False, block=64, **BLOCKED)
+    found = solve(inputs, normalize=False, block=64, **sweep)
     eager = solve(inputs, normalize=False, implementation="reference")
     assert worst_error({"out": found["out"]}, {"out": exact["out"]}) < 1e-5
     # p (dp - delta) nearly cancels here, so fp32 keeps three digits less.
     assert worst_error(found, exact) < max(1e-4, 10 * worst_error(eager, exact))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@SWEEPS_AND_DTYPES
 @pytest.mark.parametrize("normalize", [True, False])
-def test_large_magnitudes(dtype: torch.dtype, normalize: bool) -> None:
+def test_large_magnitudes(sweep: dict, dtype: torch.dtype, normalize: bool) -> None:
     inputs = problem(5, 300, 16, dtype=dtype)
     with torch.no_grad():
         inputs["h"] *= 1e4
         inputs["w2"] *= 1e3
-    for value in solve(inputs, normalize=normalize, block=64, **BLOCKED).values():
+    for value in solve(inputs, normalize=normalize, block=64, **sweep).values():
         assert torch.isfinite(value).all()
 
 
-def test_masked_tokens() -> None:
+@SWEEPS
+def test_masked_tokens(sweep: dict) -> None:
     inputs = problem(3, 20, 4)
     with torch.no_grad():
         inputs["beta"][:9] = -torch.inf  # whole blocks, the first included
-    found, exact = solve(inputs, block=4, **BLOCKED), solve(inputs, exactly=True)
+    found, exact = solve(inputs, block=4, **sweep), solve(inputs, exactly=True)
     assert worst_error({"out": found["out"]}, {"out": exact["out"]}) < 1e-12
     assert worst_error({"e": found["e"]}, {"e": exact["e"]}) < 1e-12
     assert found["e"][:9].count_nonzero() == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_two_runs_agree_bit_for_bit(dtype: torch.dtype) -> None:
+@SWEEPS_AND_DTYPES
+def test_two_runs_agree_bit_for_bit(sweep: dict, dtype: torch.dtype) -> None:
     inputs = problem(33, 700, 24, dtype=dtype)
-    first, second = (solve(inputs, block=128, **BLOCKED) for _ in range(2))
+    first, second = (solve(inputs, block=128, **sweep) for _ in range(2))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
 
@@ -137,19 +164,21 @@ def test_never_more_than_rows_times_block() -> None:
     assert seen.largest <= 4 * max(64 * 128, 4096 * 4)
 
 
-def test_tied_embedding_used_twice() -> None:
+@SWEEPS
+def test_tied_embedding_used_twice(sweep: dict) -> None:
     inputs, text = problem(5, 30, 8), torch.randn(4, 8, dtype=torch.float64)
 
-    def gradient(implementation: str) -> torch.Tensor:
+    def gradient(options: dict) -> torch.Tensor:
         e = inputs["e"].detach().requires_grad_()
-        out = vocab_softmax(**{**inputs, "e": e}, implementation=implementation)
+        out = vocab_softmax(**{**inputs, "e": e}, **options)
         loss = (text @ e.T).logsumexp(-1).sum() + (out * out).sum() + (e[3] * out[0]).sum()
         return torch.autograd.grad(loss, e)[0]
 
-    torch.testing.assert_close(gradient("blocked"), gradient("reference"))
+    torch.testing.assert_close(gradient(sweep), gradient({"implementation": "reference"}))
 
 
-def test_strided_inputs() -> None:
+@SWEEPS
+def test_strided_inputs(sweep: dict) -> None:
     dense = problem(6, 20, 8)
     inputs = {
         "h": torch.randn(8, 6, dtype=torch.float64).T,
@@ -160,7 +189,7 @@ def test_strided_inputs() -> None:
     }
     inputs = {k: v.requires_grad_() for k, v in inputs.items()}
     strided_upstream = torch.randn(8, 6, dtype=torch.float64).T
-    out = vocab_softmax(**inputs, block=8, **BLOCKED)
+    out = vocab_softmax(**inputs, block=8, **sweep)
     expected = vocab_softmax(**inputs, implementation="reference")
     torch.testing.assert_close(out, expected)
     for one, other in zip(
@@ -172,11 +201,12 @@ def test_strided_inputs() -> None:
     assert dense["h"].is_contiguous()
 
 
-def test_checkpointing() -> None:
+@SWEEPS
+def test_checkpointing(sweep: dict) -> None:
     inputs = problem(7, 40, 8, dtype=torch.float32)
-    direct = solve(inputs, block=16, **BLOCKED)
+    direct = solve(inputs, block=16, **sweep)
     values = {k: None if v is None else v.detach().requires_grad_() for k, v in inputs.items()}
-    out = checkpoint(lambda: vocab_softmax(**values, block=16, **BLOCKED), use_reentrant=False)
+    out = checkpoint(lambda: vocab_softmax(**values, block=16, **sweep), use_reentrant=False)
     out.backward(make_upstream(out))
     for name, value in values.items():
         if value is not None:
@@ -194,37 +224,37 @@ def test_autocast() -> None:
     assert worst_error(found, exact) < 2e-2
 
 
+@SWEEPS
 @pytest.mark.parametrize("num_rows", [0, 1])
-def test_few_rows(num_rows: int) -> None:
+def test_few_rows(num_rows: int, sweep: dict) -> None:
     inputs = problem(num_rows, 30, 4, bias=True)
-    found = solve(inputs, block=8, **BLOCKED)
+    found = solve(inputs, block=8, **sweep)
     assert found["out"].shape == (num_rows, 4)
     assert worst_error(found, solve(inputs, exactly=True)) < 1e-9
 
 
+@SWEEPS
 @pytest.mark.parametrize("bias", [False, True])
-def test_inference_sweeps_its_statistics(bias: bool) -> None:
+def test_inference_sweeps_its_statistics(bias: bool, sweep: dict) -> None:
     inputs = problem(3, 5000, 16, bias=bias)  # N < D: no moments of W2
     with torch.no_grad():
-        found = vocab_softmax(**inputs, **BLOCKED)
+        found = vocab_softmax(**inputs, **sweep)
     torch.testing.assert_close(found, vocab_softmax(**inputs, implementation="reference"))
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "dtype", "options", "sweeps"),
+    ("dtype", "options", "chosen"),
     [
-        (10, torch.float32, {}, False),  # at most 2/3 of D rows: N x V is smaller than W2 and E
-        (11, torch.float32, {}, True),
-        (10, torch.bfloat16, {}, True),
-        (10, torch.float32, {"skip_mass": 0.1}, True),
-        (10, torch.float32, {"block": 8}, True),
+        (torch.float32, {}, "ChunkedVocabSoftmaxBackward"),
+        (torch.float64, {"block": 8}, "ChunkedVocabSoftmaxBackward"),
+        (torch.bfloat16, {}, "VocabSoftmaxBackward"),
+        (torch.float32, {"skip_mass": 0.1}, "VocabSoftmaxBackward"),
     ],
 )
-def test_choice_on_a_cpu(num_rows: int, dtype: torch.dtype, options: dict[str, float], sweeps: bool) -> None:
-    inputs = {name: value.to(dtype) for name, value in problem(num_rows, 40, 16).items() if value is not None}
+def test_choice_on_a_cpu(dtype: torch.dtype, options: dict[str, float], chosen: str) -> None:
+    inputs = {name: value.to(dtype) for name, value in problem(10, 40, 16).items() if value is not None}
     inputs["h"].requires_grad_()
-    node = vocab_softmax(**inputs, **options).grad_fn
-    assert (type(node).__name__ == "VocabSoftmaxBackward") == sweeps
+    assert type(vocab_softmax(**inputs, **options).grad_fn).__name__ == chosen
 
 
 def test_moments_are_reused() -> None:
@@ -234,14 +264,15 @@ def test_moments_are_reused() -> None:
         assert torch.equal(value, solve(inputs, block=16, **BLOCKED)[name]), name
 
 
-def test_part_of_a_vocabulary_with_the_statistics_of_all() -> None:
+@SWEEPS
+def test_part_of_a_vocabulary_with_the_statistics_of_all(sweep: dict) -> None:
     full, kept = problem(5, 60, 8), torch.tensor([50, 3, 7, 20, 21])
     whole = vocab_moments(full["w2"])
     moments = Moments(whole.mean, whole.covariance, whole.bias_mean, whole.bias_covariance, whole.bias_variance, True)
     part = {k: v if k in ("h", "w2_bias") else v.detach()[kept].requires_grad_() for k, v in full.items()}
     p = vocab_probabilities(full["h"], full["w2"], full["gamma"], full["beta"])[:, kept]
     restricted = p / p.sum(dim=1, keepdim=True)
-    found = solve(part, block=2, moments=moments, **BLOCKED)
+    found = solve(part, block=2, moments=moments, **sweep)
     torch.testing.assert_close(found["out"], (restricted @ part["e"]).detach())
     (grad_h,) = torch.autograd.grad(restricted @ part["e"], full["h"], make_upstream(found["out"]))
     torch.testing.assert_close(found["h"], grad_h)
@@ -303,6 +334,7 @@ def test_skipping_saves_products_and_keeps_gradients_exact() -> None:
         ({"moments": vocab_moments(torch.zeros(10, 5))}, "moments"),
         ({"moments": vocab_moments(torch.zeros(10, 4)), "normalize": False}, "moments"),
         ({"moments": vocab_moments(torch.zeros(10, 4)), "implementation": "reference"}, "moments"),
+        ({"skip_mass": 0.1, "implementation": "chunked"}, "skip_mass"),
     ],
 )
 def test_errors_name_the_argument(change: dict, message: str) -> None:

@@ -1,0 +1,207 @@
+"""The ALIGN operator for a CPU: a chunk of tokens at a time against the whole vocabulary, in closed form both ways.
+
+A chunk sees all logits of its tokens, so the LayerNorm's sums are known before the products that need them: W2's
+covariance and the product that carries its gradient, which a sweep over the vocabulary needs, are not computed. The
+backward holds two tensors [V, n] of one chunk; the logits of the last chunk are kept for it by the forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignvlm.kernels.chunks import ChunkSettings, Operands, affine, chunks_of, pairs_of
+from alignvlm.kernels.gemm import product_nt
+from alignvlm.kernels.moments import add_hidden_gradient
+from alignvlm.kernels.problem import LOWEST, Needs
+
+
+class ChunkedVocabSoftmax(torch.autograd.Function):
+    """softmax(gamma * LN_V(h W2^T + b) + beta) E for float32 and float64."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        w2: Tensor,
+        e: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        w2_bias: Tensor | None,
+        settings: ChunkSettings,
+    ) -> Tensor:
+        operands = Operands(h, w2, e, gamma, beta, w2_bias, settings)
+        out = h.new_empty(h.shape[0], e.shape[1])
+        normaliser = h.new_empty(h.shape[0]), h.new_empty(h.shape[0])
+        chunks, kept = chunks_of(h.shape[0]), None
+        if settings.needs_grad:
+            _forward_chunks(operands, pairs_of(chunks[:-1]), out, normaliser)
+            kept = _forward_chunks(operands, chunks[-1:], out, normaliser)
+        else:
+            _forward_chunks(operands, pairs_of(chunks), out, normaliser)
+        ctx.save_for_backward(h, w2, e, gamma, beta, w2_bias, out, *normaliser)
+        # `kept` is no saved tensor: the backward writes into it. A second backward computes those logits again.
+        ctx.settings, ctx.statistics, ctx.kept = settings, operands.statistics, kept
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        h, w2, e, gamma, beta, w2_bias, out, peak, total = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, None
+        with torch.autocast(grad_out.device.type, enabled=False):
+            operands = Operands(h, w2, e, gamma, beta, w2_bias, ctx.settings, ctx.statistics)
+            backward = _Backward(operands, peak, Needs(*ctx.needs_input_grad[:6]))
+            delta = torch.linalg.vecdot(grad_out, out) / total
+            return (*backward.run(grad_out / total.unsqueeze(1), delta, kept), None)
+
+
+def _forward_chunks(operands: Operands, chunks: list[slice], out: Tensor, normaliser: tuple[Tensor, Tensor]) -> Tensor:
+    """Fill these rows of out [N, D_e] and of the normaliser; returns the memory that holds the last chunk's logits."""
+    store = operands.store(chunks)
+    for rows in chunks:
+        result = _forward_chunk(operands, rows, operands.matrix(store, rows))
+        out[rows], normaliser[0][rows], normaliser[1][rows] = result
+    return store
+
+
+def _forward_chunk(operands: Operands, rows: slice, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(output [n, D_e], largest logit [n], sum of exp(logit - largest) [n]); z [V, n] takes the normalised logits."""
+    swept = operands.settings.sweeps_statistics
+    blocks = _normalised(operands, rows, z) if swept else operands.logits(rows, z)
+    peak, total = z.new_full(z.shape[1:], -torch.inf), z.new_zeros(z.shape[1])
+    acc = z.new_zeros(operands.e.shape[1], z.shape[1])
+    for block in blocks:
+        p = affine(z[block], operands.columns.block(block), out=torch.empty_like(z[block]))
+        new_peak = torch.maximum(peak, p.amax(dim=0).clamp_min_(LOWEST))
+        factor, peak = torch.exp(peak - new_peak), new_peak
+        p.sub_(peak).exp_()
+        total.mul_(factor).add_(p.sum(dim=0))
+        acc.mul_(factor).addmm_(operands.e[block].T, p)
+        del p  # its memory, still in the cache, is the next one's
+    return acc.div_(total).T, peak, total
+
+
+def _normalised(operands: Operands, rows: slice, z: Tensor) -> Iterator[slice]:
+    """Fill z [V, n] and the statistics of some tokens from their logits; yields each block once it is normalised."""
+    statistics = operands.statistics
+    assert statistics is not None, "sweeping them is asked for where there is a LayerNorm"
+    squares = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
+    for block in operands.logits(rows, z):  # their mean is taken off already
+        squares += torch.linalg.vecdot(z[block], z[block], dim=0)
+    statistics.rstd[rows] = torch.rsqrt(squares / z.shape[0] + operands.settings.eps)
+    for block in operands.blocks(z.shape[1]):
+        z[block] *= statistics.rstd[rows]
+        yield block
+
+
+class _Backward:
+    """Gradients as sums over chunks; None, and no work, where nobody needs them."""
+
+    def __init__(self, operands: Operands, peak: Tensor, needs: Needs) -> None:
+        self.operands, self.peak, self.needs = operands, peak, needs
+        self.chunks = chunks_of(operands.h.shape[0])
+        self.first = True
+        """The first chunk writes gradients, the others add to them."""
+        columns, fresh = operands.columns, torch.empty_like if self.chunks else torch.zeros_like
+
+        def matrix(like: Tensor, needed: bool) -> Tensor | None:
+            return fresh(like, memory_format=torch.contiguous_format) if needed else None
+
+        def column(like: Tensor | None, needed: bool) -> Tensor | None:
+            return torch.zeros_like(like) if needed and like is not None else None
+
+        self.h, self.w2, self.e = (
+            matrix(operands.h, needs.h),
+            matrix(operands.w2, needs.w2),
+            matrix(operands.e, needs.e),
+        )
+        self.gamma, self.beta, self.bias = (
+            column(columns.gamma, needs.gamma),
+            column(columns.beta, needs.beta),
+            column(columns.bias, needs.bias),
+        )
+        self.row_sum, self.row_product = (operands.h.new_zeros(operands.h.shape[0]) for _ in range(2))
+        """[N] sums over V of g and of g zhat"""
+
+    def run(self, upstream: Tensor, delta: Tensor, kept: Tensor | None) -> list[Tensor | None]:
+        """Gradients of h, w2, e, gamma, beta and bias.
+
+        Args:
+            upstream: [N, D_e] gradient of the output over the sum of exponentials, so that exp(logit - peak) serves as
+                p: the logarithm of that sum would round p where logits are large.
+            delta: [N] product of output and its gradient, over the same sum.
+            kept: what the forward left of the last chunk.
+        """
+        operands = self.operands
+        store, scratch = operands.store(self.chunks) if kept is None else kept, operands.store(self.chunks)
+        for rows in reversed(self.chunks):
+            z, g = operands.matrix(store, rows), operands.matrix(scratch, rows)
+            blocks = operands.blocks(z.shape[1]) if self.first and kept is not None else operands.logits(rows, z)
+            for block in blocks:
+                self._through_softmax(rows, block, z[block], g[block], upstream[rows], delta[rows])
+            if self.needs.logits:
+                self._through_norm(rows, z, g)
+            self.first = False
+        moments, statistics = operands.settings.moments, operands.statistics
+        if self.h is not None and statistics is not None and moments is not None and moments.constant:
+            grad_mu = -statistics.rstd * self.row_sum
+            grad_var = -0.5 * statistics.rstd.square() * self.row_product
+            add_hidden_gradient(self.h, operands.h, moments, grad_mu, grad_var)
+        columns = (None if part is None else part.squeeze(1) for part in (self.gamma, self.beta, self.bias))
+        return [self.h, self.w2, self.e, *columns]
+
+    def _through_softmax(
+        self, rows: slice, block: slice, zhat: Tensor, g: Tensor, upstream: Tensor, delta: Tensor
+    ) -> None:
+        """g [B, n] = gamma p (dp - delta) from normalised logits, and the sums that are made of p and g."""
+        part = self.operands.columns.block(block)
+        p = affine(zhat, part, out=g).sub_(self.peak[rows]).exp_()
+        self._add_product(self.e, block, p, upstream)
+        if not self.needs.logits:
+            return
+        ds = product_nt(self.operands.e[block], upstream, -delta).mul_(p)
+        _add_sum(self.beta, block, ds)
+        if self.operands.settings.normalize or self.gamma is not None:
+            product = torch.mul(ds, zhat, out=g)
+            _add_sum(self.gamma, block, product)
+            self.row_product[rows] += (product if part.gamma is None else product.mul_(part.gamma)).sum(dim=0)
+        g = g.copy_(ds) if part.gamma is None else torch.mul(ds, part.gamma, out=g)
+        self.row_sum[rows] += g.sum(dim=0)
+
+    def _through_norm(self, rows: slice, z: Tensor, g: Tensor) -> None:
+        """From g [V, n] to the gradients of h, W2 and its bias, through the LayerNorm over V; overwrites g."""
+        operands, moments = self.operands, self.operands.settings.moments
+        rstd = None if operands.statistics is None else operands.statistics.rstd[rows]
+        left = operands.h[rows] if rstd is None else operands.h[rows] * rstd.unsqueeze(1)
+        statistics_learn = operands.settings.normalize and (moments is None or not moments.constant)
+        mean, mean_product = self.row_sum[rows] / z.shape[0], self.row_product[rows] / z.shape[0]
+        acc = z.new_zeros(left.shape[1], left.shape[0])
+        for block in operands.blocks(z.shape[1]):
+            dz = g[block]
+            if statistics_learn:
+                dz.addcmul_(z[block], mean_product, value=-1).sub_(mean)
+            _add_sum(self.bias, block, dz if rstd is None or self.bias is None else dz * rstd)
+            self._add_product(self.w2, block, dz, left)
+            if self.h is not None:
+                acc.addmm_(operands.w2[block].T, dz)
+        if self.h is not None:
+            self.h[rows] = acc.T if rstd is None else acc.T * rstd.unsqueeze(1)
+
+    def _add_product(self, total: Tensor | None, block: slice, a: Tensor, b: Tensor) -> None:
+        """`total[block] += a @ b`."""
+        if total is None:
+            return
+        if self.first:
+            torch.mm(a, b, out=total[block])
+        else:
+            total[block].addmm_(a, b)
+
+
+def _add_sum(total: Tensor | None, block: slice, values: Tensor) -> None:
+    """Add the sums over tokens of values [B, n] to total [V, 1]."""
+    if total is not None:
+        total[block] += values.sum(dim=1, keepdim=True)

@@ -1,0 +1,133 @@
+"""Tokens in chunks, and the logits of one chunk against the whole vocabulary: what both directions of chunked.py share.
+
+Logits lie transposed, [V, n]: a CPU multiplies many rows by few columns faster than the reverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from alignvlm.kernels.gemm import product_nt
+from alignvlm.kernels.moments import Moments, RowStatistics, row_statistics
+from alignvlm.kernels.problem import Columns
+
+CHUNK = 192
+"""Tokens of a chunk in the backward: whole register tiles of fp32 kernels (16, 48, 64)."""
+_BLOCK_VALUES = 3 << 18
+"""Logits per block: 3 MiB in fp32, which stay in the cache."""
+
+
+def chunks_of(num_tokens: int) -> list[slice]:
+    """Chunks of the backward; the first one takes what is left over."""
+    if num_tokens == 0:
+        return []
+    edges = [0, *range((num_tokens - 1) % CHUNK + 1, num_tokens + 1, CHUNK)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def pairs_of(chunks: list[slice]) -> list[slice]:
+    """Two chunks in one: the forward holds half of what the backward does, and larger products are faster."""
+    return [slice(pair[0].start, pair[-1].stop) for i in range(0, len(chunks), 2) if (pair := chunks[i : i + 2])]
+
+
+def blocks_of(vocab_size: int, num_tokens: int, block: int | None = None) -> Iterator[slice]:
+    """Rows of the vocabulary whose logits for this many tokens are worked on together."""
+    step = block or max(_BLOCK_VALUES // num_tokens, 1)
+    for start in range(0, vocab_size, step):
+        yield slice(start, min(start + step, vocab_size))
+
+
+@dataclass(frozen=True)
+class ChunkSettings:
+    """What does not need a gradient."""
+
+    eps: float
+    normalize: bool
+    moments: Moments | None
+    """Statistics of W2 that are known already; None takes the LayerNorm's sums from the logits."""
+    block: int | None
+    """Vocabulary rows per block; None chooses."""
+    needs_grad: bool
+
+    @property
+    def sweeps_statistics(self) -> bool:
+        return self.normalize and self.moments is None
+
+
+class Operands:
+    """The operator's inputs, the LayerNorm's statistics, and the logits of some tokens."""
+
+    def __init__(
+        self,
+        h: Tensor,
+        w2: Tensor,
+        e: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        w2_bias: Tensor | None,
+        settings: ChunkSettings,
+        statistics: RowStatistics | None = None,
+    ) -> None:
+        self.h, self.w2, self.e, self.settings = h, w2, e, settings
+        parts = (None if part is None else part.to(h.dtype).unsqueeze(1) for part in (gamma, beta, w2_bias))
+        self.columns = Columns(*parts)  # [V, 1]
+        self.statistics = self._first_statistics() if statistics is None else statistics
+
+    def _first_statistics(self) -> RowStatistics | None:
+        """The LayerNorm's statistics before there are logits; std is 1 until they have been swept."""
+        if not self.settings.normalize:
+            return None
+        if self.settings.moments is not None:
+            return row_statistics(self.h, self.settings.moments, self.settings.eps)
+        mu = self.h @ self.w2.mean(dim=0)
+        if self.columns.bias is not None:
+            mu += self.columns.bias.mean()
+        return RowStatistics(mu, torch.ones_like(mu))
+
+    def store(self, chunks: list[slice]) -> Tensor:
+        """Memory for [V, n] of any of these chunks, one at a time."""
+        return self.h.new_empty(self.w2.shape[0] * max((rows.stop - rows.start for rows in chunks), default=0))
+
+    def matrix(self, store: Tensor, rows: slice) -> Tensor:
+        """[V, n] for some tokens at the start of a store."""
+        num_tokens = rows.stop - rows.start
+        return store[: self.w2.shape[0] * num_tokens].view(-1, num_tokens)
+
+    def blocks(self, num_tokens: int) -> Iterator[slice]:
+        """Blocks of the vocabulary for this many tokens."""
+        return blocks_of(self.w2.shape[0], num_tokens, self.settings.block)
+
+    def logits(self, rows: slice, z: Tensor) -> Iterator[slice]:
+        """Fill z [V, n] with the logits of some tokens, normalised by `statistics`; yields each block when filled.
+
+        The same operations in the same order whether 1/std is known yet or not, so that a backward finds the forward's
+        logits: a large logit off by its last bit would leave a softmax that does not sum to one.
+        """
+        h, statistics = self.h[rows], self.statistics
+        shift = None if statistics is None else -statistics.mu[rows]
+        for block in self.blocks(z.shape[1]):
+            logits = product_nt(self.w2[block], h, shift)
+            if self.columns.bias is not None:
+                logits += self.columns.bias[block]
+            if statistics is None:
+                z[block] = logits
+            else:
+                torch.mul(logits, statistics.rstd[rows], out=z[block])
+            del logits  # its memory, still in the cache, is the next one's
+            yield block
+
+
+def affine(zhat: Tensor, columns: Columns, out: Tensor) -> Tensor:
+    """out = gamma zhat + beta for a block [B, n] of normalised logits."""
+    if columns.gamma is not None and columns.beta is not None:
+        return torch.addcmul(columns.beta, zhat, columns.gamma, out=out)
+    if columns.gamma is not None:
+        return torch.mul(zhat, columns.gamma, out=out)
+    if columns.beta is not None:
+        return torch.add(zhat, columns.beta, out=out)
+    return out.copy_(zhat)
