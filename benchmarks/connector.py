@@ -13,7 +13,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,13 +22,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from _floors import ChunkedFloor, Floor, SweptFloor
 from _results import RESULTS, write
 
 from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
-from alignvlm.kernels.blocked import default_block
-from alignvlm.kernels.chunks import blocks_of, chunks_of, pairs_of
-from alignvlm.kernels.gemm import accumulate, product_into, product_nt
-from alignvlm.kernels.moments import add_hidden_gradient, add_weight_gradient, row_statistics
 from alignvlm.kernels.reference import vocab_softmax_reference
 
 ACTIVE = 3400
@@ -131,92 +128,6 @@ def methods(problem: Problem, *, compiled: bool) -> dict[str, Method]:
     chosen["ours"] = vocab_softmax
     chosen["ours, active subset"] = ActiveSubset(problem)
     return chosen
-
-
-class ChunkedFloor:
-    """The operator's own matrix products on a CPU at its own shapes, and nothing else."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.chunks = chunks_of(problem.shape.rows)
-
-    def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor]]:
-        """(rows of the vocabulary, a block [B, n] in place of logits) for a chunk of tokens."""
-        num_tokens = rows.stop - rows.start
-        for block in blocks_of(self.problem.shape.vocab, num_tokens):
-            yield block, self.problem.h.new_ones(block.stop - block.start, num_tokens)
-
-    def forward(self) -> None:
-        problem = self.problem
-        for rows in (*pairs_of(self.chunks[:-1]), self.chunks[-1]):
-            acc = problem.h.new_zeros(problem.shape.width, rows.stop - rows.start)
-            for block, z in self.blocks(rows):
-                product_nt(problem.w2[block], problem.h[rows])
-                acc.addmm_(problem.e[block].T, z)
-
-    def backward(self) -> None:
-        problem, last = self.problem, self.chunks[-1]
-        grad_w2, grad_e = torch.empty_like(problem.w2), torch.empty_like(problem.e)
-        for rows in reversed(self.chunks):
-            acc = problem.h.new_zeros(problem.shape.width, rows.stop - rows.start)
-            for block, z in self.blocks(rows):
-                if rows is not last:
-                    product_nt(problem.w2[block], problem.h[rows])
-                product_nt(problem.e[block], problem.upstream[rows])
-                for grad, right in ((grad_e, problem.upstream[rows]), (grad_w2, problem.h[rows])):
-                    if rows is last:
-                        torch.mm(z, right, out=grad[block])
-                    else:
-                        grad[block].addmm_(z, right)
-                acc.addmm_(problem.w2[block].T, z)
-
-
-class SweptFloor:
-    """The operator's own matrix products on a GPU at its own shapes, and nothing else."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        shape = problem.shape
-        self.block = default_block(shape.rows, shape.vocab, problem.h.dtype, problem.h.device)
-        self.z = problem.h.new_empty(shape.rows * self.block)
-        self.moments = vocab_moments(problem.w2)
-
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        problem, rows = self.problem, self.problem.shape.rows
-        for start in range(0, problem.shape.vocab, self.block):
-            w2, e = problem.w2[start : start + self.block], problem.e[start : start + self.block]
-            yield w2, e, self.z[: rows * len(w2)].view(rows, len(w2))
-
-    def forward(self) -> None:
-        problem = self.problem
-        moments = vocab_moments(problem.w2)
-        row_statistics(problem.h, moments, 1e-5)
-        acc = torch.zeros_like(problem.h, dtype=moments.mean.dtype)
-        for w2, e, z in self.blocks():
-            product_into(z, problem.h, w2.T)
-            accumulate(acc, z, e)
-
-    def backward(self) -> None:
-        from alignvlm.kernels.gemm import accumulate
-
-        problem = self.problem
-        acc = torch.zeros_like(problem.h, dtype=self.moments.mean.dtype)
-        grad_w2, grad_e = torch.empty_like(problem.w2), torch.empty_like(problem.e)
-        offset = 0
-        for w2, e, z in self.blocks():
-            rows = slice(offset, offset + len(w2))
-            offset += len(w2)
-            product_into(z, problem.h, w2.T)
-            product_into(z, problem.upstream, e.T)
-            product_into(grad_e[rows], z.T, problem.upstream)
-            accumulate(acc, z, w2)
-            product_into(grad_w2[rows], z.T, problem.h)
-        zeros = acc.new_zeros(len(acc))
-        add_hidden_gradient(acc, problem.h, self.moments, zeros, zeros)
-        add_weight_gradient(grad_w2, None, problem.h, problem.w2, None, self.moments, zeros, zeros)
-
-
-Floor = ChunkedFloor | SweptFloor
 
 
 def synchronize(device: str) -> None:
