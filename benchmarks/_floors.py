@@ -10,9 +10,10 @@ from torch import Tensor
 
 from alignvlm.kernels import vocab_moments
 from alignvlm.kernels.blocked import default_block
-from alignvlm.kernels.chunks import blocks_of, chunks_of, pairs_of
+from alignvlm.kernels.chunks import block_size, chunks_of, pairs_of
 from alignvlm.kernels.gemm import accumulate, product_into, product_nt
 from alignvlm.kernels.moments import add_hidden_gradient, add_weight_gradient, row_statistics
+from alignvlm.kernels.problem import blocks_of
 
 if TYPE_CHECKING:
     from connector import Problem
@@ -28,7 +29,7 @@ class ChunkedFloor:
     def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor]]:
         """(rows of the vocabulary, a block [B, n] in place of logits) for a chunk of tokens."""
         num_tokens = rows.stop - rows.start
-        for block in blocks_of(self.problem.shape.vocab, num_tokens):
+        for block in blocks_of(self.problem.shape.vocab, block_size(num_tokens)):
             yield block, self.problem.h.new_ones(block.stop - block.start, num_tokens)
 
     def forward(self) -> None:
@@ -82,8 +83,6 @@ class SweptFloor:
             accumulate(acc, z, e)
 
     def backward(self) -> None:
-        from alignvlm.kernels.gemm import accumulate
-
         problem = self.problem
         acc = torch.zeros_like(problem.h, dtype=self.moments.mean.dtype)
         grad_w2, grad_e = torch.empty_like(problem.w2), torch.empty_like(problem.e)

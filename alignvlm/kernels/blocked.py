@@ -6,7 +6,6 @@ element-wise part is left to a row implementation (torch_rows.py, triton_rows.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from alignvlm.kernels.moments import (
     swept_row_statistics,
     vocab_moments,
 )
-from alignvlm.kernels.problem import Columns, Needs
+from alignvlm.kernels.problem import Columns, Needs, blocks_of
 from alignvlm.kernels.torch_rows import TorchRows
 
 if TYPE_CHECKING:
@@ -99,11 +98,6 @@ def _columns(h: Tensor, gamma: Tensor | None, beta: Tensor | None, w2_bias: Tens
     return Columns(*(None if part is None else part.to(wide) for part in (gamma, beta, w2_bias)))
 
 
-def _blocks(vocab_size: int, block: int) -> Iterator[slice]:
-    for start in range(0, vocab_size, block):
-        yield slice(start, min(start + block, vocab_size))
-
-
 def _rows(h: Tensor, statistics: RowStatistics | None, settings: Settings) -> TorchRows | TritonRows:
     if not settings.triton:
         return TorchRows(h, statistics)
@@ -129,7 +123,7 @@ def _sweep_forward(
     kept_sum, skipped_sum = torch.zeros_like(peak), torch.zeros_like(peak)
     kept: list[slice] = []
     buffer = rows.left.new_empty(num_tokens * min(settings.block, vocab_size))
-    for block in _blocks(vocab_size, settings.block) if num_tokens else ():
+    for block in blocks_of(vocab_size, settings.block) if num_tokens else ():
         z = _matrix(buffer, num_tokens, block.stop - block.start)
         product_into(z, rows.left, rows.operand(w2[block]).T)
         p, mass, factor = rows.forward(z, columns.block(block), peak)
@@ -201,9 +195,8 @@ def _sweep_backward(ctx: Any, grad_out: Tensor) -> list[Tensor | None]:
     if h.shape[0]:
         sweep()
         if ctx.statistics is not None and settings.moments is not None:
-            rstd, moments = ctx.statistics.rstd, settings.moments
-            grad_mu = -rstd * row_sum
-            grad_var = -0.5 * rstd.square() * row_product
+            moments = settings.moments
+            grad_mu, grad_var = ctx.statistics.gradients(row_sum, row_product)
             if acc is not None:
                 add_hidden_gradient(acc, h, moments, grad_mu, grad_var)
             if not moments.constant:

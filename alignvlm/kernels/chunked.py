@@ -104,6 +104,9 @@ class _Backward:
     def __init__(self, operands: Operands, peak: Tensor, needs: Needs) -> None:
         self.operands, self.peak, self.needs = operands, peak, needs
         self.chunks = chunks_of(operands.h.shape[0])
+        moments = operands.settings.moments
+        self.constant = moments if moments is not None and moments.constant else None
+        """Moments through which h gets a gradient, but W2 does not."""
         self.first = True
         """The first chunk writes gradients, the others add to them."""
         columns, fresh = operands.columns, torch.empty_like if self.chunks else torch.zeros_like
@@ -146,11 +149,9 @@ class _Backward:
             if self.needs.logits:
                 self._through_norm(rows, z, g)
             self.first = False
-        moments, statistics = operands.settings.moments, operands.statistics
-        if self.h is not None and statistics is not None and moments is not None and moments.constant:
-            grad_mu = -statistics.rstd * self.row_sum
-            grad_var = -0.5 * statistics.rstd.square() * self.row_product
-            add_hidden_gradient(self.h, operands.h, moments, grad_mu, grad_var)
+        if self.h is not None and self.constant is not None and operands.statistics is not None:
+            through_statistics = operands.statistics.gradients(self.row_sum, self.row_product)
+            add_hidden_gradient(self.h, operands.h, self.constant, *through_statistics)
         columns = (None if part is None else part.squeeze(1) for part in (self.gamma, self.beta, self.bias))
         return [self.h, self.w2, self.e, *columns]
 
@@ -170,19 +171,19 @@ class _Backward:
             _add_sum(self.gamma, block, product)
             self.row_product[rows] += (product if part.gamma is None else product.mul_(part.gamma)).sum(dim=0)
         g = g.copy_(ds) if part.gamma is None else torch.mul(ds, part.gamma, out=g)
-        self.row_sum[rows] += g.sum(dim=0)
+        if self.operands.settings.normalize:
+            self.row_sum[rows] += g.sum(dim=0)
 
     def _through_norm(self, rows: slice, z: Tensor, g: Tensor) -> None:
         """From g [V, n] to the gradients of h, W2 and its bias, through the LayerNorm over V; overwrites g."""
-        operands, moments = self.operands, self.operands.settings.moments
+        operands = self.operands
         rstd = None if operands.statistics is None else operands.statistics.rstd[rows]
         left = operands.h[rows] if rstd is None else operands.h[rows] * rstd.unsqueeze(1)
-        statistics_learn = operands.settings.normalize and (moments is None or not moments.constant)
         mean, mean_product = self.row_sum[rows] / z.shape[0], self.row_product[rows] / z.shape[0]
         acc = z.new_zeros(left.shape[1], left.shape[0])
         for block in operands.blocks(z.shape[1]):
             dz = g[block]
-            if statistics_learn:
+            if operands.settings.normalize and self.constant is None:
                 dz.addcmul_(z[block], mean_product, value=-1).sub_(mean)
             _add_sum(self.bias, block, dz if rstd is None or self.bias is None else dz * rstd)
             self._add_product(self.w2, block, dz, left)

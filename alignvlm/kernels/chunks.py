@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignvlm.kernels.gemm import product_nt
 from alignvlm.kernels.moments import Moments, RowStatistics, row_statistics
-from alignvlm.kernels.problem import Columns
+from alignvlm.kernels.problem import Columns, blocks_of
 
 CHUNK = 192
 """Tokens of a chunk in the backward: whole register tiles of fp32 kernels (16, 48, 64)."""
@@ -35,11 +35,9 @@ def pairs_of(chunks: list[slice]) -> list[slice]:
     return [slice(pair[0].start, pair[-1].stop) for i in range(0, len(chunks), 2) if (pair := chunks[i : i + 2])]
 
 
-def blocks_of(vocab_size: int, num_tokens: int, block: int | None = None) -> Iterator[slice]:
+def block_size(num_tokens: int) -> int:
     """Rows of the vocabulary whose logits for this many tokens are worked on together."""
-    step = block or max(_BLOCK_VALUES // num_tokens, 1)
-    for start in range(0, vocab_size, step):
-        yield slice(start, min(start + step, vocab_size))
+    return max(_BLOCK_VALUES // num_tokens, 1)
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Operands:
 
     def blocks(self, num_tokens: int) -> Iterator[slice]:
         """Blocks of the vocabulary for this many tokens."""
-        return blocks_of(self.w2.shape[0], num_tokens, self.settings.block)
+        return blocks_of(self.w2.shape[0], self.settings.block or block_size(num_tokens))
 
     def logits(self, rows: slice, z: Tensor) -> Iterator[slice]:
         """Fill z [V, n] with the logits of some tokens, normalised by `statistics`; yields each block when filled.

@@ -110,6 +110,10 @@ class RowStatistics:
     rstd: Tensor
     """[N]"""
 
+    def gradients(self, row_sum: Tensor, row_product: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of mean and variance [N] from the sums over V of g and g zhat; g is that of normalised logits."""
+        return -self.rstd * row_sum, -0.5 * self.rstd.square() * row_product
+
 
 def row_statistics(h: Tensor, moments: Moments, eps: float) -> RowStatistics:
     """mu and 1/sqrt(var + eps) of the logits of h [N, D]."""

@@ -1,16 +1,23 @@
 """What the parts of the operator tell each other: vectors over the vocabulary, their gradients, and who needs which.
 
-Data only; no mathematics.
+No mathematics.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 LOWEST = -1e30
 """Least running maximum: a token whose block is masked by -inf everywhere must not turn into nan."""
+
+
+def blocks_of(vocab_size: int, block: int) -> Iterator[slice]:
+    """The vocabulary in blocks of rows; the last one may be smaller."""
+    for start in range(0, vocab_size, block):
+        yield slice(start, min(start + block, vocab_size))
 
 
 @dataclass
@@ -38,11 +45,11 @@ class Columns:
     """Per vocabulary row v, in fp32 (float64 for float64 inputs): logit = gamma zhat + beta, z = h W2_v + bias."""
 
     gamma: Tensor | None
-    """[B]"""
+    """[B], or [B, 1] where logits lie transposed"""
     beta: Tensor | None
-    """[B]"""
+    """as gamma"""
     bias: Tensor | None
-    """[B]"""
+    """as gamma"""
 
     def block(self, rows: slice) -> Columns:
         """The same for some rows of the vocabulary."""
