@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignvlm.kernels import vocab_moments
 from alignvlm.kernels.blocked import default_block
-from alignvlm.kernels.chunks import block_size, chunks_of, pairs_of
+from alignvlm.kernels.chunks import backward_chunks_of, block_size, chunks_of
 from alignvlm.kernels.gemm import accumulate, product_into, product_nt
 from alignvlm.kernels.moments import add_hidden_gradient, add_weight_gradient, row_statistics
 from alignvlm.kernels.problem import blocks_of
@@ -24,7 +24,6 @@ class ChunkedFloor:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.chunks = chunks_of(problem.shape.rows)
 
     def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor]]:
         """(rows of the vocabulary, a block [B, n] in place of logits) for a chunk of tokens."""
@@ -34,23 +33,24 @@ class ChunkedFloor:
 
     def forward(self) -> None:
         problem = self.problem
-        for rows in (*pairs_of(self.chunks[:-1]), self.chunks[-1]):
+        for rows in chunks_of(problem.shape.rows):
             acc = problem.h.new_zeros(problem.shape.width, rows.stop - rows.start)
             for block, z in self.blocks(rows):
                 product_nt(problem.w2[block], problem.h[rows])
                 acc.addmm_(problem.e[block].T, z)
 
     def backward(self) -> None:
-        problem, last = self.problem, self.chunks[-1]
+        problem = self.problem
+        first, *_ = chunks = backward_chunks_of(problem.shape.rows)
         grad_w2, grad_e = torch.empty_like(problem.w2), torch.empty_like(problem.e)
-        for rows in reversed(self.chunks):
+        for rows in chunks:
             acc = problem.h.new_zeros(problem.shape.width, rows.stop - rows.start)
             for block, z in self.blocks(rows):
-                if rows is not last:
+                if rows is not first:
                     product_nt(problem.w2[block], problem.h[rows])
                 product_nt(problem.e[block], problem.upstream[rows])
                 for grad, right in ((grad_e, problem.upstream[rows]), (grad_w2, problem.h[rows])):
-                    if rows is last:
+                    if rows is first:
                         torch.mm(z, right, out=grad[block])
                     else:
                         grad[block].addmm_(z, right)

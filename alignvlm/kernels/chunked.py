@@ -1,8 +1,11 @@
 """The ALIGN operator for a CPU: a chunk of tokens at a time against the whole vocabulary, in closed form both ways.
 
 A chunk sees all logits of its tokens, so the LayerNorm's sums are known before the products that need them: W2's
-covariance and the product that carries its gradient, which a sweep over the vocabulary needs, are not computed. The
-backward holds two tensors [V, n] of one chunk; the logits of the last chunk are kept for it by the forward.
+covariance and the product that carries its gradient, which a sweep over the vocabulary needs, are not computed.
+
+The backward holds two tensors [V, n] of a chunk, z and g. It begins with the chunk whose logits the forward has left
+to it; g of that chunk lies where the gradient of W2 is going to be. The other chunks are half as large and share the
+memory of the first.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignvlm.kernels.chunks import ChunkSettings, Operands, affine, chunks_of, pairs_of
+from alignvlm.kernels.chunks import ChunkSettings, Operands, affine, backward_chunks_of, chunks_of
 from alignvlm.kernels.gemm import product_nt
 from alignvlm.kernels.moments import add_hidden_gradient
 from alignvlm.kernels.problem import LOWEST, Needs
@@ -36,36 +39,25 @@ class ChunkedVocabSoftmax(torch.autograd.Function):
         operands = Operands(h, w2, e, gamma, beta, w2_bias, settings)
         out = h.new_empty(h.shape[0], e.shape[1])
         normaliser = h.new_empty(h.shape[0]), h.new_empty(h.shape[0])
-        chunks, kept = chunks_of(h.shape[0]), None
-        if settings.needs_grad:
-            _forward_chunks(operands, pairs_of(chunks[:-1]), out, normaliser)
-            kept = _forward_chunks(operands, chunks[-1:], out, normaliser)
-        else:
-            _forward_chunks(operands, pairs_of(chunks), out, normaliser)
-        ctx.save_for_backward(h, w2, e, gamma, beta, w2_bias, out, *normaliser)
-        # `kept` is no saved tensor: the backward writes into it. A second backward computes those logits again.
-        ctx.settings, ctx.statistics, ctx.kept = settings, operands.statistics, kept
+        store = operands.store()
+        for rows in chunks_of(h.shape[0]):
+            result = _forward_chunk(operands, rows, operands.matrix(store, rows))
+            out[rows], normaliser[0][rows], normaliser[1][rows] = result
+        ctx.save_for_backward(h, w2, e, gamma, beta, w2_bias, out, *normaliser, store)
+        ctx.settings, ctx.statistics, ctx.holds_logits = settings, operands.statistics, True
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        h, w2, e, gamma, beta, w2_bias, out, peak, total = ctx.saved_tensors
-        kept, ctx.kept = ctx.kept, None
+        h, w2, e, gamma, beta, w2_bias, out, peak, total, store = ctx.saved_tensors
         with torch.autocast(grad_out.device.type, enabled=False):
             operands = Operands(h, w2, e, gamma, beta, w2_bias, ctx.settings, ctx.statistics)
-            backward = _Backward(operands, peak, Needs(*ctx.needs_input_grad[:6]))
-            delta = torch.linalg.vecdot(grad_out, out) / total
-            return (*backward.run(grad_out / total.unsqueeze(1), delta, kept), None)
-
-
-def _forward_chunks(operands: Operands, chunks: list[slice], out: Tensor, normaliser: tuple[Tensor, Tensor]) -> Tensor:
-    """Fill these rows of out [N, D_e] and of the normaliser; returns the memory that holds the last chunk's logits."""
-    store = operands.store(chunks)
-    for rows in chunks:
-        result = _forward_chunk(operands, rows, operands.matrix(store, rows))
-        out[rows], normaliser[0][rows], normaliser[1][rows] = result
-    return store
+            # Written into past autograd's eye: a second backward over the graph takes the memory, not the logits.
+            needs = Needs(*ctx.needs_input_grad[:6])
+            backward = _Backward(operands, (peak, total), needs, store.data, ctx.holds_logits)
+            ctx.holds_logits = False
+            return (*backward.run(grad_out, torch.linalg.vecdot(grad_out, out)), None)
 
 
 def _forward_chunk(operands: Operands, rows: slice, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,9 +93,14 @@ def _normalised(operands: Operands, rows: slice, z: Tensor) -> Iterator[slice]:
 class _Backward:
     """Gradients as sums over chunks; None, and no work, where nobody needs them."""
 
-    def __init__(self, operands: Operands, peak: Tensor, needs: Needs) -> None:
-        self.operands, self.peak, self.needs = operands, peak, needs
-        self.chunks = chunks_of(operands.h.shape[0])
+    def __init__(
+        self, operands: Operands, normaliser: tuple[Tensor, Tensor], needs: Needs, store: Tensor, holds_logits: bool
+    ) -> None:
+        """`store` is the forward's; `holds_logits` says whether those of the last chunk are still in it."""
+        self.operands, self.needs = operands, needs
+        self.peak, self.total = normaliser
+        self.store, self.holds_logits = store, holds_logits
+        self.chunks = backward_chunks_of(operands.h.shape[0])
         moments = operands.settings.moments
         self.constant = moments if moments is not None and moments.constant else None
         """Moments through which h gets a gradient, but W2 does not."""
@@ -130,22 +127,23 @@ class _Backward:
         self.row_sum, self.row_product = (operands.h.new_zeros(operands.h.shape[0]) for _ in range(2))
         """[N] sums over V of g and of g zhat"""
 
-    def run(self, upstream: Tensor, delta: Tensor, kept: Tensor | None) -> list[Tensor | None]:
+    def run(self, upstream: Tensor, delta: Tensor) -> list[Tensor | None]:
         """Gradients of h, w2, e, gamma, beta and bias.
 
         Args:
-            upstream: [N, D_e] gradient of the output over the sum of exponentials, so that exp(logit - peak) serves as
-                p: the logarithm of that sum would round p where logits are large.
-            delta: [N] product of output and its gradient, over the same sum.
-            kept: what the forward left of the last chunk.
+            upstream: [N, D_e] gradient of the output.
+            delta: [N] product of output and its gradient.
         """
         operands = self.operands
-        store, scratch = operands.store(self.chunks) if kept is None else kept, operands.store(self.chunks)
-        for rows in reversed(self.chunks):
-            z, g = operands.matrix(store, rows), operands.matrix(scratch, rows)
-            blocks = operands.blocks(z.shape[1]) if self.first and kept is not None else operands.logits(rows, z)
+        for rows in self.chunks:
+            z = operands.matrix(self.store, rows)
+            g = self._beside(z) if self.first else operands.matrix(self.store, rows, place=1)
+            blocks = operands.blocks(z.shape[1]) if self.first and self.holds_logits else operands.logits(rows, z)
+            # Divided by the sum of exponentials, so that exp(logit - peak) serves as p: the logarithm of that sum would
+            # round p where logits are large.
+            scaled = upstream[rows] / self.total[rows].unsqueeze(1), delta[rows] / self.total[rows]
             for block in blocks:
-                self._through_softmax(rows, block, z[block], g[block], upstream[rows], delta[rows])
+                self._through_softmax(rows, block, z[block], g[block], *scaled)
             if self.needs.logits:
                 self._through_norm(rows, z, g)
             self.first = False
@@ -155,19 +153,28 @@ class _Backward:
         columns = (None if part is None else part.squeeze(1) for part in (self.gamma, self.beta, self.bias))
         return [self.h, self.w2, self.e, *columns]
 
+    def _beside(self, z: Tensor) -> Tensor:
+        """[V, n] beside z where a whole chunk fills the store.
+
+        The end of W2's gradient has room for it: its first k rows end before those of g that are still to be read.
+        """
+        if self.w2 is None or self.w2.shape[1] < z.shape[1]:
+            return torch.empty_like(z)
+        return self.w2.view(-1)[self.w2.numel() - z.numel() :].view_as(z)
+
     def _through_softmax(
         self, rows: slice, block: slice, zhat: Tensor, g: Tensor, upstream: Tensor, delta: Tensor
     ) -> None:
         """g [B, n] = gamma p (dp - delta) from normalised logits, and the sums that are made of p and g."""
         part = self.operands.columns.block(block)
-        p = affine(zhat, part, out=g).sub_(self.peak[rows]).exp_()
+        p = affine(zhat, part, out=torch.empty_like(zhat)).sub_(self.peak[rows]).exp_()
         self._add_product(self.e, block, p, upstream)
         if not self.needs.logits:
             return
         ds = product_nt(self.operands.e[block], upstream, -delta).mul_(p)
         _add_sum(self.beta, block, ds)
         if self.operands.settings.normalize or self.gamma is not None:
-            product = torch.mul(ds, zhat, out=g)
+            product = torch.mul(ds, zhat, out=p)
             _add_sum(self.gamma, block, product)
             self.row_product[rows] += (product if part.gamma is None else product.mul_(part.gamma)).sum(dim=0)
         g = g.copy_(ds) if part.gamma is None else torch.mul(ds, part.gamma, out=g)
@@ -175,16 +182,17 @@ class _Backward:
             self.row_sum[rows] += g.sum(dim=0)
 
     def _through_norm(self, rows: slice, z: Tensor, g: Tensor) -> None:
-        """From g [V, n] to the gradients of h, W2 and its bias, through the LayerNorm over V; overwrites g."""
+        """From g [V, n] to the gradients of h, W2 and its bias, through the LayerNorm over V."""
         operands = self.operands
         rstd = None if operands.statistics is None else operands.statistics.rstd[rows]
         left = operands.h[rows] if rstd is None else operands.h[rows] * rstd.unsqueeze(1)
         mean, mean_product = self.row_sum[rows] / z.shape[0], self.row_product[rows] / z.shape[0]
         acc = z.new_zeros(left.shape[1], left.shape[0])
         for block in operands.blocks(z.shape[1]):
-            dz = g[block]
             if operands.settings.normalize and self.constant is None:
-                dz.addcmul_(z[block], mean_product, value=-1).sub_(mean)
+                dz = torch.addcmul(g[block], z[block], mean_product, value=-1).sub_(mean)
+            else:
+                dz = g[block].clone()
             _add_sum(self.bias, block, dz if rstd is None or self.bias is None else dz * rstd)
             self._add_product(self.w2, block, dz, left)
             if self.h is not None:

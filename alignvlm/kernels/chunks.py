@@ -16,23 +16,32 @@ from alignvlm.kernels.gemm import product_nt
 from alignvlm.kernels.moments import Moments, RowStatistics, row_statistics
 from alignvlm.kernels.problem import Columns, blocks_of
 
-CHUNK = 192
-"""Tokens of a chunk in the backward: whole register tiles of fp32 kernels (16, 48, 64)."""
+CHUNK = 384
+"""Tokens of a chunk: its halves are whole register tiles of fp32 kernels (16, 48, 64)."""
 _BLOCK_VALUES = 3 << 18
 """Logits per block: 3 MiB in fp32, which stay in the cache."""
 
 
 def chunks_of(num_tokens: int) -> list[slice]:
-    """Chunks of the backward; the first one takes what is left over."""
+    """Chunks of the forward; the first one takes what is left over."""
     if num_tokens == 0:
         return []
     edges = [0, *range((num_tokens - 1) % CHUNK + 1, num_tokens + 1, CHUNK)]
     return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
-def pairs_of(chunks: list[slice]) -> list[slice]:
-    """Two chunks in one: the forward holds half of what the backward does, and larger products are faster."""
-    return [slice(pair[0].start, pair[-1].stop) for i in range(0, len(chunks), 2) if (pair := chunks[i : i + 2])]
+def backward_chunks_of(num_tokens: int) -> list[slice]:
+    """Chunks of the backward in its order: the last one whole, the others by halves, two tensors held of each."""
+    chunks = chunks_of(num_tokens)
+    return chunks[-1:] + [half for chunk in reversed(chunks[:-1]) for half in _halves(chunk)]
+
+
+def _halves(chunk: slice) -> tuple[slice, ...]:
+    size = chunk.stop - chunk.start
+    if size <= CHUNK // 2:
+        return (chunk,)
+    middle = chunk.start + (size + 1) // 2
+    return slice(chunk.start, middle), slice(middle, chunk.stop)
 
 
 def block_size(num_tokens: int) -> int:
@@ -50,7 +59,6 @@ class ChunkSettings:
     """Statistics of W2 that are known already; None takes the LayerNorm's sums from the logits."""
     block: int | None
     """Vocabulary rows per block; None chooses."""
-    needs_grad: bool
 
     @property
     def sweeps_statistics(self) -> bool:
@@ -87,14 +95,15 @@ class Operands:
             mu += self.columns.bias.mean()
         return RowStatistics(mu, torch.ones_like(mu))
 
-    def store(self, chunks: list[slice]) -> Tensor:
-        """Memory for [V, n] of any of these chunks, one at a time."""
-        return self.h.new_empty(self.w2.shape[0] * max((rows.stop - rows.start for rows in chunks), default=0))
+    def store(self) -> Tensor:
+        """Memory for [V, n] of any chunk of the forward, or for two of a half of one."""
+        return self.h.new_empty(self.w2.shape[0] * min(self.h.shape[0], CHUNK))
 
-    def matrix(self, store: Tensor, rows: slice) -> Tensor:
-        """[V, n] for some tokens at the start of a store."""
+    def matrix(self, store: Tensor, rows: slice, place: int = 0) -> Tensor:
+        """[V, n] for some tokens in a store: its first, or the one after that."""
         num_tokens = rows.stop - rows.start
-        return store[: self.w2.shape[0] * num_tokens].view(-1, num_tokens)
+        size = self.w2.shape[0] * num_tokens
+        return store[place * size : (place + 1) * size].view(-1, num_tokens)
 
     def blocks(self, num_tokens: int) -> Iterator[slice]:
         """Blocks of the vocabulary for this many tokens."""
@@ -123,7 +132,7 @@ class Operands:
 def affine(zhat: Tensor, columns: Columns, out: Tensor) -> Tensor:
     """out = gamma zhat + beta for a block [B, n] of normalised logits."""
     if columns.gamma is not None and columns.beta is not None:
-        return torch.addcmul(columns.beta, zhat, columns.gamma, out=out)
+        return torch.mul(zhat, columns.gamma, out=out).add_(columns.beta)  # addcmul does not vectorise two columns
     if columns.gamma is not None:
         return torch.mul(zhat, columns.gamma, out=out)
     if columns.beta is not None:

@@ -87,7 +87,7 @@ def vocab_softmax(
                 raise ValueError("implementation 'chunked' knows no skip_mass")
             if h.dtype not in _WIDE:
                 raise ValueError(f"implementation 'chunked' takes float32 and float64, not {h.dtype}")
-            chunk_settings = ChunkSettings(eps, normalize, moments, block, needs_grad)
+            chunk_settings = ChunkSettings(eps, normalize, moments, block)
             out: Tensor = ChunkedVocabSoftmax.apply(h, w2, e, gamma, beta, w2_bias, chunk_settings)
             return out
         if implementation not in ("blocked", "triton"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignvlm.kernels import chunks, vocab_moments, vocab_softmax
-from alignvlm.kernels.chunks import chunks_of, pairs_of
+from alignvlm.kernels.chunks import backward_chunks_of, chunks_of
 from alignvlm.kernels.gemm import product_nt
 from tests.kernels.cases import Products, make_upstream, problem, solve, worst_error
 
@@ -20,10 +20,13 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("num_tokens", range(14))
 def test_chunks_cover_all_tokens(num_tokens: int) -> None:
-    parts = chunks_of(num_tokens)
-    for slices in (parts, pairs_of(parts)):
-        assert [i for part in slices for i in range(num_tokens)[part]] == list(range(num_tokens))
-    assert all(part.stop - part.start == 4 for part in parts[1:])  # the last one is full: it is the one to keep
+    forward, backward = chunks_of(num_tokens), backward_chunks_of(num_tokens)
+    for parts in (forward, backward):
+        tokens = [i for part in parts for i in range(num_tokens)[part]]
+        assert sorted(tokens) == list(range(num_tokens))
+    assert backward[:1] == forward[-1:]  # its logits are left by the forward
+    assert all(part.stop - part.start == 4 for part in forward[1:])
+    assert all(part.stop - part.start <= 2 for part in backward[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -59,7 +62,28 @@ def test_memory_does_not_grow_with_the_tokens() -> None:
     inputs = problem(64, 4096, 4, dtype=torch.float32)
     with Products() as seen:
         solve(inputs, block=128, **CHUNKED)
-    assert seen.largest <= 4 * max(4096 * 2 * 4, 4096 * 4)
+    assert seen.largest == 4 * 4096 * 4
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize("frozen", [(), ("w2",), ("h", "w2")])
+def test_place_of_the_first_chunk(width: int, frozen: tuple[str, ...]) -> None:
+    """Its g lies in the gradient of W2 where there is one with room for it."""
+    inputs = problem(7, 30, width)
+    for name in frozen:
+        inputs[name].requires_grad_(False)
+    found = solve(inputs, block=8, **CHUNKED)
+    exact = solve(inputs, exactly=True)
+    assert worst_error(found, {k: exact[k] for k in found}) < 1e-9
+
+
+def test_a_checkpoint_drops_what_stays_for_the_backward() -> None:
+    inputs = problem(9, 40, 8)
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        out = vocab_softmax(**inputs, **CHUNKED)
+    assert 40 * 4 in saved  # logits of the last chunk
+    assert not any(isinstance(value, torch.Tensor) for value in vars(out.grad_fn).values())
 
 
 @pytest.mark.parametrize("num_rows", [4, 11])
