@@ -259,7 +259,7 @@ def plot(measured: list[tuple[Shape, list[Result]]], main: Shape, path: Path) ->
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8))
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
     for column, key in enumerate(("rows", "vocab")):
         fixed = "vocab" if key == "rows" else "rows"
         chosen = [(s, r) for s, r in measured if s.width == main.width and getattr(s, fixed) == getattr(main, fixed)]
@@ -276,9 +276,8 @@ def plot(measured: list[tuple[Shape, list[Result]]], main: Shape, path: Path) ->
             axis.set(xscale="log", yscale="log", xlabel="visual tokens N" if key == "rows" else "vocabulary V")
             axis.set_ylabel("forward + backward [ms]" if field == "total_ms" else "extra memory [MiB]")
             axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(f"ALIGN operator, D={main.width}, {main.dtype}")
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
 
 
