@@ -67,34 +67,32 @@ class SweptFloor:
         self.z = problem.h.new_empty(shape.rows * self.block)
         self.moments = vocab_moments(problem.w2)
 
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        problem, rows = self.problem, self.problem.shape.rows
-        for start in range(0, problem.shape.vocab, self.block):
-            w2, e = problem.w2[start : start + self.block], problem.e[start : start + self.block]
-            yield w2, e, self.z[: rows * len(w2)].view(rows, len(w2))
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """(rows of the vocabulary, memory [N, B] for their logits)"""
+        shape = self.problem.shape
+        for block in blocks_of(shape.vocab, self.block):
+            size = block.stop - block.start
+            yield block, self.z[: shape.rows * size].view(shape.rows, size)
 
     def forward(self) -> None:
         problem = self.problem
         moments = vocab_moments(problem.w2)
         row_statistics(problem.h, moments, 1e-5)
         acc = torch.zeros_like(problem.h, dtype=moments.mean.dtype)
-        for w2, e, z in self.blocks():
-            product_into(z, problem.h, w2.T)
-            accumulate(acc, z, e)
+        for block, z in self.blocks():
+            product_into(z, problem.h, problem.w2[block].T)
+            accumulate(acc, z, problem.e[block])
 
     def backward(self) -> None:
         problem = self.problem
         acc = torch.zeros_like(problem.h, dtype=self.moments.mean.dtype)
         grad_w2, grad_e = torch.empty_like(problem.w2), torch.empty_like(problem.e)
-        offset = 0
-        for w2, e, z in self.blocks():
-            rows = slice(offset, offset + len(w2))
-            offset += len(w2)
-            product_into(z, problem.h, w2.T)
-            product_into(z, problem.upstream, e.T)
-            product_into(grad_e[rows], z.T, problem.upstream)
-            accumulate(acc, z, w2)
-            product_into(grad_w2[rows], z.T, problem.h)
+        for block, z in self.blocks():
+            product_into(z, problem.h, problem.w2[block].T)
+            product_into(z, problem.upstream, problem.e[block].T)
+            product_into(grad_e[block], z.T, problem.upstream)
+            accumulate(acc, z, problem.w2[block])
+            product_into(grad_w2[block], z.T, problem.h)
         zeros = acc.new_zeros(len(acc))
         add_hidden_gradient(acc, problem.h, self.moments, zeros, zeros)
         add_weight_gradient(grad_w2, None, problem.h, problem.w2, None, self.moments, zeros, zeros)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignvlm.kernels.chunks import ChunkSettings, Operands, affine, backward_chunks_of, chunks_of
+from alignvlm.kernels.chunks import ChunkSettings, Operands, backward_chunks_of, chunks_of
 from alignvlm.kernels.gemm import product_nt
 from alignvlm.kernels.moments import add_hidden_gradient
 from alignvlm.kernels.problem import LOWEST, Needs
@@ -53,8 +53,8 @@ class ChunkedVocabSoftmax(torch.autograd.Function):
         h, w2, e, gamma, beta, w2_bias, out, peak, total, store = ctx.saved_tensors
         with torch.autocast(grad_out.device.type, enabled=False):
             operands = Operands(h, w2, e, gamma, beta, w2_bias, ctx.settings, ctx.statistics)
-            # Written into past autograd's eye: a second backward over the graph takes the memory, not the logits.
             needs = Needs(*ctx.needs_input_grad[:6])
+            # Written into past autograd's eye: a second backward over the graph takes the memory, not the logits.
             backward = _Backward(operands, (peak, total), needs, store.data, ctx.holds_logits)
             ctx.holds_logits = False
             return (*backward.run(grad_out, torch.linalg.vecdot(grad_out, out)), None)
@@ -67,7 +67,7 @@ def _forward_chunk(operands: Operands, rows: slice, z: Tensor) -> tuple[Tensor, 
     peak, total = z.new_full(z.shape[1:], -torch.inf), z.new_zeros(z.shape[1])
     acc = z.new_zeros(operands.e.shape[1], z.shape[1])
     for block in blocks:
-        p = affine(z[block], operands.columns.block(block), out=torch.empty_like(z[block]))
+        p = operands.columns.block(block).affine(z[block], out=torch.empty_like(z[block]))
         new_peak = torch.maximum(peak, p.amax(dim=0).clamp_min_(LOWEST))
         factor, peak = torch.exp(peak - new_peak), new_peak
         p.sub_(peak).exp_()
@@ -167,7 +167,7 @@ class _Backward:
     ) -> None:
         """g [B, n] = gamma p (dp - delta) from normalised logits, and the sums that are made of p and g."""
         part = self.operands.columns.block(block)
-        p = affine(zhat, part, out=torch.empty_like(zhat)).sub_(self.peak[rows]).exp_()
+        p = part.affine(zhat, out=torch.empty_like(zhat)).sub_(self.peak[rows]).exp_()
         self._add_product(self.e, block, p, upstream)
         if not self.needs.logits:
             return

@@ -127,14 +127,3 @@ class Operands:
                 torch.mul(logits, statistics.rstd[rows], out=z[block])
             del logits  # its memory, still in the cache, is the next one's
             yield block
-
-
-def affine(zhat: Tensor, columns: Columns, out: Tensor) -> Tensor:
-    """out = gamma zhat + beta for a block [B, n] of normalised logits."""
-    if columns.gamma is not None and columns.beta is not None:
-        return torch.mul(zhat, columns.gamma, out=out).add_(columns.beta)  # addcmul does not vectorise two columns
-    if columns.gamma is not None:
-        return torch.mul(zhat, columns.gamma, out=out)
-    if columns.beta is not None:
-        return torch.add(zhat, columns.beta, out=out)
-    return out.copy_(zhat)

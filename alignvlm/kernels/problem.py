@@ -1,13 +1,11 @@
-"""What the parts of the operator tell each other: vectors over the vocabulary, their gradients, and who needs which.
-
-No mathematics.
-"""
+"""What the parts of the operator tell each other: vectors over the vocabulary, their gradients, and who needs which."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 LOWEST = -1e30
@@ -55,6 +53,16 @@ class Columns:
         """The same for some rows of the vocabulary."""
         parts = (None if part is None else part[rows] for part in (self.gamma, self.beta, self.bias))
         return Columns(*parts)
+
+    def affine(self, zhat: Tensor, out: Tensor) -> Tensor:
+        """out = gamma zhat + beta for a block of normalised logits, [N, B] or transposed; `out` may be zhat."""
+        if self.gamma is not None:
+            scaled = torch.mul(zhat, self.gamma, out=out)
+            # Two passes in the cache take half the time of addcmul, which does not vectorise over two such vectors.
+            return scaled if self.beta is None else scaled.add_(self.beta)
+        if self.beta is not None:
+            return torch.add(zhat, self.beta, out=out)
+        return zhat if out is zhat else out.copy_(zhat)
 
 
 @dataclass

@@ -51,7 +51,7 @@ class TorchRows:
 
         `peak` [N] is the running maximum and is updated.
         """
-        z = _affine(self._normalise(z, columns), columns, out=z)
+        z = columns.affine(self._normalise(z, columns), out=z)
         new_peak = torch.maximum(peak, z.amax(dim=1).clamp_min_(LOWEST))
         factor = torch.exp(peak - new_peak)
         peak.copy_(new_peak)
@@ -60,7 +60,7 @@ class TorchRows:
 
     def probabilities(self, z: Tensor, columns: Columns, lse: Tensor) -> Tensor:
         """z [N, B] -> p, in place, given the log of the normaliser [N]."""
-        return _affine(self._normalise(z, columns), columns, out=z).sub_(lse.unsqueeze(1)).exp_()
+        return columns.affine(self._normalise(z, columns), out=z).sub_(lse.unsqueeze(1)).exp_()
 
     def backward(
         self,
@@ -77,7 +77,7 @@ class TorchRows:
         """z, dp [N, B] -> (p, gamma p (dp - delta), sums over rows and columns); all three buffers are overwritten."""
         del store_p  # p is needed on the way in any case
         zhat = self._normalise(z, columns)
-        p = _affine(zhat, columns, out=scratch[0]).sub_(lse.unsqueeze(1)).exp_()
+        p = columns.affine(zhat, out=scratch[0]).sub_(lse.unsqueeze(1)).exp_()
         ds = dp.sub_(delta.unsqueeze(1)).mul_(p)
         sums = ColumnGradients()
         if column_sums and columns.beta is not None:
@@ -96,13 +96,3 @@ class TorchRows:
         if column_sums and columns.bias is not None:
             sums.bias = g.sum(dim=0) if self.scale is None else self.scale.squeeze(1) @ g
         return p, g, sums
-
-
-def _affine(zhat: Tensor, columns: Columns, out: Tensor) -> Tensor:
-    if columns.gamma is not None:
-        scaled = torch.mul(zhat, columns.gamma, out=out)
-        # Two passes in the cache take half the time of addcmul, which does not vectorise over a broadcast row.
-        return scaled if columns.beta is None else scaled.add_(columns.beta)
-    if columns.beta is not None:
-        return torch.add(zhat, columns.beta, out=out)
-    return zhat if out is zhat else out.copy_(zhat)

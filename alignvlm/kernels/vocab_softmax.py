@@ -74,9 +74,6 @@ def vocab_softmax(
         h, w2, e = h.to(dtype), w2.to(dtype), e.to(dtype)
         w2_bias = None if w2_bias is None else w2_bias.to(dtype)
     implementation = implementation or _choose(h, skip_mass)
-    needs_grad = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (h, w2, e, gamma, beta, w2_bias)
-    )
     with torch.autocast(h.device.type, enabled=False):
         if implementation == "reference":
             if moments is not None or skip_mass:
@@ -103,7 +100,8 @@ def vocab_softmax(
             block=block or default_block(h.shape[0], w2.shape[0], h.dtype, h.device),
             triton=implementation == "triton",
             moments=moments,
-            needs_grad=needs_grad,
+            needs_grad=torch.is_grad_enabled()
+            and any(t is not None and t.requires_grad for t in (h, w2, e, gamma, beta, w2_bias)),
         )
         out = VocabSoftmax.apply(h, w2, e, gamma, beta, w2_bias, settings)
         return out
