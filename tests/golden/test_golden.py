@@ -1,0 +1,45 @@
+"""The golden record: a refactoring changes no number. On the machine of the record every bit is compared."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.golden import numbers
+
+RECORD: dict[str, Any] = json.loads(numbers.RECORD.read_text())
+ELSEWHERE = 2e-4
+"""Relative difference allowed on another CPU or another torch, whose sums round differently."""
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Numbers and texts of a tree by their path."""
+    if isinstance(value, dict):
+        return {k: v for name, child in value.items() for k, v in flat(child, f"{key}/{name}").items()}
+    if isinstance(value, list):
+        return {k: v for i, child in enumerate(value) for k, v in flat(child, f"{key}/{i}").items()}
+    return {key: value}
+
+
+def same(found: Any, recorded: Any) -> None:
+    found, recorded = flat(found), flat(recorded)
+    if numbers.machine() == RECORD["machine"]:
+        assert found == recorded
+    else:
+        assert found == pytest.approx(recorded, rel=ELSEWHERE, abs=1e-6)
+
+
+def test_plans_are_those_of_the_record_on_every_machine() -> None:
+    assert numbers.plans() == RECORD["plans"]
+
+
+def test_kernels_give_the_numbers_of_the_record() -> None:
+    same(numbers.kernels(), RECORD["kernels"])
+
+
+def test_losses_are_those_of_the_record() -> None:
+    found = numbers.losses()
+    assert [len(lines) for lines in found.values()] == [numbers.STEPS, numbers.STEPS]
+    same(found, RECORD["losses"])
