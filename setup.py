@@ -10,7 +10,7 @@ setup(
     description="Distributed training of document vision-language models with the ALIGN connector",
     python_requires=">=3.11",
     packages=find_packages(include=["alignvlm", "alignvlm.*", "data_pipeline", "data_pipeline.*"]),
-    package_data={"alignvlm": ["recipes/*.yaml", "evaluation/templates/*", "py.typed"], "data_pipeline": ["py.typed"]},
+    package_data={"alignvlm": ["recipes/*.yaml", "report/templates/*", "py.typed"], "data_pipeline": ["py.typed"]},
     data_files=[
         ("share/alignvlm/ds_configs", glob("ds_configs/*.json")),
         ("share/alignvlm/launch", glob("launch/*.sh")),

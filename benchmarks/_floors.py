@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from alignvlm.kernels import vocab_moments
-from alignvlm.kernels.blocked import default_block
-from alignvlm.kernels.chunks import backward_chunks_of, block_size, chunks_of
-from alignvlm.kernels.gemm import accumulate, product_into, product_nt
-from alignvlm.kernels.moments import add_hidden_gradient, add_weight_gradient, row_statistics
-from alignvlm.kernels.problem import blocks_of
+from alignvlm.kernels.align.chunks import backward_chunks_of, block_size, chunks_of
+from alignvlm.kernels.align.moments import add_hidden_gradient, add_weight_gradient, row_statistics
+from alignvlm.kernels.align.vectors import blocks_of
+from alignvlm.kernels.align.vocab_blocks import default_block
+from alignvlm.kernels.matmul import accumulate, product_into, product_nt
 
 if TYPE_CHECKING:
     from connector import Problem

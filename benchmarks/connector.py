@@ -26,7 +26,7 @@ from _floors import ChunkedFloor, Floor, SweptFloor
 from _results import RESULTS, write
 
 from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
-from alignvlm.kernels.reference import vocab_softmax_reference
+from alignvlm.kernels.align.reference import vocab_softmax_reference
 
 ACTIVE = 3400
 """Tokens that carry the mass in the paper."""

@@ -25,13 +25,13 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_pipeline.loader import build_loader
-from data_pipeline.packing import pack_lengths
+from data_pipeline.loading.loader import build_loader
+from data_pipeline.order.packing import pack_lengths
+from data_pipeline.order.plan import Plan
 from data_pipeline.parallel import keep_memory, single_threaded
-from data_pipeline.plan import Plan
-from data_pipeline.schema import Encoded, Sample
-from data_pipeline.sources import measure_source, open_source
-from data_pipeline.writer import write_shards
+from data_pipeline.samples.schema import Encoded, Sample
+from data_pipeline.shards.sources import measure_source, open_source
+from data_pipeline.shards.writer import write_shards
 
 RESULTS = Path(__file__).parent / "results"
 TILE = 364

@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_pipeline.plan import Plan, Position
+from data_pipeline.order.plan import Plan, Position
 
 RESULTS = Path(__file__).parent / "results"
 SOURCES = {"documents": 8_000_000, "charts": 1_500_000, "tables": 500_000}

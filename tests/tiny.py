@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
 from alignvlm.model.build import train_tokenizer
-from data_pipeline.schema import Encoded, Sample
+from data_pipeline.samples.schema import Encoded, Sample
 
 WORDS = ["what is the total", "read the field", "the answer is 12.50", "user assistant system", "name date amount"]
 

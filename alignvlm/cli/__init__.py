@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from alignvlm import __version__
 
 COMMANDS = ("data", "train", "plan", "eval", "analyze", "report", "export", "track", "chat", "config", "launch")
-MODULES = {"eval": "evaluate", "train": "training"}
+MODULES = {"eval": "evaluate", "train": "training", "plan": "estimate"}
 """Where the file is not called like the command."""
 
 

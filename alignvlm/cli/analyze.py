@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{export} holds no exported model (no config.json); give the `export` folder of a stage")
     if output.exists():
         raise UserError(f"{output} exists already; give another --output")
-    from alignvlm.connectors.vocabulary import measure_mass, write_restricted
+    from alignvlm.evaluation.vocabulary_mass import measure_mass, write_restricted
     from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 
     model = AlignVLMForConditionalGeneration.from_pretrained(export).eval()
@@ -56,8 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def spread_images(folders: list[Path], count: int) -> Iterator[Any]:
     """About `count` images, the same number from each source, evenly spread over its samples; unusable samples pass."""
-    from data_pipeline.decode import SourceReader
-    from data_pipeline.schema import SampleError
+    from data_pipeline.samples.schema import SampleError
+    from data_pipeline.shards.reader import SourceReader
 
     for position, folder in enumerate(folders):
         reader = SourceReader(folder)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alignvlm.config.schema import Recipe
-    from data_pipeline.index import Manifest
+    from data_pipeline.shards.index import Manifest
 
 
 def add_parser(subparsers: Any) -> None:
@@ -81,7 +81,7 @@ def run_write(args: argparse.Namespace) -> int:
 
     if args.from_jsonl is None:
         from alignvlm.config import load_recipe
-        from alignvlm.data import ensure_shards, open_reader, used_sources
+        from alignvlm.stage_data import ensure_shards, open_reader, used_sources
 
         recipe = load_recipe(args.target, args.overrides)
         ensure_shards(recipe, progress=data_progress)
@@ -89,8 +89,8 @@ def run_write(args: argparse.Namespace) -> int:
             reader = open_reader(recipe, name)
             print(f"{name}: {len(reader)} samples in {len(reader.manifest.shards)} shards, {reader.storage.url}")
         return 0
-    from data_pipeline.jsonl import read_jsonl
-    from data_pipeline.writer import write_shards
+    from data_pipeline.importers.jsonl import read_jsonl
+    from data_pipeline.shards.writer import write_shards
 
     records = read_jsonl(args.from_jsonl, args.images or args.from_jsonl.parent)
     with data_progress("write", None) as advance:
@@ -103,7 +103,7 @@ def run_write(args: argparse.Namespace) -> int:
 def run_fetch(args: argparse.Namespace) -> int:
     """Shards that shell commands print, copied and indexed."""
     from alignvlm.progress import data_progress
-    from data_pipeline.fetch import fetch_shards
+    from data_pipeline.importers.fetch import fetch_shards
 
     _print_indexed(args.folder, fetch_shards(args.url, args.folder, allow_pipe=args.allow_pipe, progress=data_progress))
     return 0
@@ -112,7 +112,7 @@ def run_fetch(args: argparse.Namespace) -> int:
 def run_index(args: argparse.Namespace) -> int:
     """Index and manifest of a folder of tars."""
     from alignvlm.progress import data_progress
-    from data_pipeline.index import index_shards
+    from data_pipeline.shards.index import index_shards
 
     _print_indexed(args.folder, index_shards(args.folder, progress=data_progress))
     return 0
@@ -125,7 +125,7 @@ def _print_indexed(folder: Path, manifest: Manifest) -> None:
 def run_verify(args: argparse.Namespace) -> int:
     """Exit code 1 when anything does not match."""
     from alignvlm.progress import data_progress
-    from data_pipeline.verify import verify_folder
+    from data_pipeline.shards.verify import verify_folder
 
     problems = []
     for folder in _folders(args.target):
@@ -152,7 +152,7 @@ def run_plan(args: argparse.Namespace) -> int:
 
 def run_diff(args: argparse.Namespace) -> int:
     """Exit code 1 when the plans differ."""
-    from data_pipeline.summary import diff_plans
+    from data_pipeline.order.summary import diff_plans
 
     lines = diff_plans(_saved_or_recipe(args.old), _saved_or_recipe(args.new))
     print("\n".join(lines) if lines else "the plans are the same")
@@ -161,9 +161,9 @@ def run_diff(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     """Write the page of one step's batch."""
-    from alignvlm.data import open_reader, stage_config, stage_encoder, stage_plan
     from alignvlm.errors import UserError
-    from data_pipeline.show import render_batch
+    from alignvlm.stage_data import open_reader, stage_config, stage_encoder, stage_plan
+    from data_pipeline.loading.show import render_batch
 
     recipe, processor = _prepared(args.recipe, args.overrides, args.stage)
     name = args.stage or next(iter(recipe.stages))
@@ -191,7 +191,7 @@ def _folders(target: str) -> list[str]:
     if Path(target).is_dir():
         return [target]
     from alignvlm.config import load_recipe
-    from alignvlm.data import source_folder, used_sources
+    from alignvlm.stage_data import source_folder, used_sources
 
     recipe = load_recipe(target)
     return [source_folder(recipe, name) for name in used_sources(recipe)]
@@ -200,9 +200,9 @@ def _folders(target: str) -> list[str]:
 def _prepared(name: str, overrides: list[str], stage: str | None) -> tuple[Recipe, Any]:
     """The recipe and its processor, with shards and measures of one stage (null: all) in place."""
     from alignvlm.config import load_recipe
-    from alignvlm.data import ensure_shards, measure_stage, stage_config
     from alignvlm.model.build import load_processor
     from alignvlm.progress import data_progress
+    from alignvlm.stage_data import ensure_shards, measure_stage, stage_config
 
     recipe = load_recipe(name, overrides)
     stages = [stage_config(recipe, stage)] if stage else list(recipe.stages.values())
@@ -217,8 +217,8 @@ def _prepared(name: str, overrides: list[str], stage: str | None) -> tuple[Recip
 
 
 def _plans(name: str, overrides: list[str], stage: str | None, world_size: int | None) -> dict[str, Any]:
-    from alignvlm.data import stage_config, stage_plan
-    from data_pipeline.summary import summarise, world_summary
+    from alignvlm.stage_data import stage_config, stage_plan
+    from data_pipeline.order.summary import summarise, world_summary
 
     recipe, processor = _prepared(name, overrides, stage)
     stages = {}

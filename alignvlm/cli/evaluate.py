@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from alignvlm.errors import UserError
     from alignvlm.evaluation.evaluate import evaluate
-    from alignvlm.training.launch import is_launched, run_local
+    from alignvlm.launch.local import is_launched, run_local
 
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: at least 1")
@@ -70,7 +70,7 @@ def find_model(arguments: argparse.Namespace) -> tuple[Recipe, Path]:
     """
     from alignvlm.config import load_recipe
     from alignvlm.errors import UserError
-    from alignvlm.training.run import Run
+    from alignvlm.run_folder import Run
 
     export = Path(arguments.target)
     if export.is_dir():

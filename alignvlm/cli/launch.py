@@ -75,9 +75,9 @@ def run_slurm(arguments: argparse.Namespace) -> int:
     """Submit, and say where to look."""
     from alignvlm.config import load_recipe
     from alignvlm.errors import UserError
-    from alignvlm.launching import SlurmJob
-    from alignvlm.launching.scripts import find_launcher
-    from alignvlm.launching.slurm import logs_folder
+    from alignvlm.launch import SlurmJob
+    from alignvlm.launch.scripts import find_launcher
+    from alignvlm.launch.slurm import logs_folder
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     job = SlurmJob(
@@ -138,7 +138,7 @@ def run_local(arguments: argparse.Namespace) -> int:
 def _become(script: str, arguments: argparse.Namespace, variables: dict[str, str], *first: str) -> int:
     """Replace this process by a script of launch/, so that signals and exit codes are the script's."""
     from alignvlm.config import load_recipe
-    from alignvlm.launching import find_launcher
+    from alignvlm.launch import find_launcher
 
     load_recipe(arguments.recipe, arguments.overrides)
     variables = {"ALIGNVLM_PYTHON": sys.executable, **variables}
@@ -153,8 +153,8 @@ def _become(script: str, arguments: argparse.Namespace, variables: dict[str, str
 def run_kubernetes(arguments: argparse.Namespace) -> int:
     """Print the manifest."""
     from alignvlm.config import load_recipe
-    from alignvlm.launching import check_world
-    from alignvlm.launching.kubernetes import Cluster, render
+    from alignvlm.launch import check_world
+    from alignvlm.launch.kubernetes import Cluster, render
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     check_world(recipe, arguments.nodes * arguments.gpus_per_node, cuda=True)

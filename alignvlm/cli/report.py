@@ -18,7 +18,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from alignvlm.evaluation.report import build_report
+    from alignvlm.report.report import build_report
 
     print(f"report {build_report(arguments.run)}")
     return 0

@@ -16,8 +16,8 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from alignvlm.config import load_recipe
     from alignvlm.errors import UserError
-    from alignvlm.training.run import Run
-    from alignvlm.training.tracking import Mirror
+    from alignvlm.run_folder import Run
+    from alignvlm.training.tracking.mirror import Mirror
 
     run = Run(load_recipe(arguments.recipe, arguments.overrides))
     if not (run.folder / "config.yaml").exists():

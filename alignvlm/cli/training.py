@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from alignvlm.config import load_recipe
-    from alignvlm.training.launch import is_launched, run_local
+    from alignvlm.launch.local import is_launched, run_local
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not is_launched() and recipe.train.processes > 1:
         command = [sys.executable, "-m", "alignvlm", "train", arguments.recipe, *arguments.overrides]
         return run_local(command, recipe.train.processes)
-    from alignvlm.training.pipeline import train
+    from alignvlm.training.run import train
 
     code = train(recipe)
     if code == 0 and _is_main():
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def dry_run(recipe: Any) -> int:
     """The folder, the stages and where each would go on."""
-    from alignvlm.training.run import Run
+    from alignvlm.run_folder import Run
 
     run = Run(recipe)
     print(f"run {run.folder}: {recipe.train.processes} process(es), DeepSpeed {recipe.train.deepspeed}")
@@ -61,8 +61,8 @@ def dry_run(recipe: Any) -> int:
 
 def tell_where(recipe: Any) -> None:
     """Where the results of a finished run are and what to do with them."""
-    from alignvlm.training.run import Run
-    from alignvlm.training.tracking import tracking_uri
+    from alignvlm.run_folder import Run
+    from alignvlm.training.tracking.mirror import tracking_uri
 
     run = Run(recipe)
     export = run.newest_export()

@@ -12,8 +12,8 @@ from typing import Any
 from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.config.tree import nearest
 from alignvlm.errors import UserError
-from data_pipeline.batch import accumulation_steps as steps_of_packs
 from data_pipeline.errors import DataError
+from data_pipeline.order.batch import accumulation_steps as steps_of_packs
 
 OWNED_BY_RECIPE: dict[str, str] = {
     "train_batch_size": "stages.*.global_batch_packs",

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from alignvlm.connectors.base import Connector
 from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
-from alignvlm.kernels.gemm import wide_dtype
-from alignvlm.kernels.moments import MOMENTS_FROM_ROWS
+from alignvlm.kernels.align.moments import MOMENTS_FROM_ROWS
+from alignvlm.kernels.matmul import wide_dtype
 
 STATISTICS_ROWS = 64
 

@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from alignvlm.config.schema import Recipe, TaskConfig
-from alignvlm.data import source_folder
 from alignvlm.errors import UserError
 from alignvlm.evaluation.generate import Answerer, ModelAnswerer
 from alignvlm.evaluation.items import Item, items_of
 from alignvlm.evaluation.metrics import mean_scores, most_frequent_answer, score
 from alignvlm.progress import Progress
-from data_pipeline.decode import SourceReader
-from data_pipeline.schema import SampleError
+from alignvlm.stage_data import source_folder
+from data_pipeline.samples.schema import SampleError
+from data_pipeline.shards.reader import SourceReader
 
 T = TypeVar("T")
 

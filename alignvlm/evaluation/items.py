@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from data_pipeline.schema import Sample
+from data_pipeline.samples.schema import Sample
 
 
 @dataclass(frozen=True)

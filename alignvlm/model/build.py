@@ -13,14 +13,14 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from alignvlm.config.schema import Recipe
-from alignvlm.data import source_folder
 from alignvlm.errors import UserError
 from alignvlm.model.backbones import language_config, vision_config
 from alignvlm.model.chat import IMAGE
 from alignvlm.model.configuration import AlignVLMConfig
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
 from alignvlm.model.processing import AlignVLMProcessor
-from data_pipeline.decode import SourceReader
+from alignvlm.stage_data import source_folder
+from data_pipeline.shards.reader import SourceReader
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 """Special tokens of a trained tokenizer, besides `<image>`; END closes a turn."""

@@ -1,6 +1,6 @@
 """Images and conversations to model inputs, for training (`measure`, `encode`) and for inference (`__call__`).
 
-Fulfils `data_pipeline.schema.Encoder`. Pixels stay uint8: the model normalises them.
+Fulfils `data_pipeline.samples.schema.Encoder`. Pixels stay uint8: the model normalises them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from alignvlm.model.chat import CHATML, IMAGE, render_prompt, render_supervised
 from alignvlm.model.tiling import TilingSpec
-from data_pipeline.schema import Encoded, Sample, SampleError
+from data_pipeline.samples.schema import Encoded, Sample, SampleError
 
 
 class AlignVLMProcessor(ProcessorMixin):

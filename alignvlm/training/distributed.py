@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from alignvlm.training.launch import free_port, is_launched
+from alignvlm.launch.local import free_port, is_launched
 
 SLOW_WORK = timedelta(hours=24)
 """How long ranks wait for rank 0 where it works alone (preparing data, writing exports): not a collective's timeout."""

@@ -10,7 +10,7 @@ import torch
 
 from alignvlm.errors import UserError
 from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
-from alignvlm.training.checkpoint import MANIFEST, TAG
+from alignvlm.training.checkpoints.store import MANIFEST, TAG
 from alignvlm.training.distributed import World
 
 

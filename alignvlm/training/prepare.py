@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from alignvlm import data
+from alignvlm import stage_data
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.model.build import build_model, load_processor
 from alignvlm.progress import data_progress
+from alignvlm.run_folder import Run
 from alignvlm.training.export import save_export
-from alignvlm.training.run import Run
 
 
 def prepare(run: Run) -> None:
@@ -17,9 +17,9 @@ def prepare(run: Run) -> None:
         UserError: the run folder belongs to another recipe, shards are missing, a setting cannot work.
     """
     run.open()
-    data.ensure_shards(run.recipe, progress=data_progress)
+    stage_data.ensure_shards(run.recipe, progress=data_progress)
     processor = load_processor(run.recipe)
-    data.ensure_measures(run.recipe, processor, data_progress)
+    stage_data.ensure_measures(run.recipe, processor, data_progress)
     if not run.has_export(0):
         model = build_model(run.recipe, processor)
         save_export(model, model.state_dict(), processor, run.export(0))

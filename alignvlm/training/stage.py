@@ -6,25 +6,25 @@ import gc
 import time
 from collections.abc import Sequence
 
-from alignvlm import data
+from alignvlm import stage_data
 from alignvlm.errors import UserError
 from alignvlm.model import AlignVLMProcessor
-from alignvlm.training import elastic
+from alignvlm.run_folder import Run
 from alignvlm.training.callbacks import Callback, StageState
 from alignvlm.training.callbacks.bad_numbers import read_skips
-from alignvlm.training.checkpoint import CheckpointStore, Found
+from alignvlm.training.checkpoints import elastic
+from alignvlm.training.checkpoints.store import CheckpointStore, Found
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer, build_trainer
 from alignvlm.training.export import export_stage
 from alignvlm.training.optim import lr_factor
-from alignvlm.training.run import Run
 from alignvlm.training.signals import Signals
 from alignvlm.training.step import train_step
 from alignvlm.training.throughput import Throughput
-from data_pipeline.collate import MicroBatch
 from data_pipeline.errors import LoadError
-from data_pipeline.ledger import Ledger
-from data_pipeline.plan import Plan
+from data_pipeline.loading.collate import MicroBatch
+from data_pipeline.loading.ledger import Ledger
+from data_pipeline.order.plan import Plan
 
 
 def train_stage(
@@ -36,7 +36,7 @@ def train_stage(
         None when the stage is finished and exported, else the reason for stopping early (a checkpoint is written).
     """
     recipe, name = run.recipe, run.stages[index - 1]
-    plan = data.stage_plan(recipe, name, processor)
+    plan = stage_data.stage_plan(recipe, name, processor)
     store = CheckpointStore(
         run.stage_folder(index) / "checkpoints", world, recipe.checkpoint.keep_last, recipe.checkpoint.keep_every
     )
@@ -94,7 +94,7 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
         if state.step == state.num_steps:
             return
         gc.freeze()  # what lives now stays: no later collection walks through it, and loader processes share its pages
-        loader = data.stage_loader(
+        loader = stage_data.stage_loader(
             state.recipe, state.name, state.plan, processor,
             rank=state.world.rank, world_size=state.world.size, start_step=state.step, ledger=ledger,
             pin_memory=state.world.device.type == "cuda",

@@ -9,8 +9,8 @@ from typing import Any
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
 from alignvlm.training.optim import set_lr
-from data_pipeline.collate import MicroBatch
 from data_pipeline.errors import DataError, LoadError
+from data_pipeline.loading.collate import MicroBatch
 
 
 def train_step(

@@ -10,8 +10,8 @@ import torch
 
 from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.model import AlignVLMConfig
-from alignvlm.planning.flops import Work, training_flops
-from alignvlm.planning.network import network_of
+from alignvlm.model.flops import Work, training_flops
+from alignvlm.model.network import network_of
 from alignvlm.training.distributed import World
 
 PEAK_TFLOPS = {

@@ -1,6 +1,6 @@
 """Built-in generators of real data for the quickstart: handwritten form fields, table crops and bar charts.
 
-Each is a pure function of its arguments (no global random state) and yields records that `data_pipeline.writer` writes.
+Each is a pure function of its arguments (no global random state) and yields records for `shards.writer`.
 The modules are imported on first use, because they read scikit-learn's, statsmodels' and vega-datasets' files.
 """
 

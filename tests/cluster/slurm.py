@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from alignvlm.training.launch import free_port
+from alignvlm.launch.local import free_port
 from tests.cluster.watch import wait
 
 CONFIGURATION = """\

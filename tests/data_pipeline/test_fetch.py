@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from alignvlm.cli import main
-from data_pipeline.decode import SourceReader
 from data_pipeline.errors import DataError
-from data_pipeline.fetch import fetch_shards
-from data_pipeline.writer import write_shards
+from data_pipeline.importers.fetch import fetch_shards
+from data_pipeline.shards.reader import SourceReader
+from data_pipeline.shards.writer import write_shards
 
 
 @pytest.fixture

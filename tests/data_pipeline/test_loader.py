@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.collate import MicroBatch, collate
 from data_pipeline.errors import DataError, LoadError
-from data_pipeline.ledger import Ledger
-from data_pipeline.loader import build_loader
-from data_pipeline.plan import Plan
-from data_pipeline.schema import Encoded
-from data_pipeline.sources import BadSample, Source, measure_source, open_source
-from data_pipeline.writer import write_shards
+from data_pipeline.loading.collate import MicroBatch, collate
+from data_pipeline.loading.ledger import Ledger
+from data_pipeline.loading.loader import build_loader
+from data_pipeline.order.plan import Plan
+from data_pipeline.samples.schema import Encoded
+from data_pipeline.shards.sources import BadSample, Source, measure_source, open_source
+from data_pipeline.shards.writer import write_shards
 
 SMALL = {"sequence_length": 120, "global_batch_packs": 8, "window_shards": 3, "mix_block": 32, "pack_window": 100}
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.mixing import block_quotas, block_slots, epoch_draws
+from data_pipeline.order.mixing import block_quotas, block_slots, epoch_draws
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.integers(1, 64))

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.packing import _place, count_packs, pack_lengths
+from data_pipeline.order.packing import _place, count_packs, pack_lengths
 
 
 def naive_rooms(lengths: list[int], capacity: int, spread_tokens: float, num_packs: int) -> list[int]:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.batch import GlobalBatch
 from data_pipeline.errors import DataError
-from data_pipeline.plan import Plan, Position
-from data_pipeline.summary import diff_plans, order_hash, summarise, world_summary
+from data_pipeline.order.batch import GlobalBatch
+from data_pipeline.order.plan import Plan, Position
+from data_pipeline.order.summary import diff_plans, order_hash, summarise, world_summary
 
 SMALL = {"sequence_length": 1000, "global_batch_packs": 8, "window_shards": 3, "mix_block": 32, "pack_window": 200}
 

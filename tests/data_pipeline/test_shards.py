@@ -19,18 +19,18 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data_pipeline import storage as storage_module
-from data_pipeline.decode import SourceReader
 from data_pipeline.errors import DataError
-from data_pipeline.images import decode_image, image_members
-from data_pipeline.index import index_name, index_shards, load_manifest
-from data_pipeline.members import decode_member
-from data_pipeline.prepare import FolderSpec, prepare_folders, write_generated
-from data_pipeline.schema import SampleError, normalise_messages
-from data_pipeline.sources import measure_source, open_source
-from data_pipeline.storage import open_storage
-from data_pipeline.verify import verify_folder
-from data_pipeline.writer import write_shards
+from data_pipeline.importers.prepare import FolderSpec, prepare_folders, write_generated
+from data_pipeline.samples.decoding import decode_member
+from data_pipeline.samples.images import decode_image, image_members
+from data_pipeline.samples.schema import SampleError, normalise_messages
+from data_pipeline.shards import storage as storage_module
+from data_pipeline.shards.index import index_name, index_shards, load_manifest
+from data_pipeline.shards.reader import SourceReader
+from data_pipeline.shards.sources import measure_source, open_source
+from data_pipeline.shards.storage import open_storage
+from data_pipeline.shards.verify import verify_folder
+from data_pipeline.shards.writer import write_shards
 
 
 def picture(

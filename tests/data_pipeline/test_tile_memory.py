@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline import tile_memory
-from data_pipeline.loader import build_loader
-from data_pipeline.plan import Plan
-from data_pipeline.sources import Source
-from data_pipeline.tile_memory import Piece, TileMemory, Travelling
+from data_pipeline.loading import tile_memory
+from data_pipeline.loading.loader import build_loader
+from data_pipeline.loading.tile_memory import Piece, TileMemory, Travelling
+from data_pipeline.order.plan import Plan
+from data_pipeline.shards.sources import Source
 
 PAGE = 4096
 
@@ -82,7 +82,7 @@ def test_batches_are_the_same_in_any_memory(
 
     plan = Plan({"letters": source}, {"letters": 1.0}, sequence_length=120, global_batch_packs=4, epochs=2)
     expected = [step[0].tiles for step in build_loader(plan, encoder, num_workers=0, micro_batch_packs=4)]
-    monkeypatch.setattr("data_pipeline.loader.TileMemory", Recorded)
+    monkeypatch.setattr("data_pipeline.loading.loader.TileMemory", Recorded)
     loader = build_loader(plan, encoder, num_workers=2, prefetch=2, micro_batch_packs=4)
     kept = []
     for number, (step, tiles) in enumerate(zip(loader, expected, strict=True)):

@@ -17,8 +17,8 @@ from alignvlm.config.schema import DataConfig, EvaluationConfig, Recipe, SourceC
 from alignvlm.errors import UserError
 from alignvlm.evaluation.evaluate import evaluate, read_predictions, spread
 from alignvlm.evaluation.items import Item, items_of
-from data_pipeline.decode import SourceReader
-from data_pipeline.writer import write_shards
+from data_pipeline.shards.reader import SourceReader
+from data_pipeline.shards.writer import write_shards
 
 NUM_SAMPLES = 23
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from alignvlm.evaluation.generate import ModelAnswerer
 from alignvlm.evaluation.items import Item, items_of
-from alignvlm.evaluation.overlay import draw_view
 from alignvlm.evaluation.vocabulary_view import tile_boxes, token_text, top_tokens, vocabulary_view
 from alignvlm.model.tiling import TilingSpec
+from alignvlm.report.overlay import draw_view
 from tests.tiny import picture, samples, tiny_model
 
 

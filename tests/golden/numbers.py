@@ -19,11 +19,11 @@ import torch
 
 from alignvlm.config import load_recipe
 from alignvlm.kernels import linear_cross_entropy
-from data_pipeline.hashing import counter_hash, hash_key
-from data_pipeline.plan import Plan
-from data_pipeline.summary import summarise
+from data_pipeline.order.hashing import counter_hash, hash_key
+from data_pipeline.order.plan import Plan
+from data_pipeline.order.summary import summarise
 from tests.jobs import TINY, metrics, run
-from tests.kernels.cases import problem, solve
+from tests.kernels.align.cases import problem, solve
 
 RECORD = Path(__file__).with_name("record.json")
 STEPS = 20

@@ -56,7 +56,7 @@ def plant(fault: str) -> None:
 
 def break_storage_after(reads: int) -> None:
     """The file system of this host answers with input/output errors from then on."""
-    from data_pipeline import storage
+    from data_pipeline.shards import storage
 
     storage.RETRY_SECONDS = (0.1, 0.1)
     pread, left = os.pread, [reads]
@@ -72,7 +72,7 @@ def break_storage_after(reads: int) -> None:
 
 def main() -> int:
     from alignvlm.cli import main as alignvlm
-    from alignvlm.training.launch import is_launched, run_local
+    from alignvlm.launch.local import is_launched, run_local
 
     fault, *arguments = sys.argv[1:]
     if not is_launched():

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from alignvlm.config import load_recipe
 from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 from alignvlm.model.build import build_model, load_processor
-from data_pipeline.schema import Sample
+from data_pipeline.samples.schema import Sample
 from tests.jobs import TINY
 from tests.tiny import conversation, pack, picture
 

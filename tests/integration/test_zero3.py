@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignvlm.training.launch import free_port
+from alignvlm.launch.local import free_port
 from tests.integration.zero3_worker import LR, STEPS, micro_batches
 from tests.jobs import ROOT, job_environment
 from tests.tiny import tiny_model

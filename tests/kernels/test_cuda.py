@@ -9,9 +9,9 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 
 from alignvlm.kernels import linear_cross_entropy, vocab_softmax
-from alignvlm.kernels.gemm import accumulate, product, product_with_wide
-from tests.kernels.cases import problem, solve, worst_error
-from tests.kernels.row_checks import CHECKS
+from alignvlm.kernels.matmul import accumulate, product, product_with_wide
+from tests.kernels.align.cases import problem, solve, worst_error
+from tests.kernels.align.row_checks import CHECKS
 
 pytestmark = pytest.mark.cuda
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, linear
 
 from alignvlm.kernels import linear_cross_entropy
-from tests.kernels.cases import Products
+from tests.kernels.align.cases import Products
 
 
 def tensors(num_rows: int, vocab: int, width: int, bias: bool, dtype: torch.dtype = torch.float64) -> list:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoProcessor
 
 from alignvlm.model.chat import render_supervised
-from data_pipeline.schema import Encoder, Sample, SampleError
+from data_pipeline.samples.schema import Encoder, Sample, SampleError
 from tests.tiny import conversation, picture, samples, tiny_model
 
 LLAMA_3 = (

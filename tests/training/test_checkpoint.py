@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from alignvlm.training import checkpoint
-from alignvlm.training.background import snapshot
-from alignvlm.training.checkpoint import MANIFEST, TAG, CheckpointStore
+from alignvlm.training.checkpoints import store as checkpoint
+from alignvlm.training.checkpoints.background import snapshot
+from alignvlm.training.checkpoints.store import MANIFEST, TAG, CheckpointStore
 
 
 class OneRank:
@@ -161,5 +161,5 @@ def test_snapshot_keeps_structure_and_shared_storage() -> None:
 
 
 def test_the_format_is_announced() -> None:
-    changelog = (Path(checkpoint.__file__).parents[2] / "CHANGELOG.md").read_text()
+    changelog = (Path(checkpoint.__file__).parents[3] / "CHANGELOG.md").read_text()
     assert f"Checkpoint format: {checkpoint.FORMAT}" in changelog

@@ -14,8 +14,8 @@ from statistics import median
 from typing import Any
 
 from alignvlm.errors import UserError
+from alignvlm.run_folder import write_text
 from alignvlm.training.callbacks.base import Callback, StageState
-from alignvlm.training.run import write_text
 
 WINDOW = 50
 """Steps whose median a loss is compared with."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignvlm.config.schema import Recipe, StageConfig
-from alignvlm.training.checkpoint import CheckpointStore
+from alignvlm.run_folder import Run
+from alignvlm.training.checkpoints.store import CheckpointStore
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
-from alignvlm.training.run import Run
 from alignvlm.training.signals import Signals
-from data_pipeline.collate import MicroBatch
-from data_pipeline.plan import Plan
+from data_pipeline.loading.collate import MicroBatch
+from data_pipeline.order.plan import Plan
 
 
 @dataclass

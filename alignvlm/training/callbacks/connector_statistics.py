@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignvlm.training.callbacks.base import Callback, StageState
-from data_pipeline.collate import MicroBatch
+from data_pipeline.loading.collate import MicroBatch
 
 
 class ConnectorStatistics(Callback):

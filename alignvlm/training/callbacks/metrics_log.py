@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from alignvlm.run_folder import write_text
 from alignvlm.training.callbacks.base import Callback, StageState
-from alignvlm.training.run import write_text
 
 
 class MetricsLog(Callback):

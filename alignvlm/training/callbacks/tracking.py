@@ -1,11 +1,11 @@
-"""Tells the tracker when there is something to deliver; the delivery itself is `alignvlm.training.tracking`."""
+"""Tells the tracker when there is something to deliver; the delivery itself is `alignvlm.training.tracking.mirror`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from alignvlm.training.callbacks.base import Callback, StageState
-from alignvlm.training.tracking import Tracker
+from alignvlm.training.tracking.mirror import Tracker
 
 
 class Tracking(Callback):

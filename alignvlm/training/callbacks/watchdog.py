@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from alignvlm.run_folder import write_text
 from alignvlm.training.callbacks.base import Callback, StageState
-from alignvlm.training.run import write_text
-from data_pipeline.collate import MicroBatch
+from data_pipeline.loading.collate import MicroBatch
 
 HANG = 76
 """Exit code after a hang."""

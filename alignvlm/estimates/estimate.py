@@ -1,0 +1,217 @@
+"""The whole plan of a run as data: parameters, steps, FLOPs, hours, memory, and what to change if it does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from alignvlm.config.deepspeed import accumulation_steps, check_partition_groups, read_strategy
+from alignvlm.config.schema import PARTS, Recipe, StageConfig
+from alignvlm.errors import UserError
+from alignvlm.estimates.memory import GIB, Memory, estimate_memory, naive_vocabulary_bytes
+from alignvlm.estimates.steps import Volume, stage_volume
+from alignvlm.model.flops import PartFlops, training_flops
+from alignvlm.model.network import Network, build_network
+
+HEADROOM = 0.92
+"""Part of a GPU's memory that a plan may use: the rest is lost to fragmentation (our figure)."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether the memory suffices, and the setting that mends it."""
+
+    fits: bool
+    available: float
+    """Bytes that a plan may use."""
+    fix: str | None = None
+    """Overrides after which it fits; None when it does, or when none of ours is enough."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage."""
+
+    name: str
+    strategy: str
+    trainable: dict[str, int]
+    """Part -> parameters that learn."""
+    volume: Volume
+    samples_per_step: float
+    accumulation: int | None
+    """Micro-batches per rank and step; None when the global batch cannot be shared evenly."""
+    flops: dict[str, PartFlops]
+    hours: float
+    """At the stated utilisation, all ranks busy all the time."""
+    memory: Memory
+    fit: Fit
+    naive_vocabulary: float
+    """Bytes of one N x V tensor of ALIGN's plain form for the fullest micro-batch; 0 for other connectors."""
+    our_vocabulary: float
+    """Bytes of the block that the operator holds instead."""
+    problems: list[str]
+
+    @property
+    def total_flops(self) -> float:
+        return sum(part.model for part in self.flops.values())
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A recipe on so many GPUs."""
+
+    recipe: str
+    world_size: int
+    gpu_memory: float
+    mfu: float
+    peak_tflops: float
+    parameters: dict[str, int]
+    """Part -> parameters, tied ones counted once."""
+    connector: str
+    w2_parameters: int
+    """Of ALIGN's vocabulary projection; 0 for other connectors."""
+    tokens_per_tile: int
+    max_tokens_per_image: int
+    stages: list[StagePlan]
+
+    @property
+    def hours(self) -> float:
+        return sum(stage.hours for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage can run as it is."""
+        return not any(stage.problems for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, totals included, for `--json`."""
+        result = dataclasses.asdict(self) | {"hours": self.hours, "fits": self.fits}
+        for stage, data in zip(self.stages, result["stages"], strict=True):
+            data["total_flops"] = stage.total_flops
+            data["memory"] |= {"gpu_total": stage.memory.gpu_total, "host_total": stage.memory.host_total}
+        return result
+
+
+def plan_run(
+    recipe: Recipe, world_size: int, *, gpu_memory: float = 80.0, mfu: float = 0.4, peak_tflops: float = 989.0
+) -> RunPlan:
+    """Plan a recipe.
+
+    Args:
+        gpu_memory: GiB of one GPU. mfu: model FLOPs utilisation, 0 to 1.
+        peak_tflops: dense bf16 peak of one GPU (H100 SXM: 989).
+
+    Raises:
+        UserError: for arguments out of range, unknown shapes, or an unknown strategy. What merely does not fit is
+            reported in `StagePlan.problems`.
+    """
+    if world_size < 1 or gpu_memory <= 0 or peak_tflops <= 0 or not 0 < mfu <= 1:
+        raise UserError("plan: --world-size, --gpu-memory and --peak-tflops must be positive, --mfu between 0 and 1")
+    network = build_network(recipe)
+    dims = network.dims
+    rate = world_size * peak_tflops * 1e12 * mfu
+    stages = [_plan_stage(recipe, name, network, world_size, gpu_memory, rate) for name in recipe.stages]
+    return RunPlan(
+        recipe=recipe.name,
+        world_size=world_size,
+        gpu_memory=gpu_memory,
+        mfu=mfu,
+        peak_tflops=peak_tflops,
+        parameters={part: network.parameters(part) for part in PARTS},
+        connector=dims.connector,
+        w2_parameters=dims.vocab_size * dims.hidden_size if dims.connector == "align" else 0,
+        tokens_per_tile=dims.tokens_per_tile,
+        max_tokens_per_image=_largest_image(recipe) * dims.tokens_per_tile,
+        stages=stages,
+    )
+
+
+def _plan_stage(
+    recipe: Recipe, name: str, network: Network, world_size: int, gpu_memory: float, rate: float
+) -> StagePlan:
+    stage, dims = recipe.stages[name], network.dims
+    strategy = read_strategy(recipe, stage)
+    problems: list[str] = []
+    accumulation: int | None = None
+    try:
+        check_partition_groups(recipe, stage, strategy, world_size)
+        accumulation = accumulation_steps(recipe, stage, world_size)
+    except UserError as error:
+        problems.append(str(error))
+    volume = stage_volume(recipe, name, dims)
+    flops = training_flops(network, volume.work, stage.trainable, recipe.train.gradient_checkpointing)
+    memory = estimate_memory(recipe, stage, network, strategy, world_size)
+    fit = _fit(recipe, name, network, world_size, gpu_memory, memory)
+    if not fit.fits:
+        way_out = f"set {fit.fix}" if fit.fix else "use more or larger GPUs, or a smaller model"
+        needed = f"{memory.gpu_total / GIB:.1f} GiB of {fit.available / GIB:.1f} GiB usable"
+        problems.append(f"stages.{name} needs {needed} per GPU; {way_out}")
+    if dims.tokens_per_tile >= stage.sequence_length:
+        problems.append(
+            f"stages.{name}.sequence_length is {stage.sequence_length}, but one tile alone takes "
+            f"{dims.tokens_per_tile} tokens: set it to more than {_largest_image(recipe) * dims.tokens_per_tile}"
+        )
+    visual = stage.micro_batch_packs * stage.sequence_length // dims.tokens_per_tile * dims.tokens_per_tile
+    bytes_each = 2 if recipe.train.precision == "bf16" else 4
+    naive, ours = naive_vocabulary_bytes(dims, visual, bytes_each) if dims.connector == "align" else (0.0, 0.0)
+    return StagePlan(
+        name=name,
+        strategy=stage.deepspeed or recipe.train.deepspeed,
+        trainable={part: network.parameters(part, stage.trainable) for part in PARTS},
+        volume=volume,
+        samples_per_step=volume.samples / volume.steps,
+        accumulation=accumulation,
+        flops=flops,
+        hours=sum(part.model for part in flops.values()) / rate / 3600,
+        memory=memory,
+        fit=fit,
+        naive_vocabulary=naive,
+        our_vocabulary=ours,
+        problems=problems,
+    )
+
+
+def _largest_image(recipe: Recipe) -> int:
+    """Tiles of the largest image."""
+    tiles = recipe.model.tiles
+    return tiles.max_tiles + int(tiles.overview and tiles.max_tiles > 1)
+
+
+def _fit(recipe: Recipe, name: str, network: Network, world_size: int, gpu_memory: float, memory: Memory) -> Fit:
+    available = gpu_memory * GIB * HEADROOM
+    if memory.gpu_total <= available:
+        return Fit(True, available)
+    for overrides, changed, stage in _changes(recipe, name):
+        strategy = read_strategy(changed, stage)
+        if estimate_memory(changed, stage, network, strategy, world_size).gpu_total <= available:
+            return Fit(False, available, " ".join(overrides))
+    return Fit(False, available)
+
+
+def _changes(recipe: Recipe, name: str) -> Iterator[tuple[list[str], Recipe, StageConfig]]:
+    """Settings that save memory, the cheapest in time first: each alone, then one after the other together."""
+    stage = recipe.stages[name]
+    steps: list[tuple[str, Recipe, StageConfig]] = []
+    if not recipe.train.gradient_checkpointing:
+        checkpointed = replace(recipe, train=replace(recipe.train, gradient_checkpointing=True))
+        steps.append(("train.gradient_checkpointing=true", checkpointed, stage))
+    if stage.micro_batch_packs > 1:
+        steps.append((f"stages.{name}.micro_batch_packs=1", recipe, replace(stage, micro_batch_packs=1)))
+    level = read_strategy(recipe, stage).get("zero_optimization", {}).get("stage", 0)
+    for strategy in [*(["zero3"] if level < 3 else []), "zero3_offload"]:
+        steps.append((f"stages.{name}.deepspeed={strategy}", recipe, replace(stage, deepspeed=strategy)))
+    for text, changed, changed_stage in steps:
+        yield [text], changed, changed_stage
+    texts: list[str] = []
+    together, together_stage = recipe, stage
+    for text, changed, changed_stage in steps:
+        key = text.partition("=")[0]
+        texts = [*(other for other in texts if not other.startswith(f"{key}=")), text]
+        if changed is not recipe:
+            together = changed
+        for field in ("micro_batch_packs", "deepspeed"):
+            if getattr(changed_stage, field) != getattr(stage, field):
+                together_stage = replace(together_stage, **{field: getattr(changed_stage, field)})
+        yield texts, together, together_stage

@@ -1,0 +1,174 @@
+"""GPU memory of one rank, kind by kind. Sizes in bytes; an upper estimate for the fullest micro-batch.
+
+Model states follow ZeRO (arXiv 1910.02054, section 3): 2 + 2 + 12 bytes per parameter in bf16 with AdamW, divided by
+the world size as far as the stage partitions them. Activations are counted as Korthikanti et al. (arXiv 2205.05198,
+section 4) count them, for the layers of transformers' SigLIP and Llama and attention kernels that keep no scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from alignvlm.config.schema import Recipe, StageConfig
+from alignvlm.kernels.align.vocab_blocks import default_block
+from alignvlm.model.network import Dimensions, Network
+
+GIB = 2**30
+RUNTIME = 2 * GIB
+"""CUDA context, NCCL's buffers and cuBLAS' workspace on an H100: our figure, rounded up."""
+DEFAULT_BUCKET = 500_000_000
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by kind on the GPU, and what an offloading strategy keeps in the host's memory, per rank."""
+
+    gpu: dict[str, float]
+    host: dict[str, float]
+
+    @property
+    def gpu_total(self) -> float:
+        return sum(self.gpu.values())
+
+    @property
+    def host_total(self) -> float:
+        return sum(self.host.values())
+
+
+def estimate_memory(
+    recipe: Recipe, stage: StageConfig, network: Network, strategy: Mapping[str, Any], world_size: int
+) -> Memory:
+    """Memory of a rank in a stage; `strategy` is the parsed DeepSpeed file."""
+    dims = network.dims
+    bytes_each = 2 if recipe.train.precision == "bf16" else 4
+    tokens = stage.micro_batch_packs * stage.sequence_length
+    tiles = max(1, tokens // dims.tokens_per_tile)
+    gpu, host = _states(network, stage.trainable, strategy, world_size, bytes_each)
+    vision_learns = network.parameters("vision", stage.trainable) > 0
+    saved = recipe.train.gradient_checkpointing
+    gpu["vision activations"] = _layers(
+        vision_layer_bytes(dims, bytes_each) * tiles * dims.patches,
+        dims.vision_size * bytes_each * tiles * dims.patches,
+        dims.vision_layers,
+        saved,
+        vision_learns,
+    ) + tiles * 3 * dims.tile_size**2 * (1 + 4 + bytes_each)
+    gpu["language activations"] = _layers(
+        language_layer_bytes(dims, bytes_each) * tokens,
+        dims.hidden_size * bytes_each * tokens,
+        dims.num_layers,
+        saved,
+        True,
+    )
+    gpu["connector"] = _connector(dims, tiles, bytes_each)
+    gpu["logits and loss"] = _loss(network, stage, min(recipe.train.loss_chunk, tokens), bytes_each)
+    gpu["gathered weights, buckets"] = _buffers(network, stage.trainable, strategy, world_size, bytes_each)
+    gpu["runtime"] = RUNTIME
+    return Memory({kind: float(size) for kind, size in gpu.items()}, {kind: float(size) for kind, size in host.items()})
+
+
+def naive_vocabulary_bytes(dims: Dimensions, visual_tokens: float, bytes_each: int) -> tuple[float, float]:
+    """(one N x V tensor of ALIGN's plain form, one N x block buffer of our operator): what `P_vocab` takes, bytes."""
+    dtype = torch.bfloat16 if bytes_each == 2 else torch.float32
+    block = default_block(int(visual_tokens), dims.vocab_size, dtype, torch.device("cuda"))
+    return visual_tokens * dims.vocab_size * bytes_each, visual_tokens * block * bytes_each
+
+
+def language_layer_bytes(dims: Dimensions, bytes_each: int) -> float:
+    """Activations per token of one Llama layer: two RMSNorms (fp32 input, normalised input, output), q, k, v and the
+    attention's output, and four tensors of the gated feed-forward layer."""
+    norms = 2 * dims.hidden_size * (4 + 2 * bytes_each)
+    attention = (2 * dims.attention_size + 2 * dims.key_size) * bytes_each
+    return norms + attention + 4 * dims.inner_size * bytes_each
+
+
+def vision_layer_bytes(dims: Dimensions, bytes_each: int) -> float:
+    """Activations per patch of one SigLIP layer: two LayerNorms (input, output), q, k, v, the attention's output, and
+    two tensors of the feed-forward layer."""
+    return (8 * dims.vision_size + 2 * dims.vision_inner) * bytes_each
+
+
+def _layers(layer: float, boundary: float, num_layers: int, checkpointing: bool, learns: bool) -> float:
+    """A frozen stack keeps nothing but the layer at work; a checkpointed one keeps the inputs of layers besides."""
+    if not learns:
+        return layer
+    return layer + boundary * num_layers if checkpointing else layer * num_layers
+
+
+def _states(
+    network: Network, trainable: Sequence[str], strategy: Mapping[str, Any], world_size: int, bytes_each: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    zero = strategy.get("zero_optimization", {})
+    level = zero.get("stage", 0)
+    weights, learning = network.total(), network.total(trainable)
+    gpu = {
+        "weights": weights * bytes_each / (world_size if level >= 3 else 1),
+        "gradients": learning * bytes_each / (world_size if level >= 2 else 1),
+        "fp32 masters": learning * 4 / (world_size if level >= 1 else 1),
+        "optimizer states": learning * 8 / (world_size if level >= 1 else 1),
+    }
+    group = zero.get("zero_hpz_partition_size", 1)
+    if group > 1:
+        gpu["secondary weights (hpZ)"] = weights * bytes_each / group
+    host: dict[str, float] = {}
+    if zero.get("offload_param", {}).get("device", "none") != "none":
+        host["weights"] = gpu.pop("weights")
+    if zero.get("offload_optimizer", {}).get("device", "none") != "none":
+        for kind in ("gradients", "fp32 masters", "optimizer states"):
+            host[kind] = gpu.pop(kind)
+    return gpu, host
+
+
+def _buffers(
+    network: Network, trainable: Sequence[str], strategy: Mapping[str, Any], world_size: int, bytes_each: int
+) -> float:
+    """ZeRO-3's gathered weights (live ones and those fetched ahead), reduction buckets, whole gradients of the tables
+    of V rows before they are reduced, and the fp32 gradients of the sub-group that is being updated."""
+    zero = strategy.get("zero_optimization", {})
+    level = zero.get("stage", 0)
+    weights, learning = network.total(), network.total(trainable)
+    dims = network.dims
+    if world_size == 1:
+        gathered = 0.0
+    elif level >= 3:
+        live = zero.get("stage3_max_live_parameters", 1e9) + zero.get("stage3_prefetch_bucket_size", 5e7)
+        gathered = min(weights, live) * bytes_each
+    else:
+        gathered = min(weights, zero.get("allgather_bucket_size", DEFAULT_BUCKET)) * bytes_each
+    buckets = 2 if zero.get("overlap_comm", level >= 3) else 1
+    bucket = min(learning, zero.get("reduce_bucket_size", DEFAULT_BUCKET)) * bytes_each * buckets
+    tables = sum(
+        parameter.numel()
+        for name, parameter in network.model.named_parameters()
+        if parameter.shape[:1] == (dims.vocab_size,) and parameter.dim() == 2
+    )
+    whole = tables * bytes_each if level >= 2 and learning else 0.0
+    partition = learning / world_size if level >= 1 else learning
+    offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    update = 0.0 if offloaded else 4 * min(partition, zero.get("sub_group_size", 1e9))
+    return gathered + bucket + whole + update
+
+
+def _connector(dims: Dimensions, tiles: float, bytes_each: int) -> float:
+    """Its saved inputs and outputs, and ALIGN's workspace: four blocks of N x block, fp32 sums N x D and D x D."""
+    visual = tiles * dims.tokens_per_tile
+    kept = visual * (dims.feature_size + 3 * dims.hidden_size) * bytes_each
+    if dims.connector != "align":
+        return kept
+    _, block = naive_vocabulary_bytes(dims, visual, bytes_each)
+    return kept + 4 * block + 8 * visual * dims.hidden_size + 8 * dims.hidden_size**2
+
+
+def _loss(network: Network, stage: StageConfig, chunk: int, bytes_each: int) -> float:
+    """One chunk of logits (as computed, in fp32, and its gradient), the hidden states' gradient, and the LM head's,
+    which is summed in fp32 and then scaled, where the head learns."""
+    dims = network.dims
+    head = network.head
+    learns = network.learns(head, stage.trainable)
+    tokens = stage.micro_batch_packs * stage.sequence_length
+    logits = chunk * dims.vocab_size * (4 + 2 * bytes_each)
+    return logits + 2 * tokens * dims.hidden_size * bytes_each + (8 * head.numel() if learns else 0)

@@ -1,0 +1,149 @@
+"""How much a stage reads: steps, samples, tokens, tiles. From the shards' exact plan where they are, else estimated."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignvlm.config.schema import Recipe, StageConfig
+from alignvlm.model.flops import Work
+from alignvlm.model.network import Dimensions
+from alignvlm.stage_data import source_folder
+from data_pipeline.shards.index import MANIFEST
+
+logger = logging.getLogger(__name__)
+
+ASSUMED_FILL = 0.98
+"""Part of a pack that best-fit packing fills; measured on real length distributions it is 0.98 to 0.995."""
+ASSUMED_SAMPLES = 10_000
+ASSUMED_TEXT_TOKENS = 64
+ASSUMED_TILES = 1.0
+
+
+@dataclass(frozen=True)
+class Volume:
+    """What a stage reads over all its epochs, or until `max_steps`."""
+
+    steps: int
+    samples: float
+    tokens: float
+    tiles: float
+    attended: float
+    """Sum of squared document lengths, as if all samples of a source were equally long: a lower bound."""
+    text_tokens: float
+    fill: float
+    exact: bool
+    """From the shards' own plan; else an estimate from the recipe's figures."""
+    assumed: tuple[str, ...] = ()
+    """Figures that neither the recipe nor the shards state."""
+
+    @property
+    def work(self) -> Work:
+        """For the FLOPs; all text tokens count as supervised, an upper bound."""
+        return Work(self.tokens, self.tiles, self.text_tokens, self.attended)
+
+
+def stage_volume(recipe: Recipe, name: str, dims: Dimensions) -> Volume:
+    """Volume of a stage of the recipe."""
+    from data_pipeline.errors import DataError
+
+    if shards_are_here(recipe, recipe.stages[name]):
+        try:
+            return _exact(recipe, name, dims)
+        except DataError as error:  # shards that were not measured yet
+            logger.info("stages.%s is estimated: %s", name, error)
+    return estimate(recipe, recipe.stages[name], dims)
+
+
+def shards_are_here(recipe: Recipe, stage: StageConfig) -> bool:
+    """Whether all shards of the stage, and the tokenizer that measures them, are on this machine."""
+    folders = [source_folder(recipe, source) for source in stage.mixture]
+    if not all((Path(folder) / MANIFEST).is_file() for folder in folders):
+        return False
+    path = recipe.model.language.path
+    return (Path(recipe.data.root) / "tokenizer").is_dir() if path is None else Path(path).is_dir()
+
+
+def estimate(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume:
+    """From the figures per sample that the sources state; an epoch is what the data plan would draw."""
+    from data_pipeline.order.mixing import epoch_draws
+
+    sizes: dict[str, int] = {}
+    assumed: list[str] = []
+    for source in stage.mixture:
+        sizes[source] = _num_samples(recipe, source, assumed)
+    samples = tokens = tiles = attended = text = 0.0
+    for source, count in epoch_draws(sizes, stage.mixture).items():
+        config = recipe.data.sources[source]
+        text_each = _figure(config.tokens_per_sample, ASSUMED_TEXT_TOKENS, f"{source}.tokens_per_sample", assumed)
+        tiles_each = _figure(config.tiles_per_sample, ASSUMED_TILES, f"{source}.tiles_per_sample", assumed)
+        text_each = min(text_each, stage.max_text_tokens or text_each)
+        each = text_each + tiles_each * dims.tokens_per_tile
+        samples += count
+        tokens += count * each
+        tiles += count * tiles_each
+        attended += count * each**2
+        text += count * text_each
+    packs = math.ceil(tokens / (stage.sequence_length * ASSUMED_FILL))
+    steps = math.ceil(packs / stage.global_batch_packs) * stage.epochs
+    done = _until(stage, steps)
+    part = done / steps * stage.epochs
+    return Volume(
+        steps=done,
+        samples=samples * part,
+        tokens=tokens * part,
+        tiles=tiles * part,
+        attended=attended * part,
+        text_tokens=text * part,
+        fill=ASSUMED_FILL,
+        exact=False,
+        assumed=tuple(assumed),
+    )
+
+
+def _exact(recipe: Recipe, name: str, dims: Dimensions) -> Volume:
+    from alignvlm import stage_data
+    from alignvlm.model.build import load_processor
+    from data_pipeline.order.summary import summarise
+
+    summary: Mapping[str, float] = summarise(stage_data.stage_plan(recipe, name, load_processor(recipe)), 0)
+    steps = int(summary["steps"])
+    part = steps / summary["steps_per_epoch"]
+    samples, tokens, tiles = (summary[f"{what}_per_epoch"] * part for what in ("samples", "tokens", "tiles"))
+    return Volume(
+        steps=steps,
+        samples=samples,
+        tokens=tokens,
+        tiles=tiles,
+        attended=tokens**2 / max(samples, 1),
+        text_tokens=tokens - tiles * dims.tokens_per_tile,
+        fill=summary["fill"],
+        exact=True,
+    )
+
+
+def _until(stage: StageConfig, steps: int) -> int:
+    return steps if stage.max_steps is None else min(steps, stage.max_steps)
+
+
+def _num_samples(recipe: Recipe, source: str, assumed: list[str]) -> int:
+    """As many as the shards have where they are here, else as the recipe says."""
+    from data_pipeline.shards.index import load_manifest
+    from data_pipeline.shards.storage import open_storage
+
+    folder, config = source_folder(recipe, source), recipe.data.sources[source]
+    if (Path(folder) / MANIFEST).is_file():
+        return load_manifest(open_storage(folder)).num_samples
+    generated = config.generator_args.get("num_samples")
+    stated = config.num_samples or (generated if isinstance(generated, int) else None)
+    return int(_figure(stated, ASSUMED_SAMPLES, f"{source}.num_samples", assumed))
+
+
+def _figure(stated: float | None, default: float, key: str, assumed: list[str]) -> float:
+    if stated is None:
+        assumed.append(f"data.sources.{key} = {default:g}")
+        return default
+    return stated

@@ -1,0 +1,131 @@
+"""A plan as tables for a terminal. Numbers come from estimate.py; nothing is computed here but units and sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from alignvlm.config.schema import PARTS
+from alignvlm.estimates.estimate import RunPlan, StagePlan
+from alignvlm.estimates.memory import GIB
+
+
+def render(plan: RunPlan) -> Iterator[RenderableType]:
+    """Tables and lines in the order they are printed."""
+    yield (
+        f"[bold]{escape(plan.recipe)}[/] on {plan.world_size} GPUs of {plan.gpu_memory:g} GiB, "
+        f"{plan.peak_tflops:g} TFLOPS at {plan.mfu:.0%}: {_hours(plan.hours)}"
+    )
+    yield _parameters(plan)
+    yield _network(plan)
+    yield _volume(plan)
+    yield _compute(plan)
+    yield _memory(plan)
+    yield from _remarks(plan)
+
+
+def _parameters(plan: RunPlan) -> Table:
+    table = _table("Parameters", "", "all", *(stage.name for stage in plan.stages))
+    for part in PARTS:
+        table.add_row(part, _millions(plan.parameters[part]), *(_millions(s.trainable[part]) for s in plan.stages))
+    totals = (_millions(sum(stage.trainable.values())) for stage in plan.stages)
+    table.add_row("total", _millions(sum(plan.parameters.values())), *totals, style="bold")
+    return table
+
+
+def _network(plan: RunPlan) -> str:
+    text = f"{plan.tokens_per_tile} visual tokens per tile, at most {plan.max_tokens_per_image:,} per image"
+    if plan.w2_parameters:
+        text += f"; ALIGN's W2 has {_millions(plan.w2_parameters)} parameters"
+    return text
+
+
+def _volume(plan: RunPlan) -> Table:
+    rows: list[tuple[str, Callable[[StagePlan], str]]] = [
+        ("steps", lambda s: f"{s.volume.steps:,}{'' if s.volume.exact else ' (estimate)'}"),
+        ("samples", lambda s: f"{s.volume.samples:,.0f}"),
+        ("samples per step", lambda s: f"{s.samples_per_step:,.0f}"),
+        ("tokens per sample", lambda s: f"{s.volume.tokens / s.volume.samples:,.0f}"),
+        ("visual tokens per sample", lambda s: f"{s.volume.tiles * plan.tokens_per_tile / s.volume.samples:,.0f}"),
+        ("tokens", lambda s: f"{s.volume.tokens / 1e9:,.2f} B"),
+        ("fill of packs", lambda s: f"{s.volume.fill:.1%}"),
+        ("micro-batches per step", lambda s: "does not divide" if s.accumulation is None else str(s.accumulation)),
+    ]
+    return _rows("Data", plan, rows)
+
+
+def _compute(plan: RunPlan) -> Table:
+    rows: list[tuple[str, Callable[[StagePlan], str]]] = []
+    for part in PARTS:
+        rows.append((f"{part} forward", lambda s, part=part: _exa(s.flops[part].forward)))  # type: ignore[misc]
+        rows.append((f"{part} backward", lambda s, part=part: _exa(s.flops[part].backward)))  # type: ignore[misc]
+    rows += [
+        ("all", lambda s: _exa(s.total_flops)),
+        ("recomputed besides", lambda s: _exa(sum(part.recomputed for part in s.flops.values()))),
+        ("time", lambda s: _hours(s.hours)),
+    ]
+    return _rows("ExaFLOPs", plan, rows)
+
+
+def _memory(plan: RunPlan) -> Table:
+    kinds = list(dict.fromkeys(kind for stage in plan.stages for kind in stage.memory.gpu))
+    rows: list[tuple[str, Callable[[StagePlan], str]]] = [("strategy", lambda s: s.strategy)]
+    rows += [(kind, lambda s, kind=kind: _gib(s.memory.gpu.get(kind, 0.0))) for kind in kinds]  # type: ignore[misc]
+    rows.append(("total", lambda s: _gib(s.memory.gpu_total)))
+    if any(stage.memory.host for stage in plan.stages):
+        rows.append(("host memory", lambda s: _gib(s.memory.host_total)))
+    rows.append((f"fits in {plan.stages[0].fit.available / GIB:.1f}", lambda s: "yes" if s.fit.fits else "NO"))
+    if plan.w2_parameters:
+        rows.append(("one plain N x V tensor", lambda s: _gib(s.naive_vocabulary)))
+        rows.append(("our N x block instead", lambda s: _gib(s.our_vocabulary)))
+    return _rows("GiB per GPU", plan, rows)
+
+
+def _remarks(plan: RunPlan) -> Iterator[str]:
+    assumed = list(dict.fromkeys(figure for stage in plan.stages for figure in stage.volume.assumed))
+    if assumed:
+        yield f"Assumed, because neither recipe nor shards state it: {escape(', '.join(assumed))}"
+    if not all(stage.volume.exact for stage in plan.stages):
+        yield "Estimates follow the recipe's figures per sample; after `alignvlm data plan` on the shards it is exact."
+    problems = [problem for stage in plan.stages for problem in stage.problems]
+    for problem in problems:
+        yield f"[bold red]does not fit:[/] {escape(problem)}"
+    if not problems:
+        yield "[green]Everything fits.[/]"
+
+
+def _rows(title: str, plan: RunPlan, rows: list[tuple[str, Callable[[StagePlan], str]]]) -> Table:
+    table = _table(title, "", *(stage.name for stage in plan.stages))
+    for label, cell in rows:
+        bold = label in ("all", "total", "time", "steps")
+        table.add_row(label, *(cell(stage) for stage in plan.stages), style="bold" if bold else None)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(escape(column), justify="right" if number else "left", no_wrap=number > 0)
+    return table
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e6:,.1f} M" if count >= 1e5 else f"{count:,.0f}"
+
+
+def _exa(flops: float) -> str:
+    return f"{flops / 1e18:,.4g}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.2f}"
+
+
+def _hours(hours: float) -> str:
+    return (
+        f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min" if hours >= 1 / 60 else f"{hours * 3600:,.1f} s"
+    )

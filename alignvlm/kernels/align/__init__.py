@@ -1,0 +1,1 @@
+"""The vocabulary softmax of ALIGN: a reference, blocks of the vocabulary, chunks of tokens."""

@@ -1,0 +1,98 @@
+"""The element-wise part of the operator in plain PyTorch, in place on one block of logits at a time.
+
+Everything is computed in fp32 (float64 for float64 inputs); 16-bit blocks of W2 and E are widened as they come.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from alignvlm.kernels.align.moments import RowStatistics
+from alignvlm.kernels.align.vectors import LOWEST, ColumnGradients, Columns
+from alignvlm.kernels.matmul import wide_dtype
+
+
+class TorchRows:
+    """Rows of h prepared for the sweep: `left` is h scaled by 1/std, so that no pass over N x V has to do it."""
+
+    num_buffers = 3
+
+    def __init__(self, h: Tensor, statistics: RowStatistics | None) -> None:
+        self.dtype = wide_dtype(h.dtype)
+        self.left = h.to(self.dtype)
+        self.scale: Tensor | None = None
+        self.shift: Tensor | None = None
+        if statistics is not None:
+            self.scale = statistics.rstd.unsqueeze(1)
+            self.shift = (statistics.mu * statistics.rstd).unsqueeze(1)
+            self.left = self.left * self.scale
+
+    def operand(self, rows: Tensor) -> Tensor:
+        """A block of W2 or E, or the gradient of the output, as this implementation multiplies it."""
+        return rows.to(self.dtype)
+
+    def rescale(self, acc: Tensor, factor: Tensor) -> None:
+        """`acc *= factor` per row."""
+        acc.mul_(factor.unsqueeze(1))
+
+    def hidden_gradient(self, acc: Tensor) -> Tensor:
+        """From the summed products with W2 to the gradient of h (in place)."""
+        return acc if self.scale is None else acc.mul_(self.scale)
+
+    def _normalise(self, z: Tensor, columns: Columns) -> Tensor:
+        """z [N, B] = left W2^T -> normalised logits before gamma and beta, in place."""
+        if columns.bias is not None:
+            z.add_(columns.bias) if self.scale is None else z.addr_(self.scale.squeeze(1), columns.bias)
+        return z if self.shift is None else z.sub_(self.shift)
+
+    def forward(self, z: Tensor, columns: Columns, peak: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z [N, B] -> (p relative to the new peak, in place; sums of p [N]; factor [N] for what was summed before).
+
+        `peak` [N] is the running maximum and is updated.
+        """
+        z = columns.affine(self._normalise(z, columns), out=z)
+        new_peak = torch.maximum(peak, z.amax(dim=1).clamp_min_(LOWEST))
+        factor = torch.exp(peak - new_peak)
+        peak.copy_(new_peak)
+        p = z.sub_(new_peak.unsqueeze(1)).exp_()
+        return p, p.sum(dim=1), factor
+
+    def probabilities(self, z: Tensor, columns: Columns, lse: Tensor) -> Tensor:
+        """z [N, B] -> p, in place, given the log of the normaliser [N]."""
+        return columns.affine(self._normalise(z, columns), out=z).sub_(lse.unsqueeze(1)).exp_()
+
+    def backward(
+        self,
+        z: Tensor,
+        dp: Tensor,
+        columns: Columns,
+        lse: Tensor,
+        delta: Tensor,
+        scratch: list[Tensor],
+        *,
+        store_p: bool,
+        column_sums: bool,
+    ) -> tuple[Tensor, Tensor, ColumnGradients]:
+        """z, dp [N, B] -> (p, gamma p (dp - delta), sums over rows and columns); all three buffers are overwritten."""
+        del store_p  # p is needed on the way in any case
+        zhat = self._normalise(z, columns)
+        p = columns.affine(zhat, out=scratch[0]).sub_(lse.unsqueeze(1)).exp_()
+        ds = dp.sub_(delta.unsqueeze(1)).mul_(p)
+        sums = ColumnGradients()
+        if column_sums and columns.beta is not None:
+            sums.beta = ds.sum(dim=0)
+        g, product = ds, zhat
+        if self.shift is not None or (column_sums and columns.gamma is not None):
+            product = torch.mul(ds, zhat, out=zhat)
+            if column_sums and columns.gamma is not None:
+                sums.gamma = product.sum(dim=0)
+        if columns.gamma is not None:
+            g = ds.mul_(columns.gamma)
+        if self.shift is not None:
+            # A pass of multiplications and a plain sum: several times faster on a CPU than a matrix-vector product.
+            weighted = product if columns.gamma is None else product.mul_(columns.gamma)
+            sums.row, sums.row_product = g.sum(dim=1), weighted.sum(dim=1)
+        if column_sums and columns.bias is not None:
+            sums.bias = g.sum(dim=0) if self.scale is None else self.scale.squeeze(1) @ g
+        return p, g, sums

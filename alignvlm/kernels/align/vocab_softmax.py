@@ -1,0 +1,162 @@
+"""The public face of the ALIGN operator: checks arguments, applies autocast, and chooses an implementation."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from alignvlm.kernels.align.chunks import ChunkSettings
+from alignvlm.kernels.align.moments import Moments
+from alignvlm.kernels.align.reference import vocab_softmax_reference
+from alignvlm.kernels.align.token_chunks import ChunkedVocabSoftmax
+from alignvlm.kernels.align.vocab_blocks import Settings, VocabSoftmax, default_block
+
+Implementation = Literal["reference", "chunked", "blocked", "triton"]
+_WIDE = (torch.float32, torch.float64)
+
+
+def vocab_softmax(
+    h: Tensor,
+    w2: Tensor,
+    e: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    w2_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    normalize: bool = True,
+    moments: Moments | None = None,
+    skip_mass: float = 0.0,
+    block: int | None = None,
+    implementation: Implementation | None = None,
+) -> Tensor:
+    """Average the rows of E with the weights softmax(LN_V(h W2^T)): AlignVLM's connector (arXiv 2502.01341, eq. 1-2).
+
+        out = softmax(gamma * LN_V(h W2^T + b) + beta) E
+
+    Gradients reach h, w2, e, gamma, beta and w2_bias; those that do not require one cost nothing. Under autocast h, w2,
+    e and w2_bias are cast as by `torch.nn.functional.linear`. Statistics and sums are in fp32 (float64 for float64).
+
+    Args:
+        h: [N, D] float64, float32, bfloat16 or float16; N may be 0.
+        w2: [V, D], same dtype and device as h.
+        e: [V, D_e], same dtype and device; may be a parameter that others use too (tied embeddings).
+        gamma, beta: [V] in any floating dtype; scale and shift of the LayerNorm over V, or of the raw logits.
+        w2_bias: [V] bias of W2.
+        eps: of the LayerNorm over V.
+        normalize: False leaves the LayerNorm over V out (the Ovis connector).
+        moments: `vocab_moments(w2, w2_bias)` computed earlier for the same weights, or, with `constant=True`, those of
+            the whole vocabulary when w2 holds a part of it. None computes them.
+        skip_mass: leave out vocabulary blocks as long as no row loses more than this probability, and renormalise. Then
+            |out - exact| <= skip_mass * (largest distance between two rows of E), and the gradient is the exact one of
+            that restricted softmax. 0 (the default) is exact. Useful when the vocabulary is ordered by mass.
+        block: vocabulary rows per block; None chooses.
+        implementation: "reference" (keeps N x V), "chunked" (some tokens against the whole vocabulary; made for a CPU,
+            float32 and float64), "blocked" (all tokens against blocks of the vocabulary; plain PyTorch, any device and
+            dtype), "triton" (the same with row kernels; CUDA, or CPU under TRITON_INTERPRET=1). None takes chunked on
+            a CPU and triton on CUDA where they can do what is asked for, else blocked.
+
+    Returns:
+        [N, D_e] in the dtype of e.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or values that do not fit; the message names the argument.
+    """
+    autocast = torch.is_autocast_enabled(h.device.type) and h.dtype != torch.float64
+    _check_matrices(h, w2, e, check_dtype=not autocast)
+    _check_vectors(h, w2, {"gamma": gamma, "beta": beta, "w2_bias": w2_bias})
+    _check_options(w2, eps, normalize, moments, skip_mass, block)
+    if autocast:
+        dtype = torch.get_autocast_dtype(h.device.type)
+        h, w2, e = h.to(dtype), w2.to(dtype), e.to(dtype)
+        w2_bias = None if w2_bias is None else w2_bias.to(dtype)
+    implementation = implementation or _choose(h, skip_mass)
+    with torch.autocast(h.device.type, enabled=False):
+        if implementation == "reference":
+            if moments is not None or skip_mass:
+                raise ValueError("implementation 'reference' knows neither moments nor skip_mass")
+            return vocab_softmax_reference(h, w2, e, gamma, beta, w2_bias=w2_bias, eps=eps, normalize=normalize)
+        if implementation == "chunked":
+            if skip_mass:
+                raise ValueError("implementation 'chunked' knows no skip_mass")
+            if h.dtype not in _WIDE:
+                raise ValueError(f"implementation 'chunked' takes float32 and float64, not {h.dtype}")
+            chunk_settings = ChunkSettings(eps, normalize, moments, block)
+            out: Tensor = ChunkedVocabSoftmax.apply(h, w2, e, gamma, beta, w2_bias, chunk_settings)
+            return out
+        if implementation not in ("blocked", "triton"):
+            raise ValueError(
+                f"implementation must be 'reference', 'chunked', 'blocked' or 'triton', not {implementation!r}"
+            )
+        if implementation == "triton" and h.dtype in (torch.float64, torch.float16):
+            raise ValueError(f"implementation 'triton' takes float32 and bfloat16, not {h.dtype}")
+        settings = Settings(
+            eps=eps,
+            normalize=normalize,
+            skip_mass=skip_mass,
+            block=block or default_block(h.shape[0], w2.shape[0], h.dtype, h.device),
+            triton=implementation == "triton",
+            moments=moments,
+            needs_grad=torch.is_grad_enabled()
+            and any(t is not None and t.requires_grad for t in (h, w2, e, gamma, beta, w2_bias)),
+        )
+        out = VocabSoftmax.apply(h, w2, e, gamma, beta, w2_bias, settings)
+        return out
+
+
+def _choose(h: Tensor, skip_mass: float) -> Implementation:
+    if h.is_cuda:
+        has_kernels = h.dtype in (torch.float32, torch.bfloat16) and importlib.util.find_spec("triton") is not None
+        return "triton" if has_kernels else "blocked"
+    return "chunked" if h.dtype in _WIDE and not skip_mass else "blocked"
+
+
+def _check_matrices(h: Tensor, w2: Tensor, e: Tensor, *, check_dtype: bool) -> None:
+    for name, matrix in (("h", h), ("w2", w2), ("e", e)):
+        if matrix.dim() != 2:
+            raise ValueError(f"{name} must have two dimensions, not shape {tuple(matrix.shape)}")
+        if not matrix.is_floating_point():
+            raise ValueError(f"{name} must be floating point, not {matrix.dtype}")
+        if matrix.device != h.device:
+            raise ValueError(f"{name} is on {matrix.device} but h is on {h.device}")
+        if check_dtype and matrix.dtype != h.dtype:
+            raise ValueError(f"{name} is {matrix.dtype} but h is {h.dtype}")
+    if w2.shape[1] != h.shape[1]:
+        raise ValueError(f"w2 must be [V, {h.shape[1]}] to fit h {tuple(h.shape)}, not {tuple(w2.shape)}")
+    if w2.shape[0] == 0:
+        raise ValueError("w2 has no rows: the vocabulary is empty")
+    if e.shape[0] != w2.shape[0]:
+        raise ValueError(f"e has {e.shape[0]} rows but w2 has {w2.shape[0]}: both must be the vocabulary")
+
+
+def _check_vectors(h: Tensor, w2: Tensor, vectors: dict[str, Tensor | None]) -> None:
+    for name, vector in vectors.items():
+        if vector is None:
+            continue
+        if vector.shape != w2.shape[:1]:
+            raise ValueError(f"{name} must be [{w2.shape[0]}], one value per row of w2, not {tuple(vector.shape)}")
+        if not vector.is_floating_point():
+            raise ValueError(f"{name} must be floating point, not {vector.dtype}")
+        if vector.device != h.device:
+            raise ValueError(f"{name} is on {vector.device} but h is on {h.device}")
+
+
+def _check_options(
+    w2: Tensor, eps: float, normalize: bool, moments: Moments | None, skip_mass: float, block: int | None
+) -> None:
+    if eps < 0:
+        raise ValueError(f"eps must not be negative, but is {eps}")
+    if not 0 <= skip_mass < 1:
+        raise ValueError(f"skip_mass must be in [0, 1), not {skip_mass}")
+    if block is not None and block < 1:
+        raise ValueError(f"block must be positive, not {block}")
+    if moments is not None:
+        if not normalize:
+            raise ValueError("moments are given but normalize is False: nothing would use them")
+        if moments.covariance.shape != (w2.shape[1], w2.shape[1]):
+            raise ValueError(f"moments belong to a width of {len(moments.mean)}, but w2 is {tuple(w2.shape)}")
+        if moments.mean.device != w2.device:
+            raise ValueError(f"moments are on {moments.mean.device} but w2 is on {w2.device}")

@@ -1,8 +1,0 @@
-"""From a recipe and a number of machines to what a cluster starts; the scripts themselves are in launch/."""
-
-from __future__ import annotations
-
-from alignvlm.launching.scripts import check_world, find_launcher
-from alignvlm.launching.slurm import SlurmJob
-
-__all__ = ["SlurmJob", "check_world", "find_launcher"]

@@ -1,0 +1,227 @@
+"""The report of a run: one self-contained HTML page and results.json, from the files that the run has so far."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from alignvlm.report.charts import Chart, Series, Value, draw, format_number
+from alignvlm.report.overlay import draw_view
+from alignvlm.report.run_data import RunData, StageData, quarantine_summary, read_run
+
+RESULT_FIELDS = ("exact_match", "anls", "relaxed_accuracy", "items", "baseline", "baseline_answer")
+VIEWS = 4
+"""Images with vocabulary tokens drawn over them."""
+MAX_PNG_BYTES = 40_000
+"""Larger pictures are embedded as JPEG."""
+PARTS = ("vision", "connector", "language")
+
+
+def build_report(run_folder: str | Path) -> Path:
+    """Write `<run>/report/index.html` and `<run>/report/results.json`; also for a run that is not finished.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    run = read_run(run_folder)
+    folder = run.folder / "report"
+    folder.mkdir(exist_ok=True)
+    _write(folder / "results.json", json.dumps(results_of(run), indent=2, ensure_ascii=False) + "\n")
+    _write(folder / "index.html", render(run))
+    return folder / "index.html"
+
+
+def results_of(run: RunData) -> dict[str, Any]:
+    """{"run", "stages": {stage: {task: {exact_match, anls, relaxed_accuracy, items, baseline, baseline_answer}}}}."""
+    stages = {
+        stage.name: {task: {key: entry.get(key) for key in RESULT_FIELDS} for task, entry in stage.results.items()}
+        for stage in run.stages
+        if stage.results
+    }
+    return {"run": run.name, "finished": run.finished, "stages": stages}
+
+
+def render(run: RunData) -> str:
+    """The page as text."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("alignvlm.report", "templates"),
+        autoescape=select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": lambda x: f"{100 * x:.1f}", "number": format_number}
+    templates = files("alignvlm.report") / "templates"
+    return environment.get_template("report.html").render(
+        run=run,
+        style=Markup((templates / "report.css").read_text(encoding="utf-8")),
+        script=Markup((templates / "report.js").read_text(encoding="utf-8")),
+        facts=_facts(run),
+        results=_results(run),
+        charts=[figure for chart in _charts(run) if (figure := draw(chart, run.steps)) is not None],
+        gallery=[(task, _gallery(run, task)) for task in run.tasks],
+        views=_views(run),
+        quarantine=quarantine_summary(run.quarantine),
+        config=_config_text(run),
+        now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _facts(run: RunData) -> list[tuple[str, str]]:
+    """What the head of the page says, only what is known."""
+    facts: list[tuple[str, str]] = []
+    environment = run.environment
+    planned = (run.config.get("train") or {}).get("processes")
+    world_size = run.attempts[-1].get("world_size", planned) if run.attempts else planned
+    if run.steps:
+        facts.append(("Steps", f"{len(run.steps):,}"))
+        facts.append(("Tokens", format_number(sum(step.get("tokens") or 0 for step in run.steps))))
+        facts.append(("Samples", format_number(sum(step.get("samples") or 0 for step in run.steps))))
+        facts.append(("Training time", format_duration(sum(step.get("seconds") or 0.0 for step in run.steps))))
+        facts.append(("Held up by saves", f"{sum(step.get('checkpoint_stall') or 0.0 for step in run.steps):.1f} s"))
+    if world_size:
+        facts.append(("Processes", str(world_size)))
+    if run.attempts:
+        facts.append(("Resumes", str(sum(attempt.get("resumed_at", 0) > 0 for attempt in run.attempts))))
+    if environment.get("git_commit"):
+        facts.append(("Commit", str(environment["git_commit"])[:10]))
+    packages = environment.get("packages") or {}
+    facts += [(name, packages[name]) for name in ("torch", "deepspeed", "transformers") if name in packages]
+    if environment.get("started"):
+        facts.append(("Started", str(environment["started"])[:16].replace("T", " ")))
+    return facts
+
+
+def _results(run: RunData) -> list[dict[str, Any]]:
+    """Per task its entries of all stages, and what the summary shows: first, last, baseline."""
+    tables = []
+    for task in run.tasks:
+        rows = [(stage.name, stage.results[task]) for stage in run.stages if task in stage.results]
+        last = rows[-1]
+        tables.append({"task": task, "rows": rows, "first": rows[0], "last": last, "baseline": last[1]["baseline"]})
+    return tables
+
+
+def _charts(run: RunData) -> list[Chart]:
+    def one(name: str, colour: int, key: str) -> list[Series]:
+        return [Series(name, colour, lambda step: step.get(key))]
+
+    def rate(part: str) -> Value:
+        return lambda step: (step.get("lr") or {}).get(part)
+
+    parts = dict.fromkeys(part for step in run.steps for part in step.get("lr") or {})
+    order = [part for part in PARTS if part in parts] + [part for part in parts if part not in PARTS]
+    return [
+        Chart("Loss", one("loss", 0, "loss"), "per supervised token", log=True, smooth=True),
+        Chart("Learning rate", [Series(part, i % 5, rate(part)) for i, part in enumerate(order)], zero=True),
+        Chart("Gradient norm", one("norm", 1, "grad_norm"), "before clipping", log=True, smooth=True),
+        Chart("Throughput", one("tokens/s", 2, "tokens_per_second"), "tokens per second", smooth=True, zero=True),
+        Chart("Packing fill", one("fill", 3, "fill"), "part of the pack that is not padding"),
+        Chart("Connector entropy", one("entropy", 4, "connector_entropy"), "nats per visual token"),
+        Chart("Connector top token", one("mass", 0, "connector_top_mass"), "mean largest probability", zero=True),
+        Chart("Waiting for data", one("seconds", 1, "data_wait"), "seconds per step", zero=True),
+    ]
+
+
+def _gallery(run: RunData, task: str) -> list[dict[str, Any]]:
+    """Samples with pictures, each with its questions and every stage's answers."""
+    samples: dict[int, dict[str, Any]] = {}
+    for stage in run.stages:
+        for row in stage.predictions(task):
+            if "images" not in row:
+                continue
+            sample = samples.setdefault(row["index"], {"key": row["key"], "turns": {}})
+            sample["pictures"] = [stage.folder / "evaluation" / name for name in row["images"]]
+            turn = sample["turns"].setdefault(row["turn"], {"question": row["question"], "answers": row["answers"]})
+            turn.setdefault("predictions", []).append((stage.name, row))
+    for sample in samples.values():
+        sample["images"] = [embed(path) for path in sample.pop("pictures") if path.is_file()]
+        sample["turns"] = [sample["turns"][turn] for turn in sorted(sample["turns"])]
+    return [samples[index] for index in sorted(samples)]
+
+
+def _views(run: RunData) -> list[dict[str, Any]]:
+    """Vocabulary views of the newest evaluated stage, tasks taking turns, with their mean entropy in every stage."""
+    evaluated: list[StageData] = [stage for stage in run.stages if stage.results]
+    if not evaluated:
+        return []
+    gallery = evaluated[-1].folder / "evaluation" / "gallery"
+    per_task = [sorted(gallery.glob(f"{task}-*.vocabulary.json")) for task in run.tasks]
+    chosen = [paths[i] for i in range(VIEWS) for paths in per_task if i < len(paths)]
+    views = []
+    for path in sorted(chosen[:VIEWS]):
+        view = _read_json(path)
+        picture = path.with_name(path.name.replace(".vocabulary.json", "-0.png"))
+        history = [
+            (stage.name, _read_json(other)["entropy"])
+            for stage in evaluated
+            if (other := stage.folder / "evaluation" / "gallery" / path.name).is_file()
+        ]
+        views.append(
+            {
+                "drawing": draw_view(view, embed(picture), image_size(picture)),
+                "task": path.name.rsplit("-", 1)[0],
+                "history": history,
+                "uniform": math.log(view["vocabulary"]),
+            }
+        )
+    return views
+
+
+def embed(path: Path) -> str:
+    """A picture as a data URI: its own PNG when small, else JPEG."""
+    from PIL import Image
+
+    data, kind = path.read_bytes(), "png"
+    if len(data) > MAX_PNG_BYTES:
+        buffer = io.BytesIO()
+        with Image.open(path) as image:
+            image.convert("RGB").save(buffer, "JPEG", quality=85, optimize=True)
+        if buffer.tell() < len(data):
+            data, kind = buffer.getvalue(), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.size
+
+
+def format_duration(seconds: float) -> str:
+    """`42 s`, `7 min 05 s`, `3 h 12 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _config_text(run: RunData) -> str:
+    path = run.folder / "config.yaml"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,62 @@
+"""A DeepSpeed checkpoint engine that writes in a thread: saving costs training a copy to host memory, not the disk.
+
+An error of the disk is kept and reported by `result`, never raised in the middle of DeepSpeed's collective save: there
+it would leave the other ranks waiting.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+from alignvlm.run_folder import write_text
+
+
+class BackgroundCheckpointEngine(TorchCheckpointEngine):
+    """Put into `engine.checkpoint_engine`; one save at a time."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writes: list[Future[None]] = []
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Copy the tensors and return; the file follows."""
+        self._writes.append(self._pool.submit(super().save, snapshot(state_dict, {}), path))
+
+    def save_text(self, path: Path, text: str) -> None:
+        """A small file among the others."""
+        self._writes.append(self._pool.submit(write_text, path, text))
+
+    @property
+    def done(self) -> bool:
+        """Whether all files are written, or have failed."""
+        return all(write.done() for write in self._writes)
+
+    def result(self) -> str | None:
+        """Waits for the writes; the first error, or None."""
+        errors = [write.exception() for write in self._writes]
+        self._writes = []
+        return next((f"{type(e).__name__}: {e}" for e in errors if e is not None), None)
+
+    def cleanup(self) -> None:
+        """Wait for what is being written."""
+        self._pool.shutdown(wait=True)
+
+
+def snapshot(tree: Any, copies: dict[tuple[int, Any, Any], torch.Tensor]) -> Any:
+    """The same structure with every tensor copied to the CPU; views of the same memory stay one copy."""
+    if isinstance(tree, torch.Tensor):
+        key = (tree.data_ptr(), tree.shape, tree.stride())
+        if tree.numel() == 0 or key not in copies:
+            copies[key] = tree.detach().to("cpu", copy=True)
+        return copies[key]
+    if isinstance(tree, dict):
+        return type(tree)((k, snapshot(v, copies)) for k, v in tree.items())
+    if isinstance(tree, list | tuple) and not hasattr(tree, "_fields"):
+        return type(tree)(snapshot(v, copies) for v in tree)
+    return tree

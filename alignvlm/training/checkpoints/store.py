@@ -1,0 +1,230 @@
+"""Checkpoints of a stage: written beside, valid by a manifest written last, newest valid one found, old ones removed.
+
+A checkpoint holds DeepSpeed's shards (weights, optimizer), `state.json` (step, data position, world size) and the
+random state of every rank. What is in it belongs to training.stage; this file knows folders and checksums.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignvlm.run_folder import write_text
+from alignvlm.training.checkpoints.background import BackgroundCheckpointEngine
+from alignvlm.training.distributed import World
+
+FORMAT = 1
+"""Version of the layout; a change is announced in CHANGELOG.md as breaking."""
+TAG = "deepspeed"
+MANIFEST = "manifest.json"
+UNIVERSAL_SUFFIX = ".universal"
+"""Of the converted copy for another number of ranks, made when one is needed."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint on disk."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+
+class CheckpointStore:
+    """The checkpoints of one stage. Saving begins with `begin` and ends with `finish`, some steps later."""
+
+    def __init__(self, folder: Path, world: World, keep_last: int, keep_every: int | None) -> None:
+        self.folder = folder
+        self.world = world
+        self.keep_last = keep_last
+        self.keep_every = keep_every
+        self._writer: BackgroundCheckpointEngine | None = None
+        self._pending: Path | None = None
+
+    def attach(self, engine: Any) -> None:
+        """Let the engine write in the background."""
+        self._writer = engine.checkpoint_engine = BackgroundCheckpointEngine(engine._config)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank has a save that waits for `finish` and all its files are on their way's end."""
+        return self._pending is not None and self._writer is not None and self._writer.done
+
+    def begin(self, engine: Any, state: dict[str, Any]) -> str | None:
+        """Start writing a checkpoint; `state` is JSON with at least `step`. Every rank calls it, after `finish`.
+
+        Returns:
+            Why it cannot be saved (the disk is full), equal on all ranks; nothing was written then.
+        """
+        assert self._pending is None, "a save is still being written"
+        final = self.folder / f"step-{state['step']:08d}"
+        partial = final.with_name(final.name + ".partial")
+        problem = None
+        if self.world.is_main:
+            problem = self._make_room(partial)
+        problem = self.world.broadcast(problem)
+        if problem is not None:
+            return problem
+        engine.save_checkpoint(str(partial), tag=TAG)
+        assert self._writer is not None
+        self._writer.save(_random_state(), str(partial / f"random-{self.world.rank:05d}.pt"))
+        if self.world.is_main:
+            self._writer.save_text(partial / "state.json", json.dumps({"format": FORMAT, **state}, indent=2) + "\n")
+        self._pending = final
+        return None
+
+    def finish(self) -> str | None:
+        """Wait for all ranks' files, checksum them, write the manifest and give the folder its name.
+
+        Until then the previous checkpoint is the newest valid one. Every rank calls it; without a pending save it
+        does nothing.
+
+        Returns:
+            Why the checkpoint was given up (a rank could not write), equal on all ranks.
+        """
+        if self._pending is None:
+            return None
+        final, self._pending = self._pending, None
+        assert self._writer is not None
+        problems = [p for p in self.world.gather(self._writer.result()) if p is not None]
+        partial = final.with_name(final.name + ".partial")
+        if problems:
+            if self.world.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+            return problems[0]
+        self._seal(partial)
+        if self.world.is_main:
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            _sync(self.folder)
+            self._remove_old()
+        self.world.wait()
+        return None
+
+    @property
+    def newest_step(self) -> int:
+        """Step of the newest finished checkpoint, 0 when there is none."""
+        return max((int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*[0-9]")), default=0)
+
+    def close(self) -> None:
+        """Wait for what this rank is still writing."""
+        if self._writer is not None:
+            self._writer.cleanup()
+
+    def _make_room(self, partial: Path) -> str | None:
+        """Clear what an earlier attempt left and check that another checkpoint of the last one's size fits."""
+        for left in self.folder.glob("step-*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            return str(error)
+        last = max((p for p in self.folder.glob("step-*[0-9]")), default=None)
+        needed = sum(f.stat().st_size for f in last.rglob("*") if f.is_file()) if last else 0
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            shutil.rmtree(partial, ignore_errors=True)
+            return f"{self.folder}: {free / 2**30:.1f} GiB free, a checkpoint needs {needed / 2**30:.1f} GiB"
+        return None
+
+    def newest(self, tell: Callable[[str], None]) -> Found | None:
+        """The newest checkpoint whose files are all there and unharmed; others are named and passed over."""
+        candidates = self.world.broadcast(
+            sorted(self.folder.glob("step-*[0-9]"), reverse=True) if self.world.is_main else None
+        )
+        for folder in candidates:
+            problem = self._problem(folder)
+            if problem is None:
+                return Found(folder, json.loads((folder / "state.json").read_text()))
+            if self.world.is_main:
+                tell(f"checkpoint {folder} is not valid, trying an older one: {problem}")
+        return None
+
+    def load(self, engine: Any, found: Found) -> None:
+        """Bring engine and random state back; the world size must be the one that saved."""
+        engine.load_checkpoint(str(found.folder), tag=TAG)
+        _restore_random_state(found.folder / f"random-{self.world.rank:05d}.pt")
+
+    def _seal(self, folder: Path) -> None:
+        """Checksum all files, the ranks sharing the work, and write the manifest."""
+        names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+        mine = {name: _measure(folder / name) for name in names[self.world.rank :: self.world.size]}
+        parts = self.world.gather(mine)
+        if self.world.is_main:
+            files = {name: entry for part in parts for name, entry in part.items()}
+            write_text(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
+            _sync(folder)
+
+    def _problem(self, folder: Path) -> str | None:
+        """Why a checkpoint cannot be used; all ranks agree on the answer."""
+        found = [p for p in self.world.gather(_first_difference(folder, self.world)) if p is not None]
+        return found[0] if found else None
+
+    def _remove_old(self) -> None:
+        done = sorted(self.folder.glob("step-*[0-9]"))
+        for old in done[: -self.keep_last]:
+            if not (self.keep_every and int(old.name.removeprefix("step-")) % self.keep_every == 0):
+                shutil.rmtree(old)
+                shutil.rmtree(old.with_name(f"{old.name}{UNIVERSAL_SUFFIX}"), ignore_errors=True)
+
+
+def _first_difference(folder: Path, world: World) -> str | None:
+    """What is wrong with this rank's share of the files."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        return f"manifest: {error}"
+    if manifest.get("format") != FORMAT:
+        return f"its format is {manifest.get('format')}, this version reads {FORMAT}"
+    for name in sorted(manifest["files"])[world.rank :: world.size]:
+        try:
+            actual = _measure(folder / name)
+        except OSError as error:
+            return f"{name}: {error}"
+        if actual != manifest["files"][name]:
+            return f"{name}: size or checksum differs from the manifest"
+    return None
+
+
+def _measure(path: Path) -> dict[str, int]:
+    """Size and CRC-32 of a file, which is also flushed to disk."""
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            checksum = zlib.crc32(block, checksum)
+        os.fsync(file.fileno())
+    return {"size": path.stat().st_size, "crc32": checksum}
+
+
+def _sync(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore_random_state(path: Path) -> None:
+    state = torch.load(path, weights_only=True)
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

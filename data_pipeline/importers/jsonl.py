@@ -1,0 +1,63 @@
+"""One's own data as records for the writer: a JSON-lines file of conversations and a folder of images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.shards.storage import check_name
+
+_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+def read_jsonl(file: Path, images: Path) -> Iterator[dict[str, Any]]:
+    """Records of `writer.write_shards`.
+
+    A line is {"messages": [{"role", "content"}], "images": [file, …]} (or "image": file) and any meta data; LLaVA's
+    {"conversations": [{"from", "value"}]} is understood too. Files are relative to `images`. "key" is optional.
+
+    Raises:
+        DataError: names file and line of what is not JSON, not a conversation, or an image that is not there.
+    """
+    if not file.is_file():
+        raise DataError(f"{file}: no such file")
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield _record(json.loads(line), images, f"{number:09d}")
+                except (ValueError, DataError) as error:
+                    raise DataError(f"{file}, line {number}: {error}") from error
+
+
+def _record(row: Any, images: Path, key: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError("not a JSON object")
+    row = dict(row)
+    if "conversations" in row and "messages" not in row:
+        row["messages"] = [_message(turn) for turn in row.pop("conversations")]
+    if "messages" not in row:
+        raise DataError(f"no 'messages' (fields: {', '.join(row)})")
+    names = row.pop("images", None)
+    if names is None:
+        names = [row.pop("image")] if "image" in row else []
+    return {"key": key, **row, "images": [_read(images, name) for name in names]}
+
+
+def _message(turn: Any) -> dict[str, Any]:
+    if not isinstance(turn, dict) or turn.get("from") not in _SPEAKERS:
+        raise DataError(f"a turn of 'conversations' must be from {', '.join(_SPEAKERS)}: {str(turn)[:80]}")
+    return {"role": _SPEAKERS[turn["from"]], "content": turn.get("value")}
+
+
+def _read(folder: Path, name: Any) -> bytes:
+    if not isinstance(name, str):
+        raise DataError(f"image {name!r} is not a file name")
+    path = folder / check_name(name)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"image {path}: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""From the plan to micro-batches: loader processes, collation, the quarantine ledger."""

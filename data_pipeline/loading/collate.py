@@ -1,0 +1,103 @@
+"""Documents of a micro-batch as one flat sequence of tensors. Documents never see each other: lengths and positions say
+so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.loading.tile_memory import Piece
+from data_pipeline.samples.schema import Encoded
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank trains on at once: its packs as one sequence of T tokens.
+
+    A micro-batch without documents holds one pad document of one token, so that every rank makes the same calls.
+    """
+
+    input_ids: torch.Tensor
+    """int64 [1, T]."""
+    labels: torch.Tensor
+    """int64 [1, T], -100 where unsupervised; not shifted."""
+    position_ids: torch.Tensor
+    """int64 [1, T], from 0 in every document."""
+    cu_seqlens: torch.Tensor
+    """int32 [documents + 1]: where documents begin, and T."""
+    max_seqlen: int
+    """Tokens of the longest document."""
+    tiles: torch.Tensor
+    """uint8 [K, 3, S, S]; K may be 0, and S is 0 when there was no document to tell it."""
+    num_supervised: int
+    """Labels that survive the shift inside their document: a document's first token is predicted from nothing."""
+    keys: list[str]
+    """"source/shard/key" of each document."""
+    num_samples: int
+    """Documents, bad ones and the pad document not counted."""
+    step: int
+    """Optimizer step (from 0) in the plan."""
+    epoch: int
+    """Epoch (from 0) in the plan."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> MicroBatch:
+        """The same on another device."""
+        return replace(
+            self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self._tensors().items()}
+        )
+
+    def pin_memory(self) -> MicroBatch:
+        """The same in page-locked memory, for copies to a GPU that overlap with work."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+
+def collate(
+    documents: Sequence[Encoded], keys: Sequence[str], *, step: int, epoch: int, memory: Piece | None = None
+) -> MicroBatch:
+    """Documents, in order, as a micro-batch; the tiles are laid into `memory` where there is some."""
+    lengths = [len(document.input_ids) for document in documents]
+    if documents:
+        input_ids = np.concatenate([document.input_ids for document in documents])
+        labels = np.concatenate([document.labels for document in documents])
+    else:
+        lengths, input_ids, labels = [1], np.zeros(1, dtype=np.int64), np.full(1, IGNORED, dtype=np.int64)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    shifted = labels != IGNORED
+    shifted[starts] = False
+    return MicroBatch(
+        input_ids=torch.from_numpy(input_ids.astype(np.int64, copy=False))[None],
+        labels=torch.from_numpy(labels.astype(np.int64, copy=False))[None],
+        position_ids=torch.from_numpy(np.arange(len(input_ids)) - np.repeat(starts, lengths))[None],
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
+        max_seqlen=max(lengths),
+        tiles=_stack([document.tiles for document in documents], memory),
+        num_supervised=int(shifted.sum()),
+        keys=list(keys),
+        num_samples=len(documents),
+        step=step,
+        epoch=epoch,
+    )
+
+
+def _stack(tiles: Sequence[np.ndarray], memory: Piece | None) -> torch.Tensor:
+    """uint8 [K, 3, S, S] of all documents' tiles."""
+    side = tiles[0].shape[-1] if tiles else 0
+    shape = (sum(len(each) for each in tiles), 3, side, side)
+    stacked = torch.empty(shape, dtype=torch.uint8) if memory is None else memory.tensor(shape)
+    begin, array = 0, stacked.numpy()
+    for each in tiles:
+        array[begin : begin + len(each)] = each
+        begin += len(each)
+    return stacked

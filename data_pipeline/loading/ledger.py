@@ -1,0 +1,81 @@
+"""The quarantine ledger: every bad sample once, over resumes, epochs and ranks; training stops when there are too
+many.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from data_pipeline.errors import LoadError
+from data_pipeline.shards.sources import BadSample
+
+MIN_BAD = 10
+"""So many bad samples are let pass whatever their fraction."""
+
+
+class Ledger:
+    """`quarantine.jsonl`: one line {"source", "shard", "key", "error"} per bad sample.
+
+    Ranks may share the file: a line is written under a lock after reading what others wrote.
+
+    Args:
+        path: of the file; made with its folder when the first bad sample comes.
+        max_bad_fraction: `record` raises when more than this fraction of the samples that this process saw, and more
+        than
+            MIN_BAD, were bad.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], max_bad_fraction: float = 0.01) -> None:
+        self.path, self.max_bad_fraction = Path(path), max_bad_fraction
+        self.num_seen = self.num_bad = 0
+        self._known: set[tuple[str, str, str]] = set()
+        self._read = 0
+
+    def record(self, num_seen: int, bad: Iterable[BadSample]) -> None:
+        """Count `num_seen` samples, the bad ones among them, and write down those that are new. Raises LoadError past
+        the threshold.
+        """
+        bad = list(bad)
+        self.num_seen += num_seen
+        self.num_bad += len(bad)
+        if bad:
+            self._write(bad)
+            if self.num_bad > MIN_BAD and self.num_bad > self.max_bad_fraction * self.num_seen:
+                last = bad[-1]
+                raise LoadError(
+                    f"{self.num_bad} of {self.num_seen} samples were bad, "
+                    f"more than data.max_bad_fraction {self.max_bad_fraction:g}; "
+                    f"see {self.path} (last: {last.source}/{last.shard}/{last.key}: {last.error})"
+                )
+
+    def _write(self, bad: list[BadSample]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._catch_up(file.fileno())
+            for sample in bad:
+                key = (sample.source, sample.shard, sample.key)
+                if key not in self._known:
+                    self._known.add(key)
+                    file.write(json.dumps(vars(sample), ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            self._read = os.fstat(file.fileno()).st_size
+
+    def _catch_up(self, descriptor: int) -> None:
+        """Learn the lines that other processes, or an earlier run, have written. A line cut off by a crash is ended
+        first.
+        """
+        size = os.fstat(descriptor).st_size
+        data = os.pread(descriptor, size - self._read, self._read)
+        if data and not data.endswith(b"\n"):
+            os.write(descriptor, b"\n")
+        for line in data.splitlines():
+            try:
+                row = json.loads(line)
+                self._known.add((row["source"], row["shard"], row["key"]))
+            except (ValueError, KeyError):
+                continue  # the cut-off line

@@ -1,0 +1,146 @@
+"""From the plan to tensors: the training process walks through the plan, loader processes make the micro-batches, and
+they come back in order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+
+from data_pipeline.errors import DataError, LoadError
+from data_pipeline.loading.collate import MicroBatch
+from data_pipeline.loading.ledger import Ledger
+from data_pipeline.loading.tile_memory import TileMemory
+from data_pipeline.loading.worker import MicroBatches, WorkItem, WorkResult, prepare_process
+from data_pipeline.order.batch import accumulation_steps
+from data_pipeline.order.plan import Plan, Position
+from data_pipeline.samples.schema import Encoder
+from data_pipeline.shards.reader import SourceReader
+from data_pipeline.shards.sources import Source
+
+
+class _WorkItems(Sampler[WorkItem]):
+    """One rank's work items from a position to the end of the plan."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        start: Position,
+        ranks: tuple[int, int],
+        micro_batch_packs: int,
+        memory: TileMemory | None,
+        tile_bytes: int,
+    ) -> None:
+        self.plan, self.start, self.micro_batch_packs = plan, start, micro_batch_packs
+        self.rank, self.world_size = ranks
+        self.memory, self.tile_bytes = memory, tile_bytes
+
+    def __iter__(self) -> Iterator[WorkItem]:
+        for batch in self.plan.batches(self.start):
+            for packs in batch.micro_batches(self.world_size, self.micro_batch_packs)[:, self.rank]:
+                mine = batch.packs.take(packs)
+                piece = None if self.memory is None else self.memory.lend(int(mine.tiles.sum()) * self.tile_bytes)
+                documents = np.stack([mine.source, mine.index, mine.tokens, mine.tiles], axis=1)
+                yield WorkItem(batch.step, batch.epoch, documents, piece)
+
+
+class Loader:
+    """Iterates over optimizer steps: a list with this rank's micro-batches of each, one per accumulation step.
+
+    `wait_seconds` adds up the time that `next` took: what the training process waited for data.
+    """
+
+    def __init__(
+        self, loader: DataLoader[WorkResult | LoadError], accumulation: int, num_steps: int, ledger: Ledger | None
+    ) -> None:
+        self.accumulation, self.ledger, self.wait_seconds = accumulation, ledger, 0.0
+        self._loader, self._num_steps = loader, num_steps
+
+    def __len__(self) -> int:
+        """Steps from the start position to the end of the plan."""
+        return self._num_steps
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        """Raises LoadError when shards cannot be read, a loader process dies, or too many samples are bad."""
+        began = time.perf_counter()
+        results = iter(self._loader)
+        try:
+            step: list[MicroBatch] = []
+            for result in results:
+                if isinstance(result, LoadError):
+                    raise result
+                if self.ledger is not None:
+                    self.ledger.record(result.num_seen, result.bad)
+                step.append(result.batch)
+                if len(step) == self.accumulation:
+                    self.wait_seconds += time.perf_counter() - began
+                    yield step
+                    step, began = [], time.perf_counter()
+        except RuntimeError as error:  # torch has no class of its own for it, and raises it wherever this process is
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise LoadError(
+                f"a loader process died ({error}); it was killed from outside or ran out of memory or of /dev/shm: "
+                "lower data.num_workers or data.prefetch, or give the container more shared memory"
+            ) from error
+        finally:
+            shutdown = getattr(results, "_shutdown_workers", None)
+            if shutdown is not None:
+                shutdown()
+
+
+def build_loader(
+    plan: Plan,
+    encoder: Encoder,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    micro_batch_packs: int = 1,
+    start_step: int | Position = 0,
+    num_workers: int = 1,
+    prefetch: int = 4,
+    ledger: Ledger | None = None,
+    pin_memory: bool = False,
+) -> Loader:
+    """This rank's steps of a plan over measured sources (`sources.open_source`), from `start_step` on.
+
+    Args:
+        micro_batch_packs: packs per rank and micro-batch; global_batch_packs must be a multiple of it times world_size.
+        num_workers: loader processes; 0 works in the calling process. The batches are the same for any number.
+        prefetch: micro-batches that each process keeps ready.
+        ledger: where bad samples go; without one they are only left out.
+
+    Raises:
+        DataError: batch sizes that do not divide, or a position of another plan.
+    """
+    if not 0 <= rank < world_size:
+        raise DataError(f"rank {rank} of world size {world_size}")
+    accumulation = accumulation_steps(plan.global_batch_packs, world_size, micro_batch_packs)
+    start = start_step if isinstance(start_step, Position) else plan.position(start_step)
+    plan.check(start)
+    memory: TileMemory | None = None
+    processes: dict[str, Any] = {}
+    if num_workers > 0:
+        memory = TileMemory()
+        processes = {
+            "prefetch_factor": prefetch,
+            "worker_init_fn": prepare_process,
+            "multiprocessing_context": "fork",  # they share the memory, and their parent is this process
+        }
+    items = _WorkItems(plan, start, (rank, world_size), micro_batch_packs, memory, 3 * encoder.tile_size**2)
+    dataset = MicroBatches(_readers(plan.sources), encoder)
+    loader = DataLoader(
+        dataset, batch_size=None, sampler=items, num_workers=num_workers, pin_memory=pin_memory, **processes
+    )
+    return Loader(loader, accumulation, plan.num_steps - start.step, ledger)
+
+
+def _readers(sources: Mapping[str, Any]) -> list[SourceReader]:
+    for name, source in sources.items():
+        if not isinstance(source, Source):
+            raise DataError(f"source {name!r} can only be planned, not read: open it with open_source")
+    return [source.reader for source in sources.values()]

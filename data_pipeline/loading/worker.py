@@ -1,0 +1,149 @@
+"""What a loader process does: one work item, a micro-batch's documents, read, decoded, encoded and collated.
+
+Which process does what never changes what comes out: work items carry sample numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data_pipeline.errors import LoadError
+from data_pipeline.loading.collate import MicroBatch, collate
+from data_pipeline.loading.tile_memory import Piece, Travelling
+from data_pipeline.parallel import keep_memory, single_threaded
+from data_pipeline.samples.schema import Encoded, Encoder, Sample, SampleError
+from data_pipeline.shards.reader import IndexEntry, SourceReader, entry_label
+from data_pipeline.shards.sources import BadSample
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What asks a job to stop."""
+READ_AHEAD = 2
+"""Samples that are read while another one is decoded."""
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """One micro-batch to make: its documents as (source number, sample number, tokens, tiles), int64 [D, 4], and where
+    to lay its tiles.
+    """
+
+    step: int
+    epoch: int
+    documents: np.ndarray
+    memory: Piece | None
+
+
+@dataclass(frozen=True)
+class WorkResult:
+    """A finished micro-batch, the samples that had to be left out of it, and the memory that its tiles lie in until it
+    is pickled.
+    """
+
+    batch: MicroBatch
+    bad: list[BadSample]
+    num_seen: int
+    memory: Piece | None = None
+
+    def pin_memory(self) -> WorkResult:
+        return replace(self, batch=self.batch.pin_memory())
+
+    def __reduce__(self) -> tuple[type[WorkResult], tuple[Any, ...]]:
+        batch = self.batch
+        if self.memory is not None:
+            batch = replace(batch, tiles=cast(torch.Tensor, Travelling(self.memory, tuple(batch.tiles.shape))))
+        return WorkResult, (batch, self.bad, self.num_seen)
+
+
+class MicroBatches(Dataset[WorkResult | LoadError]):
+    """Work items to micro-batches. What stops the loader is returned: raised in a loader process, an error would come
+    back wrapped in its traceback.
+    """
+
+    def __init__(self, readers: list[SourceReader], encoder: Encoder) -> None:
+        self.readers, self.encoder = readers, encoder
+
+    def __getitem__(self, item: WorkItem) -> WorkResult | LoadError:
+        try:
+            return self._work(item)
+        except LoadError as error:
+            return error
+
+    def _work(self, item: WorkItem) -> WorkResult:
+        encoded, keys, bad = [], [], []
+        with ThreadPoolExecutor(1, "read") as thread:
+            for document in self._reading(item.documents, thread):
+                name, entry = document.reader.name, document.entry
+                try:
+                    sample = document.reader.decode(entry, document.data.result())
+                    encoded.append(_encode(self.encoder, sample, document.tokens, document.tiles))
+                    keys.append(entry_label(name, entry))
+                except SampleError as error:
+                    bad.append(BadSample(name, entry.shard, entry.key, str(error)))
+        batch = collate(encoded, keys, step=item.step, epoch=item.epoch, memory=item.memory)
+        return WorkResult(batch, bad, len(item.documents), item.memory)
+
+    def _reading(self, documents: np.ndarray, thread: ThreadPoolExecutor) -> Iterator[_Document]:
+        """Every document in its turn, while the thread reads the next ones."""
+        ahead: deque[_Document] = deque()
+        for source, number, tokens, tiles in documents.tolist():
+            reader = self.readers[source]
+            entry = reader.entry(number)
+            ahead.append(_Document(reader, entry, tokens, tiles, thread.submit(reader.read, entry)))
+            if len(ahead) > READ_AHEAD:
+                yield ahead.popleft()
+        yield from ahead
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A document that is being read, and what it was measured as."""
+
+    reader: SourceReader
+    entry: IndexEntry
+    tokens: int
+    tiles: int
+    data: Future[dict[str, bytes]]
+
+
+def _encode(encoder: Encoder, sample: Sample, tokens: int, tiles: int) -> Encoded:
+    encoded = encoder.encode(sample)
+    found = (len(encoded.input_ids), len(encoded.labels), len(encoded.tiles))
+    if found != (tokens, tokens, tiles):
+        raise SampleError(
+            f"encoded to {found[0]} tokens, {found[1]} labels and {found[2]} tiles, "
+            f"but measured as {tokens} tokens and {tiles} tiles"
+        )
+    if encoded.tiles.shape[1:] != (3, encoder.tile_size, encoder.tile_size):
+        raise SampleError(f"encoded to tiles of shape {encoded.tiles.shape[1:]}, not of side {encoder.tile_size}")
+    return encoded
+
+
+def prepare_process(worker: int) -> None:
+    """Of a loader process: one thread computes, memory is kept, signals wait for `_obey_only`."""
+    single_threaded()
+    keep_memory()
+    torch.set_num_threads(1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_obey_only, args=(os.getppid(),), name="signals", daemon=True).start()
+
+
+def _obey_only(parent: int) -> None:
+    """End at a signal of the training process, and at nobody else's.
+
+    Schedulers and launchers signal every process of a job; the training process, which decides what follows, still
+    needs batches for the step after which it saves. When it ends by an error, its own SIGTERM ends this one at once.
+    """
+    while signal.sigwaitinfo(SIGNALS).si_pid != parent:
+        continue
+    os._exit(0)

@@ -1,0 +1,1 @@
+"""The training order as pure functions of numbers: shuffle, mixture, packing, plan."""

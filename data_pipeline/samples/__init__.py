@@ -1,0 +1,1 @@
+"""What a sample is, and the safe decoding of its images and text."""

@@ -1,0 +1,145 @@
+"""What a sample is: messages with image placeholders, the encoder's interface, and the rules that make records uniform.
+
+No reading of shards here (shards/reader.py) and no tokens (the encoder's business).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+IMAGE_PLACEHOLDER = "<image>"
+ROLES = ("system", "user", "assistant", "tool")
+MAX_JSON_BYTES = 16 * 1024**2
+"""Largest .json or .txt member that is read."""
+MAX_IMAGE_BYTES = 256 * 1024**2
+"""Largest image member that is read."""
+MAX_IMAGE_PIXELS = 100_000_000
+"""Largest image that is decoded, width x height: a guard against decompression bombs."""
+MAX_IMAGES = 256
+"""Most images of one sample."""
+_KEY = re.compile(r"[^\s./\\][^\s.\\]*(?<!/)\Z")
+
+
+class SampleError(Exception):
+    """A single sample that cannot be used; it goes to the quarantine ledger and training goes on."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation with its images.
+
+    `messages` is normalised: `content` is always a list of {"type": "image"} and {"type": "text", "text": str}; there
+    are as many image parts as `images`, which are RGB, upright, in order.
+    """
+
+    key: str
+    source: str
+    messages: list[dict[str, Any]]
+    images: list[Image.Image]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample as the model takes it.
+
+    `input_ids` int64 [T]; `labels` int64 [T], -100 where unsupervised and not shifted (labels[i] is input_ids[i]);
+    `tiles` uint8 [K, 3, S, S], K may be 0.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    tiles: np.ndarray
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns samples into tokens and tiles. Must be picklable."""
+
+    fingerprint: str
+    """Of everything that changes token or tile counts."""
+
+    @property
+    def tile_size(self) -> int:
+        """Side of a tile, pixels."""
+        ...
+
+    def measure(self, messages: Sequence[Mapping[str, Any]], image_sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """(tokens, visual ones included; tiles) of a sample, without its pixels. Sizes are (width, height)."""
+        ...
+
+    def encode(self, sample: Sample) -> Encoded:
+        """The sample's tokens and tiles: exactly as many as `measure` said. Raises SampleError."""
+        ...
+
+
+def check_key(key: str) -> str:
+    """The key itself when WebDataset can hold it: no dot (it starts the extension), no blank, no absolute path, no
+    `..`.
+    """
+    if not isinstance(key, str) or not _KEY.match(key) or len(key) > 200:
+        raise SampleError(f"key {key!r} does not fit: no dots, blanks or leading slash, at most 200 characters")
+    return key
+
+
+def normalise_messages(messages: Any, num_images: int) -> list[dict[str, Any]]:
+    """Messages whose content is always a list of parts.
+
+    A string content is cut at `<image>`; a list is checked. Raises SampleError when the record is not a conversation or
+    its image placeholders are not as many as `num_images`.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise SampleError("'messages' is not a list of messages")
+    normal = [_normalise_message(message, number) for number, message in enumerate(messages)]
+    placeholders = sum(part["type"] == "image" for message in normal for part in message["content"])
+    if placeholders != num_images:
+        raise SampleError(f"{placeholders} image placeholder(s) in the messages but {num_images} image(s)")
+    return normal
+
+
+def caption_messages(caption: str, prompt: str = "") -> list[dict[str, Any]]:
+    """An image-caption pair as a conversation: the image and `prompt` from the user, the caption from the assistant."""
+    caption = caption.strip()
+    if not caption:
+        raise SampleError("the caption is empty")
+    content: list[dict[str, Any]] = [{"type": "image"}]
+    if prompt:
+        content.append({"type": "text", "text": prompt})
+    return [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": [{"type": "text", "text": caption}]},
+    ]
+
+
+def _normalise_message(message: Any, number: int) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+        role = message.get("role") if isinstance(message, Mapping) else message
+        raise SampleError(f"message {number}: role {role!r} is none of {', '.join(ROLES)}")
+    content = message.get("content")
+    if isinstance(content, str):
+        parts: list[dict[str, Any]] = []
+        for i, text in enumerate(content.split(IMAGE_PLACEHOLDER)):
+            if i:
+                parts.append({"type": "image"})
+            if text:
+                parts.append({"type": "text", "text": text})
+    elif isinstance(content, list):
+        parts = [_normalise_part(part, number) for part in content]
+    else:
+        raise SampleError(f"message {number}: content is {type(content).__name__}, neither text nor a list of parts")
+    return {"role": message["role"], "content": parts}
+
+
+def _normalise_part(part: Any, number: int) -> dict[str, Any]:
+    if isinstance(part, Mapping):
+        if part.get("type") == "image":
+            return {"type": "image"}
+        if part.get("type") == "text" and isinstance(part.get("text"), str):
+            return {"type": "text", "text": part["text"]}
+    raise SampleError(f"message {number}: a part is neither an image nor a text: {str(part)[:80]!r}")

@@ -1,0 +1,1 @@
+"""Shards on disk: storage, tar scan, index, writer, reader, measured sources, verification."""

@@ -1,0 +1,197 @@
+"""Random access to the samples of one folder of shards: one ranged read per sample, checksums verified. Needs no
+encoder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.samples.decoding import decode_member
+from data_pipeline.samples.images import image_members
+from data_pipeline.samples.schema import (
+    MAX_IMAGE_BYTES,
+    MAX_IMAGE_PIXELS,
+    MAX_IMAGES,
+    MAX_JSON_BYTES,
+    Sample,
+    SampleError,
+    caption_messages,
+    normalise_messages,
+)
+from data_pipeline.shards.index import Manifest, index_name, load_manifest
+from data_pipeline.shards.storage import Storage, open_storage
+
+MAX_OPEN_INDEXES = 256
+_TEXT_MEMBERS = ("json", "txt")
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """One sample in a shard: members are extension -> (offset, size, crc32); sizes are (width, height) or None."""
+
+    shard: str
+    key: str
+    members: dict[str, tuple[int, int, int]]
+    image_sizes: list[tuple[int, int] | None]
+
+
+def entry_label(source: str, entry: IndexEntry) -> str:
+    """`source/shard/key`: the name of a sample in logs and micro-batches."""
+    return f"{source}/{entry.shard}/{entry.key}"
+
+
+class ShardIndex:
+    """The lines of one index file; a line is parsed when it is asked for."""
+
+    def __init__(self, storage: Storage, shard: str, num_samples: int) -> None:
+        self.shard = shard
+        self.lines = storage.read(index_name(shard)).splitlines()[1:]
+        if len(self.lines) != num_samples:
+            raise DataError(
+                f"{storage.url}/{index_name(shard)} has {len(self.lines)} samples, "
+                f"the manifest says {num_samples}; index again"
+            )
+
+    def __getitem__(self, number: int) -> IndexEntry:
+        entry = json.loads(self.lines[number])
+        members = {extension: (m[0], m[1], m[2]) for extension, m in entry["members"].items()}
+        sizes = [None if size is None else (size[0], size[1]) for size in entry["sizes"]]
+        return IndexEntry(self.shard, entry["key"], members, sizes)
+
+
+class SourceReader:
+    """The samples of one source: `len(reader)`, `reader[i] -> Sample`. May be pickled and used in forked workers.
+
+    Args:
+        folder: folder or URL with shards, indexes and manifest.
+        name: the source's name in samples, keys and the ledger; empty takes the manifest's.
+        prompt: user text put after the image of image-caption pairs.
+
+    Raises:
+        DataError: no manifest, or indexes that do not fit it.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], name: str = "", prompt: str = "") -> None:
+        self.storage = open_storage(folder)
+        self.manifest: Manifest = load_manifest(self.storage)
+        self.name = name or self.manifest.source
+        self.prompt = prompt
+        self.shard_starts = self.manifest.shard_starts()
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self.shard_starts[-1])
+
+    def __getitem__(self, number: int) -> Sample:
+        """Sample `number`, decoded. Raises SampleError when it cannot be used."""
+        entry = self.entry(number)
+        return self.decode(entry, self.read(entry))
+
+    def read(self, entry: IndexEntry) -> dict[str, bytes]:
+        """The members that make a sample, by one ranged read, checksums verified. Raises SampleError."""
+        wanted = [*image_members(entry.members), *(name for name in _TEXT_MEMBERS if name in entry.members)]
+        return self._members(entry, {extension: entry.members[extension] for extension in wanted})
+
+    def decode(self, entry: IndexEntry, data: Mapping[str, bytes]) -> Sample:
+        """The sample of what `read` returned. Raises SampleError when it cannot be used."""
+        messages, meta = self._conversation(entry, data)
+        images = [decode_member(extension, data[extension]) for extension in image_members(entry.members)]
+        return Sample(entry.key, self.name, messages, images, meta)
+
+    def record(self, number: int) -> tuple[list[dict[str, Any]], list[tuple[int, int]], dict[str, Any]]:
+        """(messages, image sizes, meta) of a sample without reading its images. Raises SampleError."""
+        entry = self.entry(number)
+        wanted = {extension: m for extension, m in entry.members.items() if extension in _TEXT_MEMBERS}
+        messages, meta = self._conversation(entry, self._members(entry, wanted))
+        sizes = []
+        for size in entry.image_sizes:
+            if size is None:
+                raise SampleError("an image has no readable header")
+            sizes.append(size)
+        return messages, sizes, meta
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the source's content."""
+        return self.manifest.fingerprint
+
+    def messages(self) -> Iterator[list[dict[str, Any]]]:
+        """The conversations of all usable samples, in order, without reading images (tokenizer training)."""
+        for number in range(len(self)):
+            try:
+                yield self.record(number)[0]
+            except SampleError:
+                continue  # named when the source is measured
+
+    def entry(self, number: int) -> IndexEntry:
+        """Where sample `number` lies."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)} in source {self.name!r}")
+        shard = int(np.searchsorted(self.shard_starts, number, side="right")) - 1
+        index = self._indexes.get(shard)
+        if index is None:
+            info = self.manifest.shards[shard]
+            index = self._indexes[shard] = ShardIndex(self.storage, info.name, info.samples)
+            if len(self._indexes) > MAX_OPEN_INDEXES:
+                self._indexes.popitem(last=False)
+        else:
+            self._indexes.move_to_end(shard)
+        return index[number - int(self.shard_starts[shard])]
+
+    def label(self, number: int) -> str:
+        """`source/shard/key`: the name of a sample in logs and micro-batches."""
+        return entry_label(self.name, self.entry(number))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_indexes": OrderedDict()}
+
+    def _members(self, entry: IndexEntry, wanted: Mapping[str, tuple[int, int, int]]) -> dict[str, bytes]:
+        """Bytes of these members by one ranged read, checksums verified."""
+        if not wanted:
+            return {}
+        for extension, (_, size, _) in wanted.items():
+            limit = MAX_JSON_BYTES if extension in _TEXT_MEMBERS else MAX_IMAGE_BYTES
+            if size > limit:
+                raise SampleError(f"member .{extension} has {size:,} bytes; at most {limit:,} are read")
+        begin = min(offset for offset, _, _ in wanted.values())
+        end = max(offset + size for offset, size, _ in wanted.values())
+        block = memoryview(self.storage.read_range(entry.shard, begin, end - begin))
+        data = {}
+        for extension, (offset, size, crc) in wanted.items():
+            member = bytes(block[offset - begin : offset - begin + size])
+            if zlib.crc32(member) != crc:
+                raise SampleError(
+                    f"member .{extension} does not match its checksum: the shard changed after it was indexed"
+                )
+            data[extension] = member
+        return data
+
+    def _conversation(
+        self, entry: IndexEntry, data: Mapping[str, bytes]
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        num_images = len(entry.image_sizes)
+        if num_images > MAX_IMAGES:
+            raise SampleError(f"{num_images} images; at most {MAX_IMAGES} are read")
+        for size in entry.image_sizes:
+            if size is not None and size[0] * size[1] > MAX_IMAGE_PIXELS:
+                raise SampleError(f"image of {size[0]} x {size[1]} pixels; at most {MAX_IMAGE_PIXELS:,} are decoded")
+        meta = decode_member("json", data["json"]) if "json" in data else {}
+        if not isinstance(meta, dict):
+            raise SampleError(f"the .json member is a {type(meta).__name__}, not an object")
+        if "messages" in meta:
+            return normalise_messages(meta.pop("messages"), num_images), meta
+        caption = decode_member("txt", data["txt"]) if "txt" in data else meta.get("caption")
+        if not isinstance(caption, str):
+            raise SampleError("neither 'messages' nor a caption: not a chat sample and not an image-caption pair")
+        if num_images != 1:
+            raise SampleError(f"an image-caption pair has one image, this one has {num_images}")
+        return caption_messages(caption, self.prompt), meta

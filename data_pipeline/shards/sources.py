@@ -1,0 +1,151 @@
+"""A source ready for a plan: its shards plus how many tokens and tiles each sample has, measured once per encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.parallel import pool, usable_cores
+from data_pipeline.progress import Progress, silent
+from data_pipeline.samples.schema import Encoder, SampleError
+from data_pipeline.shards.index import write_atomic
+from data_pipeline.shards.reader import SourceReader
+
+_CHUNK = (256, 20_000)
+"""Fewest and most samples that one measuring task takes."""
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that cannot be used, as the ledger writes it."""
+
+    source: str
+    shard: str
+    key: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What plan and loader need of one source (fulfils `order.PlanSource`).
+
+    `measures` uint32 [N, 2] (tokens, tiles; memory-mapped; 0 tokens: unusable, see `unusable`);
+    `fingerprint` of content, prompt and encoder.
+    """
+
+    name: str
+    reader: SourceReader
+    fingerprint: str
+    measures: np.ndarray
+    unusable: list[BadSample]
+
+    @property
+    def shard_starts(self) -> np.ndarray:
+        return self.reader.shard_starts
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+
+def open_source(name: str, folder: str | os.PathLike[str], encoder: Encoder, prompt: str = "") -> Source:
+    """A measured source. Raises DataError when the folder has no manifest or no measures for this encoder."""
+    reader = SourceReader(folder, name, prompt)
+    path = _measures_path(reader, encoder)
+    if not path.exists():
+        raise DataError(
+            f"{reader.storage.url}: samples are not measured for this processor yet; run `alignvlm data plan RECIPE`"
+        )
+    measures = np.load(path, mmap_mode="r", allow_pickle=False)
+    if measures.shape != (len(reader), 2) or measures.dtype != np.uint32:
+        raise DataError(
+            f"{path} is damaged: {measures.dtype} {measures.shape}, expected uint32 ({len(reader)}, 2); delete it"
+        )
+    bad_path = _bad_path(path)
+    lines = bad_path.read_text().splitlines() if bad_path.exists() else []
+    unusable = [BadSample(name, **json.loads(line)) for line in lines]
+    return Source(name, reader, _fingerprint(reader, encoder), measures, unusable)
+
+
+def measure_source(
+    folder: str | os.PathLike[str],
+    encoder: Encoder,
+    prompt: str = "",
+    *,
+    num_processes: int | None = None,
+    progress: Progress = silent,
+) -> Path:
+    """Measure every sample of a folder unless it was done before; returns the file `measures-<fingerprint>.npy` in it.
+
+    Samples that cannot be measured get 0 tokens and a line in `measures-<fingerprint>.bad.jsonl`.
+    """
+    reader = SourceReader(folder, prompt=prompt)
+    path = _measures_path(reader, encoder)
+    if path.exists():
+        return path
+    total = len(reader)
+    chunk = min(max(total // ((num_processes or usable_cores()) * 8), _CHUNK[0]), _CHUNK[1])
+    ranges = [(begin, min(begin + chunk, total)) for begin in range(0, total, chunk)]
+    measures = np.zeros((total, 2), dtype=np.uint32)
+    bad: list[dict[str, str]] = []
+    with pool(num_processes, len(ranges)) as executor, progress(f"measure {reader.name}", total) as advance:
+        run = map if executor is None else executor.map
+        tasks = run(_measure, [reader] * len(ranges), [encoder] * len(ranges), ranges)
+        for (begin, end), (rows, errors) in zip(ranges, tasks, strict=True):
+            measures[begin:end] = rows
+            bad += errors
+            advance(end - begin)
+    if bad:
+        write_atomic(_bad_path(path), "".join(json.dumps(line) + "\n" for line in bad).encode())
+    _save(path, measures)
+    return path
+
+
+def _measure(
+    reader: SourceReader, encoder: Encoder, samples: tuple[int, int]
+) -> tuple[np.ndarray, list[dict[str, str]]]:
+    begin, end = samples
+    rows = np.zeros((end - begin, 2), dtype=np.uint32)
+    bad = []
+    for number in range(begin, end):
+        try:
+            messages, sizes, _ = reader.record(number)
+            tokens, tiles = encoder.measure(messages, sizes)
+            if tokens < 1:
+                raise SampleError("the sample has no tokens")
+            rows[number - begin] = tokens, tiles
+        except SampleError as error:
+            entry = reader.entry(number)
+            bad.append({"shard": entry.shard, "key": entry.key, "error": str(error)})
+    return rows, bad
+
+
+def _fingerprint(reader: SourceReader, encoder: Encoder) -> str:
+    parts = (reader.manifest.fingerprint, encoder.fingerprint, reader.prompt)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _measures_path(reader: SourceReader, encoder: Encoder) -> Path:
+    path = reader.storage.local_path(f"measures-{_fingerprint(reader, encoder)}.npy")
+    if path is None:
+        raise DataError(f"{reader.storage.url}: measures are kept in local folders only")
+    return path
+
+
+def _bad_path(measures: Path) -> Path:
+    return measures.with_suffix(".bad.jsonl")
+
+
+def _save(path: Path, measures: np.ndarray) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, measures, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); measures lie beside the shards") from error
+    os.replace(temporary, path)

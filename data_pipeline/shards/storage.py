@@ -1,0 +1,191 @@
+"""Where shards live: one small interface, chosen by the scheme of a folder's URL. Local folders now.
+
+Other schemes register a class; plan and loader never learn where bytes come from. `pipe:` would run a shell command
+from a data path and is refused; importers/fetch.py copies such shards when told so explicitly.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
+from urllib.parse import unquote, urlsplit
+
+from data_pipeline.errors import DataError, LoadError
+
+MAX_OPEN_FILES = 128
+RETRY_SECONDS = (1.0, 5.0, 25.0)
+"""Waits before a read that failed is tried again: network file systems hiccup, and handles go stale."""
+
+
+class Storage(Protocol):
+    """One folder of shards. Names are relative POSIX paths; every method raises DataError when a name is missing."""
+
+    url: str
+
+    def open(self, name: str) -> BinaryIO:
+        """A stream over the whole object, from its first byte."""
+        ...
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`; LoadError when the object is shorter, or cannot be read after some tries."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The whole object."""
+        ...
+
+    def list(self, suffix: str = "") -> Iterator[str]:
+        """Names that end in `suffix`, sorted."""
+        ...
+
+    def size(self, name: str) -> int: ...
+
+    def exists(self, name: str) -> bool: ...
+
+    def local_path(self, name: str) -> Path | None:
+        """The object as a local file, when it is one (memory mapping, atomic writing)."""
+        ...
+
+
+def check_name(name: str) -> str:
+    """The name itself when it stays inside its folder; DataError for absolute paths, `..` and NUL."""
+    if (
+        not name
+        or name.startswith(("/", "\\"))
+        or "\x00" in name
+        or ".." in PurePosixPath(name.replace("\\", "/")).parts
+    ):
+        raise DataError(f"{name!r} leaves its folder: names of shards and members are relative, without '..'")
+    return name
+
+
+class LocalStorage:
+    """A local folder. Keeps the last files open and reads with `pread`, so forked workers may share it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.folder = _local_folder(url)
+        self._files: OrderedDict[str, int] = OrderedDict()
+
+    def open(self, name: str) -> BinaryIO:
+        try:
+            return open(self._path(name), "rb")
+        except OSError as error:
+            raise DataError(f"{self._path(name)}: {error.strerror}") from error
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        waits = iter(RETRY_SECONDS)
+        while True:
+            try:
+                data = os.pread(self._descriptor(name), size, offset)
+                break
+            except OSError as error:
+                wait = None if isinstance(error, FileNotFoundError | PermissionError) else next(waits, None)
+                if wait is None:
+                    raise LoadError(f"{self._path(name)} cannot be read: {error.strerror}") from error
+                print(
+                    f"WARNING: {self._path(name)} cannot be read: {error.strerror}; trying again in {wait:g} s",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+                self._forget(name)
+                time.sleep(wait)
+        if len(data) != size:
+            raise LoadError(f"{self._path(name)} has {self.size(name):,} bytes, but {offset + size:,} were indexed")
+        return data
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as file:
+            return file.read()
+
+    def list(self, suffix: str = "") -> Iterator[str]:
+        if not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.rglob(f"*{suffix}")):
+            if path.is_file():
+                yield path.relative_to(self.folder).as_posix()
+
+    def size(self, name: str) -> int:
+        try:
+            return self._path(name).stat().st_size
+        except OSError as error:
+            raise DataError(f"{self._path(name)}: {error.strerror}") from error
+
+    def exists(self, name: str) -> bool:
+        return self._path(name).is_file()
+
+    def local_path(self, name: str) -> Path | None:
+        return self._path(name)
+
+    def close(self) -> None:
+        """Close every file that is kept open."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"url": self.url, "folder": self.folder, "_files": OrderedDict()}
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / check_name(name)
+
+    def _forget(self, name: str) -> None:
+        """Open the file anew next time."""
+        descriptor = self._files.pop(name, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _descriptor(self, name: str) -> int:
+        descriptor = self._files.get(name)
+        if descriptor is None:
+            descriptor = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
+            self._files[name] = descriptor
+            if len(self._files) > MAX_OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+        else:
+            self._files.move_to_end(name)
+        return descriptor
+
+
+SCHEMES: dict[str, Callable[[str], Storage]] = {"": LocalStorage, "file": LocalStorage}
+"""Scheme of a URL -> its storage; a new kind of storage is one entry here."""
+PLANNED = ("http", "https", "s3")
+
+
+def open_storage(url: str | os.PathLike[str]) -> Storage:
+    """The storage behind a folder's path or URL. Raises DataError for schemes that are unknown or refused."""
+    text = os.fspath(url)
+    scheme = _scheme(text)
+    if scheme in SCHEMES:
+        return SCHEMES[scheme](text)
+    if scheme == "pipe":
+        raise DataError(
+            f"{text!r}: a pipe: URL runs a shell command and is refused in data paths; copy its shards once with "
+            "`alignvlm data fetch URL FOLDER --allow-pipe`"
+        )
+    note = f"; {', '.join(PLANNED)} are to come" if scheme in PLANNED else ""
+    raise DataError(
+        f"{text!r}: cannot read {scheme}: URLs, only local folders and file://{note}. Copy the shards to a local folder"
+    )
+
+
+def _scheme(url: str) -> str:
+    head, separator, _ = url.partition(":")
+    if not separator or "/" in head or len(head) < 2:
+        return ""
+    return head.lower()
+
+
+def _local_folder(url: str) -> Path:
+    if not url.startswith("file:"):
+        return Path(url)
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise DataError(f"{url!r} names the host {parts.netloc!r}; file:// URLs are local, as in file:///data/shards")
+    return Path(unquote(parts.path))

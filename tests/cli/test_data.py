@@ -1,0 +1,223 @@
+"""`alignvlm data …` and the glue between recipes and data, with the tiny encoder in place of a processor."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from alignvlm import stage_data
+from alignvlm.cli.data import add_parser
+from alignvlm.config.schema import DataConfig, EvaluationConfig, Recipe, SourceConfig, StageConfig, TaskConfig
+from alignvlm.errors import UserError
+from data_pipeline.errors import DataError
+from data_pipeline.loading.ledger import Ledger
+from data_pipeline.shards.writer import write_shards
+
+
+def run(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    arguments = parser.parse_args(["data", *words])
+    return int(arguments.handler(arguments))
+
+
+@pytest.fixture
+def own_data(tmp_path: Path) -> Path:
+    """A JSON-lines file in both spellings, and its images."""
+    folder = tmp_path / "own"
+    (folder / "images").mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (9, 7), "red").save(folder / "images" / name)
+    turns = [{"role": "user", "content": "<image><image>which?"}, {"role": "assistant", "content": "both"}]
+    llava = [{"from": "human", "value": "<image>\nread"}, {"from": "gpt", "value": "red"}]
+    rows = [
+        {"messages": turns, "images": ["a.png", "b.png"], "answers": ["both"]},
+        {"id": "x.1", "image": "a.png", "conversations": llava},
+        {"key": "mine", "messages": turns[1:]},
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+class Processor:
+    """The letters encoder with what the commands ask of a processor."""
+
+    image_token_id = 1
+
+    def __init__(self, encoder: Any) -> None:
+        self.encoder = encoder
+        self.fingerprint, self.tile_size = encoder.fingerprint, encoder.tile_size
+        self.measure, self.encode = encoder.measure, encoder.encode
+        self.tokenizer = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))
+
+    def with_text_limit(self, limit: int | None) -> Processor:
+        assert limit is None
+        return self
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, records: Any) -> Recipe:
+    for name, count in (("one", 120), ("two", 40)):
+        write_shards(records(count, name), tmp_path / "root" / name, samples_per_shard=20, num_processes=1)
+    stage = StageConfig(mixture={"one": 3, "two": 1}, sequence_length=200, global_batch_packs=4)
+    return Recipe(
+        name="tiny",
+        data=DataConfig(
+            root=str(tmp_path / "root"),
+            sources={name: SourceConfig(path=name) for name in ("one", "two", "never")},
+            num_workers=0,
+        ),
+        stages={"first": stage, "second": stage},
+        evaluation=EvaluationConfig(tasks={"task": TaskConfig(source="two")}),
+    )
+
+
+@pytest.fixture
+def commands(recipe: Recipe, encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`load_recipe` and `load_processor` give the tiny ones."""
+    monkeypatch.setattr("alignvlm.config.load_recipe", lambda name, overrides=(): recipe)
+    build = SimpleNamespace(load_processor=lambda recipe: Processor(encoder))
+    monkeypatch.setitem(sys.modules, "alignvlm.model", SimpleNamespace(build=build))
+    monkeypatch.setitem(sys.modules, "alignvlm.model.build", build)
+
+
+def test_own_data_becomes_shards(own_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "shards"
+    assert (
+        run("write", "--from-jsonl", str(own_data / "rows.jsonl"), "--images", str(own_data / "images"), str(out)) == 0
+    )
+    assert "3 samples" in capsys.readouterr().out
+    reader = stage_data.open_reader(
+        Recipe(data=DataConfig(root=str(tmp_path), sources={"shards": SourceConfig()})), "shards"
+    )
+    samples = [reader[i] for i in range(3)]
+    assert [len(sample.images) for sample in samples] == [2, 1, 0]
+    assert samples[0].meta["answers"] == ["both"]
+    assert samples[1].messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "\nread"}]
+    assert samples[2].key == "mine"
+    assert run("verify", "--decode", str(out)) == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"messages": []', "line 1"),
+        ("[]", "not a JSON object"),
+        ('{"text": "x"}', "no 'messages'"),
+        ('{"messages": [], "image": "no.png"}', "No such file"),
+        ('{"messages": [], "image": "../../etc/passwd"}', "leaves its folder"),
+        ('{"conversations": [{"from": "robot", "value": "x"}]}', "must be from"),
+    ],
+)
+def test_mistakes_in_own_data_name_the_line(own_data: Path, tmp_path: Path, row: str, reason: str) -> None:
+    (own_data / "rows.jsonl").write_text(row + "\n")
+    with pytest.raises(DataError, match=reason) as caught:
+        run("write", "--from-jsonl", str(own_data / "rows.jsonl"), str(tmp_path / "out"))
+    assert "rows.jsonl, line 1" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_index_and_verify_folders(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(recipe.data.root) / "one"
+    for path in [*folder.glob("*.jsonl"), folder / "manifest.json"]:
+        path.unlink()
+    assert run("index", str(folder)) == 0
+    assert run("verify", str(folder)) == 0
+    with (folder / "000002.tar").open("r+b") as file:
+        file.seek(520)
+        file.write(b"damage")
+    assert run("verify", str(folder)) == 1
+    assert "000002.tar" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("commands")
+def test_plan_diff_and_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", "tiny", "--world-size", "2") == 0
+    text = capsys.readouterr().out
+    assert "stage first:" in text
+    assert "asked 75.00%" in text
+    assert "2 ranks" in text
+    assert run("plan", "tiny", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert list(plan["stages"]) == ["first", "second"]
+    assert plan["stages"]["first"]["order"] != plan["stages"]["second"]["order"]
+    saved = tmp_path / "plan.json"
+    saved.write_text(json.dumps(plan))
+    assert run("diff", str(saved), "tiny") == 0
+    plan["stages"]["first"]["steps"] += 1
+    saved.write_text(json.dumps(plan))
+    capsys.readouterr()
+    assert run("diff", str(saved), "tiny") == 1
+    assert "stages.first.steps" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert run("show", "tiny", "--step", "1", "--out", str(page)) == 0
+    html = page.read_text()
+    assert "visual tokens" in html
+    assert "data:image/png;base64" in html
+    assert 'class="s"' in html
+    with pytest.raises(UserError, match="has steps 0 to"):
+        run("show", "tiny", "--step", "9999")
+    with pytest.raises(UserError, match="no stage 'third'"):
+        run("plan", "tiny", "--stage", "third")
+    with pytest.raises(UserError, match="not a saved plan"):
+        run("diff", "missing.json", "tiny")
+
+
+def test_the_glue_gives_every_stage_its_batches(recipe: Recipe, encoder: Any, tmp_path: Path) -> None:
+    processor = Processor(encoder)
+    with pytest.raises(DataError, match="not measured"):
+        stage_data.stage_plan(recipe, "first", processor)
+    assert stage_data.used_sources(recipe) == ["one", "two"]
+    for _ in range(2):
+        stage_data.ensure_shards(recipe)
+        stage_data.ensure_measures(recipe, processor)
+    plan = stage_data.stage_plan(recipe, "second", processor)
+    loader = stage_data.stage_loader(
+        recipe, "second", plan, processor, start_step=2, ledger=Ledger(tmp_path / "q.jsonl")
+    )
+    steps = list(loader)
+    assert len(steps) == plan.num_steps - 2
+    assert len(steps[0]) == 4
+    with pytest.raises(UserError, match=r"'nobody' is not in data\.sources"):
+        stage_data.open_reader(recipe, "nobody")
+
+
+def test_unmeasurable_samples_reach_the_ledger(recipe: Recipe, encoder: Any, tmp_path: Path) -> None:
+    import tarfile
+
+    folder = Path(recipe.data.root) / "never"
+    folder.mkdir()
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for i in range(20):
+            row = b'{"messages": [{"role": "assistant", "content": "abc"}]}' if i else b"{broken"
+            info = tarfile.TarInfo(f"k{i}.json")
+            info.size = len(row)
+            tar.addfile(info, io.BytesIO(row))
+    stage = StageConfig(mixture={"never": 1}, sequence_length=200, global_batch_packs=1)
+    bad = Recipe(name="bad", data=recipe.data, stages={"only": stage})
+    processor = Processor(encoder)
+    stage_data.ensure_shards(bad)
+    stage_data.ensure_measures(bad, processor)
+    plan = stage_data.stage_plan(bad, "only", processor)
+    assert plan.samples_per_epoch == 19
+    stage_data.stage_loader(bad, "only", plan, processor, ledger=Ledger(tmp_path / "q.jsonl"))
+    assert json.loads((tmp_path / "q.jsonl").read_text())["key"] == "k0"
+
+
+def test_the_parser_and_the_plan_import_nothing_heavy() -> None:
+    code = (
+        "import sys, argparse, alignvlm.cli.data as d; d.add_parser(argparse.ArgumentParser().add_subparsers());"
+        "assert not {'numpy', 'torch', 'webdataset', 'PIL'} & set(sys.modules);"
+        "import data_pipeline.order.plan, data_pipeline.order.summary;"
+        "assert not {'torch', 'webdataset', 'PIL', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

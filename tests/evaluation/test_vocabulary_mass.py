@@ -1,0 +1,107 @@
+"""Measuring the vocabulary's mass, and what `alignvlm analyze vocab` writes and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignvlm.cli import analyze
+from alignvlm.errors import UserError
+from alignvlm.evaluation.vocabulary_mass import VocabularyMass, measure_mass, write_restricted
+from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
+from data_pipeline.shards.writer import write_shards
+from tests.tiny import conversation, picture, tiny_model
+
+
+def test_fewest_tokens_by_falling_mass() -> None:
+    measured = VocabularyMass(torch.tensor([0.1, 0.5, 0.15, 0.25], dtype=torch.float64), 1, 1)
+    assert measured.active(0.5).tolist() == [1]
+    assert measured.active(0.7).tolist() == [1, 3]
+    assert measured.active(1.0).tolist() == [1, 3, 2, 0]
+    with pytest.raises(ValueError, match="keep_mass"):
+        measured.active(0.0)
+
+
+def test_mass_is_the_mean_of_the_connectors_probabilities() -> None:
+    model, processor = tiny_model()
+    images = [picture(32, 32), picture(70, 40, seed=1)]
+    measured = measure_mass(model, processor, images)
+    tiles = torch.cat([torch.from_numpy(processor.spec.cut(image)) for image in images])
+    with torch.no_grad():
+        p = model.connector.probabilities(model.encode_tiles(tiles).flatten(0, 1))
+    assert measured.num_images == 2
+    assert measured.num_visual_tokens == len(p)
+    torch.testing.assert_close(measured.mass.float(), p.mean(0), atol=1e-6, rtol=1e-4)
+
+
+def test_restricted_export(tmp_path: Path) -> None:
+    model, processor = tiny_model()
+    image = picture(32, 32)
+    measured = measure_mass(model, processor, [image])
+    tiles = torch.from_numpy(processor.spec.cut(image))
+    with torch.no_grad():
+        whole = model.get_image_features(tiles)
+    summary = write_restricted(model, processor, measured, 0.9, tmp_path / "active")
+    assert summary["num_active"] == len(measured.active(0.9)) < len(measured.mass)
+    assert json.loads((tmp_path / "active" / "vocabulary.json").read_text()) == summary
+    with torch.no_grad():
+        restricted = model.get_image_features(tiles)
+    spread = torch.cdist(model.get_input_embeddings().weight, model.get_input_embeddings().weight).max()
+    assert (restricted - whole).norm(dim=-1).mean() < 0.2 * spread
+    config = json.loads((tmp_path / "active" / "config.json").read_text())
+    assert config["connector_config"]["num_active"] == summary["num_active"]
+
+
+def test_command_writes_an_export_that_loads(tmp_path: Path) -> None:
+    model, processor = tiny_model()
+    model.save_pretrained(tmp_path / "export")
+    processor.save_pretrained(tmp_path / "export")
+    records = (
+        {"key": f"{i:03}", "messages": conversation("read", "12", 1), "images": [picture(32, 32, seed=i)]}
+        for i in range(6)
+    )
+    write_shards(records, tmp_path / "source", source="s")
+    arguments = ["analyze", "vocab", str(tmp_path / "export"), "--data", str(tmp_path / "source"), "--images", "4"]
+    assert run(*arguments, "--keep-mass", "0.95") == 0
+    folder = tmp_path / "export-active"
+    loaded = AlignVLMForConditionalGeneration.from_pretrained(folder)
+    num_active = json.loads((folder / "vocabulary.json").read_text())["num_active"]
+    assert loaded.connector.w2.shape[0] == num_active < len(processor.tokenizer)
+    model.connector.keep_tokens(loaded.connector.active_ids)
+    tiles = torch.from_numpy(AlignVLMProcessor.from_pretrained(folder).spec.cut(picture(32, 32)))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.get_image_features(tiles), model.get_image_features(tiles))
+    with pytest.raises(UserError, match="exists already"):
+        run(*arguments)
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    for arguments, message in (
+        (["--keep-mass", "1.5"], "keep-mass"),
+        (["--images", "0"], "images"),
+        ([], "no config.json"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run("analyze", "vocab", str(tmp_path / "none"), "--data", str(tmp_path), *arguments)
+    model, processor = tiny_model({"kind": "mlp"})
+    with pytest.raises(UserError, match="connector is mlp"):
+        measure_mass(model, processor, [])
+    model, processor = tiny_model()
+    with pytest.raises(UserError, match="no images"):
+        measure_mass(model, processor, [])
+    model.connector.keep_tokens(torch.tensor([1, 2]))
+    with pytest.raises(UserError, match="restricted already"):
+        measure_mass(model, processor, [picture(8, 8)])
+
+
+def run(*arguments: str) -> int:
+    """The command without the other commands around it."""
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    analyze.add_parser(parser.add_subparsers())
+    parsed = parser.parse_args(arguments)
+    return parsed.handler(parsed)

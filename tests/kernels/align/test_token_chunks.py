@@ -1,0 +1,138 @@
+"""What is special about the operator in chunks of tokens: how much it computes, keeps and holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from alignvlm.kernels import vocab_moments, vocab_softmax
+from alignvlm.kernels.align import chunks
+from alignvlm.kernels.align.chunks import backward_chunks_of, chunks_of
+from alignvlm.kernels.matmul import product_nt
+from tests.kernels.align.cases import Products, make_upstream, problem, solve, worst_error
+
+CHUNKED = {"implementation": "chunked"}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK", 4)
+
+
+@pytest.mark.parametrize("num_tokens", range(14))
+def test_chunks_cover_all_tokens(num_tokens: int) -> None:
+    forward, backward = chunks_of(num_tokens), backward_chunks_of(num_tokens)
+    for parts in (forward, backward):
+        tokens = [i for part in parts for i in range(num_tokens)[part]]
+        assert sorted(tokens) == list(range(num_tokens))
+    assert backward[:1] == forward[-1:]  # its logits are left by the forward
+    assert all(part.stop - part.start == 4 for part in forward[1:])
+    assert all(part.stop - part.start <= 2 for part in backward[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products(dtype: torch.dtype) -> None:
+    rows, vocab, width = 16, 96, 8
+    unit = 2 * rows * vocab * width
+
+    def units(*frozen: str) -> float:
+        inputs = problem(rows, vocab, width, dtype=dtype)
+        for name in frozen:
+            inputs[name].requires_grad_(False)
+        with Products() as counted:
+            found = solve(inputs, block=32, **CHUNKED)
+        assert found.keys().isdisjoint(frozen)
+        exact = {k: v for k, v in solve(inputs, exactly=True).items() if k in found}
+        assert worst_error(found, exact) < (1e-5 if dtype == torch.float32 else 1e-9)
+        return counted.flops / unit
+
+    # Logits, output; then logits again but for the last of four chunks, dp, dE, dW2, dh; nothing for the statistics.
+    assert units() == 2 + 0.75 + 4
+    assert units("e") == units("w2") == units("h") == units() - 1
+    assert units("h", "w2", "gamma", "beta") == 2 + 0.75 + 1
+
+
+def test_one_chunk_computes_its_logits_once() -> None:
+    rows, vocab, width = 4, 96, 8
+    with Products() as counted:
+        solve(problem(rows, vocab, width), **CHUNKED)
+    assert counted.flops == 6 * 2 * rows * vocab * width
+
+
+def test_memory_does_not_grow_with_the_tokens() -> None:
+    inputs = problem(64, 4096, 4, dtype=torch.float32)
+    with Products() as seen:
+        solve(inputs, block=128, **CHUNKED)
+    assert seen.largest == 4 * 4096 * 4
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize("frozen", [(), ("w2",), ("h", "w2")])
+def test_place_of_the_first_chunk(width: int, frozen: tuple[str, ...]) -> None:
+    """Its g lies in the gradient of W2 where there is one with room for it."""
+    inputs = problem(7, 30, width)
+    for name in frozen:
+        inputs[name].requires_grad_(False)
+    found = solve(inputs, block=8, **CHUNKED)
+    exact = solve(inputs, exactly=True)
+    assert worst_error(found, {k: exact[k] for k in found}) < 1e-9
+
+
+def test_a_checkpoint_drops_what_stays_for_the_backward() -> None:
+    inputs = problem(9, 40, 8)
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        out = vocab_softmax(**inputs, **CHUNKED)
+    assert 40 * 4 in saved  # logits of the last chunk
+    assert not any(isinstance(value, torch.Tensor) for value in vars(out.grad_fn).values())
+
+
+@pytest.mark.parametrize("num_rows", [4, 11])
+def test_second_backward_over_the_same_graph(num_rows: int) -> None:
+    inputs = problem(num_rows, 30, 8, bias=True)
+    out = vocab_softmax(**inputs, **CHUNKED)
+    first, second = (
+        torch.autograd.grad(out, list(inputs.values()), make_upstream(out), retain_graph=True) for _ in range(2)
+    )
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_given_moments_replace_the_sweep_of_the_statistics(grad: bool) -> None:
+    inputs = problem(9, 40, 8, bias=True)
+    moments = vocab_moments(inputs["w2"], inputs["w2_bias"])
+    with torch.set_grad_enabled(grad):
+        found = vocab_softmax(**inputs, moments=moments, **CHUNKED)
+    torch.testing.assert_close(found, vocab_softmax(**inputs, implementation="reference"))
+    if grad:
+        exact = solve(inputs, exactly=True)
+        assert worst_error(solve(inputs, moments=moments, **CHUNKED), exact) < 1e-9
+
+
+def test_scale_and_shift_of_another_dtype() -> None:
+    inputs = problem(5, 40, 8, dtype=torch.float32)
+    for name in ("gamma", "beta"):
+        inputs[name] = inputs[name].detach().bfloat16().requires_grad_()
+    found = solve(inputs, **CHUNKED)
+    assert found["gamma"].dtype == found["beta"].dtype == torch.bfloat16
+    assert worst_error(found, solve(inputs, exactly=True)) < 1e-2
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (3, 1, 1), (37, 5, 11), (300, 70, 65)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_product_with_a_transposed_matrix(
+    shape: tuple[int, int, int], dtype: torch.dtype, strided: bool, biased: bool
+) -> None:
+    num_rows, num_columns, width = shape
+    a, b = torch.randn(num_rows, width, dtype=dtype), torch.randn(num_columns, width, dtype=dtype)
+    bias = torch.randn(num_columns, dtype=dtype) if biased else None
+    if strided:
+        a, b = a.T.contiguous().T, b.repeat_interleave(2, dim=0)[::2]
+    expected = a.double() @ b.double().T + (0 if bias is None else bias.double())
+    found = product_nt(a, b, bias)
+    assert found.dtype == dtype
+    assert found.is_contiguous()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)

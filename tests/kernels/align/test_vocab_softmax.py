@@ -1,0 +1,344 @@
+"""The ALIGN operator's sweeps against the obvious lines: values, gradients, numerics, memory, skipping, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
+
+from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
+from alignvlm.kernels.align import chunks
+from alignvlm.kernels.align.reference import vocab_probabilities
+from tests.kernels.align.cases import Products, make_upstream, problem, solve, worst_error
+
+BLOCKED = {"implementation": "blocked"}
+CHUNKED = {"implementation": "chunked"}
+SWEEPS = pytest.mark.parametrize("sweep", [BLOCKED, CHUNKED], ids=["blocked", "chunked"])
+SWEEPS_AND_DTYPES = pytest.mark.parametrize(
+    ("sweep", "dtype"), [(BLOCKED, torch.float32), (BLOCKED, torch.bfloat16), (CHUNKED, torch.float32)]
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_chunks() -> Iterator[None]:
+    """Several chunks in small problems."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK", 4)
+        yield
+
+
+@SWEEPS
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("affine", "bias"), [(True, False), (False, False), (True, True), (False, True)])
+def test_gradcheck(normalize: bool, affine: bool, bias: bool, sweep: dict) -> None:
+    inputs = problem(6, 7, 4, gamma=affine, beta=affine, bias=bias)
+    names = [name for name, value in inputs.items() if value is not None]
+
+    def call(*values: torch.Tensor) -> torch.Tensor:
+        return vocab_softmax(**dict(zip(names, values, strict=True)), normalize=normalize, block=3, **sweep)
+
+    assert torch.autograd.gradcheck(call, [inputs[name] for name in names])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(0, 9), st.integers(1, 40), st.integers(1, 12)),
+    block=st.integers(1, 41),
+    flags=st.tuples(*[st.booleans()] * 4),
+)
+@SWEEPS
+def test_any_shape(shape: tuple[int, int, int], block: int, flags: tuple[bool, bool, bool, bool], sweep: dict) -> None:
+    gamma, beta, bias, normalize = flags
+    inputs = problem(*shape, gamma=gamma, beta=beta, bias=bias)
+    options = {"normalize": normalize}
+    found = solve(inputs, block=block, **options, **sweep)
+    for name, exact in solve(inputs, exactly=True, **options).items():
+        torch.testing.assert_close(found[name], exact, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("width", [200, 401])  # wide enough for the symmetric product in pieces
+def test_wide_rows(width: int) -> None:
+    inputs = problem(5, 50, width)
+    assert worst_error(solve(inputs, block=16, **BLOCKED), solve(inputs, exactly=True)) < 1e-9
+
+
+# 40: a spread of logits that leaves one token with nearly all the mass; 0: the flat start of a training.
+@pytest.mark.parametrize("scale", [0.0, 1.0, 40.0])
+@pytest.mark.parametrize(
+    ("sweep", "dtype", "bound"),
+    [
+        (CHUNKED, torch.float32, 1e-5),
+        (BLOCKED, torch.float32, 1e-5),
+        (BLOCKED, torch.bfloat16, 2e-2),
+        (BLOCKED, torch.float16, 2e-3),
+    ],
+)
+def test_full_vocabulary(sweep: dict, dtype: torch.dtype, bound: float, scale: float) -> None:
+    inputs = problem(6, 128_256, 8, dtype=dtype, scale=scale)
+    found, exact = solve(inputs, **sweep), solve(inputs, exactly=True)
+    eager = solve(inputs, implementation="reference")
+    for name, value in exact.items():
+        # Means of 128K random rows and sharp softmaxes cancel: there eager PyTorch's own error is the measure.
+        allowed = max(bound, 3 * worst_error({name: eager[name]}, {name: value}))
+        assert worst_error({name: found[name]}, {name: value}) < allowed, name
+
+
+@SWEEPS
+def test_one_token_holds_the_mass(sweep: dict) -> None:
+    inputs = problem(4, 500, 16, dtype=torch.float32, beta=False, gamma=False)
+    with torch.no_grad():
+        inputs["h"].copy_(inputs["w2"][:4])
+        for _ in range(200):
+            p = vocab_probabilities(inputs["h"].double(), inputs["w2"].double(), normalize=False)
+            inputs["h"][p.amax(dim=1) < 0.999] *= 1.03
+    assert ((p.amax(dim=1) > 0.999) & (p.amax(dim=1) < 0.9999)).all()
+    exact = solve(inputs, exactly=True, normalize=False)
+    found = solve(inputs, normalize=False, block=64, **sweep)
+    eager = solve(inputs, normalize=False, implementation="reference")
+    assert worst_error({"out": found["out"]}, {"out": exact["out"]}) < 1e-5
+    # p (dp - delta) nearly cancels here, so fp32 keeps three digits less.
+    assert worst_error(found, exact) < max(1e-4, 10 * worst_error(eager, exact))
+
+
+@SWEEPS_AND_DTYPES
+@pytest.mark.parametrize("normalize", [True, False])
+def test_large_magnitudes(sweep: dict, dtype: torch.dtype, normalize: bool) -> None:
+    inputs = problem(5, 300, 16, dtype=dtype)
+    with torch.no_grad():
+        inputs["h"] *= 1e4
+        inputs["w2"] *= 1e3
+    for value in solve(inputs, normalize=normalize, block=64, **sweep).values():
+        assert torch.isfinite(value).all()
+
+
+@SWEEPS
+def test_masked_tokens(sweep: dict) -> None:
+    inputs = problem(3, 20, 4)
+    with torch.no_grad():
+        inputs["beta"][:9] = -torch.inf  # whole blocks, the first included
+    found, exact = solve(inputs, block=4, **sweep), solve(inputs, exactly=True)
+    assert worst_error({"out": found["out"]}, {"out": exact["out"]}) < 1e-12
+    assert worst_error({"e": found["e"]}, {"e": exact["e"]}) < 1e-12
+    assert found["e"][:9].count_nonzero() == 0
+
+
+@SWEEPS_AND_DTYPES
+def test_two_runs_agree_bit_for_bit(sweep: dict, dtype: torch.dtype) -> None:
+    inputs = problem(33, 700, 24, dtype=dtype)
+    first, second = (solve(inputs, block=128, **sweep) for _ in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_frozen_weights_skip_their_products() -> None:
+    rows, vocab, width = 16, 96, 8
+    unit = 2 * rows * vocab * width
+
+    def flops(*frozen: str) -> int:
+        inputs = problem(rows, vocab, width)
+        for name in frozen:
+            inputs[name].requires_grad_(False)
+        moments = vocab_moments(inputs["w2"])
+        with Products() as counted:
+            found = solve(inputs, block=32, moments=moments, **BLOCKED)
+        assert found.keys().isdisjoint(frozen)
+        assert worst_error(found, {k: v for k, v in solve(inputs, exactly=True).items() if k in found}) < 1e-9
+        return counted.flops
+
+    every, extra = flops(), 2 * vocab * width * width  # extra: W2's share of the LayerNorm statistics
+    small = 10 * 2 * rows * width * width
+    assert 7 * unit + extra <= every < 7 * unit + extra + small
+    assert every - flops("e") == unit
+    assert unit + extra <= every - flops("w2") < unit + extra + small
+    assert 4 * unit <= flops("w2", "e", "gamma", "beta") - unit < 4 * unit + small  # z twice, out, dp, dh
+    assert flops("h", "w2", "gamma", "beta") < 4 * unit + small  # z twice, out, dE
+
+
+def test_never_more_than_rows_times_block() -> None:
+    inputs = problem(64, 4096, 4, dtype=torch.float32)
+    with Products() as seen:
+        solve(inputs, block=128, **BLOCKED)
+    assert seen.largest <= 4 * max(64 * 128, 4096 * 4)
+
+
+@SWEEPS
+def test_tied_embedding_used_twice(sweep: dict) -> None:
+    inputs, text = problem(5, 30, 8), torch.randn(4, 8, dtype=torch.float64)
+
+    def gradient(options: dict) -> torch.Tensor:
+        e = inputs["e"].detach().requires_grad_()
+        out = vocab_softmax(**{**inputs, "e": e}, **options)
+        loss = (text @ e.T).logsumexp(-1).sum() + (out * out).sum() + (e[3] * out[0]).sum()
+        return torch.autograd.grad(loss, e)[0]
+
+    torch.testing.assert_close(gradient(sweep), gradient({"implementation": "reference"}))
+
+
+@SWEEPS
+def test_strided_inputs(sweep: dict) -> None:
+    dense = problem(6, 20, 8)
+    inputs = {
+        "h": torch.randn(8, 6, dtype=torch.float64).T,
+        "w2": torch.randn(40, 8, dtype=torch.float64)[::2],
+        "e": torch.randn(8, 20, dtype=torch.float64).T,
+        "gamma": torch.randn(40, dtype=torch.float64)[::2],
+        "beta": torch.randn(1, dtype=torch.float64).expand(20),
+    }
+    inputs = {k: v.requires_grad_() for k, v in inputs.items()}
+    strided_upstream = torch.randn(8, 6, dtype=torch.float64).T
+    out = vocab_softmax(**inputs, block=8, **sweep)
+    expected = vocab_softmax(**inputs, implementation="reference")
+    torch.testing.assert_close(out, expected)
+    for one, other in zip(
+        torch.autograd.grad(out, list(inputs.values()), strided_upstream),
+        torch.autograd.grad(expected, list(inputs.values()), strided_upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+    assert dense["h"].is_contiguous()
+
+
+@SWEEPS
+def test_checkpointing(sweep: dict) -> None:
+    inputs = problem(7, 40, 8, dtype=torch.float32)
+    direct = solve(inputs, block=16, **sweep)
+    values = {k: None if v is None else v.detach().requires_grad_() for k, v in inputs.items()}
+    out = checkpoint(lambda: vocab_softmax(**values, block=16, **sweep), use_reentrant=False)
+    out.backward(make_upstream(out))
+    for name, value in values.items():
+        if value is not None:
+            assert torch.equal(value.grad, direct[name]), name
+
+
+def test_autocast() -> None:
+    inputs = problem(7, 40, 8, dtype=torch.float32)
+    rounded = {k: v if v is None or k in ("gamma", "beta") else v.bfloat16() for k, v in inputs.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = solve(inputs, block=16, **BLOCKED)
+    assert found["out"].dtype == torch.bfloat16
+    assert all(found[k].dtype == torch.float32 for k in found if k != "out")
+    exact = solve({k: None if v is None else v.detach().requires_grad_() for k, v in rounded.items()}, exactly=True)
+    assert worst_error(found, exact) < 2e-2
+
+
+@SWEEPS
+@pytest.mark.parametrize("num_rows", [0, 1])
+def test_few_rows(num_rows: int, sweep: dict) -> None:
+    inputs = problem(num_rows, 30, 4, bias=True)
+    found = solve(inputs, block=8, **sweep)
+    assert found["out"].shape == (num_rows, 4)
+    assert worst_error(found, solve(inputs, exactly=True)) < 1e-9
+
+
+@SWEEPS
+@pytest.mark.parametrize("bias", [False, True])
+def test_inference_sweeps_its_statistics(bias: bool, sweep: dict) -> None:
+    inputs = problem(3, 5000, 16, bias=bias)  # N < D: no moments of W2
+    with torch.no_grad():
+        found = vocab_softmax(**inputs, **sweep)
+    torch.testing.assert_close(found, vocab_softmax(**inputs, implementation="reference"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "chosen"),
+    [
+        (torch.float32, {}, "ChunkedVocabSoftmaxBackward"),
+        (torch.float64, {"block": 8}, "ChunkedVocabSoftmaxBackward"),
+        (torch.bfloat16, {}, "VocabSoftmaxBackward"),
+        (torch.float32, {"skip_mass": 0.1}, "VocabSoftmaxBackward"),
+    ],
+)
+def test_choice_on_a_cpu(dtype: torch.dtype, options: dict[str, float], chosen: str) -> None:
+    inputs = {name: value.to(dtype) for name, value in problem(10, 40, 16).items() if value is not None}
+    inputs["h"].requires_grad_()
+    assert type(vocab_softmax(**inputs, **options).grad_fn).__name__ == chosen
+
+
+def test_moments_are_reused() -> None:
+    inputs = problem(5, 40, 8, bias=True)
+    moments = vocab_moments(inputs["w2"], inputs["w2_bias"])
+    for name, value in solve(inputs, block=16, moments=moments, **BLOCKED).items():
+        assert torch.equal(value, solve(inputs, block=16, **BLOCKED)[name]), name
+
+
+@SWEEPS
+def test_part_of_a_vocabulary_with_the_statistics_of_all(sweep: dict) -> None:
+    full, kept = problem(5, 60, 8), torch.tensor([50, 3, 7, 20, 21])
+    whole = vocab_moments(full["w2"])
+    moments = Moments(whole.mean, whole.covariance, whole.bias_mean, whole.bias_covariance, whole.bias_variance, True)
+    part = {k: v if k in ("h", "w2_bias") else v.detach()[kept].requires_grad_() for k, v in full.items()}
+    p = vocab_probabilities(full["h"], full["w2"], full["gamma"], full["beta"])[:, kept]
+    restricted = p / p.sum(dim=1, keepdim=True)
+    found = solve(part, block=2, moments=moments, **sweep)
+    torch.testing.assert_close(found["out"], (restricted @ part["e"]).detach())
+    (grad_h,) = torch.autograd.grad(restricted @ part["e"], full["h"], make_upstream(found["out"]))
+    torch.testing.assert_close(found["h"], grad_h)
+
+
+@settings(max_examples=30, deadline=None)
+@given(skip=st.sampled_from([1e-4, 1e-2, 0.2]), scale=st.floats(0, 20), ordered=st.booleans(), seed=st.integers(0, 99))
+def test_skipped_mass_is_bounded(skip: float, scale: float, ordered: bool, seed: int) -> None:
+    inputs = problem(6, 64, 4, scale=scale, seed=seed)
+    with torch.no_grad():
+        if ordered:
+            mass = vocab_probabilities(inputs["h"], inputs["w2"], inputs["gamma"], inputs["beta"]).mean(0)
+            order = mass.argsort(descending=True)
+            for name in ("w2", "e", "gamma", "beta"):
+                inputs[name].copy_(inputs[name][order])
+        exact = vocab_softmax(**inputs, **BLOCKED)
+        found = vocab_softmax(**inputs, block=8, skip_mass=skip, **BLOCKED)
+        bound = skip * torch.cdist(inputs["e"], inputs["e"]).max()
+    assert (found - exact).norm(dim=1).max() <= bound + 1e-12
+
+
+def test_skipping_saves_products_and_keeps_gradients_exact() -> None:
+    inputs = problem(16, 64, 8, beta=False)
+    with torch.no_grad():
+        inputs["gamma"][16:] *= 1e-3
+        inputs["gamma"][:16] *= 20  # the mass lies in the first two blocks of eight
+    with Products() as exact:
+        solve(inputs, block=8, **BLOCKED)
+    with Products() as skipping:
+        found = solve(inputs, block=8, skip_mass=1e-2, **BLOCKED)
+    assert skipping.flops < 0.6 * exact.flops
+    kept = slice(0, 16)
+    assert found["e"][16:].count_nonzero() == 0
+    p = vocab_probabilities(inputs["h"], inputs["w2"], inputs["gamma"])[:, kept]
+    out = p / p.sum(dim=1, keepdim=True) @ inputs["e"][kept]
+    for name in ("h", "w2", "e", "gamma"):
+        (grad,) = torch.autograd.grad(out, inputs[name], make_upstream(out), retain_graph=True)
+        torch.testing.assert_close(found[name], grad)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"h": torch.zeros(3)}, "h must have two dimensions"),
+        ({"w2": torch.zeros(10, 5)}, "w2 must be"),
+        ({"w2": torch.zeros(10, 4, dtype=torch.float64)}, "w2 is torch.float64"),
+        ({"w2": torch.zeros(10, 4, dtype=torch.int64)}, "w2 must be floating"),
+        ({"w2": torch.zeros(0, 4), "e": torch.zeros(0, 4)}, "w2 has no rows"),
+        ({"e": torch.zeros(9, 4)}, "e has 9 rows"),
+        ({"e": torch.zeros(10, 4, device="meta")}, "e is on meta"),
+        ({"gamma": torch.zeros(9)}, "gamma must be"),
+        ({"beta": torch.zeros(10, 1)}, "beta must be"),
+        ({"w2_bias": torch.zeros(10, dtype=torch.int64)}, "w2_bias must be floating"),
+        ({"gamma": torch.zeros(10, device="meta")}, "gamma is on meta"),
+        ({"eps": -1.0}, "eps"),
+        ({"skip_mass": 1.0}, "skip_mass"),
+        ({"block": 0}, "block"),
+        ({"implementation": "fast"}, "implementation"),
+        ({"moments": vocab_moments(torch.zeros(10, 5))}, "moments"),
+        ({"moments": vocab_moments(torch.zeros(10, 4)), "normalize": False}, "moments"),
+        ({"moments": vocab_moments(torch.zeros(10, 4)), "implementation": "reference"}, "moments"),
+        ({"skip_mass": 0.1, "implementation": "chunked"}, "skip_mass"),
+    ],
+)
+def test_errors_name_the_argument(change: dict, message: str) -> None:
+    arguments = {"h": torch.zeros(3, 4), "w2": torch.zeros(10, 4), "e": torch.zeros(10, 4)}
+    with pytest.raises(ValueError, match=f"^(implementation .*)?{message}"):
+        vocab_softmax(**(arguments | change))
