@@ -29,7 +29,7 @@ gpu-check:
 	$(PYTHON) -m pytest -m cuda $$(grep -rl --include='*.py' 'mark\.cuda' tests)
 	$(PYTHON) benchmarks/connector.py --device cuda
 
-$(VENV)/installed-quickstart: setup.py constraints.txt
+$(VENV)/installed-quickstart: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("alignvlm needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about 2 GB, a few minutes) ..."

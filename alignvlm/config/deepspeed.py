@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.config.tree import nearest
 from alignvlm.errors import UserError
+from alignvlm.resources import resource
 from data_pipeline.errors import DataError
 from data_pipeline.order.batch import accumulation_steps as steps_of_packs
 
@@ -39,15 +39,9 @@ OPTIMIZER_OWNED_BY_RECIPE: dict[str, str] = {
 NEVER = 10**9
 
 
-def deepspeed_configs_folder() -> Path:
-    """ds_configs/ beside the package in a checkout, else where an installation puts it."""
-    checkout = Path(__file__).resolve().parents[2] / "ds_configs"
-    return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "alignvlm" / "ds_configs"
-
-
 def list_deepspeed_configs() -> list[str]:
     """Names that `train.deepspeed` may take."""
-    return sorted(path.stem for path in deepspeed_configs_folder().glob("*.json"))
+    return sorted(path.stem for path in resource("ds_configs").glob("*.json"))
 
 
 def find_deepspeed_config(name_or_path: str) -> Path:
@@ -59,7 +53,7 @@ def find_deepspeed_config(name_or_path: str) -> Path:
                 f"deepspeed: the file {name_or_path!r} does not exist; by name: {', '.join(list_deepspeed_configs())}"
             )
         return path
-    path = deepspeed_configs_folder() / f"{name_or_path}.json"
+    path = resource("ds_configs", f"{name_or_path}.json")
     if not path.is_file():
         raise UserError(
             f"deepspeed: unknown strategy {name_or_path!r}: {nearest(name_or_path, list_deepspeed_configs())}"

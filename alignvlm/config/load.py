@@ -17,8 +17,8 @@ from alignvlm.config.schema import Recipe
 from alignvlm.config.tree import RecipeDumper, Value, join, merge, nearest, parse_override, read_tree
 from alignvlm.config.validate import check_recipe, ignored_settings
 from alignvlm.errors import UserError
+from alignvlm.resources import resource
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 SUFFIXES = (".yaml", ".yml")
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 def list_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    return sorted(path.stem for path in resource("recipes").glob("*.yaml"))
 
 
 def find_recipe(name_or_path: str, beside: Path | None = None) -> Path:
@@ -39,7 +39,7 @@ def find_recipe(name_or_path: str, beside: Path | None = None) -> Path:
             if path.is_file():
                 return path
         raise UserError(f"recipe file {name_or_path!r} does not exist; recipes by name: {', '.join(list_recipes())}")
-    path = RECIPES / f"{name_or_path}.yaml"
+    path = resource("recipes", f"{name_or_path}.yaml")
     if path.is_file():
         return path
     known = list_recipes()

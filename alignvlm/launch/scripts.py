@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from alignvlm.config import deepspeed_config
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
+from alignvlm.resources import resource
 
 
 def find_launcher(name: str) -> Path:
-    """A file of launch/, for example "slurm/train.sbatch": in a checkout, else where an installation puts it."""
-    folders = (Path(__file__).resolve().parents[2] / "launch", Path(sys.prefix) / "share" / "alignvlm" / "launch")
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"launch/{name} is neither in {folders[0]} nor in {folders[1]}: install alignvlm again")
+    """A file of launch/, for example "slurm/train.sbatch"; UserError when this installation lacks it."""
+    path = resource("launch", name)
+    if not path.is_file():
+        raise UserError(f"{path} is missing: install alignvlm again")
+    return path
 
 
 def check_world(recipe: Recipe, world_size: int, *, cuda: bool) -> None:

@@ -8,13 +8,13 @@ import json
 import math
 import os
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from alignvlm.report.charts import Chart, Series, Value, draw, format_number
 from alignvlm.report.overlay import draw_view
 from alignvlm.report.run_data import RunData, StageData, quarantine_summary, read_run
+from alignvlm.resources import resource
 
 RESULT_FIELDS = ("exact_match", "anls", "relaxed_accuracy", "items", "baseline", "baseline_answer")
 VIEWS = 4
@@ -53,17 +53,17 @@ def results_of(run: RunData) -> dict[str, Any]:
 
 def render(run: RunData) -> str:
     """The page as text."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
+    from jinja2 import Environment, FileSystemLoader, select_autoescape
     from markupsafe import Markup
 
+    templates = resource("templates")
     environment = Environment(
-        loader=PackageLoader("alignvlm.report", "templates"),
+        loader=FileSystemLoader(templates),
         autoescape=select_autoescape(["html"]),
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": lambda x: f"{100 * x:.1f}", "number": format_number}
-    templates = files("alignvlm.report") / "templates"
     return environment.get_template("report.html").render(
         run=run,
         style=Markup((templates / "report.css").read_text(encoding="utf-8")),
