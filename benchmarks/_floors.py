@@ -95,7 +95,7 @@ class SweptFloor:
             product_into(grad_w2[block], z.T, problem.h)
         zeros = acc.new_zeros(len(acc))
         add_hidden_gradient(acc, problem.h, self.moments, zeros, zeros)
-        add_weight_gradient(grad_w2, None, problem.h, problem.w2, None, self.moments, zeros, zeros)
+        add_weight_gradient(grad_w2, problem.h, problem.w2, self.moments, zeros, zeros)
 
 
 Floor = ChunkedFloor | SweptFloor

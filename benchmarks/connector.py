@@ -108,9 +108,7 @@ class ActiveSubset:
         self.ids = torch.arange(0, problem.shape.vocab, max(problem.shape.vocab // ACTIVE, 1), device=problem.device)
         self.ids = self.ids[:ACTIVE]
         whole = vocab_moments(problem.w2)
-        self.moments = Moments(
-            whole.mean, whole.covariance, whole.bias_mean, whole.bias_covariance, whole.bias_variance, constant=True
-        )
+        self.moments = Moments(whole.mean, whole.covariance, constant=True)
         self.rows = [t[self.ids] for t in (problem.w2, problem.gamma, problem.beta)]
 
     def __call__(self, h: Tensor, w2: Tensor, e: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:

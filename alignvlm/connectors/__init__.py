@@ -28,7 +28,7 @@ def build_connector(options: dict[str, Any], vision_size: int, hidden_size: int,
 
     kind = options.get("kind")
     if kind == "align":
-        own = chosen("gain", "temperature", "norm_hidden", "norm_vocab", "num_active", "skip_mass")
+        own = chosen("gain", "temperature", "norm_hidden", "norm_vocab", "num_active")
         return AlignConnector(vision_size, hidden_size, vocab_size, **own)
     inner = options.get("hidden_size")
     if kind == "mlp":

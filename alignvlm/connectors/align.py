@@ -6,8 +6,6 @@ declared part of the token ids) and the statistics.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +45,6 @@ class AlignConnector(Connector):
         norm_vocab: bool = True,
         eps: float = 1e-5,
         num_active: int | None = None,
-        skip_mass: float = 0.0,
     ) -> None:
         """Sizes d, D, V and options.
 
@@ -56,7 +53,6 @@ class AlignConnector(Connector):
             temperature: divides the logits after that LayerNorm.
             norm_hidden, norm_vocab: whether the two LayerNorms are there.
             num_active: size of the active vocabulary; None is the whole one. See `keep_tokens`.
-            skip_mass: probability that vocabulary blocks may lose, see `vocab_softmax`; 0 is exact.
         """
         super().__init__()
         if temperature <= 0:
@@ -64,7 +60,7 @@ class AlignConnector(Connector):
         if num_active is not None and not 1 <= num_active <= vocab_size:
             raise ValueError(f"num_active must be in 1…{vocab_size}, not {num_active}")
         self.vocab_size, self.gain, self.temperature, self.eps = vocab_size, gain, temperature, eps
-        self.norm_vocab, self.skip_mass = norm_vocab, skip_mass
+        self.norm_vocab = norm_vocab
         num_rows = num_active or vocab_size
         self.w1 = nn.Linear(vision_size, hidden_size)
         self.ln_hidden = nn.LayerNorm(hidden_size, eps=eps) if norm_hidden else nn.Identity()
@@ -115,7 +111,7 @@ class AlignConnector(Connector):
 
     @torch.no_grad()
     def keep_tokens(self, ids: Tensor) -> None:
-        """Restrict the vocabulary to these token ids [V_active], in this order (by falling mass helps skipping).
+        """Restrict the vocabulary to these token ids [V_active], in this order.
 
         W2, gamma and beta are replaced by their rows: give an optimizer the new parameters.
         """
@@ -150,8 +146,7 @@ class AlignConnector(Connector):
             self.collect_statistics = False
             self.last_statistics = self._statistics(h)
         rows = embedding[self.active_ids] if self.is_restricted else embedding
-        options: dict[str, Any] = {"eps": self.eps, "normalize": self.norm_vocab, "skip_mass": self.skip_mass}
-        tokens = vocab_softmax(h, self.w2, rows, gamma, beta, moments=moments, **options)
+        tokens = vocab_softmax(h, self.w2, rows, gamma, beta, eps=self.eps, normalize=self.norm_vocab, moments=moments)
         return tokens.view(*features.shape[:-1], tokens.shape[-1])
 
     @torch.no_grad()
@@ -178,9 +173,7 @@ class AlignConnector(Connector):
             return None
         if self.is_restricted:
             wide = wide_dtype(self.w2.dtype)
-            zero = self.vocab_mean.new_zeros((), dtype=wide)
-            mean, covariance = self.vocab_mean.to(wide), self.vocab_covariance.to(wide)
-            return Moments(mean, covariance, zero, torch.zeros_like(mean), zero, constant=True)
+            return Moments(self.vocab_mean.to(wide), self.vocab_covariance.to(wide), constant=True)
         if self.training or torch.is_grad_enabled():
             return None
         self._inference_rows += num_rows

@@ -75,12 +75,11 @@ class Operands:
         e: Tensor,
         gamma: Tensor | None,
         beta: Tensor | None,
-        w2_bias: Tensor | None,
         settings: ChunkSettings,
         statistics: RowStatistics | None = None,
     ) -> None:
         self.h, self.w2, self.e, self.settings = h, w2, e, settings
-        parts = (None if part is None else part.to(h.dtype).unsqueeze(1) for part in (gamma, beta, w2_bias))
+        parts = (None if part is None else part.to(h.dtype).unsqueeze(1) for part in (gamma, beta))
         self.columns = Columns(*parts)  # [V, 1]
         self.statistics = self._first_statistics() if statistics is None else statistics
 
@@ -91,8 +90,6 @@ class Operands:
         if self.settings.moments is not None:
             return row_statistics(self.h, self.settings.moments, self.settings.eps)
         mu = self.h @ self.w2.mean(dim=0)
-        if self.columns.bias is not None:
-            mu += self.columns.bias.mean()
         return RowStatistics(mu, torch.ones_like(mu))
 
     def store(self) -> Tensor:
@@ -119,8 +116,6 @@ class Operands:
         shift = None if statistics is None else -statistics.mu[rows]
         for block in self.blocks(z.shape[1]):
             logits = product_nt(self.w2[block], h, shift)
-            if self.columns.bias is not None:
-                logits += self.columns.bias[block]
             if statistics is None:
                 z[block] = logits
             else:

@@ -1,7 +1,7 @@
 """LayerNorm over the vocabulary without a pass over N x V: mean and variance of all logits of a row in closed form.
 
 With the mean row w of W2 and the covariance C = (W2 - 1w)^T (W2 - 1w) / V (D x D), row n has mu = h.w and
-var = h C h^T. A bias of W2 counts as one more column of W2 against a constant 1 in h.
+var = h C h^T.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class Moments:
-    """First and second moments of the rows of W2 (and its bias), in fp32 (float64 for float64 weights).
+    """First and second moments of the rows of W2, in fp32 (float64 for float64 weights).
 
     Computing them costs 2 V D^2 FLOPs; they can be reused as long as W2 does not change, as in gradient accumulation.
     """
@@ -31,19 +31,13 @@ class Moments:
     """[D] mean row of W2."""
     covariance: Tensor
     """[D, D] covariance of W2's rows."""
-    bias_mean: Tensor
-    """Scalar: mean of the bias."""
-    bias_covariance: Tensor
-    """[D] covariance of the bias with W2's columns."""
-    bias_variance: Tensor
-    """Scalar: variance of the bias."""
     constant: bool = False
     """True: numbers of their own (those of a vocabulary W2 was cut from), so no gradient reaches W2 through them."""
 
 
 @torch.no_grad()
-def vocab_moments(w2: Tensor, w2_bias: Tensor | None = None) -> Moments:
-    """Moments of W2 [V, D] and its bias [V], summed in fp32 (float64 for float64) over fixed blocks of rows."""
+def vocab_moments(w2: Tensor) -> Moments:
+    """Moments of W2 [V, D], summed in fp32 (float64 for float64) over fixed blocks of rows."""
     num_rows, width = w2.shape
     wide = wide_dtype(w2.dtype)
     mean = torch.zeros(width, dtype=wide, device=w2.device)
@@ -53,13 +47,6 @@ def vocab_moments(w2: Tensor, w2_bias: Tensor | None = None) -> Moments:
     # On a CPU short fp32 products are summed in float64: a long sum of squares in fp32 would lose two digits.
     total, step = (wide, _BLOCK) if w2.is_cuda else (torch.float64, _BLOCK // 4)
     gram = torch.zeros(width, width, dtype=total, device=w2.device)
-    bias_covariance = torch.zeros_like(mean)
-    bias_mean = bias_variance = torch.zeros((), dtype=wide, device=w2.device)
-    centred_bias = None
-    if w2_bias is not None:
-        bias_mean = w2_bias.to(wide).mean()
-        centred_bias = w2_bias.to(wide) - bias_mean
-        bias_variance = centred_bias.square().mean()
     exact_products = w2.is_cuda and w2.dtype != wide  # 16-bit products are exact in fp32: subtract the mean afterwards
     centred = mean.new_empty(0 if exact_products else min(step, num_rows), width)
     for start in range(0, num_rows, step):
@@ -67,13 +54,11 @@ def vocab_moments(w2: Tensor, w2_bias: Tensor | None = None) -> Moments:
         if not exact_products:
             rows = torch.sub(rows, mean, out=centred[: len(rows)])
         _accumulate_gram(gram, rows)
-        if centred_bias is not None:
-            bias_covariance += rows.to(wide).T @ centred_bias[start : start + step]
     _mirror(gram)
     covariance = gram.div_(num_rows).to(wide)
     if exact_products:
         covariance.addr_(mean, mean, alpha=-1)
-    return Moments(mean, covariance, bias_mean, bias_covariance / num_rows, bias_variance)
+    return Moments(mean, covariance)
 
 
 def _pieces(width: int) -> list[slice]:
@@ -118,76 +103,50 @@ class RowStatistics:
 def row_statistics(h: Tensor, moments: Moments, eps: float) -> RowStatistics:
     """mu and 1/sqrt(var + eps) of the logits of h [N, D]."""
     wide = moments.mean.dtype
-    mu = h.to(wide) @ moments.mean + moments.bias_mean
-    projected = product_with_wide(h, moments.covariance) + 2 * moments.bias_covariance
-    variance = (projected * h).sum(dim=-1) + moments.bias_variance
+    mu = h.to(wide) @ moments.mean
+    variance = (product_with_wide(h, moments.covariance) * h).sum(dim=-1)
     return RowStatistics(mu, torch.rsqrt(variance.clamp_min(0) + eps))
 
 
-def swept_row_statistics(h: Tensor, w2: Tensor, w2_bias: Tensor | None, eps: float) -> RowStatistics:
+def swept_row_statistics(h: Tensor, w2: Tensor, eps: float) -> RowStatistics:
     """The same from the logits themselves, block by block: 2 N V D FLOPs, cheaper than the moments for few rows."""
     wide = wide_dtype(w2.dtype)
     mean = torch.stack([w2[i : i + _BLOCK].sum(dim=0, dtype=wide) for i in range(0, w2.shape[0], _BLOCK)]).sum(dim=0)
     mu = h.to(wide) @ (mean / w2.shape[0])
-    if w2_bias is not None:
-        mu = mu + w2_bias.to(wide).mean()
     variance = torch.zeros_like(mu)
     for start in range(0, w2.shape[0], _BLOCK):
         logits = product(h, w2[start : start + _BLOCK].T)
-        if w2_bias is not None:
-            logits += w2_bias[start : start + _BLOCK]
         variance += logits.sub_(mu.unsqueeze(1)).square_().sum(dim=1)
     return RowStatistics(mu, torch.rsqrt(variance / w2.shape[0] + eps))
 
 
 def add_hidden_gradient(grad_h: Tensor, h: Tensor, moments: Moments, grad_mu: Tensor, grad_var: Tensor) -> None:
-    """Add to grad_h [N, D] what reaches h through mu and var: grad_mu w + 2 grad_var (h C + c)."""
+    """Add to grad_h [N, D] what reaches h through mu and var: grad_mu w + 2 grad_var h C."""
     grad_h.addr_(grad_mu, moments.mean)
-    projected = product_with_wide(h, moments.covariance) + moments.bias_covariance
-    grad_h.addcmul_(projected, grad_var.unsqueeze(1), value=2)
+    grad_h.addcmul_(product_with_wide(h, moments.covariance), grad_var.unsqueeze(1), value=2)
 
 
 def add_weight_gradient(
-    grad_w2: Tensor | None,
-    grad_bias: Tensor | None,
-    h: Tensor,
-    w2: Tensor,
-    w2_bias: Tensor | None,
-    moments: Moments,
-    grad_mu: Tensor,
-    grad_var: Tensor,
+    grad_w2: Tensor, h: Tensor, w2: Tensor, moments: Moments, grad_mu: Tensor, grad_var: Tensor
 ) -> None:
-    """Add to grad_w2 [V, D] and grad_bias [V] what reaches them through mu and var.
+    """Add to grad_w2 [V, D] what reaches W2 through mu and var.
 
-    Row v gets (1/V) sum_n grad_mu h + (2/V) (W2_v - w) S + (2/V) (b_v - b) s with S = sum_n grad_var h^T h and
-    s = sum_n grad_var h.
+    Row v gets (1/V) sum_n grad_mu h + (2/V) (W2_v - w) S with S = sum_n grad_var h^T h.
     """
     num_rows, wide = w2.shape[0], moments.mean.dtype
     h_wide = h.to(wide)
     weighted = h_wide * grad_var.unsqueeze(1)  # [N, D]
-    first = weighted.sum(dim=0)  # [D]
     scale = 2.0 / num_rows
-    centred_bias = None if w2_bias is None else w2_bias.to(wide) - moments.bias_mean
-    if grad_w2 is not None:
-        tensor_cores = h.is_cuda and h.dtype != wide
-        second = product(weighted.to(h.dtype).T, h) if tensor_cores else weighted.T @ h_wide  # S [D, D]
-        row = (grad_mu @ h_wide) / num_rows - scale * (moments.mean @ second)
-        for start in range(0, num_rows, _BLOCK):
-            block = slice(start, start + _BLOCK)
-            target = grad_w2[block] if grad_w2.dtype == wide else grad_w2[block].to(wide)
-            if tensor_cores:
-                accumulate(target, w2[block], (scale * second).to(w2.dtype))
-            else:
-                target.addmm_(w2[block].to(wide), second, alpha=scale)
-            target += row
-            if centred_bias is not None:
-                target.addr_(centred_bias[block], first, alpha=scale)
-            if grad_w2.dtype != wide:
-                grad_w2[block] = target
-    if grad_bias is not None and centred_bias is not None:
-        total = grad_var.sum()
-        constant = grad_mu.sum() / num_rows - scale * (moments.mean @ first)
-        for start in range(0, num_rows, _BLOCK):
-            block = slice(start, start + _BLOCK)
-            from_weight = product_with_wide(w2[block], first.unsqueeze(1)).squeeze(1)
-            grad_bias[block] += (scale * (from_weight + centred_bias[block] * total) + constant).to(grad_bias.dtype)
+    tensor_cores = h.is_cuda and h.dtype != wide
+    second = product(weighted.to(h.dtype).T, h) if tensor_cores else weighted.T @ h_wide  # S [D, D]
+    row = (grad_mu @ h_wide) / num_rows - scale * (moments.mean @ second)
+    for start in range(0, num_rows, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        target = grad_w2[block] if grad_w2.dtype == wide else grad_w2[block].to(wide)
+        if tensor_cores:
+            accumulate(target, w2[block], (scale * second).to(w2.dtype))
+        else:
+            target.addmm_(w2[block].to(wide), second, alpha=scale)
+        target += row
+        if grad_w2.dtype != wide:
+            grad_w2[block] = target

@@ -16,12 +16,11 @@ def vocab_probabilities(
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     *,
-    w2_bias: Tensor | None = None,
     eps: float = 1e-5,
     normalize: bool = True,
 ) -> Tensor:
-    """softmax(gamma * LN_V(h W2^T + b) + beta): [N, D] -> [N, V], in the dtype of `h` (float64 works)."""
-    logits = linear(h, w2, w2_bias)  # [N, V]
+    """softmax(gamma * LN_V(h W2^T) + beta): [N, D] -> [N, V], in the dtype of `h` (float64 works)."""
+    logits = linear(h, w2)  # [N, V]
     gamma, beta = (None if part is None else part.to(logits.dtype) for part in (gamma, beta))
     if normalize:
         return torch.softmax(layer_norm(logits, logits.shape[-1:], gamma, beta, eps), dim=-1)
@@ -39,10 +38,9 @@ def vocab_softmax_reference(
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     *,
-    w2_bias: Tensor | None = None,
     eps: float = 1e-5,
     normalize: bool = True,
 ) -> Tensor:
     """The whole operator: [N, D] -> [N, D_e]. Shapes as in `vocab_softmax`."""
-    p = vocab_probabilities(h, w2, gamma, beta, w2_bias=w2_bias, eps=eps, normalize=normalize)
+    p = vocab_probabilities(h, w2, gamma, beta, eps=eps, normalize=normalize)
     return p.to(e.dtype) @ e

@@ -40,10 +40,8 @@ class TorchRows:
         """From the summed products with W2 to the gradient of h (in place)."""
         return acc if self.scale is None else acc.mul_(self.scale)
 
-    def _normalise(self, z: Tensor, columns: Columns) -> Tensor:
+    def _normalise(self, z: Tensor) -> Tensor:
         """z [N, B] = left W2^T -> normalised logits before gamma and beta, in place."""
-        if columns.bias is not None:
-            z.add_(columns.bias) if self.scale is None else z.addr_(self.scale.squeeze(1), columns.bias)
         return z if self.shift is None else z.sub_(self.shift)
 
     def forward(self, z: Tensor, columns: Columns, peak: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,7 +49,7 @@ class TorchRows:
 
         `peak` [N] is the running maximum and is updated.
         """
-        z = columns.affine(self._normalise(z, columns), out=z)
+        z = columns.affine(self._normalise(z), out=z)
         new_peak = torch.maximum(peak, z.amax(dim=1).clamp_min_(LOWEST))
         factor = torch.exp(peak - new_peak)
         peak.copy_(new_peak)
@@ -60,7 +58,7 @@ class TorchRows:
 
     def probabilities(self, z: Tensor, columns: Columns, lse: Tensor) -> Tensor:
         """z [N, B] -> p, in place, given the log of the normaliser [N]."""
-        return columns.affine(self._normalise(z, columns), out=z).sub_(lse.unsqueeze(1)).exp_()
+        return columns.affine(self._normalise(z), out=z).sub_(lse.unsqueeze(1)).exp_()
 
     def backward(
         self,
@@ -76,7 +74,7 @@ class TorchRows:
     ) -> tuple[Tensor, Tensor, ColumnGradients]:
         """z, dp [N, B] -> (p, gamma p (dp - delta), sums over rows and columns); all three buffers are overwritten."""
         del store_p  # p is needed on the way in any case
-        zhat = self._normalise(z, columns)
+        zhat = self._normalise(z)
         p = columns.affine(zhat, out=scratch[0]).sub_(lse.unsqueeze(1)).exp_()
         ds = dp.sub_(delta.unsqueeze(1)).mul_(p)
         sums = ColumnGradients()
@@ -93,6 +91,4 @@ class TorchRows:
             # A pass of multiplications and a plain sum: several times faster on a CPU than a matrix-vector product.
             weighted = product if columns.gamma is None else product.mul_(columns.gamma)
             sums.row, sums.row_product = g.sum(dim=1), weighted.sum(dim=1)
-        if column_sums and columns.bias is not None:
-            sums.bias = g.sum(dim=0) if self.scale is None else self.scale.squeeze(1) @ g
         return p, g, sums

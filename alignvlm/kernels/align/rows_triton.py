@@ -30,13 +30,11 @@ _LAG = tl.constexpr(8.0)
 
 @triton.jit
 def _logits(
-    z, gamma_ptr, beta_ptr, bias_ptr, columns, inside, mu, rstd,
-    HAS_NORM: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr, HAS_BIAS: tl.constexpr,
+    z, gamma_ptr, beta_ptr, columns, inside, mu, rstd,
+    HAS_NORM: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr,
 ):  # fmt: skip
     """z [..., C] in fp32 -> (zhat, gamma zhat + beta, gamma)."""
     gamma = tl.full(columns.shape, 1.0, tl.float32)
-    if HAS_BIAS:
-        z += tl.load(bias_ptr + columns, mask=inside, other=0.0)
     if HAS_NORM:
         z = (z - mu) * rstd
     logits = z
@@ -50,8 +48,8 @@ def _logits(
 
 @triton.jit
 def _forward_kernel(
-    z_ptr, mu_ptr, rstd_ptr, gamma_ptr, beta_ptr, bias_ptr, lse_ptr, peak_ptr, mass_ptr, factor_ptr, width,
-    HAS_NORM: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr, HAS_BIAS: tl.constexpr,
+    z_ptr, mu_ptr, rstd_ptr, gamma_ptr, beta_ptr, lse_ptr, peak_ptr, mass_ptr, factor_ptr, width,
+    HAS_NORM: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr,
     HAS_LSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One row of a block: z -> p in place. With HAS_LSE p is final, else relative to the running maximum `peak`."""
@@ -62,9 +60,7 @@ def _forward_kernel(
     mu, rstd = 0.0, 1.0
     if HAS_NORM:
         mu, rstd = tl.load(mu_ptr + row), tl.load(rstd_ptr + row)
-    _, logits, _ = _logits(
-        z, gamma_ptr, beta_ptr, bias_ptr, columns, inside, mu, rstd, HAS_NORM, HAS_GAMMA, HAS_BETA, HAS_BIAS
-    )
+    _, logits, _ = _logits(z, gamma_ptr, beta_ptr, columns, inside, mu, rstd, HAS_NORM, HAS_GAMMA, HAS_BETA)
     logits = tl.where(inside, logits, float("-inf"))
     if HAS_LSE:
         p = tl.exp(logits - tl.load(lse_ptr + row))
@@ -81,9 +77,9 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    z_ptr, dp_ptr, mu_ptr, rstd_ptr, gamma_ptr, beta_ptr, bias_ptr, lse_ptr, delta_ptr,
-    row_ptr, row_product_ptr, gamma_grad_ptr, beta_grad_ptr, bias_grad_ptr, num_rows, width,
-    HAS_NORM: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr, HAS_BIAS: tl.constexpr,
+    z_ptr, dp_ptr, mu_ptr, rstd_ptr, gamma_ptr, beta_ptr, lse_ptr, delta_ptr,
+    row_ptr, row_product_ptr, gamma_grad_ptr, beta_grad_ptr, num_rows, width,
+    HAS_NORM: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr,
     STORE_P: tl.constexpr, COLUMN_SUMS: tl.constexpr,
     TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr, STEP_ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -93,7 +89,6 @@ def _backward_kernel(
     inside_columns = columns < width
     sum_gamma = tl.zeros([STEP_ROWS, TILE_COLUMNS], tl.float32)
     sum_beta = tl.zeros([STEP_ROWS, TILE_COLUMNS], tl.float32)
-    sum_bias = tl.zeros([STEP_ROWS, TILE_COLUMNS], tl.float32)
     for start in range(0, TILE_ROWS, STEP_ROWS):
         rows = tile_row * TILE_ROWS + start + tl.arange(0, STEP_ROWS)[:, None]
         inside_rows = rows < num_rows
@@ -108,9 +103,8 @@ def _backward_kernel(
             mu = tl.load(mu_ptr + rows, mask=inside_rows, other=0.0)
             rstd = tl.load(rstd_ptr + rows, mask=inside_rows, other=0.0)
         zhat, logits, gamma = _logits(
-            z, gamma_ptr, beta_ptr, bias_ptr, columns, inside_columns, mu, rstd,
-            HAS_NORM, HAS_GAMMA, HAS_BETA, HAS_BIAS,
-        )  # fmt: skip
+            z, gamma_ptr, beta_ptr, columns, inside_columns, mu, rstd, HAS_NORM, HAS_GAMMA, HAS_BETA
+        )
         p = tl.where(inside, tl.exp(logits - lse), 0.0)
         ds = p * (dp - delta)
         g = ds * gamma
@@ -127,16 +121,12 @@ def _backward_kernel(
                 sum_gamma += ds * zhat
             if HAS_BETA:
                 sum_beta += ds
-            if HAS_BIAS:
-                sum_bias += scaled
     if COLUMN_SUMS:
         partial = tile_row.to(tl.int64) * width + columns
         if HAS_GAMMA:
             tl.store(gamma_grad_ptr + partial, tl.sum(sum_gamma, axis=0)[None, :], mask=inside_columns)
         if HAS_BETA:
             tl.store(beta_grad_ptr + partial, tl.sum(sum_beta, axis=0)[None, :], mask=inside_columns)
-        if HAS_BIAS:
-            tl.store(bias_grad_ptr + partial, tl.sum(sum_bias, axis=0)[None, :], mask=inside_columns)
 
 
 @triton.jit
@@ -199,7 +189,6 @@ class TritonRows:
             "HAS_NORM": self.mu is not None,
             "HAS_GAMMA": columns.gamma is not None,
             "HAS_BETA": columns.beta is not None,
-            "HAS_BIAS": columns.bias is not None,
         }
 
     def forward(self, z: Tensor, columns: Columns, peak: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,7 +213,7 @@ class TritonRows:
     ) -> None:
         num_rows, width = z.shape
         arguments = (
-            z, self.mu, self.rstd, columns.gamma, columns.beta, columns.bias, lse, peak, mass, factor, width,
+            z, self.mu, self.rstd, columns.gamma, columns.beta, lse, peak, mass, factor, width,
         )  # fmt: skip
         flags = {**self._flags(columns), "HAS_LSE": lse is not None, "BLOCK": triton.next_power_of_2(width)}
         if _autotunes(z):
@@ -253,10 +242,10 @@ class TritonRows:
         row_parts = [lse.new_empty(tiles[1], num_rows) if self.mu is not None else None for _ in range(2)]
         column_parts = [
             lse.new_empty(tiles[0], width) if column_sums and part is not None else None
-            for part in (columns.gamma, columns.beta, columns.bias)
+            for part in (columns.gamma, columns.beta)
         ]
         arguments = (
-            z, dp, self.mu, self.rstd, columns.gamma, columns.beta, columns.bias, lse, delta,
+            z, dp, self.mu, self.rstd, columns.gamma, columns.beta, lse, delta,
             *row_parts, *column_parts, num_rows, width,
         )  # fmt: skip
         flags = {
@@ -272,5 +261,5 @@ class TritonRows:
         else:
             _backward_kernel[tiles](*arguments, **flags, STEP_ROWS=_STEP_ROWS, **_FIXED)
         sums.row, sums.row_product = (None if part is None else part.sum(dim=0) for part in row_parts)
-        sums.gamma, sums.beta, sums.bias = (None if part is None else part.sum(dim=0) for part in column_parts)
+        sums.gamma, sums.beta = (None if part is None else part.sum(dim=0) for part in column_parts)
         return z, dp, sums

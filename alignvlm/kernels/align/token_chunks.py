@@ -23,7 +23,7 @@ from alignvlm.kernels.matmul import product_nt
 
 
 class ChunkedVocabSoftmax(torch.autograd.Function):
-    """softmax(gamma * LN_V(h W2^T + b) + beta) E for float32 and float64."""
+    """softmax(gamma * LN_V(h W2^T) + beta) E for float32 and float64."""
 
     @staticmethod
     def forward(
@@ -33,27 +33,26 @@ class ChunkedVocabSoftmax(torch.autograd.Function):
         e: Tensor,
         gamma: Tensor | None,
         beta: Tensor | None,
-        w2_bias: Tensor | None,
         settings: ChunkSettings,
     ) -> Tensor:
-        operands = Operands(h, w2, e, gamma, beta, w2_bias, settings)
+        operands = Operands(h, w2, e, gamma, beta, settings)
         out = h.new_empty(h.shape[0], e.shape[1])
         normaliser = h.new_empty(h.shape[0]), h.new_empty(h.shape[0])
         store = operands.store()
         for rows in chunks_of(h.shape[0]):
             result = _forward_chunk(operands, rows, operands.matrix(store, rows))
             out[rows], normaliser[0][rows], normaliser[1][rows] = result
-        ctx.save_for_backward(h, w2, e, gamma, beta, w2_bias, out, *normaliser, store)
+        ctx.save_for_backward(h, w2, e, gamma, beta, out, *normaliser, store)
         ctx.settings, ctx.statistics, ctx.holds_logits = settings, operands.statistics, True
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        h, w2, e, gamma, beta, w2_bias, out, peak, total, store = ctx.saved_tensors
+        h, w2, e, gamma, beta, out, peak, total, store = ctx.saved_tensors
         with torch.autocast(grad_out.device.type, enabled=False):
-            operands = Operands(h, w2, e, gamma, beta, w2_bias, ctx.settings, ctx.statistics)
-            needs = Needs(*ctx.needs_input_grad[:6])
+            operands = Operands(h, w2, e, gamma, beta, ctx.settings, ctx.statistics)
+            needs = Needs(*ctx.needs_input_grad[:5])
             # Written into past autograd's eye: a second backward over the graph takes the memory, not the logits.
             backward = _Backward(operands, (peak, total), needs, store.data, ctx.holds_logits)
             ctx.holds_logits = False
@@ -119,16 +118,12 @@ class _Backward:
             matrix(operands.w2, needs.w2),
             matrix(operands.e, needs.e),
         )
-        self.gamma, self.beta, self.bias = (
-            column(columns.gamma, needs.gamma),
-            column(columns.beta, needs.beta),
-            column(columns.bias, needs.bias),
-        )
+        self.gamma, self.beta = column(columns.gamma, needs.gamma), column(columns.beta, needs.beta)
         self.row_sum, self.row_product = (operands.h.new_zeros(operands.h.shape[0]) for _ in range(2))
         """[N] sums over V of g and of g zhat"""
 
     def run(self, upstream: Tensor, delta: Tensor) -> list[Tensor | None]:
-        """Gradients of h, w2, e, gamma, beta and bias.
+        """Gradients of h, w2, e, gamma and beta.
 
         Args:
             upstream: [N, D_e] gradient of the output.
@@ -150,7 +145,7 @@ class _Backward:
         if self.h is not None and self.constant is not None and operands.statistics is not None:
             through_statistics = operands.statistics.gradients(self.row_sum, self.row_product)
             add_hidden_gradient(self.h, operands.h, self.constant, *through_statistics)
-        columns = (None if part is None else part.squeeze(1) for part in (self.gamma, self.beta, self.bias))
+        columns = (None if part is None else part.squeeze(1) for part in (self.gamma, self.beta))
         return [self.h, self.w2, self.e, *columns]
 
     def _beside(self, z: Tensor) -> Tensor:
@@ -182,7 +177,7 @@ class _Backward:
             self.row_sum[rows] += g.sum(dim=0)
 
     def _through_norm(self, rows: slice, z: Tensor, g: Tensor) -> None:
-        """From g [V, n] to the gradients of h, W2 and its bias, through the LayerNorm over V."""
+        """From g [V, n] to the gradients of h and W2, through the LayerNorm over V."""
         operands = self.operands
         rstd = None if operands.statistics is None else operands.statistics.rstd[rows]
         left = operands.h[rows] if rstd is None else operands.h[rows] * rstd.unsqueeze(1)
@@ -193,7 +188,6 @@ class _Backward:
                 dz = torch.addcmul(g[block], z[block], mean_product, value=-1).sub_(mean)
             else:
                 dz = g[block].clone()
-            _add_sum(self.bias, block, dz if rstd is None or self.bias is None else dz * rstd)
             self._add_product(self.w2, block, dz, left)
             if self.h is not None:
                 acc.addmm_(operands.w2[block].T, dz)

@@ -27,11 +27,10 @@ class Needs:
     e: bool
     gamma: bool
     beta: bool
-    bias: bool
 
     @property
     def columns(self) -> bool:
-        return self.gamma or self.beta or self.bias
+        return self.gamma or self.beta
 
     @property
     def logits(self) -> bool:
@@ -40,18 +39,16 @@ class Needs:
 
 @dataclass
 class Columns:
-    """Per vocabulary row v, in fp32 (float64 for float64 inputs): logit = gamma zhat + beta, z = h W2_v + bias."""
+    """Per vocabulary row v, in fp32 (float64 for float64 inputs): logit = gamma zhat + beta."""
 
     gamma: Tensor | None
     """[B], or [B, 1] where logits lie transposed"""
     beta: Tensor | None
     """as gamma"""
-    bias: Tensor | None
-    """as gamma"""
 
     def block(self, rows: slice) -> Columns:
         """The same for some rows of the vocabulary."""
-        parts = (None if part is None else part[rows] for part in (self.gamma, self.beta, self.bias))
+        parts = (None if part is None else part[rows] for part in (self.gamma, self.beta))
         return Columns(*parts)
 
     def affine(self, zhat: Tensor, out: Tensor) -> Tensor:
@@ -73,8 +70,6 @@ class ColumnGradients:
     """[B] sum over rows of ds zhat"""
     beta: Tensor | None = None
     """[B] sum over rows of ds"""
-    bias: Tensor | None = None
-    """[B] sum over rows of ds gamma / std"""
     row: Tensor | None = None
     """[N] sum over the block of g = gamma ds"""
     row_product: Tensor | None = None

@@ -39,8 +39,6 @@ class Settings:
 
     eps: float
     normalize: bool
-    skip_mass: float
-    """Probability that a row may lose to skipped blocks; 0 is exact."""
     block: int
     """Vocabulary rows per block."""
     triton: bool
@@ -70,20 +68,19 @@ class VocabSoftmax(torch.autograd.Function):
         e: Tensor,
         gamma: Tensor | None,
         beta: Tensor | None,
-        w2_bias: Tensor | None,
         settings: Settings,
     ) -> Tensor:
         statistics = None
         if settings.normalize:
             if settings.moments is None and (settings.needs_grad or h.shape[0] > MOMENTS_FROM_ROWS * h.shape[1]):
-                settings = replace(settings, moments=vocab_moments(w2, w2_bias))
+                settings = replace(settings, moments=vocab_moments(w2))
             if settings.moments is not None:
                 statistics = row_statistics(h, settings.moments, settings.eps)
             else:
-                statistics = swept_row_statistics(h, w2, w2_bias, settings.eps)
-        out, lse, kept = _sweep_forward(h, w2, e, _columns(h, gamma, beta, w2_bias), statistics, settings)
-        ctx.save_for_backward(h, w2, e, gamma, beta, w2_bias, out, lse)
-        ctx.statistics, ctx.settings, ctx.kept = statistics, settings, kept
+                statistics = swept_row_statistics(h, w2, settings.eps)
+        out, lse = _sweep_forward(h, w2, e, _columns(h, gamma, beta), statistics, settings)
+        ctx.save_for_backward(h, w2, e, gamma, beta, out, lse)
+        ctx.statistics, ctx.settings = statistics, settings
         return out
 
     @staticmethod
@@ -93,9 +90,9 @@ class VocabSoftmax(torch.autograd.Function):
             return (*_sweep_backward(ctx, grad_out.contiguous()), None)
 
 
-def _columns(h: Tensor, gamma: Tensor | None, beta: Tensor | None, w2_bias: Tensor | None) -> Columns:
+def _columns(h: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Columns:
     wide = wide_dtype(h.dtype)
-    return Columns(*(None if part is None else part.to(wide) for part in (gamma, beta, w2_bias)))
+    return Columns(*(None if part is None else part.to(wide) for part in (gamma, beta)))
 
 
 def _rows(h: Tensor, statistics: RowStatistics | None, settings: Settings) -> TorchRows | TritonRows:
@@ -113,60 +110,48 @@ def _matrix(buffer: Tensor, num_rows: int, width: int) -> Tensor:
 
 def _sweep_forward(
     h: Tensor, w2: Tensor, e: Tensor, columns: Columns, statistics: RowStatistics | None, settings: Settings
-) -> tuple[Tensor, Tensor, list[slice]]:
-    """(output [N, D_e], log of the normaliser [N], blocks that took part)."""
+) -> tuple[Tensor, Tensor]:
+    """(output [N, D_e], log of the normaliser [N])."""
     num_tokens, vocab_size = h.shape[0], w2.shape[0]
     wide = wide_dtype(h.dtype)
     rows = _rows(h, statistics, settings)
     acc = h.new_zeros(num_tokens, e.shape[1], dtype=wide)
     peak = h.new_full((num_tokens,), -torch.inf, dtype=wide)
-    kept_sum, skipped_sum = torch.zeros_like(peak), torch.zeros_like(peak)
-    kept: list[slice] = []
+    total = torch.zeros_like(peak)
     buffer = rows.left.new_empty(num_tokens * min(settings.block, vocab_size))
     for block in blocks_of(vocab_size, settings.block) if num_tokens else ():
         z = _matrix(buffer, num_tokens, block.stop - block.start)
         product_into(z, rows.left, rows.operand(w2[block]).T)
         p, mass, factor = rows.forward(z, columns.block(block), peak)
-        kept_sum.mul_(factor)
-        if settings.skip_mass:
-            skipped_sum.mul_(factor)
-            would_skip = skipped_sum + mass
-            if bool((would_skip <= settings.skip_mass * (kept_sum + would_skip)).all()):
-                skipped_sum = would_skip
-                rows.rescale(acc, factor)
-                continue
-        kept.append(block)
-        kept_sum += mass
+        total.mul_(factor).add_(mass)
         rows.rescale(acc, factor)
         accumulate(acc, p, rows.operand(e[block]))
-    out = acc.div_(kept_sum.unsqueeze(1)).to(e.dtype)
-    return out, peak.add_(kept_sum.log_()), kept
+    out = acc.div_(total.unsqueeze(1)).to(e.dtype)
+    return out, peak.add_(total.log_())
 
 
 def _sweep_backward(ctx: Any, grad_out: Tensor) -> list[Tensor | None]:
-    """Gradients of h, w2, e, gamma, beta, w2_bias; None and no work where none is needed."""
-    h, w2, e, gamma, beta, w2_bias, out, lse = ctx.saved_tensors
+    """Gradients of h, w2, e, gamma, beta; None and no work where none is needed."""
+    h, w2, e, gamma, beta, out, lse = ctx.saved_tensors
     settings: Settings = ctx.settings
-    needs = Needs(*ctx.needs_input_grad[:6])
+    needs = Needs(*ctx.needs_input_grad[:5])
     wide = wide_dtype(h.dtype)
-    # Rows of blocks that were skipped are not written by the sweep.
-    fresh = torch.empty_like if len(ctx.kept) * settings.block >= w2.shape[0] else torch.zeros_like
+    fresh = torch.empty_like if h.shape[0] else torch.zeros_like  # the sweep writes every row
     grad_w2 = fresh(w2, memory_format=torch.contiguous_format) if needs.w2 else None
     grad_e = fresh(e, memory_format=torch.contiguous_format) if needs.e else None
     grad_gamma = torch.zeros_like(gamma) if needs.gamma else None
     grad_beta = torch.zeros_like(beta) if needs.beta else None
-    grad_bias = torch.zeros_like(w2_bias) if needs.bias else None
     acc = torch.zeros_like(h, dtype=wide) if needs.h else None  # [N, D]
     row_sum, row_product = (h.new_zeros(h.shape[0], dtype=wide) for _ in range(2))
 
     def sweep() -> None:
         rows = _rows(h, ctx.statistics, settings)
-        columns = _columns(h, gamma, beta, w2_bias)
+        columns = _columns(h, gamma, beta)
         upstream = rows.operand(grad_out)
         delta = (grad_out.to(wide) * out.to(wide)).sum(dim=1)
         size = h.shape[0] * min(settings.block, w2.shape[0])
         buffers = [rows.left.new_empty(size) for _ in range(rows.num_buffers if needs.logits else 1)]
-        for block in ctx.kept:
+        for block in blocks_of(w2.shape[0], settings.block):
             z, *scratch = (_matrix(buffer, h.shape[0], block.stop - block.start) for buffer in buffers)
             w2_block, part = rows.operand(w2[block]), columns.block(block)
             product_into(z, rows.left, w2_block.T)
@@ -183,7 +168,7 @@ def _sweep_backward(ctx: Any, grad_out: Tensor) -> list[Tensor | None]:
                 accumulate(acc, g, w2_block)
             if grad_w2 is not None:
                 product_into(grad_w2[block], g.T, rows.left)
-            for grad, value in ((grad_gamma, sums.gamma), (grad_beta, sums.beta), (grad_bias, sums.bias)):
+            for grad, value in ((grad_gamma, sums.gamma), (grad_beta, sums.beta)):
                 if grad is not None and value is not None:
                     grad[block] = value
             if sums.row is not None and sums.row_product is not None:
@@ -199,6 +184,6 @@ def _sweep_backward(ctx: Any, grad_out: Tensor) -> list[Tensor | None]:
             grad_mu, grad_var = ctx.statistics.gradients(row_sum, row_product)
             if acc is not None:
                 add_hidden_gradient(acc, h, moments, grad_mu, grad_var)
-            if not moments.constant:
-                add_weight_gradient(grad_w2, grad_bias, h, w2, w2_bias, moments, grad_mu, grad_var)
-    return [None if acc is None else acc.to(h.dtype), grad_w2, grad_e, grad_gamma, grad_beta, grad_bias]
+            if grad_w2 is not None and not moments.constant:
+                add_weight_gradient(grad_w2, h, w2, moments, grad_mu, grad_var)
+    return [None if acc is None else acc.to(h.dtype), grad_w2, grad_e, grad_gamma, grad_beta]

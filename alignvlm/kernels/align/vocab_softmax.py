@@ -25,34 +25,28 @@ def vocab_softmax(
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     *,
-    w2_bias: Tensor | None = None,
     eps: float = 1e-5,
     normalize: bool = True,
     moments: Moments | None = None,
-    skip_mass: float = 0.0,
     block: int | None = None,
     implementation: Implementation | None = None,
 ) -> Tensor:
     """Average the rows of E with the weights softmax(LN_V(h W2^T)): AlignVLM's connector (arXiv 2502.01341, eq. 1-2).
 
-        out = softmax(gamma * LN_V(h W2^T + b) + beta) E
+        out = softmax(gamma * LN_V(h W2^T) + beta) E
 
-    Gradients reach h, w2, e, gamma, beta and w2_bias; those that do not require one cost nothing. Under autocast h, w2,
-    e and w2_bias are cast as by `torch.nn.functional.linear`. Statistics and sums are in fp32 (float64 for float64).
+    Gradients reach h, w2, e, gamma and beta; those that do not require one cost nothing. Under autocast h, w2 and e
+    are cast as by `torch.nn.functional.linear`. Statistics and sums are in fp32 (float64 for float64).
 
     Args:
         h: [N, D] float64, float32, bfloat16 or float16; N may be 0.
         w2: [V, D], same dtype and device as h.
         e: [V, D_e], same dtype and device; may be a parameter that others use too (tied embeddings).
         gamma, beta: [V] in any floating dtype; scale and shift of the LayerNorm over V, or of the raw logits.
-        w2_bias: [V] bias of W2.
         eps: of the LayerNorm over V.
         normalize: False leaves the LayerNorm over V out (the Ovis connector).
-        moments: `vocab_moments(w2, w2_bias)` computed earlier for the same weights, or, with `constant=True`, those of
+        moments: `vocab_moments(w2)` computed earlier for the same weights, or, with `constant=True`, those of
             the whole vocabulary when w2 holds a part of it. None computes them.
-        skip_mass: leave out vocabulary blocks as long as no row loses more than this probability, and renormalise. Then
-            |out - exact| <= skip_mass * (largest distance between two rows of E), and the gradient is the exact one of
-            that restricted softmax. 0 (the default) is exact. Useful when the vocabulary is ordered by mass.
         block: vocabulary rows per block; None chooses.
         implementation: "reference" (keeps N x V), "chunked" (some tokens against the whole vocabulary; made for a CPU,
             float32 and float64), "blocked" (all tokens against blocks of the vocabulary; plain PyTorch, any device and
@@ -67,25 +61,22 @@ def vocab_softmax(
     """
     autocast = torch.is_autocast_enabled(h.device.type) and h.dtype != torch.float64
     _check_matrices(h, w2, e, check_dtype=not autocast)
-    _check_vectors(h, w2, {"gamma": gamma, "beta": beta, "w2_bias": w2_bias})
-    _check_options(w2, eps, normalize, moments, skip_mass, block)
+    _check_vectors(h, w2, {"gamma": gamma, "beta": beta})
+    _check_options(w2, eps, normalize, moments, block)
     if autocast:
         dtype = torch.get_autocast_dtype(h.device.type)
         h, w2, e = h.to(dtype), w2.to(dtype), e.to(dtype)
-        w2_bias = None if w2_bias is None else w2_bias.to(dtype)
-    implementation = implementation or _choose(h, skip_mass)
+    implementation = implementation or _choose(h)
     with torch.autocast(h.device.type, enabled=False):
         if implementation == "reference":
-            if moments is not None or skip_mass:
-                raise ValueError("implementation 'reference' knows neither moments nor skip_mass")
-            return vocab_softmax_reference(h, w2, e, gamma, beta, w2_bias=w2_bias, eps=eps, normalize=normalize)
+            if moments is not None:
+                raise ValueError("implementation 'reference' knows no moments")
+            return vocab_softmax_reference(h, w2, e, gamma, beta, eps=eps, normalize=normalize)
         if implementation == "chunked":
-            if skip_mass:
-                raise ValueError("implementation 'chunked' knows no skip_mass")
             if h.dtype not in _WIDE:
                 raise ValueError(f"implementation 'chunked' takes float32 and float64, not {h.dtype}")
             chunk_settings = ChunkSettings(eps, normalize, moments, block)
-            out: Tensor = ChunkedVocabSoftmax.apply(h, w2, e, gamma, beta, w2_bias, chunk_settings)
+            out: Tensor = ChunkedVocabSoftmax.apply(h, w2, e, gamma, beta, chunk_settings)
             return out
         if implementation not in ("blocked", "triton"):
             raise ValueError(
@@ -96,22 +87,21 @@ def vocab_softmax(
         settings = Settings(
             eps=eps,
             normalize=normalize,
-            skip_mass=skip_mass,
             block=block or default_block(h.shape[0], w2.shape[0], h.dtype, h.device),
             triton=implementation == "triton",
             moments=moments,
             needs_grad=torch.is_grad_enabled()
-            and any(t is not None and t.requires_grad for t in (h, w2, e, gamma, beta, w2_bias)),
+            and any(t is not None and t.requires_grad for t in (h, w2, e, gamma, beta)),
         )
-        out = VocabSoftmax.apply(h, w2, e, gamma, beta, w2_bias, settings)
+        out = VocabSoftmax.apply(h, w2, e, gamma, beta, settings)
         return out
 
 
-def _choose(h: Tensor, skip_mass: float) -> Implementation:
+def _choose(h: Tensor) -> Implementation:
     if h.is_cuda:
         has_kernels = h.dtype in (torch.float32, torch.bfloat16) and importlib.util.find_spec("triton") is not None
         return "triton" if has_kernels else "blocked"
-    return "chunked" if h.dtype in _WIDE and not skip_mass else "blocked"
+    return "chunked" if h.dtype in _WIDE else "blocked"
 
 
 def _check_matrices(h: Tensor, w2: Tensor, e: Tensor, *, check_dtype: bool) -> None:
@@ -144,13 +134,9 @@ def _check_vectors(h: Tensor, w2: Tensor, vectors: dict[str, Tensor | None]) -> 
             raise ValueError(f"{name} is on {vector.device} but h is on {h.device}")
 
 
-def _check_options(
-    w2: Tensor, eps: float, normalize: bool, moments: Moments | None, skip_mass: float, block: int | None
-) -> None:
+def _check_options(w2: Tensor, eps: float, normalize: bool, moments: Moments | None, block: int | None) -> None:
     if eps < 0:
         raise ValueError(f"eps must not be negative, but is {eps}")
-    if not 0 <= skip_mass < 1:
-        raise ValueError(f"skip_mass must be in [0, 1), not {skip_mass}")
     if block is not None and block < 1:
         raise ValueError(f"block must be positive, not {block}")
     if moments is not None:

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignvlm.kernels import vocab_softmax
 
-NAMES = ("h", "w2", "e", "gamma", "beta", "w2_bias")
+NAMES = ("h", "w2", "e", "gamma", "beta")
 
 
 def problem(
@@ -22,7 +22,6 @@ def problem(
     device: str = "cpu",
     gamma: bool = True,
     beta: bool = True,
-    bias: bool = False,
     scale: float = 1.0,
     seed: int = 0,
 ) -> dict[str, Tensor | None]:
@@ -38,7 +37,6 @@ def problem(
         "e": values(vocab_size, width),
         "gamma": scale * (1 + 0.2 * values(vocab_size)) if gamma else None,
         "beta": values(vocab_size) if beta else None,
-        "w2_bias": values(vocab_size) if bias else None,
     }
     return {k: None if v is None else v.to(device, dtype).requires_grad_() for k, v in made.items()}
 

@@ -10,7 +10,6 @@ import sys
 
 import torch
 
-from alignvlm.kernels import vocab_softmax
 from tests.kernels.align.cases import problem, solve, worst_error
 
 SHAPES = ((1, 1, 1, 1), (2, 16, 4, 16), (5, 37, 3, 16), (131, 17, 8, 1024), (3, 523, 2, 1024))
@@ -20,16 +19,16 @@ SHAPES = ((1, 1, 1, 1), (2, 16, 4, 16), (5, 37, 3, 16), (131, 17, 8, 1024), (3, 
 def check_shapes(device: str) -> None:
     """All combinations of optional parts, against the float64 reference."""
     for *shape, block in SHAPES:
-        for gamma, beta, bias, normalize in itertools.product((True, False), repeat=4):
+        for gamma, beta, normalize in itertools.product((True, False), repeat=3):
             if shape[1] != 37 and not (gamma and beta and normalize):
                 continue
-            inputs = problem(*shape, dtype=torch.float32, device=device, gamma=gamma, beta=beta, bias=bias)
+            inputs = problem(*shape, dtype=torch.float32, device=device, gamma=gamma, beta=beta)
             options = {"normalize": normalize, "block": block}
             found = solve(inputs, implementation="triton", **options)
             exact = solve(inputs, exactly=True, normalize=normalize)
             eager = solve(inputs, implementation="reference", normalize=normalize)
             error, eager_error = worst_error(found, exact), worst_error(eager, exact)
-            assert error < max(5e-5, 20 * eager_error), (shape, options, gamma, beta, bias, error)
+            assert error < max(5e-5, 20 * eager_error), (shape, options, gamma, beta, error)
 
 
 def check_bfloat16(device: str) -> None:
@@ -52,7 +51,7 @@ def check_frozen(device: str) -> None:
 
 
 def check_extremes(device: str) -> None:
-    """Masked blocks, large logits, rising maxima, skipping, repeatability."""
+    """Masked blocks, large logits, rising maxima, repeatability."""
     inputs = problem(6, 64, 4, dtype=torch.float32, device=device, scale=30.0)
     with torch.no_grad():
         inputs["beta"][:20] = -torch.inf
@@ -61,10 +60,6 @@ def check_extremes(device: str) -> None:
     assert worst_error({"out": found["out"]}, {"out": solve(inputs, exactly=True)["out"]}) < 1e-5
     for name, value in solve(inputs, implementation="triton", block=8).items():
         assert torch.equal(value, found[name]), name
-    options = {"block": 8, "skip_mass": 1e-2}
-    with torch.no_grad():
-        one, other = (vocab_softmax(**inputs, implementation=i, **options) for i in ("triton", "blocked"))
-    assert (one - other).abs().max() < 1e-5
     with torch.no_grad():
         inputs["h"] *= 1e6
     assert all(torch.isfinite(v).all() for k, v in solve(inputs, implementation="triton", block=8).items() if k != "h")

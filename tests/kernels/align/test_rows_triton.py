@@ -24,12 +24,12 @@ def build(kernel, constants, dtypes, **options):
     source = ASTSource(kernel, signature, {(names.index(n),): v for n, v in constants.items()})
     assert compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
 
-flags = {"HAS_NORM": True, "HAS_GAMMA": True, "HAS_BETA": True, "HAS_BIAS": False, "bias_ptr": None}
+flags = {"HAS_NORM": True, "HAS_GAMMA": True, "HAS_BETA": True}
 dtypes = {"z_ptr": "*bf16", "dp_ptr": "*bf16", "width": "i32", "num_rows": "i32"}
 build(rows._forward_kernel, flags | {"HAS_LSE": False, "lse_ptr": None, "BLOCK": 8192}, dtypes, num_warps=8)
 build(
     rows._backward_kernel,
-    flags | {"bias_grad_ptr": None, "STORE_P": True, "COLUMN_SUMS": True, "TILE_ROWS": rows._TILE_ROWS,
+    flags | {"STORE_P": True, "COLUMN_SUMS": True, "TILE_ROWS": rows._TILE_ROWS,
              "TILE_COLUMNS": rows._TILE_COLUMNS, "STEP_ROWS": rows._STEP_ROWS},
     dtypes, num_warps=8,
 )

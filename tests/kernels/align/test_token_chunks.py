@@ -89,7 +89,7 @@ def test_a_checkpoint_drops_what_stays_for_the_backward() -> None:
 
 @pytest.mark.parametrize("num_rows", [4, 11])
 def test_second_backward_over_the_same_graph(num_rows: int) -> None:
-    inputs = problem(num_rows, 30, 8, bias=True)
+    inputs = problem(num_rows, 30, 8)
     out = vocab_softmax(**inputs, **CHUNKED)
     first, second = (
         torch.autograd.grad(out, list(inputs.values()), make_upstream(out), retain_graph=True) for _ in range(2)
@@ -100,8 +100,8 @@ def test_second_backward_over_the_same_graph(num_rows: int) -> None:
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_given_moments_replace_the_sweep_of_the_statistics(grad: bool) -> None:
-    inputs = problem(9, 40, 8, bias=True)
-    moments = vocab_moments(inputs["w2"], inputs["w2_bias"])
+    inputs = problem(9, 40, 8)
+    moments = vocab_moments(inputs["w2"])
     with torch.set_grad_enabled(grad):
         found = vocab_softmax(**inputs, moments=moments, **CHUNKED)
     torch.testing.assert_close(found, vocab_softmax(**inputs, implementation="reference"))
