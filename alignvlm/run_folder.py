@@ -17,6 +17,7 @@ import yaml
 from alignvlm.config import diff_recipes, recipe_to_dict, recipe_to_yaml
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
+from data_pipeline.files import write_atomic
 
 FREE_TO_CHANGE = (
     "description", "extends", "runs", "checkpoint.*", "resilience.*", "tracking.*", "evaluation.*",
@@ -82,10 +83,10 @@ class Run:
                     f"Set them back, give the new run another name (name={self.recipe.name}-2), or remove {self.folder}"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(config, recipe_to_yaml(self.recipe))
+        write_atomic(config, recipe_to_yaml(self.recipe))
         environment = self.folder / "environment.json"
         if not environment.exists():
-            write_text(environment, json.dumps(describe_environment(), indent=2) + "\n")
+            write_atomic(environment, json.dumps(describe_environment(), indent=2) + "\n")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -105,16 +106,6 @@ def describe_environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either the old or the new one, also when the machine dies."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _is_free(change: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+
+from data_pipeline.files import read_json_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "recipes" / "tiny.yaml"
@@ -64,9 +65,7 @@ def wait_for_step(folder: Path, stage: str, step: int, process: subprocess.Popen
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """Whole lines of a run's metrics."""
     path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return read_json_lines(path) if path.exists() else []
 
 
 def curve(folder: Path) -> list[tuple[str, int, float, float]]:

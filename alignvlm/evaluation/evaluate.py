@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from alignvlm.evaluation.items import Item, items_of
 from alignvlm.evaluation.metrics import mean_scores, most_frequent_answer, score
 from alignvlm.progress import Progress
 from alignvlm.stage_data import source_folder
+from data_pipeline.files import read_json_lines, write_atomic, write_json_lines
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.reader import SourceReader
 
@@ -86,7 +86,7 @@ def evaluate(
         if rank == 0 and name not in done:
             entries[name] = _merge_parts(out, name, world_size) | {"identity": identities[name]}
             results = {"model": str(model_folder), "tasks": {n: entries[n] for n in chosen if n in entries}}
-            _write_text(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+            write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     if barrier is not None:
         barrier()
     return read_results(out)
@@ -96,12 +96,6 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     """The results.json of an evaluation folder, {} when there is none yet."""
     path = Path(folder) / "results.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def read_predictions(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a predictions file."""
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def _answer_part(
@@ -145,16 +139,18 @@ def _answer_part(
             bar.advance(len({row["index"] for row, _ in batch if row["turn"] == 0}))
             for (row, item), prediction in zip(batch, predictions, strict=True):
                 rows.append(row | {"prediction": prediction} | score(prediction, item.answers))
-    _write_lines(_part_path(out, name, rank, world_size), [*rows, {"seconds": time.monotonic() - started}])
+    part = _part_path(out, name, rank, world_size)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    write_json_lines(part, [*rows, {"seconds": time.monotonic() - started}])
 
 
 def _merge_parts(out: Path, name: str, world_size: int) -> dict[str, Any]:
     """Join the ranks' parts into `<task>.jsonl`; the task's entry of results.json."""
     paths = [_part_path(out, name, rank, world_size) for rank in range(world_size)]
-    lines = [row for path in paths for row in read_predictions(path)]
+    lines = [row for path in paths for row in read_json_lines(path)]
     rows = sorted((row for row in lines if "index" in row), key=lambda row: (row["index"], row["turn"]))
     predictions = [row for row in rows if "error" not in row]
-    _write_lines(out / f"{name}.jsonl", predictions)
+    write_json_lines(out / f"{name}.jsonl", predictions)
     for path in paths:
         path.unlink()
     baseline = most_frequent_answer([row["answers"] for row in predictions])
@@ -220,7 +216,7 @@ def _save_images(out: Path, name: str, index: int, images: Sequence[Image.Image]
 
 def _save_view(out: Path, name: str, index: int, view: dict[str, Any] | None) -> None:
     if view is not None:
-        _write_text(out / "gallery" / f"{name}-{index:06d}.vocabulary.json", json.dumps(view, ensure_ascii=False))
+        write_atomic(out / "gallery" / f"{name}-{index:06d}.vocabulary.json", json.dumps(view, ensure_ascii=False))
 
 
 def _part_path(out: Path, name: str, rank: int, world_size: int) -> Path:
@@ -236,15 +232,3 @@ def _batches(entries: Iterable[T], size: int) -> Iterator[list[T]]:
             batch = []
     if batch:
         yield batch
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _write_text(path: Path, text: str) -> None:
-    """All or nothing: a killed evaluation leaves no half file under the final name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import math
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from alignvlm.report.charts import Chart, Series, Value, draw, format_number
 from alignvlm.report.overlay import draw_view
 from alignvlm.report.run_data import RunData, StageData, quarantine_summary, read_run
 from alignvlm.resources import resource
+from data_pipeline.files import write_atomic
 
 RESULT_FIELDS = ("exact_match", "anls", "relaxed_accuracy", "items", "baseline", "baseline_answer")
 VIEWS = 4
@@ -36,8 +36,8 @@ def build_report(run_folder: str | Path) -> Path:
     run = read_run(run_folder)
     folder = run.folder / "report"
     folder.mkdir(exist_ok=True)
-    _write(folder / "results.json", json.dumps(results_of(run), indent=2, ensure_ascii=False) + "\n")
-    _write(folder / "index.html", render(run))
+    write_atomic(folder / "results.json", json.dumps(results_of(run), indent=2, ensure_ascii=False) + "\n")
+    write_atomic(folder / "index.html", render(run))
     return folder / "index.html"
 
 
@@ -219,9 +219,3 @@ def _config_text(run: RunData) -> str:
 
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from alignvlm.errors import UserError
-from alignvlm.evaluation.evaluate import read_predictions, read_results
+from alignvlm.evaluation.evaluate import read_results
+from data_pipeline.files import read_json_lines
 
 _STAGE_FOLDER = re.compile(r"(\d+)-(.+)")
 
@@ -31,7 +32,7 @@ class StageData:
 
     def predictions(self, task: str) -> list[dict[str, Any]]:
         path = self.folder / "evaluation" / f"{task}.jsonl"
-        return read_predictions(path) if path.is_file() else []
+        return _read_lines(path)
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,4 @@ def _read_steps(path: Path, stage_order: dict[str, int]) -> list[dict[str, Any]]
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of a JSONL file; a last line without its end (the writer was killed) is left out."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
+    return read_json_lines(path) if path.is_file() else []

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import open_atomic, write_atomic
 from data_pipeline.progress import Progress, silent
 from data_pipeline.shards.index import Manifest, index_shards
 
@@ -53,20 +54,15 @@ def _claim(folder: Path, url: str) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is not empty and was not fetched from {url!r}; choose another folder or delete it")
     folder.mkdir(parents=True, exist_ok=True)
-    owner.write_text(url + "\n")
+    write_atomic(owner, url + "\n")
 
 
 def _run(command: str, target: Path) -> None:
     """The command's output as a file: whole, or not there."""
-    partial = target.with_name(f".{target.name}.partial")
-    with partial.open("wb") as file:
+    with open_atomic(target) as file:
         done = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE)
-        file.flush()
-        os.fsync(file.fileno())
-    if done.returncode != 0 or partial.stat().st_size == 0:
-        partial.unlink()
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        why = said[-1] if said else "it said nothing"
-        what = f"exited with {done.returncode}" if done.returncode else "printed nothing"
-        raise DataError(f"{target.name}: `{command}` {what} ({why}); the shards before it are kept, run it again")
-    os.replace(partial, target)
+        if done.returncode != 0 or os.fstat(file.fileno()).st_size == 0:
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            why = said[-1] if said else "it said nothing"
+            what = f"exited with {done.returncode}" if done.returncode else "printed nothing"
+            raise DataError(f"{target.name}: `{command}` {what} ({why}); the shards before it are kept, run it again")

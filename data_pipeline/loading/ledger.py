@@ -9,8 +9,10 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from data_pipeline.errors import LoadError
+from data_pipeline.files import read_new_lines
 from data_pipeline.shards.sources import BadSample
 
 MIN_BAD = 10
@@ -56,7 +58,7 @@ class Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            self._catch_up(file.fileno())
+            self._catch_up(file)
             for sample in bad:
                 key = (sample.source, sample.shard, sample.key)
                 if key not in self._known:
@@ -65,17 +67,9 @@ class Ledger:
             file.flush()
             self._read = os.fstat(file.fileno()).st_size
 
-    def _catch_up(self, descriptor: int) -> None:
-        """Learn the lines that other processes, or an earlier run, have written. A line cut off by a crash is ended
-        first.
-        """
-        size = os.fstat(descriptor).st_size
-        data = os.pread(descriptor, size - self._read, self._read)
-        if data and not data.endswith(b"\n"):
-            os.write(descriptor, b"\n")
-        for line in data.splitlines():
-            try:
-                row = json.loads(line)
-                self._known.add((row["source"], row["shard"], row["key"]))
-            except (ValueError, KeyError):
-                continue  # the cut-off line
+    def _catch_up(self, file: BinaryIO) -> None:
+        """Read what other processes or an earlier run wrote. A last line that a crash cut off is ended first."""
+        rows, end = read_new_lines(file, self._read)
+        self._known.update((row["source"], row["shard"], row["key"]) for row in rows)
+        if end < os.fstat(file.fileno()).st_size:
+            file.write(b"\n")

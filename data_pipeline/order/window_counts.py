@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from data_pipeline.files import open_atomic
 
 _SAVE_FROM = 8
 """Epochs of fewer windows are counted again faster than their file is found."""
@@ -84,7 +85,5 @@ class WindowCounts:
         if path is None or self.num_windows < _SAVE_FROM:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
+        with open_atomic(path) as file:
             np.save(file, np.asarray(self._rows[epoch], dtype=np.int64), allow_pickle=False)
-        os.replace(temporary, path)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import write_atomic
 from data_pipeline.parallel import pool
 from data_pipeline.progress import Progress, silent
 from data_pipeline.shards.storage import Storage, check_name, open_storage
@@ -77,7 +78,7 @@ class Manifest:
         }
         head = json.dumps(content, indent=1)[:-2]
         body = ",\n  ".join(json.dumps(row) for row in rows)
-        write_atomic(folder / MANIFEST, f'{head},\n "shards": [\n  {body}\n ]\n}}\n'.encode())
+        write_atomic(folder / MANIFEST, f'{head},\n "shards": [\n  {body}\n ]\n}}\n')
 
 
 def load_manifest(storage: Storage) -> Manifest:
@@ -186,16 +187,6 @@ def index_bytes(samples: list[ScannedSample], shard: str, size: int) -> bytes:
             )
         )
     return ("\n".join(lines) + "\n").encode()
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file or none: readers never see half of it, and a crash leaves the former one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _indexed(executor: ProcessPoolExecutor | None, root: Path, names: list[str]) -> Iterator[ShardInfo]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import open_atomic, read_json_lines, write_json_lines
 from data_pipeline.parallel import pool, usable_cores
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import Encoder, SampleError
-from data_pipeline.shards.index import write_atomic
 from data_pipeline.shards.reader import SourceReader
 
 _CHUNK = (256, 20_000)
@@ -67,8 +66,7 @@ def open_source(name: str, folder: str | os.PathLike[str], encoder: Encoder, pro
             f"{path} is damaged: {measures.dtype} {measures.shape}, expected uint32 ({len(reader)}, 2); delete it"
         )
     bad_path = _bad_path(path)
-    lines = bad_path.read_text().splitlines() if bad_path.exists() else []
-    unusable = [BadSample(name, **json.loads(line)) for line in lines]
+    unusable = [BadSample(name, **row) for row in read_json_lines(bad_path)] if bad_path.exists() else []
     return Source(name, reader, _fingerprint(reader, encoder), measures, unusable)
 
 
@@ -100,9 +98,7 @@ def measure_source(
             measures[begin:end] = rows
             bad += errors
             advance(end - begin)
-    if bad:
-        write_atomic(_bad_path(path), "".join(json.dumps(line) + "\n" for line in bad).encode())
-    _save(path, measures)
+    _save(path, measures, bad)
     return path
 
 
@@ -141,11 +137,11 @@ def _bad_path(measures: Path) -> Path:
     return measures.with_suffix(".bad.jsonl")
 
 
-def _save(path: Path, measures: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _save(path: Path, measures: np.ndarray, bad: list[dict[str, str]]) -> None:
     try:
-        with temporary.open("wb") as file:
+        if bad:
+            write_json_lines(_bad_path(path), bad)
+        with open_atomic(path) as file:
             np.save(file, measures, allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); measures lie beside the shards") from error
-    os.replace(temporary, path)

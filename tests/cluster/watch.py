@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.files import read_json_lines
 from tests.jobs import ROOT, metrics
 
 RECIPE = ROOT / "tests" / "recipes" / "cluster.yaml"
@@ -32,7 +32,7 @@ def step(folder: Path) -> int:
 def attempts(folder: Path) -> list[dict[str, Any]]:
     """How often the stage was started, from which step, with how many processes."""
     path = folder / "runs" / "cluster" / "attempts.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_json_lines(path) if path.exists() else []
 
 
 def copy_until(reference: Path, folder: Path, at: int) -> None:

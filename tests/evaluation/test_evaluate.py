@@ -15,8 +15,9 @@ from PIL import Image
 
 from alignvlm.config.schema import DataConfig, EvaluationConfig, Recipe, SourceConfig, TaskConfig
 from alignvlm.errors import UserError
-from alignvlm.evaluation.evaluate import evaluate, read_predictions, spread
+from alignvlm.evaluation.evaluate import evaluate, spread
 from alignvlm.evaluation.items import Item, items_of
+from data_pipeline.files import read_json_lines
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.writer import write_shards
 
@@ -94,7 +95,7 @@ def test_ranks_together_give_what_one_process_gives(recipe: Recipe, model: Path,
 
 def test_predictions_are_in_order_and_scores_are_their_means(recipe: Recipe, model: Path, tmp_path: Path) -> None:
     entry = evaluate(model, recipe, tmp_path / "out", answerer=Fake())["tasks"]["fields"]
-    rows = read_predictions(tmp_path / "out" / "fields.jsonl")
+    rows = read_json_lines(tmp_path / "out" / "fields.jsonl")
     two_turns = [i for i in range(NUM_SAMPLES) if i % 3]
     assert [(r["index"], r["turn"]) for r in rows] == sorted(
         [(i, 0) for i in range(NUM_SAMPLES)] + [(i, 1) for i in two_turns]

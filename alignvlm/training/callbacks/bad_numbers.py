@@ -14,8 +14,8 @@ from statistics import median
 from typing import Any
 
 from alignvlm.errors import UserError
-from alignvlm.run_folder import write_text
 from alignvlm.training.callbacks.base import Callback, StageState
+from data_pipeline.files import write_atomic
 
 WINDOW = 50
 """Steps whose median a loss is compared with."""
@@ -58,7 +58,7 @@ class BadNumbers(Callback):
         state.discard = True
         if state.world.is_main:
             skips = read_skips(state) | set(range(newest, state.step))
-            write_text(skips_file(state), json.dumps(sorted(skips)) + "\n")
+            write_atomic(skips_file(state), json.dumps(sorted(skips)) + "\n")
 
 
 def skips_file(state: StageState) -> Path:

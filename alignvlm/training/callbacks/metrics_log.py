@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from alignvlm.run_folder import write_text
 from alignvlm.training.callbacks.base import Callback, StageState
+from data_pipeline.files import read_json_lines, write_json_lines
 
 
 class MetricsLog(Callback):
@@ -48,17 +48,4 @@ def keep_until(path: Path, stage: str, step: int) -> None:
     """Remove the stage's lines after `step`, and a last line that a crash cut short."""
     if not path.exists():
         return
-    kept = []
-    for record in read_metrics(path):
-        if record["stage"] != stage or record["step"] <= step:
-            kept.append(json.dumps(record))
-    write_text(path, "".join(line + "\n" for line in kept))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file."""
-    records = []
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            records.append(json.loads(line))
-    return records
+    write_json_lines(path, [row for row in read_json_lines(path) if row["stage"] != stage or row["step"] <= step])

@@ -18,8 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from alignvlm.run_folder import write_text
 from alignvlm.training.callbacks.base import Callback, StageState
+from data_pipeline.files import write_atomic
 from data_pipeline.loading.collate import MicroBatch
 
 HANG = 76
@@ -71,7 +71,7 @@ class Watchdog(Callback):
         interval = min(BEAT_SECONDS, 60 * state.recipe.resilience.watchdog_minutes / 4)
         while not self._done.wait(interval):
             seconds = time.monotonic() - self._beat["since"]
-            write_text(mine, json.dumps(self._beat | {"seconds": seconds, "host": os.uname().nodename}))
+            write_atomic(mine, json.dumps(self._beat | {"seconds": seconds, "host": os.uname().nodename}))
             if seconds > self.limit(state):
                 self._give_up(state, folder, seconds)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-from alignvlm.run_folder import write_text
+from data_pipeline.files import write_atomic
 
 
 class BackgroundCheckpointEngine(TorchCheckpointEngine):
@@ -30,7 +30,7 @@ class BackgroundCheckpointEngine(TorchCheckpointEngine):
 
     def save_text(self, path: Path, text: str) -> None:
         """A small file among the others."""
-        self._writes.append(self._pool.submit(write_text, path, text))
+        self._writes.append(self._pool.submit(write_atomic, path, text))
 
     @property
     def done(self) -> bool:

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from alignvlm.run_folder import write_text
 from alignvlm.training.checkpoints.background import BackgroundCheckpointEngine
 from alignvlm.training.distributed import World
+from data_pipeline.files import write_atomic
 
 FORMAT = 1
 """Version of the layout; a change is announced in CHANGELOG.md as breaking."""
@@ -163,7 +163,7 @@ class CheckpointStore:
         parts = self.world.gather(mine)
         if self.world.is_main:
             files = {name: entry for part in parts for name, entry in part.items()}
-            write_text(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
+            write_atomic(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
             _sync(folder)
 
     def _problem(self, folder: Path) -> str | None:

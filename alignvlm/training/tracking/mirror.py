@@ -19,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from alignvlm.run_folder import Run, write_text
+from alignvlm.run_folder import Run
+from data_pipeline.files import read_json_lines, read_new_lines, write_atomic
 
 BATCH = 900
 """Metrics per request: MLflow takes at most 1,000."""
@@ -79,9 +80,9 @@ class Mirror:
     def _tag_attempts(self, parent: str) -> None:
         """One tag per start of a stage: world size, host, where it resumed."""
         if self.run.attempts_file.exists():
-            for number, line in enumerate(self.run.attempts_file.read_text().splitlines(), 1):
-                tag = f"attempt.{number:03d}"
-                self._once(tag, lambda tag=tag, line=line: self.client.set_tag(parent, tag, line))
+            for number, attempt in enumerate(read_json_lines(self.run.attempts_file), 1):
+                tag, text = f"attempt.{number:03d}", json.dumps(attempt)
+                self._once(tag, lambda tag=tag, text=text: self.client.set_tag(parent, tag, text))
 
     def _ensure_parent(self) -> str:
         if "parent" not in self.state:
@@ -143,12 +144,10 @@ class Mirror:
             inode = os.fstat(file.fileno()).st_ino
             if inode != self._read[0]:
                 self._read, self._unsent = (inode, 0), {}
-            file.seek(self._read[1])
-            for line in file:
-                if line.endswith(b"\n"):
-                    self._read = (inode, self._read[1] + len(line))
-                    record = json.loads(line)
-                    self._unsent.setdefault(record["stage"], []).append(record)
+            records, end = read_new_lines(file, self._read[1])
+            self._read = (inode, end)
+            for record in records:
+                self._unsent.setdefault(record["stage"], []).append(record)
         return self._unsent
 
     def _send_metrics(self, name: str, child: str, records: list[dict[str, Any]]) -> None:
@@ -199,7 +198,7 @@ class Mirror:
             self._remember()
 
     def _remember(self) -> None:
-        write_text(self.state_file, json.dumps(self.state, indent=1) + "\n")
+        write_atomic(self.state_file, json.dumps(self.state, indent=1) + "\n")
 
 
 class Tracker:
