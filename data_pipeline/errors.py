@@ -1,4 +1,12 @@
-"""The exception for users' mistakes in data: folders, shards, settings. One bad sample is a `schema.SampleError`."""
+"""Exceptions for users' mistakes in data (folders, shards, settings), and the hint that goes with an unknown name.
+
+One bad sample is a `schema.SampleError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class DataError(Exception):
@@ -7,3 +15,15 @@ class DataError(Exception):
 
 class LoadError(DataError):
     """Loading failed in this process: other ranks of the job may know nothing of it, so each says its own."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ "did you mean 'x'?" for an unknown name that is close to a known one; empty when none is."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Hint for an unknown name: "did you mean 'x'? (known: a, b, x)"."""
+    names = [str(candidate) for candidate in known]
+    return f"{did_you_mean(name, names)} (known: {', '.join(names) or 'none'})".lstrip()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import types
 import typing
 from typing import Annotated, Any, Literal, Union
 
 from alignvlm.config.schema import Bounds
-from alignvlm.config.tree import Value, join, nearest
+from alignvlm.config.tree import Value, join
 from alignvlm.errors import UserError
+from data_pipeline.errors import did_you_mean, nearest
 
 NONE = type(None)
 
@@ -70,9 +70,9 @@ def convert(kind: Any, value: Value, key: str, origins: dict[str, str]) -> Any:
         return tuple(convert(arguments[i], item, f"{key}[{i}]", origins) for i, item in enumerate(items))
     if origin is Literal:
         if data not in arguments or isinstance(data, bool):
-            close = difflib.get_close_matches(str(data), [str(allowed) for allowed in arguments], n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise _wrong(value, key, f"one of {', '.join(map(str, arguments))}", hint)
+            allowed = [str(argument) for argument in arguments]
+            hint = did_you_mean(str(data), allowed)
+            raise _wrong(value, key, f"one of {', '.join(allowed)}", f"; {hint}" if hint else "")
         return data
     return _convert_scalar(kind, bounds, value, key)
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm.config.schema import Recipe, StageConfig
-from alignvlm.config.tree import nearest
 from alignvlm.errors import UserError
 from alignvlm.resources import resource
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, nearest
 from data_pipeline.order.batch import accumulation_steps as steps_of_packs
 
 OWNED_BY_RECIPE: dict[str, str] = {

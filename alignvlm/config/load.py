@@ -14,10 +14,11 @@ import yaml
 
 from alignvlm.config.build import build, field_types
 from alignvlm.config.schema import Recipe
-from alignvlm.config.tree import RecipeDumper, Value, join, merge, nearest, parse_override, read_tree
+from alignvlm.config.tree import RecipeDumper, Value, join, merge, parse_override, read_tree
 from alignvlm.config.validate import check_recipe, ignored_settings
 from alignvlm.errors import UserError
 from alignvlm.resources import resource
+from data_pipeline.errors import nearest
 
 SUFFIXES = (".yaml", ".yml")
 

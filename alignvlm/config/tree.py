@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,14 +57,6 @@ class RecipeDumper(yaml.SafeDumper):
 for first, resolvers in RecipeLoader.yaml_implicit_resolvers.items():
     for tag, pattern in resolvers:
         RecipeDumper.add_implicit_resolver(tag, pattern, [first])
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Hint for an unknown name: "did you mean 'x'? (known: a, b, x)"."""
-    names = [str(candidate) for candidate in known]
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}(known: {', '.join(names) if names else 'none'})"
 
 
 def join(parent: str, key: str) -> str:

@@ -6,8 +6,8 @@ import fnmatch
 from collections.abc import Mapping
 
 from alignvlm.config.schema import PARTS, ConnectorConfig, Part, Recipe, StageConfig
-from alignvlm.config.tree import nearest
 from alignvlm.errors import UserError
+from data_pipeline.errors import nearest
 
 CONNECTOR_OPTIONS: dict[str, tuple[str, ...]] = {
     "align": ("gain", "temperature", "norm_hidden", "norm_vocab"),

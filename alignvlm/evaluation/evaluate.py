@@ -5,7 +5,6 @@ Works as one process or as many that share a file system; needs no process group
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import time
@@ -22,6 +21,7 @@ from alignvlm.evaluation.items import Item, items_of
 from alignvlm.evaluation.metrics import mean_scores, most_frequent_answer, score
 from alignvlm.progress import Progress
 from alignvlm.stage_data import source_folder
+from data_pipeline.errors import nearest
 from data_pipeline.files import read_json_lines, write_atomic, write_json_lines
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.reader import SourceReader
@@ -176,9 +176,7 @@ def _choose_tasks(recipe: Recipe, names: Sequence[str] | None) -> dict[str, Task
     tasks = recipe.evaluation.tasks
     for name in names or ():
         if name not in tasks:
-            near = difflib.get_close_matches(name, tasks, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known tasks: {', '.join(tasks) or 'none'}"
-            raise UserError(f"recipe {recipe.name!r} has no evaluation task {name!r}; {hint}")
+            raise UserError(f"recipe {recipe.name!r} has no evaluation task {name!r}; {nearest(name, tasks)}")
     chosen = {name: task for name, task in tasks.items() if not names or name in names}
     for name, task in chosen.items():
         if task.source not in recipe.data.sources:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from alignvlm.errors import UserError
+from data_pipeline.errors import did_you_mean
 
 if TYPE_CHECKING:
     from alignvlm.config.schema import Recipe
@@ -45,9 +45,8 @@ def config_from_fields(fields: Mapping[str, Any], key: str) -> PreTrainedConfig:
     if model_type is None:
         raise UserError(f"{key}: model_type is missing (siglip_vision_model, llama, qwen2, …)")
     if model_type not in CONFIG_MAPPING:
-        close = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(f"{key}: model_type {model_type!r} is unknown to transformers{hint}")
+        hint = did_you_mean(str(model_type), CONFIG_MAPPING)
+        raise UserError(f"{key}: model_type {model_type!r} is unknown to transformers{hint and f'; {hint}'}")
     try:
         return AutoConfig.for_model(model_type, **fields)
     except ValueError as error:
