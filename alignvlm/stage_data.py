@@ -112,19 +112,23 @@ def stage_plan(recipe: Recipe, stage_name: str, encoder: Any) -> Plan:
     """The plan of a stage over its measured sources."""
     from data_pipeline.order.hashing import hash_key
     from data_pipeline.order.plan import Plan
+    from data_pipeline.order.settings import PlanSettings
 
     stage, data = stage_config(recipe, stage_name), recipe.data
     return Plan(
         open_sources(recipe, stage_encoder(stage, encoder), stage.mixture),
         stage.mixture,
-        seed=hash_key(recipe.seed, stage_name) & 0x7FFFFFFF,  # stages that share a source see it in different orders
-        sequence_length=stage.sequence_length,
-        global_batch_packs=stage.global_batch_packs,
-        window_shards=data.window_shards,
-        mix_block=data.mix_block,
-        pack_window=data.pack_window,
-        epochs=stage.epochs,
-        max_steps=stage.max_steps,
+        PlanSettings(
+            seed=hash_key(recipe.seed, stage_name)
+            & 0x7FFFFFFF,  # stages that share a source see it in different orders
+            sequence_length=stage.sequence_length,
+            global_batch_packs=stage.global_batch_packs,
+            window_shards=data.window_shards,
+            mix_block=data.mix_block,
+            pack_window=data.pack_window,
+            epochs=stage.epochs,
+            max_steps=stage.max_steps,
+        ),
         cache=Path(data.root) / "plans",
     )
 

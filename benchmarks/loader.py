@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_pipeline.loading.loader import build_loader
 from data_pipeline.order.packing import pack_lengths
 from data_pipeline.order.plan import Plan
+from data_pipeline.order.settings import PlanSettings
 from data_pipeline.parallel import keep_memory, single_threaded
 from data_pipeline.samples.schema import Encoded, Sample
 from data_pipeline.shards.sources import measure_source, open_source
@@ -135,7 +136,7 @@ def compare(folder: Path, size: tuple[int, int], samples: int, repeats: int) -> 
     write_shards(pages(samples, size), folder, samples_per_shard=100)
     measure_source(folder, encoder)
     source = open_source("pages", folder, encoder)
-    plan = Plan({"pages": source}, {"pages": 1}, sequence_length=8192, global_batch_packs=1)
+    plan = Plan({"pages": source}, {"pages": 1}, PlanSettings(sequence_length=8192, global_batch_packs=1))
     urls = sorted(str(path) for path in folder.glob("*.tar"))
     images = [sample["0.jpg"] for sample in webdataset.WebDataset(urls, shardshuffle=False)]
     works: dict[str, Callable[[], Iterator[int]]] = {

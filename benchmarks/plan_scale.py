@@ -20,6 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_pipeline.order.plan import Plan, Position
+from data_pipeline.order.settings import PlanSettings
 
 RESULTS = Path(__file__).parent / "results"
 SOURCES = {"documents": 8_000_000, "charts": 1_500_000, "tables": 500_000}
@@ -48,7 +49,7 @@ def make_plan(folder: Path) -> Plan:
         measures = np.load(folder / f"{name}.npy", mmap_mode="r")
         sources[name] = SimpleNamespace(fingerprint=name, measures=measures, shard_starts=starts)
     mixture = {name: float(count) for name, count in SOURCES.items()}
-    return Plan(sources, mixture, seed=1, sequence_length=SEQUENCE_LENGTH, global_batch_packs=WORLD_SIZE)
+    return Plan(sources, mixture, PlanSettings(seed=1, sequence_length=SEQUENCE_LENGTH, global_batch_packs=WORLD_SIZE))
 
 
 def count_steps(folder: Path) -> dict[str, float]:

@@ -174,7 +174,7 @@ def run_show(args: argparse.Namespace) -> int:
         next(plan.batches(args.step)),
         [open_reader(recipe, source) for source in plan.names],
         stage_encoder(stage_config(recipe, name), processor),
-        sequence_length=plan.sequence_length,
+        sequence_length=plan.settings.sequence_length,
         decode_token=lambda token: processor.tokenizer.decode([token]),
         image_token_id=processor.image_token_id,
         max_packs=args.packs,

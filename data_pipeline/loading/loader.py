@@ -119,7 +119,7 @@ def build_loader(
     """
     if not 0 <= rank < world_size:
         raise DataError(f"rank {rank} of world size {world_size}")
-    accumulation = accumulation_steps(plan.global_batch_packs, world_size, micro_batch_packs)
+    accumulation = accumulation_steps(plan.settings.global_batch_packs, world_size, micro_batch_packs)
     start = start_step if isinstance(start_step, Position) else plan.position(start_step)
     plan.check(start)
     memory: TileMemory | None = None

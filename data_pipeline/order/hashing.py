@@ -1,6 +1,6 @@
 """Order without state: splitmix64 of a counter, and permutations made from it.
 
-No numpy random streams: their contents may change between versions, and an order must not (design: data plan, part 2).
+No numpy random streams: their contents may change between versions, and an order must not (docs/data_order.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The training order as a pure function of sources and settings: steps known before the first, resume is a position.
 
 Only numpy and the standard library: `alignvlm data plan` and a cluster's login node can run it. Reading samples is the
-loader's business. Design: data plan. A change that alters the order raises PLAN_VERSION.
+loader's business. docs/data_order.md explains the method. A change that alters the order raises PLAN_VERSION.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from data_pipeline.order.batch import GlobalBatch, Packs
 from data_pipeline.order.hashing import hash_key, permutation
 from data_pipeline.order.mixing import block_quotas, block_slots, epoch_draws
 from data_pipeline.order.packing import count_packs, pack_lengths
+from data_pipeline.order.settings import PlanSettings
 from data_pipeline.order.shuffle import PlanSource, SourceOrder
 from data_pipeline.order.window_counts import WindowCounts
 
@@ -56,66 +57,38 @@ class Plan:
     """Global batches of packs, step by step.
 
     Args:
-        sources: name -> measures and shards of it (`sources.open_source`); only those of the mixture are used.
+        sources: name -> sample lengths and shards of it (`sources.open_source`); only those of the mixture are used.
         mixture: source name -> weight.
-        sequence_length: tokens of a pack; longer samples are dropped, counted and logged.
-        global_batch_packs: packs of a step, over all ranks.
-        window_shards: shards per shuffle window. mix_block: samples per mixing block.
-        pack_window: samples that are packed together.
-        epochs: passes over the mixture (mixing.py says what one is). max_steps: ends earlier.
         cache: folder for the numbers of packs per window, so that steps are counted once for all processes and runs.
 
     Raises:
-        DataError: a setting that cannot work, or a source without usable samples.
+        DataError: a mixture that cannot work, or a source without usable samples.
     """
 
     def __init__(
         self,
         sources: Mapping[str, PlanSource],
         mixture: Mapping[str, float],
+        settings: PlanSettings,
         *,
-        seed: int = 0,
-        sequence_length: int,
-        global_batch_packs: int,
-        window_shards: int = 16,
-        mix_block: int = 1024,
-        pack_window: int = 65536,
-        epochs: int = 1,
-        max_steps: int | None = None,
         cache: Path | None = None,
     ) -> None:
-        settings = {
-            "sequence_length": sequence_length,
-            "global_batch_packs": global_batch_packs,
-            "window_shards": window_shards,
-            "mix_block": mix_block,
-            "pack_window": pack_window,
-            "epochs": epochs,
-        } | ({} if max_steps is None else {"max_steps": max_steps})
-        for name, value in settings.items():
-            if value < 1:
-                raise DataError(f"{name} is {value}; it must be at least 1")
-        self.seed, self.sequence_length, self.global_batch_packs = seed, sequence_length, global_batch_packs
-        self.window_shards, self.mix_block, self.pack_window = window_shards, mix_block, pack_window
-        self.epochs, self.max_steps = epochs, max_steps
+        self.settings = settings
         self.names = list(mixture)
         self.mixture = {name: float(weight) for name, weight in mixture.items()}
         self.sources = {name: sources[name] for name in self.names if name in sources}
-        self.orders = {
-            name: SourceOrder(name, source, seed=seed, sequence_length=sequence_length, window_shards=window_shards)
-            for name, source in self.sources.items()
-        }
+        self.orders = {name: SourceOrder(name, source, settings) for name, source in self.sources.items()}
         self.draws = epoch_draws({name: order.num_usable for name, order in self.orders.items()}, self.mixture)
         self.samples_per_epoch = sum(self.draws.values())
-        self.num_windows = -(-self.samples_per_epoch // pack_window)
-        self._quotas = block_quotas(np.asarray(list(self.draws.values()), dtype=np.int64), mix_block)
+        self.num_windows = -(-self.samples_per_epoch // settings.pack_window)
+        self._quotas = block_quotas(np.asarray(list(self.draws.values()), dtype=np.int64), settings.mix_block)
         self._window = lru_cache(maxsize=2)(self._make_window)
         self.counts = WindowCounts(self.num_windows, self._measure_window, self.fingerprint, cache)
         for name, order in self.orders.items():
             if order.num_too_long or order.num_unmeasured:
                 log.warning(
                     "source %s: %d samples longer than %d tokens and %d unusable ones are left out (%d remain)",
-                    name, order.num_too_long, sequence_length, order.num_unmeasured, order.num_usable,
+                    name, order.num_too_long, settings.sequence_length, order.num_unmeasured, order.num_usable,
                 )  # fmt: skip
 
     @property
@@ -123,49 +96,46 @@ class Plan:
         """16 hex digits of everything that decides the order; not of how long it is followed (epochs, max_steps)."""
         state = {
             "version": PLAN_VERSION,
-            "seed": self.seed,
+            "seed": self.settings.seed,
             "sources": {name: [self.draws[name], self.sources[name].fingerprint] for name in self.names},
-            "sequence_length": self.sequence_length,
-            "global_batch_packs": self.global_batch_packs,
-            "window_shards": self.window_shards,
-            "mix_block": self.mix_block,
-            "pack_window": self.pack_window,
         }
+        state |= self.settings.order()  # JSON keeps the keys' order: seed stays the second
         return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
     @property
     def num_steps(self) -> int:
         """Exact number of optimizer steps."""
         steps = 0
-        for epoch in range(self.epochs):
-            left = None if self.max_steps is None else self.max_steps - steps
-            if left is not None and self.counts.at_least(epoch, left * self.global_batch_packs):
+        for epoch in range(self.settings.epochs):
+            left = None if self.settings.max_steps is None else self.settings.max_steps - steps
+            if left is not None and self.counts.at_least(epoch, left * self.settings.global_batch_packs):
                 return steps + left
             steps += self._steps(epoch)
         return steps
 
     def position(self, step: int) -> Position:
         """Where step `step` (from 0) begins; `num_steps` is the end. Raises DataError outside the plan."""
-        if step < 0 or (self.max_steps is not None and step > self.max_steps):
+        if step < 0 or (self.settings.max_steps is not None and step > self.settings.max_steps):
             raise DataError(f"step {step} is outside the plan of {self.num_steps} steps")
         first = 0  # step of the epoch's start
-        for epoch in range(self.epochs):
-            pack = (step - first) * self.global_batch_packs
+        for epoch in range(self.settings.epochs):
+            pack = (step - first) * self.settings.global_batch_packs
             if self.counts.at_least(epoch, pack + 1):
                 window, inside = self.counts.locate(epoch, pack)
                 return self._position(epoch, window, inside, step)
             first += self._steps(epoch)
         if step != first:
             raise DataError(f"step {step} is outside the plan of {first} steps")
-        return self._position(self.epochs, 0, 0, step)
+        return self._position(self.settings.epochs, 0, 0, step)
 
     def check(self, position: Position) -> None:
         """Raises DataError when a position belongs to another plan."""
-        if (position.fingerprint, position.version, position.seed) != (self.fingerprint, PLAN_VERSION, self.seed):
+        seed = self.settings.seed
+        if (position.fingerprint, position.version, position.seed) != (self.fingerprint, PLAN_VERSION, seed):
             raise DataError(
                 f"the position of step {position.step} belongs to plan {position.fingerprint} "
                 f"(version {position.version}, seed {position.seed}), this plan is {self.fingerprint} "
-                f"(version {PLAN_VERSION}, seed {self.seed}): data or settings changed; `alignvlm data diff` shows how"
+                f"(version {PLAN_VERSION}, seed {seed}): data or settings changed; `alignvlm data diff` shows how"
             )
 
     def batches(self, start: Position | int = 0) -> Iterator[GlobalBatch]:
@@ -173,8 +143,8 @@ class Plan:
         position = start if isinstance(start, Position) else self.position(start)
         self.check(position)
         epoch, window, pack, step = position.epoch, position.window, position.pack, position.step
-        while epoch < self.epochs and (self.max_steps is None or step < self.max_steps):
-            parts, missing = [], self.global_batch_packs
+        while epoch < self.settings.epochs and (self.settings.max_steps is None or step < self.settings.max_steps):
+            parts, missing = [], self.settings.global_batch_packs
             while missing and window < self.num_windows:
                 packs = self._window(epoch, window)
                 taken = packs.take(np.arange(pack, min(pack + missing, len(packs))))
@@ -192,14 +162,14 @@ class Plan:
         """Packs by falling (tiles, tokens), filled up with empty ones."""
         tokens, tiles = packs.totals()
         order = np.lexsort((-tokens, -tiles))
-        return packs.take(np.concatenate([order, np.arange(len(packs), self.global_batch_packs)]))
+        return packs.take(np.concatenate([order, np.arange(len(packs), self.settings.global_batch_packs)]))
 
     def _make_window(self, epoch: int, window: int) -> Packs:
         source, index = self._window_samples(epoch, window)
         tokens, tiles = self._window_measures(source, index)
-        pack_of, num_packs = pack_lengths(tokens, self.sequence_length)
+        pack_of, num_packs = pack_lengths(tokens, self.settings.sequence_length)
         place = np.empty(num_packs, dtype=np.int64)
-        place[permutation(hash_key(self.seed, "packs", epoch, window), num_packs)] = np.arange(num_packs)
+        place[permutation(hash_key(self.settings.seed, "packs", epoch, window), num_packs)] = np.arange(num_packs)
         pack_of = place[pack_of]
         docs = np.argsort(pack_of, kind="stable")
         offsets = np.concatenate([[0], np.cumsum(np.bincount(pack_of, minlength=num_packs))])
@@ -207,16 +177,16 @@ class Plan:
 
     def _window_samples(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
         """(source number, sample number) of the window's samples, in the order of the mixture."""
-        begin = window * self.pack_window
-        end = min(begin + self.pack_window, self.samples_per_epoch)
-        first, last = begin // self.mix_block, -(-end // self.mix_block)
-        slots = block_slots(self._quotas, first, last, self.seed, epoch)
+        begin = window * self.settings.pack_window
+        end = min(begin + self.settings.pack_window, self.samples_per_epoch)
+        first, last = begin // self.settings.mix_block, -(-end // self.settings.mix_block)
+        slots = block_slots(self._quotas, first, last, self.settings.seed, epoch)
         index = np.empty(len(slots), dtype=np.int64)
         for number, name in enumerate(self.names):
             base = epoch * self.draws[name]
             low, high = self._quotas[first, number], self._quotas[last, number]
             index[slots == number] = self.orders[name].ids(base + int(low), base + int(high))
-        inside = slice(begin - first * self.mix_block, end - first * self.mix_block)
+        inside = slice(begin - first * self.settings.mix_block, end - first * self.settings.mix_block)
         return slots[inside], index[inside]
 
     def _window_measures(self, source: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -229,10 +199,10 @@ class Plan:
     def _measure_window(self, epoch: int, window: int) -> tuple[int, int, int]:
         """(packs, tokens, tiles) of a window."""
         tokens, tiles = self._window_measures(*self._window_samples(epoch, window))
-        return count_packs(tokens, self.sequence_length), int(tokens.sum()), int(tiles.sum())
+        return count_packs(tokens, self.settings.sequence_length), int(tokens.sum()), int(tiles.sum())
 
     def _steps(self, epoch: int) -> int:
-        return -(-self.counts.packs(epoch) // self.global_batch_packs)
+        return -(-self.counts.packs(epoch) // self.settings.global_batch_packs)
 
     def _position(self, epoch: int, window: int, pack: int, step: int) -> Position:
-        return Position(self.fingerprint, PLAN_VERSION, self.seed, epoch, window, pack, step)
+        return Position(self.fingerprint, PLAN_VERSION, self.settings.seed, epoch, window, pack, step)

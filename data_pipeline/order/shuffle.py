@@ -1,7 +1,7 @@
 """The order of one source: an endless stream of passes, each a permutation of its usable samples. Pure, random access.
 
 Shards are permuted, runs of `window_shards` of them form windows, and samples are permuted inside a window, so that
-reading touches few shards at a time (design: data plan, part 2).
+reading touches few shards at a time (docs/data_order.md).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from data_pipeline.order.hashing import grouped_permutation, hash_key, permutation
+from data_pipeline.order.settings import PlanSettings
 
 _CHUNK = 1 << 20
 
@@ -38,10 +39,9 @@ class PlanSource(Protocol):
 class SourceOrder:
     """Draw numbers of a source's stream to sample numbers."""
 
-    def __init__(self, name: str, source: PlanSource, *, seed: int, sequence_length: int, window_shards: int) -> None:
-        self.name, self.seed = name, seed
+    def __init__(self, name: str, source: PlanSource, settings: PlanSettings) -> None:
+        self.name, self.settings = name, settings
         self.measures, self.starts = source.measures, np.asarray(source.shard_starts, dtype=np.int64)
-        self.sequence_length, self.window_shards = sequence_length, window_shards
         self.num_unmeasured = self.num_too_long = 0
         self.usable = self._count_usable()  # int64 [shards]
         self.num_usable = int(self.usable.sum())
@@ -61,24 +61,24 @@ class SourceOrder:
         shards, starts = self._pass(number)
         first = int(np.searchsorted(starts, begin, side="right")) - 1
         last = int(np.searchsorted(starts, end, side="left"))
-        chosen = shards[first * self.window_shards : last * self.window_shards]
+        chosen = shards[first * self.settings.window_shards : last * self.settings.window_shards]
         sizes = self.starts[chosen + 1] - self.starts[chosen]
         offsets = np.cumsum(sizes) - sizes
         ids = np.repeat(self.starts[chosen] - offsets, sizes) + np.arange(int(sizes.sum()))
-        windows = np.repeat(np.arange(len(chosen)) // self.window_shards, sizes)
+        windows = np.repeat(np.arange(len(chosen)) // self.settings.window_shards, sizes)
         usable = self._usable(self.measures[ids, 0])
         ids, windows = ids[usable], windows[usable]
-        mixed = ids[grouped_permutation(hash_key(self.seed, "samples", self.name, number), windows, ids)]
+        mixed = ids[grouped_permutation(hash_key(self.settings.seed, "samples", self.name, number), windows, ids)]
         return mixed[begin - starts[first] : end - starts[first]]
 
     def _layout(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """A pass's shards in order, and the draw (in the pass) at which each window of them starts."""
-        shards = permutation(hash_key(self.seed, "shards", self.name, number), len(self.usable))
-        counts = np.add.reduceat(self.usable[shards], np.arange(0, len(shards), self.window_shards))
+        shards = permutation(hash_key(self.settings.seed, "shards", self.name, number), len(self.usable))
+        counts = np.add.reduceat(self.usable[shards], np.arange(0, len(shards), self.settings.window_shards))
         return shards, np.concatenate([[0], np.cumsum(counts)])
 
     def _usable(self, tokens: np.ndarray) -> np.ndarray:
-        return (tokens > 0) & (tokens <= self.sequence_length)
+        return (tokens > 0) & (tokens <= self.settings.sequence_length)
 
     def _count_usable(self) -> np.ndarray:
         before = np.zeros(len(self.starts), dtype=np.int64)  # usable samples before each shard
@@ -86,7 +86,7 @@ class SourceOrder:
         for begin in range(0, int(self.starts[-1]), _CHUNK):
             tokens = np.asarray(self.measures[begin : begin + _CHUNK, 0])
             self.num_unmeasured += int(np.count_nonzero(tokens == 0))
-            self.num_too_long += int(np.count_nonzero(tokens > self.sequence_length))
+            self.num_too_long += int(np.count_nonzero(tokens > self.settings.sequence_length))
             running = np.concatenate([[0], np.cumsum(self._usable(tokens), dtype=np.int64)])
             end = begin + len(tokens)
             low = int(np.searchsorted(self.starts, begin))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -26,21 +27,14 @@ def summarise(plan: Plan, num_batches: int = 3) -> dict[str, Any]:
         "version": PLAN_VERSION,
         "fingerprint": plan.fingerprint,
         "order": order_hash(first),
-        "seed": plan.seed,
-        "sequence_length": plan.sequence_length,
-        "global_batch_packs": plan.global_batch_packs,
-        "window_shards": plan.window_shards,
-        "mix_block": plan.mix_block,
-        "pack_window": plan.pack_window,
-        "epochs": plan.epochs,
-        "max_steps": plan.max_steps,
+        **asdict(plan.settings),
         "steps": steps,
-        "steps_per_epoch": -(-packs // plan.global_batch_packs),
+        "steps_per_epoch": -(-packs // plan.settings.global_batch_packs),
         "samples_per_epoch": plan.samples_per_epoch,
         "packs_per_epoch": packs,
         "tokens_per_epoch": tokens,
         "tiles_per_epoch": tiles,
-        "fill": tokens / (packs * plan.sequence_length),
+        "fill": tokens / (packs * plan.settings.sequence_length),
         "mixture": {name: _source(plan, name) for name in plan.names},
         "dropped_too_long": sum(order.num_too_long for order in plan.orders.values()),
         "dropped_unusable": sum(order.num_unmeasured for order in plan.orders.values()),
@@ -96,7 +90,7 @@ def world_summary(
     `tile_imbalance` is the heaviest rank's tiles over the mean of the ranks, averaged over the micro-steps of the first
     batches: what the slowest rank costs. Raises DataError when the batch sizes do not divide.
     """
-    accumulation = accumulation_steps(plan.global_batch_packs, world_size, micro_batch_packs)
+    accumulation = accumulation_steps(plan.settings.global_batch_packs, world_size, micro_batch_packs)
     heaviest = mean = 0.0
     for batch in islice(plan.batches(0), num_batches):
         _, tiles = batch.packs.totals()

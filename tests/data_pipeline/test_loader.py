@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from data_pipeline.loading.collate import MicroBatch, collate
 from data_pipeline.loading.ledger import Ledger
 from data_pipeline.loading.loader import build_loader
 from data_pipeline.order.plan import Plan
+from data_pipeline.order.settings import PlanSettings
 from data_pipeline.samples.schema import Encoded
 from data_pipeline.shards.sources import BadSample, Source, measure_source, open_source
 from data_pipeline.shards.writer import write_shards
 
-SMALL = {"sequence_length": 120, "global_batch_packs": 8, "window_shards": 3, "mix_block": 32, "pack_window": 100}
+SMALL = PlanSettings(sequence_length=120, global_batch_packs=8, window_shards=3, mix_block=32, pack_window=100)
 
 
 @pytest.fixture(scope="module")
 def plan(source: Source) -> Plan:
-    return Plan({"letters": source}, {"letters": 1.0}, seed=3, epochs=2, **SMALL)
+    return Plan({"letters": source}, {"letters": 1.0}, replace(SMALL, seed=3, epochs=2))
 
 
 def same(a: MicroBatch, b: MicroBatch) -> bool:
@@ -138,7 +140,7 @@ def damaged(tmp_path: Path, records: Any, encoder: Any) -> Source:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_samples_leave_a_gap_and_one_line_each(damaged: Source, encoder: Any, tmp_path: Path, workers: int) -> None:
-    plan = Plan({"damaged": damaged}, {"damaged": 1}, epochs=2, **SMALL)
+    plan = Plan({"damaged": damaged}, {"damaged": 1}, replace(SMALL, epochs=2))
     path = tmp_path / "run" / "quarantine.jsonl"
     loaders = [build_loader(plan, encoder, num_workers=workers, ledger=Ledger(path, 0.5)) for _ in range(2)]
     keys = [key.split("/")[-1] for loader in loaders for step in loader for batch in step for key in batch.keys]
@@ -152,7 +154,7 @@ def test_bad_samples_leave_a_gap_and_one_line_each(damaged: Source, encoder: Any
 
 
 def test_a_gap_moves_nothing_else(damaged: Source, encoder: Any) -> None:
-    plan = Plan({"damaged": damaged}, {"damaged": 1}, **SMALL)
+    plan = Plan({"damaged": damaged}, {"damaged": 1}, SMALL)
     planned = [[damaged.reader.label(i) for i in batch.packs.index.tolist()] for batch in plan.batches()]
     for keys, (batch,) in zip(planned, build_loader(plan, encoder, num_workers=0, micro_batch_packs=8), strict=True):
         gone = set(keys) - set(batch.keys)
@@ -197,7 +199,7 @@ def test_stale_measures_are_named(source: Source, plan: Plan, encoder: Any, tmp_
 def test_a_cut_shard_is_one_clear_line(tmp_path: Path, records: Any, encoder: Any, workers: int) -> None:
     write_shards(records(40), tmp_path / "cut", samples_per_shard=20, num_processes=1)
     measure_source(tmp_path / "cut", encoder, num_processes=1)
-    plan = Plan({"cut": open_source("cut", tmp_path / "cut", encoder)}, {"cut": 1}, **SMALL)
+    plan = Plan({"cut": open_source("cut", tmp_path / "cut", encoder)}, {"cut": 1}, SMALL)
     os.truncate(tmp_path / "cut" / "000001.tar", 5000)
     with pytest.raises(LoadError, match=r"000001\.tar has 5,000 bytes, but [\d,]+ were indexed$") as caught:
         list(build_loader(plan, encoder, num_workers=workers))
@@ -233,6 +235,6 @@ def test_settings_that_cannot_work_are_refused(plan: Plan, encoder: Any, synthet
         build_loader(plan, encoder, rank=2, world_size=2)
     with pytest.raises(DataError, match="cannot share evenly; set it to"):
         build_loader(plan, encoder, world_size=3)
-    only_planned = Plan({"a": synthetic(100)}, {"a": 1}, sequence_length=900, global_batch_packs=1)
+    only_planned = Plan({"a": synthetic(100)}, {"a": 1}, PlanSettings(sequence_length=900, global_batch_packs=1))
     with pytest.raises(DataError, match="only be planned"):
         build_loader(only_planned, encoder)

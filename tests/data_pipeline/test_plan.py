@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from data_pipeline.errors import DataError
 from data_pipeline.order.batch import GlobalBatch
 from data_pipeline.order.plan import Plan, Position
+from data_pipeline.order.settings import PlanSettings
 from data_pipeline.order.summary import diff_plans, order_hash, summarise, world_summary
 
-SMALL = {"sequence_length": 1000, "global_batch_packs": 8, "window_shards": 3, "mix_block": 32, "pack_window": 200}
+SMALL = PlanSettings(sequence_length=1000, global_batch_packs=8, window_shards=3, mix_block=32, pack_window=200)
 
 
 def same(a: GlobalBatch, b: GlobalBatch) -> bool:
@@ -69,7 +71,7 @@ def test_every_sample_exactly_once(
 
 def test_sources_that_end_early_go_on_evenly(synthetic: Any) -> None:
     sources = {"a": synthetic(500, "a"), "b": synthetic(130, "b")}
-    plan = Plan(sources, {"a": 0.5, "b": 0.5}, epochs=3, **SMALL)
+    plan = Plan(sources, {"a": 0.5, "b": 0.5}, replace(SMALL, epochs=3))
     seen = Counter(documents(list(plan.batches())))
     assert [seen[0, i] for i in range(500)] == [3] * 500
     times = [seen[1, i] for i in range(130)]
@@ -78,7 +80,7 @@ def test_sources_that_end_early_go_on_evenly(synthetic: Any) -> None:
 
 
 def test_epochs_have_different_orders(synthetic: Any) -> None:
-    plan = Plan({"a": synthetic(400)}, {"a": 1}, epochs=2, **SMALL)
+    plan = Plan({"a": synthetic(400)}, {"a": 1}, replace(SMALL, epochs=2))
     batches = list(plan.batches())
     first, second = (documents([b for b in batches if b.epoch == e]) for e in (0, 1))
     assert sorted(first) == sorted(second)
@@ -89,11 +91,11 @@ def test_epochs_have_different_orders(synthetic: Any) -> None:
 @given(data=st.data())
 def test_any_position_continues_the_same_batches(synthetic: Any, data: st.DataObject) -> None:
     sources = {"a": synthetic(700, "a"), "b": synthetic(300, "b")}
-    plan = Plan(sources, {"a": 2, "b": 1}, epochs=2, **SMALL)
+    plan = Plan(sources, {"a": 2, "b": 1}, replace(SMALL, epochs=2))
     batches = list(plan.batches())
     step = data.draw(st.integers(0, len(batches)))
     position = Position.from_json(plan.position(step).to_json())
-    again = Plan(sources, {"a": 2, "b": 1}, epochs=2, **SMALL)
+    again = Plan(sources, {"a": 2, "b": 1}, replace(SMALL, epochs=2))
     rest = list(again.batches(position))
     assert len(rest) == len(batches) - step
     assert all(same(a, b) for a, b in zip(rest, batches[step:], strict=True))
@@ -101,10 +103,10 @@ def test_any_position_continues_the_same_batches(synthetic: Any, data: st.DataOb
 
 
 def test_positions_are_small_and_belong_to_one_plan(synthetic: Any) -> None:
-    plan = Plan({"a": synthetic(700)}, {"a": 1}, **SMALL)
+    plan = Plan({"a": synthetic(700)}, {"a": 1}, SMALL)
     text = plan.position(3).to_json()
     assert len(text) <= 200
-    other = Plan({"a": synthetic(701)}, {"a": 1}, **SMALL)
+    other = Plan({"a": synthetic(701)}, {"a": 1}, SMALL)
     with pytest.raises(DataError, match="belongs to plan"):
         next(other.batches(Position.from_json(text)))
     with pytest.raises(DataError, match="not a position"):
@@ -115,7 +117,7 @@ def test_positions_are_small_and_belong_to_one_plan(synthetic: Any) -> None:
 
 @pytest.mark.parametrize(("world", "micro"), [(1, 1), (1, 16), (2, 4), (4, 2), (16, 1), (8, 1)])
 def test_ranks_share_each_batch_exactly(synthetic: Any, world: int, micro: int) -> None:
-    plan = Plan({"a": synthetic(900)}, {"a": 1}, **{**SMALL, "global_batch_packs": 16})
+    plan = Plan({"a": synthetic(900)}, {"a": 1}, replace(SMALL, global_batch_packs=16))
     for batch in plan.batches():
         dealt = batch.micro_batches(world, micro)
         assert dealt.shape == (16 // (world * micro), world, micro)
@@ -123,14 +125,12 @@ def test_ranks_share_each_batch_exactly(synthetic: Any, world: int, micro: int) 
 
 
 def test_vision_work_is_level(synthetic: Any) -> None:
-    plan = Plan(
-        {"a": synthetic(3000, longest=400)}, {"a": 1}, **{**SMALL, "global_batch_packs": 32, "pack_window": 3000}
-    )
+    plan = Plan({"a": synthetic(3000, longest=400)}, {"a": 1}, replace(SMALL, global_batch_packs=32, pack_window=3000))
     assert world_summary(plan, 4, 4)["tile_imbalance"] < 1.1
 
 
 def test_batch_sizes_that_do_not_divide_name_what_fits(synthetic: Any) -> None:
-    plan = Plan({"a": synthetic(900)}, {"a": 1}, **{**SMALL, "global_batch_packs": 12})
+    plan = Plan({"a": synthetic(900)}, {"a": 1}, replace(SMALL, global_batch_packs=12))
     with pytest.raises(DataError, match="set it to 8 or 16, or micro_batch_packs to 1, 2, 3, 6, or use 1 ranks"):
         next(plan.batches()).micro_batches(2, 4)
 
@@ -138,47 +138,47 @@ def test_batch_sizes_that_do_not_divide_name_what_fits(synthetic: Any) -> None:
 def test_long_and_unusable_samples_are_counted_and_named(synthetic: Any, caplog: pytest.LogCaptureFixture) -> None:
     source = synthetic(500, zeros=7)
     long = int((source.measures[:, 0] > 600).sum())
-    plan = Plan({"a": source}, {"a": 1}, **{**SMALL, "sequence_length": 600})
+    plan = Plan({"a": source}, {"a": 1}, replace(SMALL, sequence_length=600))
     assert "longer than 600 tokens" in caplog.text
     summary = summarise(plan)
     assert (summary["dropped_too_long"], summary["dropped_unusable"]) == (long, 7)
     assert summary["samples_per_epoch"] == 500 - 7 - long
     with pytest.raises(DataError, match="no usable sample"):
-        Plan({"a": source}, {"a": 1}, **{**SMALL, "sequence_length": 10})
+        Plan({"a": source}, {"a": 1}, replace(SMALL, sequence_length=10))
 
 
 def test_max_steps_ends_in_the_middle(synthetic: Any) -> None:
     sources = {"a": synthetic(700)}
-    whole = Plan(sources, {"a": 1}, epochs=3, **SMALL)
-    short = Plan(sources, {"a": 1}, epochs=3, max_steps=60, **SMALL)
+    whole = Plan(sources, {"a": 1}, replace(SMALL, epochs=3))
+    short = Plan(sources, {"a": 1}, replace(SMALL, epochs=3, max_steps=60))
     batches = list(short.batches())
     assert short.num_steps == len(batches) == 60 < whole.num_steps
     assert short.fingerprint == whole.fingerprint
     assert all(same(a, b) for a, b in zip(batches, whole.batches(), strict=False))
-    one = Plan(sources, {"a": 1}, **SMALL).num_steps
-    assert Plan(sources, {"a": 1}, max_steps=10**6, **SMALL).num_steps == one
-    assert Plan(sources, {"a": 1}, epochs=3, max_steps=one, **SMALL).num_steps == one
+    one = Plan(sources, {"a": 1}, SMALL).num_steps
+    assert Plan(sources, {"a": 1}, replace(SMALL, max_steps=10**6)).num_steps == one
+    assert Plan(sources, {"a": 1}, replace(SMALL, epochs=3, max_steps=one)).num_steps == one
 
 
 def test_counts_are_kept_in_the_cache(synthetic: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = {"a": synthetic(5000)}
-    plan = Plan(sources, {"a": 1}, cache=tmp_path, **SMALL)
+    plan = Plan(sources, {"a": 1}, SMALL, cache=tmp_path)
     steps, position = plan.num_steps, plan.position(40)
     monkeypatch.setattr(Plan, "_measure_window", lambda self, epoch, window: pytest.fail("counted again"))
-    again = Plan(sources, {"a": 1}, cache=tmp_path, **SMALL)
+    again = Plan(sources, {"a": 1}, SMALL, cache=tmp_path)
     assert (again.num_steps, again.position(40)) == (steps, position)
 
 
 def test_window_spans_few_shards(synthetic: Any) -> None:
     source = synthetic(2000, per_shard=20)
-    plan = Plan({"a": source}, {"a": 1}, **{**SMALL, "window_shards": 5, "pack_window": 100})
+    plan = Plan({"a": source}, {"a": 1}, replace(SMALL, window_shards=5, pack_window=100))
     packs = plan._window(0, 3)
     assert len(np.unique(packs.index // 20)) == 5
 
 
 def test_summary_is_json_and_differences_are_named(synthetic: Any) -> None:
-    one = summarise(Plan({"a": synthetic(700)}, {"a": 1}, **SMALL))
-    two = summarise(Plan({"a": synthetic(700)}, {"a": 1}, seed=1, **SMALL))
+    one = summarise(Plan({"a": synthetic(700)}, {"a": 1}, SMALL))
+    two = summarise(Plan({"a": synthetic(700)}, {"a": 1}, replace(SMALL, seed=1)))
     assert json.loads(json.dumps(one)) == one
     assert diff_plans(one, one) == []
     assert "seed: 0 → 1" in diff_plans(one, two)
@@ -188,7 +188,7 @@ def test_summary_is_json_and_differences_are_named(synthetic: Any) -> None:
 def test_golden_order(synthetic: Any) -> None:
     """Fails when the order of training changes: resuming breaks, so raise PLAN_VERSION and write it in CHANGELOG.md."""
     sources = {"a": synthetic(900, "a"), "b": synthetic(250, "b")}
-    plan = Plan(sources, {"a": 0.7, "b": 0.3}, seed=7, epochs=2, **SMALL)
+    plan = Plan(sources, {"a": 0.7, "b": 0.3}, replace(SMALL, seed=7, epochs=2))
     assert order_hash(list(islice(plan.batches(), 100))) == GOLDEN
     assert (plan.fingerprint, plan.num_steps) == ("cba60fcc35321435", 156)
 

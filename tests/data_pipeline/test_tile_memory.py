@@ -15,6 +15,7 @@ from data_pipeline.loading import tile_memory
 from data_pipeline.loading.loader import build_loader
 from data_pipeline.loading.tile_memory import Piece, TileMemory, Travelling
 from data_pipeline.order.plan import Plan
+from data_pipeline.order.settings import PlanSettings
 from data_pipeline.shards.sources import Source
 
 PAGE = 4096
@@ -80,7 +81,9 @@ def test_batches_are_the_same_in_any_memory(
             super().__init__(capacity)
             memories.append(self)
 
-    plan = Plan({"letters": source}, {"letters": 1.0}, sequence_length=120, global_batch_packs=4, epochs=2)
+    plan = Plan(
+        {"letters": source}, {"letters": 1.0}, PlanSettings(sequence_length=120, global_batch_packs=4, epochs=2)
+    )
     expected = [step[0].tiles for step in build_loader(plan, encoder, num_workers=0, micro_batch_packs=4)]
     monkeypatch.setattr("data_pipeline.loading.loader.TileMemory", Recorded)
     loader = build_loader(plan, encoder, num_workers=2, prefetch=2, micro_batch_packs=4)

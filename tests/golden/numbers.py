@@ -21,6 +21,7 @@ from alignvlm.config import load_recipe
 from alignvlm.kernels import linear_cross_entropy
 from data_pipeline.order.hashing import counter_hash, hash_key
 from data_pipeline.order.plan import Plan
+from data_pipeline.order.settings import PlanSettings
 from data_pipeline.order.summary import summarise
 from tests.jobs import TINY, metrics, run
 from tests.kernels.align.cases import problem, solve
@@ -75,14 +76,16 @@ def plans() -> dict[str, dict[str, Any]]:
         plan = Plan(
             {name: made_up_source(name) for name in stage.mixture},
             stage.mixture,
-            seed=recipe.seed,
-            sequence_length=max(stage.sequence_length, 2100),
-            global_batch_packs=stage.global_batch_packs,
-            window_shards=recipe.data.window_shards,
-            mix_block=recipe.data.mix_block,
-            pack_window=min(recipe.data.pack_window, 4096),
-            epochs=stage.epochs,
-            max_steps=stage.max_steps,
+            PlanSettings(
+                seed=recipe.seed,
+                sequence_length=max(stage.sequence_length, 2100),
+                global_batch_packs=stage.global_batch_packs,
+                window_shards=recipe.data.window_shards,
+                mix_block=recipe.data.mix_block,
+                pack_window=min(recipe.data.pack_window, 4096),
+                epochs=stage.epochs,
+                max_steps=stage.max_steps,
+            ),
         )
         summary = summarise(plan, 2)
         kept = ("version", "fingerprint", "order", "steps", "samples_per_epoch", "tokens_per_epoch", "first_batches")

@@ -1,0 +1,40 @@
+"""The settings of a plan, stated once: what decides the order, and how long it is followed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data_pipeline.errors import DataError
+
+_LENGTH = ("epochs", "max_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """Settings of `Plan`. Raises DataError for values that cannot work."""
+
+    seed: int = 0
+    sequence_length: int
+    """Tokens of a pack; longer samples are dropped, counted and logged."""
+    global_batch_packs: int
+    """Packs of a step, over all ranks."""
+    window_shards: int = 16
+    """Shards per shuffle window."""
+    mix_block: int = 1024
+    """Samples per mixing block."""
+    pack_window: int = 65536
+    """Samples that are packed together."""
+    epochs: int = 1
+    """Passes over the mixture (mixing.py says what one is)."""
+    max_steps: int | None = None
+    """Ends earlier."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name != "seed" and value is not None and value < 1:
+                raise DataError(f"{name} is {value}; it must be at least 1")
+
+    def order(self) -> dict[str, Any]:
+        """The settings that decide the order, without those that say how long it is followed."""
+        return {name: value for name, value in asdict(self).items() if name not in _LENGTH}
