@@ -119,8 +119,8 @@ def stage_plan(recipe: Recipe, stage_name: str, encoder: Any) -> Plan:
         open_sources(recipe, stage_encoder(stage, encoder), stage.mixture),
         stage.mixture,
         PlanSettings(
-            seed=hash_key(recipe.seed, stage_name)
-            & 0x7FFFFFFF,  # stages that share a source see it in different orders
+            # Stages that share a source see it in different orders.
+            seed=hash_key(recipe.seed, stage_name) & 0x7FFFFFFF,
             sequence_length=stage.sequence_length,
             global_batch_packs=stage.global_batch_packs,
             window_shards=data.window_shards,

@@ -53,12 +53,14 @@ def test_every_sample_exactly_once(
     plan = Plan(
         {"a": synthetic(count, per_shard=per_shard)},
         {"a": 1},
-        seed=seed,
-        sequence_length=900,
-        global_batch_packs=batch,
-        window_shards=window_shards,
-        pack_window=pack_window,
-        mix_block=mix_block,
+        PlanSettings(
+            seed=seed,
+            sequence_length=900,
+            global_batch_packs=batch,
+            window_shards=window_shards,
+            pack_window=pack_window,
+            mix_block=mix_block,
+        ),
     )
     batches = list(plan.batches())
     assert sorted(index for _, index in documents(batches)) == list(range(count))
@@ -133,6 +135,12 @@ def test_batch_sizes_that_do_not_divide_name_what_fits(synthetic: Any) -> None:
     plan = Plan({"a": synthetic(900)}, {"a": 1}, replace(SMALL, global_batch_packs=12))
     with pytest.raises(DataError, match="set it to 8 or 16, or micro_batch_packs to 1, 2, 3, 6, or use 1 ranks"):
         next(plan.batches()).micro_batches(2, 4)
+
+
+@pytest.mark.parametrize("name", ["sequence_length", "global_batch_packs", "mix_block", "epochs", "max_steps"])
+def test_settings_that_cannot_work_are_named(name: str) -> None:
+    with pytest.raises(DataError, match=f"{name} is 0; it must be at least 1"):
+        replace(SMALL, **{name: 0})
 
 
 def test_long_and_unusable_samples_are_counted_and_named(synthetic: Any, caplog: pytest.LogCaptureFixture) -> None:

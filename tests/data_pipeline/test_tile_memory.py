@@ -81,9 +81,8 @@ def test_batches_are_the_same_in_any_memory(
             super().__init__(capacity)
             memories.append(self)
 
-    plan = Plan(
-        {"letters": source}, {"letters": 1.0}, PlanSettings(sequence_length=120, global_batch_packs=4, epochs=2)
-    )
+    settings = PlanSettings(sequence_length=120, global_batch_packs=4, epochs=2)
+    plan = Plan({"letters": source}, {"letters": 1.0}, settings)
     expected = [step[0].tiles for step in build_loader(plan, encoder, num_workers=0, micro_batch_packs=4)]
     monkeypatch.setattr("data_pipeline.loading.loader.TileMemory", Recorded)
     loader = build_loader(plan, encoder, num_workers=2, prefetch=2, micro_batch_packs=4)
