@@ -60,11 +60,7 @@ def image_extension(data: bytes) -> str:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Bytes of an image member as upright RGB; transparent parts become white. Raises SampleError.
-
-    A webdataset decoder handler calls this instead of webdataset's own image handler, which knows no limit of formats
-    or pixels.
-    """
+    """Bytes of an image member as upright RGB; transparent parts become white. Raises SampleError."""
     try:
         image = _open(BytesIO(data))
         width, height = image.size
