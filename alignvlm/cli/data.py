@@ -21,11 +21,15 @@ def add_parser(subparsers: Any) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     write = actions.add_parser("write", help="write a recipe's generated shards, or shards of your own data")
-    write.add_argument("target", help="recipe (name or path); with --from-jsonl the new folder of shards")
-    write.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
-    write.add_argument("--from-jsonl", type=Path, metavar="FILE", help="JSON lines with messages and image files")
+    write.add_argument("target", help="recipe (name or path); with --from the new folder of shards")
+    write.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe; with --from of the format")
+    write.add_argument("--from", dest="source", type=Path, metavar="PATH", help="your own data, a file or a folder")
+    write.add_argument("--format", default="auto", metavar="NAME", help="of your data (default: by its suffix): jsonl")
     write.add_argument(
-        "--images", type=Path, metavar="DIR", help="folder that image files are relative to (default: FILE's)"
+        "--from-jsonl", type=Path, metavar="FILE", help="JSON lines with messages and image files: a short way"
+    )
+    write.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder that image files are relative to (default: the file's)"
     )
     write.add_argument("--samples-per-shard", type=int, default=1000)
     write.set_defaults(handler=run_write)
@@ -76,10 +80,11 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def run_write(args: argparse.Namespace) -> int:
-    """Shards of a recipe's generators, or of a JSON-lines file."""
+    """Shards of a recipe's generators, or of a user's own data."""
     from alignvlm.progress import data_progress
 
-    if args.from_jsonl is None:
+    source, name = (args.from_jsonl, "jsonl") if args.from_jsonl else (args.source, args.format)
+    if source is None:
         from alignvlm.config import load_recipe
         from alignvlm.stage_data import ensure_shards, open_reader, used_sources
 
@@ -89,10 +94,13 @@ def run_write(args: argparse.Namespace) -> int:
             reader = open_reader(recipe, name)
             print(f"{name}: {len(reader)} samples in {len(reader.manifest.shards)} shards, {reader.storage.url}")
         return 0
-    from data_pipeline.importers.jsonl import read_jsonl
+    from data_pipeline.importers import read_records
     from data_pipeline.shards.writer import write_shards
 
-    records = read_jsonl(args.from_jsonl, args.images or args.from_jsonl.parent)
+    options: dict[str, Any] = {key: value for key, _, value in (word.partition("=") for word in args.overrides)}
+    if args.images is not None:
+        options["images"] = args.images
+    records = read_records(source, name, **options)
     with data_progress("write", None) as advance:
         counted = (advance(1) or record for record in records)
         manifest = write_shards(counted, args.target, samples_per_shard=args.samples_per_shard)

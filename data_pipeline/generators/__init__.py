@@ -1,7 +1,8 @@
 """Built-in generators of real data for the quickstart: handwritten form fields, table crops and bar charts.
 
-Each is a pure function of its arguments (no global random state) and yields records for `shards.writer`.
-The modules are imported on first use, because they read scikit-learn's, statsmodels' and vega-datasets' files.
+Each is a pure function of its arguments (no global random state) and yields records for `shards.writer`. A new one is
+a module with `generate` and one entry of GENERATORS, which a user's own program may add too. Modules are imported on
+first use, because they read scikit-learn's, statsmodels' and vega-datasets' files.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, nearest
 
 
 def _lazy(module: str) -> Callable[..., Iterator[dict[str, Any]]]:
@@ -35,7 +36,7 @@ GENERATORS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
 def generate(name: str, **args: Any) -> Iterator[dict[str, Any]]:
     """Yield the records of the generator `name`; unknown names and arguments raise DataError."""
     if name not in GENERATORS:
-        raise DataError(f"unknown generator {name!r}: one of {', '.join(sorted(GENERATORS))}")
+        raise DataError(f"unknown generator {name!r}: {nearest(name, sorted(GENERATORS))}")
     try:
         return GENERATORS[name](**args)
     except TypeError as error:

@@ -1,1 +1,60 @@
-"""From data as people have it to shards."""
+"""From data as people have it to shards: a registry of formats, each a function from a path to records.
+
+A new format is a function `read(path, **options)` that yields records as `writer.write_shards` takes them, and one
+call of `register`, here or in a user's own program. Its keyword arguments are the options; those from a command line
+are strings.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError, nearest
+from data_pipeline.importers.jsonl import read_jsonl
+
+Read = Callable[..., Iterator[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Importer:
+    """A format: its reader, and the suffixes by which `auto` knows its files."""
+
+    read: Read
+    suffixes: tuple[str, ...]
+
+
+IMPORTERS: dict[str, Importer] = {}
+"""Name of a format -> its importer; filled by `register`."""
+
+
+def register(name: str, read: Read, suffixes: tuple[str, ...] = ()) -> None:
+    """Add a format, or replace one. Suffixes are in lower case with their dot."""
+    IMPORTERS[name] = Importer(read, suffixes)
+
+
+def read_records(path: Path, format: str = "auto", **options: Any) -> Iterator[dict[str, Any]]:
+    """The records of a file or folder in one of the registered formats; `auto` goes by the path's suffix.
+
+    Raises:
+        DataError: an unknown format or option, or what the format's reader finds wrong.
+    """
+    if format == "auto":
+        format = next((name for name, each in IMPORTERS.items() if path.suffix.lower() in each.suffixes), "")
+        if not format:
+            raise DataError(f"{path}: its suffix tells no format; name one with --format: {', '.join(IMPORTERS)}")
+    if format not in IMPORTERS:
+        raise DataError(f"unknown format {format!r}: {nearest(format, IMPORTERS)}")
+    read = IMPORTERS[format].read
+    try:
+        inspect.signature(read).bind(path, **options)
+    except TypeError as error:
+        known = ", ".join(list(inspect.signature(read).parameters)[1:]) or "none"
+        raise DataError(f"format {format!r}: {error} (its options: {known})") from error
+    return read(path, **options)
+
+
+register("jsonl", read_jsonl, (".jsonl", ".json", ".ndjson"))

@@ -1,4 +1,4 @@
-"""One's own data as records for the writer: a JSON-lines file of conversations and a folder of images."""
+"""User data as records for the writer: a JSON-lines file of conversations and a folder of images."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from data_pipeline.shards.storage import check_name
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
-def read_jsonl(file: Path, images: Path) -> Iterator[dict[str, Any]]:
-    """Records of `writer.write_shards`.
+def read_jsonl(file: Path, *, images: str | Path | None = None) -> Iterator[dict[str, Any]]:
+    """Records for `writer.write_shards`; image files are relative to the folder `images` (default: the file's own).
 
     A line is {"messages": [{"role", "content"}], "images": [file, …]} (or "image": file) and any meta data; LLaVA's
-    {"conversations": [{"from", "value"}]} is understood too. Files are relative to `images`. "key" is optional.
+    {"conversations": [{"from", "value"}]} is understood too. "key" is optional.
 
     Raises:
         DataError: names file and line of what is not JSON, not a conversation, or an image that is not there.
     """
     if not file.is_file():
         raise DataError(f"{file}: no such file")
+    folder = file.parent if images is None else Path(images)
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    yield _record(json.loads(line), images, f"{number:09d}")
+                    yield _record(json.loads(line), folder, f"{number:09d}")
                 except (ValueError, DataError) as error:
                     raise DataError(f"{file}, line {number}: {error}") from error
 

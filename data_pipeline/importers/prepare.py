@@ -67,7 +67,7 @@ def prepare_folder(
     if not any(True for _ in storage.list(".tar")):
         raise DataError(
             f"source {name!r}: {storage.url} has no tar shards; put them there, "
-            "or write your own data with `alignvlm data write --from-jsonl`"
+            "or write your own data with `alignvlm data write --from FILE`"
         )
     return index_shards(folder, source=name, num_processes=num_processes, progress=progress)
 

@@ -1,7 +1,9 @@
 """Where shards live: one small interface, chosen by the scheme of a folder's URL. Local folders now.
 
-Other schemes register a class; plan and loader never learn where bytes come from. `pipe:` would run a shell command
-from a data path and is refused; importers/fetch.py copies such shards when told so explicitly.
+A new kind of storage is a class with the methods of `Storage` and one entry of SCHEMES, which a user's own program may
+add too; readers never learn where bytes come from. Indexes, manifests and sample lengths are written to local folders
+only. `pipe:` would run a shell command from a data path and is refused; importers/fetch.py copies such shards when
+told so explicitly.
 """
 
 from __future__ import annotations
@@ -154,7 +156,7 @@ class LocalStorage:
 
 
 SCHEMES: dict[str, Callable[[str], Storage]] = {"": LocalStorage, "file": LocalStorage}
-"""Scheme of a URL -> its storage; a new kind of storage is one entry here."""
+"""Scheme of a URL -> its storage, made from the URL. Storages are pickled on their way to loader processes."""
 PLANNED = ("http", "https", "s3")
 
 

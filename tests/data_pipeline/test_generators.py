@@ -137,7 +137,7 @@ def test_two_images_and_lists_are_asked_in_any_order():
 @pytest.mark.parametrize(
     ("name", "args", "said"),
     [
-        ("forms", {}, "one of charts, fields, tables"),
+        ("feilds", {}, "did you mean 'fields'.*known: charts, fields, tables"),
         ("fields", {"split": "test"}, "one of train, heldout"),
         ("fields", {"kind": "caption"}, "one of transcribe, questions"),
         ("fields", {"forms": {"cheque": 1}}, "cheque"),
