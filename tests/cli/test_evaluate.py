@@ -87,6 +87,7 @@ def test_mistakes_say_the_way_out(recipe: Path) -> None:
         call(report_command, "report", "runs/nothing")
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_samples(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -119,6 +119,7 @@ def test_arguments_out_of_range_are_refused() -> None:
         run("quickstart", "--mfu", "40")
 
 
+@pytest.mark.slow
 def test_shards_in_place_give_the_exact_plan(tmp_path: Path) -> None:
     from alignvlm.model.build import load_processor
     from alignvlm.stage_data import ensure_measures, ensure_shards, stage_plan

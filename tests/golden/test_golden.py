@@ -39,6 +39,7 @@ def test_kernels_give_the_numbers_of_the_record() -> None:
     same(numbers.kernels(), RECORD["kernels"])
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_record() -> None:
     found = numbers.losses()
     assert [len(lines) for lines in found.values()] == [numbers.STEPS, numbers.STEPS]

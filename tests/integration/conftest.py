@@ -1,4 +1,4 @@
-"""The uninterrupted run that jobs on clusters are compared with."""
+"""The marker of tests that start jobs, and the uninterrupted run that jobs on clusters are compared with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ import pytest
 
 from tests.cluster.watch import RECIPE
 from tests.jobs import run
+
+FOLDER = Path(__file__).resolve().parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test of this folder starts jobs: `make test-fast` leaves them out."""
+    for item in items:
+        if item.path.is_relative_to(FOLDER):
+            item.add_marker(pytest.mark.integration)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,12 @@ from alignvlm.cli import main
 from tests.jobs import ROOT, TINY
 
 LAUNCH = ROOT / "launch"
-SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm" / "train.sbatch", ROOT / "tests" / "cluster" / "install.sh"]
+SCRIPTS = [
+    *sorted(LAUNCH.glob("*.sh")),
+    LAUNCH / "slurm" / "train.sbatch",
+    ROOT / "scripts" / "release.sh",
+    ROOT / "tests" / "cluster" / "install.sh",
+]
 KUBERNETES = "1.31"
 
 REPLICAS = {

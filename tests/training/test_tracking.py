@@ -101,6 +101,7 @@ def wait_until_it_listens(uri: str, timeout: float = 90) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_real_server_that_comes_late_gets_everything(
     run_folder: Run, server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

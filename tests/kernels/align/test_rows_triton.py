@@ -49,6 +49,7 @@ def run(*arguments: str, **environment: str) -> None:
     assert process.returncode == 0, process.stdout + process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
 def test_rows_in_the_interpreter(check: str) -> None:
     run("-m", "tests.kernels.align.row_checks", check, TRITON_INTERPRET="1")
