@@ -26,10 +26,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_pipeline.loading.loader import build_loader
+from data_pipeline.loading.malloc import keep_memory
 from data_pipeline.order.packing import pack_lengths
 from data_pipeline.order.plan import Plan
 from data_pipeline.order.settings import PlanSettings
-from data_pipeline.parallel import keep_memory, single_threaded
+from data_pipeline.parallel import single_threaded
 from data_pipeline.samples.schema import Encoded, Sample
 from data_pipeline.shards.sources import measure_source, open_source
 from data_pipeline.shards.writer import write_shards

@@ -1,18 +1,13 @@
-"""A pool of processes for indexing, measuring and generating: the one place that decides how many, and how they
-start.
-"""
+"""A pool of processes for indexing, measuring and generating: the one place that decides how many, and how."""
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @contextmanager
@@ -30,14 +25,6 @@ def pool(num_processes: int | None, num_tasks: int) -> Iterator[ProcessPoolExecu
 def usable_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def keep_memory() -> None:
-    """Keep memory that was freed for the next image: returning it costs half a decoding in page faults. glibc only."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, 2**30)
-        mallopt(_M_MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
 
 
 def single_threaded() -> None:

@@ -1,6 +1,4 @@
-"""Documents of a micro-batch as one flat sequence of tensors. Documents never see each other: lengths and positions say
-so.
-"""
+"""Documents of a micro-batch as one flat sequence; `cu_seqlens` and `position_ids` keep them apart in attention."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.loading.tile_memory import Piece
+from data_pipeline.loading.tile_memory import Block
 from data_pipeline.samples.schema import Encoded
 
 IGNORED = -100
@@ -63,9 +61,9 @@ class MicroBatch:
 
 
 def collate(
-    documents: Sequence[Encoded], keys: Sequence[str], *, step: int, epoch: int, memory: Piece | None = None
+    documents: Sequence[Encoded], keys: Sequence[str], *, step: int, epoch: int, block: Block | None = None
 ) -> MicroBatch:
-    """Documents, in order, as a micro-batch; the tiles are laid into `memory` where there is some."""
+    """Documents, in order, as a micro-batch; the tiles are laid into `block`, shared memory, where there is one."""
     lengths = [len(document.input_ids) for document in documents]
     if documents:
         input_ids = np.concatenate([document.input_ids for document in documents])
@@ -82,7 +80,7 @@ def collate(
         position_ids=torch.from_numpy(np.arange(len(input_ids)) - np.repeat(starts, lengths))[None],
         cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
         max_seqlen=max(lengths),
-        tiles=_stack([document.tiles for document in documents], memory),
+        tiles=_stack([document.tiles for document in documents], block),
         num_supervised=int(shifted.sum()),
         keys=list(keys),
         num_samples=len(documents),
@@ -91,11 +89,11 @@ def collate(
     )
 
 
-def _stack(tiles: Sequence[np.ndarray], memory: Piece | None) -> torch.Tensor:
+def _stack(tiles: Sequence[np.ndarray], block: Block | None) -> torch.Tensor:
     """uint8 [K, 3, S, S] of all documents' tiles."""
     side = tiles[0].shape[-1] if tiles else 0
     shape = (sum(len(each) for each in tiles), 3, side, side)
-    stacked = torch.empty(shape, dtype=torch.uint8) if memory is None else memory.tensor(shape)
+    stacked = torch.empty(shape, dtype=torch.uint8) if block is None else block.tensor(shape)
     begin, array = 0, stacked.numpy()
     for each in tiles:
         array[begin : begin + len(each)] = each

@@ -1,6 +1,4 @@
-"""From the plan to tensors: the training process walks through the plan, loader processes make the micro-batches, and
-they come back in order.
-"""
+"""From the plan to tensors: loader processes make the micro-batches of a plan, and they come back in its order."""
 
 from __future__ import annotations
 
@@ -43,9 +41,9 @@ class _WorkItems(Sampler[WorkItem]):
         for batch in self.plan.batches(self.start):
             for packs in batch.micro_batches(self.world_size, self.micro_batch_packs)[:, self.rank]:
                 mine = batch.packs.take(packs)
-                piece = None if self.memory is None else self.memory.lend(int(mine.tiles.sum()) * self.tile_bytes)
+                block = None if self.memory is None else self.memory.allocate(int(mine.tiles.sum()) * self.tile_bytes)
                 documents = np.stack([mine.source, mine.index, mine.tokens, mine.tiles], axis=1)
-                yield WorkItem(batch.step, batch.epoch, documents, piece)
+                yield WorkItem(batch.step, batch.epoch, documents, block)
 
 
 class Loader:
@@ -59,6 +57,17 @@ class Loader:
     ) -> None:
         self.accumulation, self.ledger, self.wait_seconds = accumulation, ledger, 0.0
         self._loader, self._num_steps = loader, num_steps
+        self._results: Iterator[WorkResult | LoadError] | None = None
+
+    def start(self) -> Loader:
+        """Start the loader processes now; iterating does it otherwise.
+
+        They are forked, since they share memory for the tiles: call this before the process starts threads that may
+        hold a lock at that moment (tracking, watchdog).
+        """
+        if self._results is None:
+            self._results = iter(self._loader)
+        return self
 
     def __len__(self) -> int:
         """Steps from the start position to the end of the plan."""
@@ -67,7 +76,8 @@ class Loader:
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         """Raises LoadError when shards cannot be read, a loader process dies, or too many samples are bad."""
         began = time.perf_counter()
-        results = iter(self._loader)
+        results = iter(self._loader) if self._results is None else self._results
+        self._results = None
         try:
             step: list[MicroBatch] = []
             for result in results:

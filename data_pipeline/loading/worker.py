@@ -9,10 +9,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from torch.utils.data import Dataset
 
 from data_pipeline.errors import LoadError
 from data_pipeline.loading.collate import MicroBatch, collate
-from data_pipeline.loading.tile_memory import Piece, Travelling
-from data_pipeline.parallel import keep_memory, single_threaded
+from data_pipeline.loading.malloc import keep_memory
+from data_pipeline.loading.tile_memory import Block
+from data_pipeline.parallel import single_threaded
 from data_pipeline.samples.schema import Encoded, Encoder, Sample, SampleError
 from data_pipeline.shards.reader import IndexEntry, SourceReader, entry_label
 from data_pipeline.shards.sources import BadSample
@@ -30,39 +31,46 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What asks a job to stop."""
 READ_AHEAD = 2
 """Samples that are read while another one is decoded."""
+_NO_TILES = torch.empty(0, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
 class WorkItem:
-    """One micro-batch to make: its documents as (source number, sample number, tokens, tiles), int64 [D, 4], and where
-    to lay its tiles.
-    """
+    """One micro-batch to make."""
 
     step: int
     epoch: int
     documents: np.ndarray
-    memory: Piece | None
+    """int64 [D, 4]: source number, sample number, tokens and tiles of each document."""
+    block: Block | None
+    """Shared memory for the tiles; None where there is none."""
 
 
 @dataclass(frozen=True)
 class WorkResult:
-    """A finished micro-batch, the samples that had to be left out of it, and the memory that its tiles lie in until it
-    is pickled.
-    """
+    """A finished micro-batch, and the samples that had to be left out of it."""
 
     batch: MicroBatch
     bad: list[BadSample]
     num_seen: int
-    memory: Piece | None = None
+    block: Block | None = None
+    """Where the tiles lie, in the loader process; the training process' tiles own it (`_received`)."""
 
     def pin_memory(self) -> WorkResult:
         return replace(self, batch=self.batch.pin_memory())
 
-    def __reduce__(self) -> tuple[type[WorkResult], tuple[Any, ...]]:
-        batch = self.batch
-        if self.memory is not None:
-            batch = replace(batch, tiles=cast(torch.Tensor, Travelling(self.memory, tuple(batch.tiles.shape))))
-        return WorkResult, (batch, self.bad, self.num_seen)
+    def __reduce__(self) -> tuple[Callable[..., WorkResult], tuple[Any, ...]]:
+        """Pickled without its tiles where they lie in shared memory."""
+        if self.block is None:
+            return WorkResult, (self.batch, self.bad, self.num_seen)
+        batch, shape = replace(self.batch, tiles=_NO_TILES), tuple(self.batch.tiles.shape)
+        return _received, (batch, self.bad, self.num_seen, self.block, shape)
+
+
+def _received(
+    batch: MicroBatch, bad: list[BadSample], num_seen: int, block: Block, shape: tuple[int, ...]
+) -> WorkResult:
+    return WorkResult(replace(batch, tiles=block.owning_tensor(shape)), bad, num_seen)
 
 
 class MicroBatches(Dataset[WorkResult | LoadError]):
@@ -90,8 +98,8 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
                     keys.append(entry_label(name, entry))
                 except SampleError as error:
                     bad.append(BadSample(name, entry.shard, entry.key, str(error)))
-        batch = collate(encoded, keys, step=item.step, epoch=item.epoch, memory=item.memory)
-        return WorkResult(batch, bad, len(item.documents), item.memory)
+        batch = collate(encoded, keys, step=item.step, epoch=item.epoch, block=item.block)
+        return WorkResult(batch, bad, len(item.documents), item.block)
 
     def _reading(self, documents: np.ndarray, thread: ThreadPoolExecutor) -> Iterator[_Document]:
         """Every document in its turn, while the thread reads the next ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -119,6 +120,17 @@ def test_the_last_batch_is_filled_with_empty_packs(plan: Plan, encoder: Any) -> 
     last = list(build_loader(plan, encoder, num_workers=0, micro_batch_packs=1))[-1]
     assert len(last) == 8
     assert last[-1].num_samples == 0
+
+
+def test_processes_are_started_before_the_threads_that_follow(plan: Plan, encoder: Any) -> None:
+    expected = list(build_loader(plan, encoder, num_workers=0, micro_batch_packs=8))
+    before = set(multiprocessing.active_children())
+    loader = build_loader(plan, encoder, num_workers=2, micro_batch_packs=8).start()
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    batches = list(loader.start())
+    assert all(same(mine, other) for (mine,), (other,) in zip(batches, expected, strict=True))
+    assert set(multiprocessing.active_children()) == before, "ended with the last batch"
+    assert len(list(loader)) == len(expected), "and it may be iterated again"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tile memory: pieces never overlap, come back exactly when nothing uses them, and cross processes by name."""
+"""Tile memory: blocks never overlap, are freed exactly when nothing uses them, and cross processes by number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from data_pipeline.loading import tile_memory
 from data_pipeline.loading.loader import build_loader
-from data_pipeline.loading.tile_memory import Piece, TileMemory, Travelling
+from data_pipeline.loading.tile_memory import Block, TileMemory
 from data_pipeline.order.plan import Plan
 from data_pipeline.order.settings import PlanSettings
 from data_pipeline.shards.sources import Source
@@ -21,52 +21,46 @@ from data_pipeline.shards.sources import Source
 PAGE = 4096
 
 
-def arrived(piece: Piece, shape: tuple[int, ...]) -> torch.Tensor:
-    tensor = pickle.loads(pickle.dumps(Travelling(piece, shape)))
-    assert isinstance(tensor, torch.Tensor)
-    return tensor
+def allocated(memory: TileMemory, size: int) -> Block:
+    block = memory.allocate(size)
+    assert block is not None
+    return block
 
 
-def lent(memory: TileMemory, size: int) -> Piece:
-    piece = memory.lend(size)
-    assert piece is not None
-    return piece
-
-
-def test_pieces_do_not_overlap_and_first_free_bytes_are_used_again() -> None:
+def test_blocks_do_not_overlap_and_first_free_bytes_are_used_again() -> None:
     memory = TileMemory(10 * PAGE)
-    pieces = [lent(memory, size) for size in (PAGE, 2 * PAGE + 1, PAGE - 1)]
-    assert [piece.offset for piece in pieces] == [0, PAGE, 4 * PAGE]
-    assert memory.lend(6 * PAGE) is None
-    assert memory.lend(0) is None
-    memory.take_back(pieces[1].offset)
-    assert lent(memory, 3 * PAGE).offset == PAGE
-    assert lent(memory, 5 * PAGE).offset == 5 * PAGE
-    assert memory.lend(1) is None
+    blocks = [allocated(memory, size) for size in (PAGE, 2 * PAGE + 1, PAGE - 1)]
+    assert [block.offset for block in blocks] == [0, PAGE, 4 * PAGE]
+    assert memory.allocate(6 * PAGE) is None
+    assert memory.allocate(0) is None
+    memory.free(blocks[1].offset)
+    assert allocated(memory, 3 * PAGE).offset == PAGE
+    assert allocated(memory, 5 * PAGE).offset == 5 * PAGE
+    assert memory.allocate(1) is None
 
 
-def test_a_piece_comes_back_with_the_last_view_of_its_tensor() -> None:
+def test_a_block_is_freed_with_the_last_view_of_its_tensor() -> None:
     memory = TileMemory(PAGE)
-    piece = lent(memory, 12)
-    piece.tensor((2, 6)).copy_(torch.arange(12).view(2, 6))
-    tensor = arrived(piece, (2, 6))
+    block = allocated(memory, 12)
+    block.tensor((2, 6)).copy_(torch.arange(12).view(2, 6))
+    tensor = pickle.loads(pickle.dumps(block)).owning_tensor((2, 6))
     view = tensor[1, 2:].view(2, 2)
     del tensor
-    assert memory.lend(1) is None
+    assert memory.allocate(1) is None
     assert view.tolist() == [[8, 9], [10, 11]]
     del view
-    assert lent(memory, PAGE).offset == 0
+    assert allocated(memory, PAGE).offset == 0
 
 
 def test_a_forked_process_fills_the_same_memory() -> None:
     memory = TileMemory(PAGE)
-    message = pickle.dumps(lent(memory, 6))
+    message = pickle.dumps(allocated(memory, 6))
     child = os.fork()
     if child == 0:
         pickle.loads(message).tensor((2, 3)).fill_(7)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    assert arrived(pickle.loads(message), (2, 3)).tolist() == [[7, 7, 7], [7, 7, 7]]
+    assert pickle.loads(message).owning_tensor((2, 3)).tolist() == [[7, 7, 7], [7, 7, 7]]
 
 
 @pytest.mark.parametrize("capacity", [PAGE, 8 * PAGE, tile_memory.CAPACITY])
@@ -94,13 +88,13 @@ def test_batches_are_the_same_in_any_memory(
     assert all(torch.equal(mine, tiles) for mine, tiles in kept)
     (memory,) = memories
     del kept, step
-    assert memory.lend(capacity) is not None  # everything came back
+    assert memory.allocate(capacity) is not None  # all of it was freed
 
 
 FAULTS = """
 import resource, sys
 import numpy as np
-from data_pipeline.parallel import keep_memory
+from data_pipeline.loading.malloc import keep_memory
 if sys.argv[1] == "keep":
     keep_memory()
 def work():
