@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -121,6 +122,12 @@ def upward(arrows: dict[str, set[str]]) -> list[str]:
 
 def test_imports_point_down() -> None:
     assert sorted(set(upward(graph())) - LEAVING) == []
+
+
+def test_documentation_draws_this_order() -> None:
+    drawing = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")[1]
+    drawn = re.findall(r"^(\w+/\w+) ", drawing, re.MULTILINE)
+    assert drawn == [f"{package}/{room}" for package, rows in ORDER.items() for row in rows for room in row]
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
