@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from alignvlm.kernels import vocab_moments
-from alignvlm.kernels.align.chunks import backward_chunks_of, block_size, chunks_of
 from alignvlm.kernels.align.moments import add_hidden_gradient, add_weight_gradient, row_statistics
+from alignvlm.kernels.align.token_chunks import block_size, chunks_of
 from alignvlm.kernels.align.vectors import blocks_of
 from alignvlm.kernels.align.vocab_blocks import default_block
 from alignvlm.kernels.matmul import accumulate, product_into, product_nt
@@ -41,7 +41,7 @@ class ChunkedFloor:
 
     def backward(self) -> None:
         problem = self.problem
-        first, *_ = chunks = backward_chunks_of(problem.shape.rows)
+        first, *_ = chunks = chunks_of(problem.shape.rows)[::-1]
         grad_w2, grad_e = torch.empty_like(problem.w2), torch.empty_like(problem.e)
         for rows in chunks:
             acc = problem.h.new_zeros(problem.shape.width, rows.stop - rows.start)

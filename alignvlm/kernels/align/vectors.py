@@ -18,6 +18,11 @@ def blocks_of(vocab_size: int, block: int) -> Iterator[slice]:
         yield slice(start, min(start + block, vocab_size))
 
 
+def matrix_in(buffer: Tensor, num_rows: int, num_columns: int) -> Tensor:
+    """A contiguous [num_rows, num_columns] at the start of a flat buffer: a last block or chunk may be smaller."""
+    return buffer[: num_rows * num_columns].view(num_rows, num_columns)
+
+
 @dataclass
 class Needs:
     """Which inputs require a gradient."""

@@ -23,7 +23,7 @@ from alignvlm.kernels.align.moments import (
     vocab_moments,
 )
 from alignvlm.kernels.align.rows_torch import TorchRows
-from alignvlm.kernels.align.vectors import Columns, Needs, blocks_of
+from alignvlm.kernels.align.vectors import Columns, Needs, blocks_of, matrix_in
 from alignvlm.kernels.matmul import accumulate, product_into, wide_dtype
 
 if TYPE_CHECKING:
@@ -103,11 +103,6 @@ def _rows(h: Tensor, statistics: RowStatistics | None, settings: Settings) -> To
     return TritonRows(h, statistics)
 
 
-def _matrix(buffer: Tensor, num_rows: int, width: int) -> Tensor:
-    """A contiguous [num_rows, width] at the start of a flat buffer: the last block is narrower than the others."""
-    return buffer[: num_rows * width].view(num_rows, width)
-
-
 def _sweep_forward(
     h: Tensor, w2: Tensor, e: Tensor, columns: Columns, statistics: RowStatistics | None, settings: Settings
 ) -> tuple[Tensor, Tensor]:
@@ -120,7 +115,7 @@ def _sweep_forward(
     total = torch.zeros_like(peak)
     buffer = rows.left.new_empty(num_tokens * min(settings.block, vocab_size))
     for block in blocks_of(vocab_size, settings.block) if num_tokens else ():
-        z = _matrix(buffer, num_tokens, block.stop - block.start)
+        z = matrix_in(buffer, num_tokens, block.stop - block.start)
         product_into(z, rows.left, rows.operand(w2[block]).T)
         p, mass, factor = rows.forward(z, columns.block(block), peak)
         total.mul_(factor).add_(mass)
@@ -152,7 +147,7 @@ def _sweep_backward(ctx: Any, grad_out: Tensor) -> list[Tensor | None]:
         size = h.shape[0] * min(settings.block, w2.shape[0])
         buffers = [rows.left.new_empty(size) for _ in range(rows.num_buffers if needs.logits else 1)]
         for block in blocks_of(w2.shape[0], settings.block):
-            z, *scratch = (_matrix(buffer, h.shape[0], block.stop - block.start) for buffer in buffers)
+            z, *scratch = (matrix_in(buffer, h.shape[0], block.stop - block.start) for buffer in buffers)
             w2_block, part = rows.operand(w2[block]), columns.block(block)
             product_into(z, rows.left, w2_block.T)
             if not needs.logits:

@@ -8,10 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from alignvlm.kernels.align.chunks import ChunkSettings
 from alignvlm.kernels.align.moments import Moments
 from alignvlm.kernels.align.reference import vocab_softmax_reference
-from alignvlm.kernels.align.token_chunks import ChunkedVocabSoftmax
+from alignvlm.kernels.align.token_chunks import ChunkedVocabSoftmax, ChunkSettings
 from alignvlm.kernels.align.vocab_blocks import Settings, VocabSoftmax, default_block
 
 Implementation = Literal["reference", "chunked", "blocked", "triton"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
-from alignvlm.kernels.align import chunks
+from alignvlm.kernels.align import token_chunks
 from alignvlm.kernels.align.reference import vocab_probabilities
 from tests.kernels.align.cases import Products, make_upstream, problem, solve, worst_error
 
@@ -27,7 +27,7 @@ SWEEPS_AND_DTYPES = pytest.mark.parametrize(
 def small_chunks() -> Iterator[None]:
     """Several chunks in small problems."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "CHUNK", 4)
+        patch.setattr(token_chunks, "CHUNK", 2)
         yield
 
 
