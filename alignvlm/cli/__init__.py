@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.overrides = [*arguments.overrides, *rest]
     _quiet_libraries()
+    _show_warnings()
     try:
         return int(arguments.handler(arguments) or 0)
     except (UserError, DataError) as error:
@@ -57,6 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _show_warnings() -> None:
+    """Warnings of both packages go to stderr, also when a library gives the root logger handlers of its own."""
+    handler = logging.lastResort  # writes to what sys.stderr is at that moment
+    assert handler is not None
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    for name in ("alignvlm", "data_pipeline"):
+        logging.getLogger(name).addHandler(handler)
 
 
 def _quiet_libraries() -> None:

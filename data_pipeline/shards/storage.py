@@ -8,8 +8,8 @@ told so explicitly.
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from data_pipeline.errors import DataError, LoadError
 
 MAX_OPEN_FILES = 128
+log = logging.getLogger(__name__)
 RETRY_SECONDS = (1.0, 5.0, 25.0)
 """Waits before a read that failed is tried again: network file systems hiccup, and handles go stale."""
 
@@ -90,10 +91,7 @@ class LocalStorage:
                 wait = None if isinstance(error, FileNotFoundError | PermissionError) else next(waits, None)
                 if wait is None:
                     raise LoadError(f"{self._path(name)} cannot be read: {error.strerror}") from error
-                print(
-                    f"WARNING: {self._path(name)} cannot be read: {error.strerror}; trying again in {wait:g} s",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
+                log.warning("%s cannot be read: %s; trying again in %g s", self._path(name), error.strerror, wait)
                 self._forget(name)
                 time.sleep(wait)
         if len(data) != size:

@@ -221,3 +221,18 @@ def test_the_parser_and_the_plan_import_nothing_heavy() -> None:
         "assert not {'torch', 'webdataset', 'PIL', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_warnings_of_the_library_reach_the_user(own_data: Path, tmp_path: Path) -> None:
+    """In a process of its own: here pytest's handlers would show them."""
+    code = (
+        "import logging, sys; from alignvlm.cli import main; from data_pipeline.shards import storage\n"
+        "logging.basicConfig(stream=sys.stdout)\n"  # as a library might do
+        "assert main(['data', 'verify', sys.argv[1]]) == 0\n"
+        "storage.log.warning('the disk is slow')"
+    )
+    run(
+        "write", "--from-jsonl", str(own_data / "rows.jsonl"), "--images", str(own_data / "images"), str(tmp_path / "o")
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "o")], capture_output=True, text=True, check=True)
+    assert done.stderr == "WARNING: the disk is slow\n"

@@ -227,7 +227,7 @@ def test_storage_refuses_shells_and_names_what_comes(tmp_path: Path) -> None:
 
 
 def test_reads_that_fail_are_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(storage_module, "RETRY_SECONDS", (0, 0))
     (tmp_path / "a.txt").write_text("hello")
@@ -240,7 +240,7 @@ def test_reads_that_fail_are_tried_again(
 
     monkeypatch.setattr(os, "pread", pread)
     assert storage.read_range("a.txt", 1, 3) == b"ell"
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "a.txt cannot be read: Input/output error; trying again in 0 s" in said
     assert "Stale file handle" in said
     failures += [errno.EIO] * 3
