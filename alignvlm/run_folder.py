@@ -1,4 +1,4 @@
-"""A run on disk: where everything lies, the resolved recipe, and the refusal to go on with a changed one."""
+"""A run on disk: every file name for writers and readers, the resolved recipe, the refusal of a changed one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -15,56 +16,128 @@ from typing import Any
 import yaml
 
 from alignvlm.config import diff_recipes, recipe_to_dict, recipe_to_yaml
-from alignvlm.config.schema import Recipe
+from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.errors import UserError
 from data_pipeline.files import write_atomic
 
 FREE_TO_CHANGE = (
-    "description", "extends", "runs", "checkpoint.*", "resilience.*", "tracking.*", "evaluation.*",
+    "description", "extends", "imports", "runs", "checkpoint.*", "resilience.*", "tracking.*", "evaluation.*",
     "data.num_workers", "data.prefetch", "data.root", "train.processes", "train.timeout_minutes",
     "stages.*.micro_batch_packs",
 )  # fmt: skip
 """Settings that change neither the data order nor the mathematics: a run may go on with other values."""
 
+INITIAL = "init"
+"""Name of stage 0, the model before any training."""
+VIEW_SUFFIX = ".vocabulary.json"
+_STAGE_FOLDER = re.compile(r"(\d+)-(.+)")
 PACKAGES = ("alignvlm", "torch", "deepspeed", "transformers", "webdataset", "mlflow", "flash-attn", "numpy")
 
 
+class EvaluationFolder:
+    """Predictions and scores of one model: `runs/<name>/<n>-<stage>/evaluation`, or wherever `--out` says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.results = path / "results.json"
+        self.gallery = path / "gallery"
+
+    def predictions(self, task: str) -> Path:
+        """One line per item, in order."""
+        return self.path / f"{task}.jsonl"
+
+    def part(self, task: str, rank: int, world_size: int) -> Path:
+        """What one rank has answered, until the parts are joined."""
+        return self.path / "parts" / f"{task}.{rank}-of-{world_size}.jsonl"
+
+    def picture(self, task: str, index: int, number: int) -> Path:
+        """Image `number` of sample `index`."""
+        return self.gallery / f"{task}-{index:06d}-{number}.png"
+
+    def view(self, task: str, index: int) -> Path:
+        """What the connector reads in the first image of sample `index`."""
+        return self.gallery / f"{task}-{index:06d}{VIEW_SUFFIX}"
+
+    def views(self, task: str) -> list[Path]:
+        """All of these that there are."""
+        return sorted(self.gallery.glob(f"{task}-*{VIEW_SUFFIX}"))
+
+
+class StageFolder:
+    """`runs/<name>/<number>-<stage>`; number 0, `init`, is the model before any training."""
+
+    def __init__(self, path: Path, number: int, name: str) -> None:
+        self.path, self.number, self.name = path, number, name
+        self.export = path / "export"
+        self.checkpoints = path / "checkpoints"
+        self.skipped_steps = path / "skipped_steps.json"
+        self.evaluation = EvaluationFolder(path / "evaluation")
+
+    @property
+    def has_export(self) -> bool:
+        """Whether the Hugging Face folder is complete: it gets its name only when it is."""
+        return self.export.is_dir()
+
+    def checkpoint_folders(self) -> list[Path]:
+        """Finished checkpoints, the oldest first."""
+        return checkpoint_folders(self.checkpoints)
+
+
+class RunFolder:
+    """`runs/<name>`: where everything of a run lies, for those who write it and for those who read it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.environment = self.path / "environment.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.attempts = self.path / "attempts.jsonl"
+        self.quarantine = self.path / "quarantine.jsonl"
+        self.mlflow_state = self.path / "mlflow.json"
+        self.logs = self.path / "logs"
+        self.report = self.path / "report"
+        self.report_page = self.report / "index.html"
+        self.report_results = self.report / "results.json"
+
+    def stage(self, number: int, name: str) -> StageFolder:
+        """Folder of a stage."""
+        return StageFolder(self.path / f"{number}-{name}", number, name)
+
+    def stages(self) -> list[StageFolder]:
+        """Stage folders on disk, in order."""
+        found = []
+        for path in self.path.iterdir():
+            match = _STAGE_FOLDER.fullmatch(path.name)
+            if match and path.is_dir():
+                found.append(self.stage(int(match[1]), match[2]))
+        return sorted(found, key=lambda stage: stage.number)
+
+
 class Run:
-    """The folder of one run; see the README for its layout."""
+    """A recipe and its folder; see the README for the folder's layout."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.folder = Path(recipe.runs) / recipe.name
-        self.stages = list(recipe.stages)
+        self.folder = RunFolder(Path(recipe.runs) / recipe.name)
+        self.initial = self.folder.stage(0, INITIAL)
+        """The model before any training."""
 
-    @property
-    def metrics_file(self) -> Path:
-        return self.folder / "metrics.jsonl"
+    def stage_folder(self, stage: StageConfig) -> StageFolder:
+        """Folder of one of the recipe's stages."""
+        return self.folder.stage(stage.number, stage.name)
 
-    @property
-    def attempts_file(self) -> Path:
-        return self.folder / "attempts.jsonl"
+    def stage_folders(self) -> list[StageFolder]:
+        """Of the initial model and of all stages of the recipe, whether they exist or not."""
+        return [self.initial, *map(self.stage_folder, self.recipe.stages.values())]
 
-    @property
-    def quarantine_file(self) -> Path:
-        return self.folder / "quarantine.jsonl"
-
-    def stage_folder(self, index: int) -> Path:
-        """Folder of stage `index`; 0 is the model before any training."""
-        return self.folder / f"{index}-{self.stages[index - 1] if index else 'init'}"
-
-    def export(self, index: int) -> Path:
-        """Hugging Face folder at the end of stage `index` (0: the initial model)."""
-        return self.stage_folder(index) / "export"
-
-    def has_export(self, index: int) -> bool:
-        """Whether that folder is complete: it gets its name only when it is."""
-        return self.export(index).is_dir()
+    def start_of(self, stage: StageConfig) -> Path:
+        """The export that a stage starts from."""
+        return self.stage_folders()[stage.number - 1].export
 
     def newest_export(self) -> Path | None:
         """Of the last stage that has one."""
-        done = [i for i in range(len(self.stages) + 1) if self.has_export(i)]
-        return self.export(done[-1]) if done else None
+        exports = [folder.export for folder in self.stage_folders() if folder.has_export]
+        return exports[-1] if exports else None
 
     def open(self) -> None:
         """Create the folder, or make sure that it belongs to this recipe. Rank 0 only.
@@ -72,7 +145,7 @@ class Run:
         Raises:
             UserError: when the run was started with other settings; lists the differences.
         """
-        config = self.folder / "config.yaml"
+        config = self.folder.config
         if config.exists():
             old = yaml.safe_load(config.read_text())
             changes = [c for c in diff_recipes(old, recipe_to_dict(self.recipe)) if not _is_free(c)]
@@ -80,13 +153,38 @@ class Run:
                 listed = "\n  ".join(changes)
                 raise UserError(
                     f"{config}: this run was started with another recipe:\n  {listed}\n"
-                    f"Set them back, give the new run another name (name={self.recipe.name}-2), or remove {self.folder}"
+                    f"Set them back, give the new run another name (name={self.recipe.name}-2), or remove "
+                    f"{self.folder.path}"
                 )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.path.mkdir(parents=True, exist_ok=True)
         write_atomic(config, recipe_to_yaml(self.recipe))
-        environment = self.folder / "environment.json"
-        if not environment.exists():
-            write_atomic(environment, json.dumps(describe_environment(), indent=2) + "\n")
+        if not self.folder.environment.exists():
+            write_atomic(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
+
+
+def run_of_export(export: Path) -> RunFolder:
+    """The run that an export folder `runs/<name>/<n>-<stage>/export` belongs to, whether it exists or not."""
+    return RunFolder(export.absolute().parents[1])
+
+
+def run_of_checkpoint(checkpoint: Path) -> RunFolder:
+    """The run that a folder `runs/<name>/<n>-<stage>/checkpoints/step-…` belongs to, whether it exists or not."""
+    return RunFolder(checkpoint.absolute().parents[2])
+
+
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    """Folder of the checkpoint after `step` steps."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def checkpoint_folders(checkpoints: Path) -> list[Path]:
+    """Finished checkpoints in a stage's folder of them, the oldest first."""
+    return sorted(checkpoints.glob("step-*[0-9]"))
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Steps after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def describe_environment() -> dict[str, Any]:

@@ -1,143 +1,142 @@
-"""From a recipe to data: shards made and measured, plans and loaders of its stages. The only place where both sides
-meet.
+"""Where a recipe meets data_pipeline: its sources as shards, the tokenizer, the plan and the loader of a stage.
 
-Order of use: `ensure_shards` (before a tokenizer is trained on them), `ensure_measures` (with the processor; one
-process only, others wait), then `stage_plan` and `stage_loader` on every rank.
+Order of use: `ensure_shards`, `ensure_processor` (which may train a tokenizer on them), `ensure_lengths`, each by one
+process while the others wait; then `stage_plan` and `stage_loader` on every rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvlm.errors import UserError
+from data_pipeline.errors import nearest
 
 if TYPE_CHECKING:
     from alignvlm.config.schema import Recipe, SourceConfig, StageConfig
+    from alignvlm.model import AlignVLMProcessor
     from data_pipeline.loading.ledger import Ledger
     from data_pipeline.loading.loader import Loader
     from data_pipeline.order.plan import Plan
     from data_pipeline.progress import Progress
-    from data_pipeline.samples.schema import Encoder
     from data_pipeline.shards.reader import SourceReader
-    from data_pipeline.shards.sources import Source
 
 
-def source_config(recipe: Recipe, name: str) -> SourceConfig:
-    """A source of the recipe by name. Raises UserError when there is none."""
-    if name not in recipe.data.sources:
-        known = ", ".join(recipe.data.sources) or "none"
-        raise UserError(f"recipe {recipe.name}: source {name!r} is not in data.sources (there: {known})")
-    return recipe.data.sources[name]
-
-
-def source_folder(recipe: Recipe, name: str) -> str:
-    """Folder or URL of a source: its path, relative to `data.root`; the source's name where it has no path."""
-    path = source_config(recipe, name).path or name
-    return path if "://" in path else str(Path(recipe.data.root) / path)
-
-
-def stage_config(recipe: Recipe, stage: str | None = None) -> StageConfig:
+def find_stage(recipe: Recipe, name: str | None = None) -> StageConfig:
     """A stage by name; the first where None. Raises UserError when there is none."""
-    if not recipe.stages:
-        raise UserError(f"recipe {recipe.name} has no stages")
-    name = stage or next(iter(recipe.stages))
+    if name is None:
+        return next(iter(recipe.stages.values()))
     if name not in recipe.stages:
-        raise UserError(f"recipe {recipe.name} has no stage {name!r}; its stages are {', '.join(recipe.stages)}")
+        raise UserError(f"recipe {recipe.name} has no stage {name!r}: {nearest(name, recipe.stages)}")
     return recipe.stages[name]
 
 
-def used_sources(recipe: Recipe) -> list[str]:
-    """Sources of the stages' mixtures and of the evaluation, each once; others of the recipe are never touched."""
-    names = [name for stage in recipe.stages.values() for name in stage.mixture]
-    names += [task.source or name for name, task in recipe.evaluation.tasks.items()]
-    return list(dict.fromkeys(names))
+def stage_sources(recipe: Recipe, *stages: StageConfig) -> list[SourceConfig]:
+    """Sources of these stages' mixtures, each once."""
+    return [recipe.data.sources[name] for name in dict.fromkeys(name for stage in stages for name in stage.mixture)]
 
 
-def ensure_shards(recipe: Recipe, names: Iterable[str] | None = None, progress: Progress | None = None) -> None:
-    """Generate the shards of sources that have a generator and no shards, index foreign ones. Idempotent; one process
-    only.
+def used_sources(recipe: Recipe) -> list[SourceConfig]:
+    """Sources of all stages and of the evaluation, each once; others of the recipe are never touched."""
+    evaluated = [recipe.data.sources[task.source] for task in recipe.evaluation.tasks.values()]
+    sources = [*stage_sources(recipe, *recipe.stages.values()), *evaluated]
+    return list({source.name: source for source in sources}.values())
+
+
+def ensure_shards(sources: Iterable[SourceConfig], progress: Progress | None = None) -> None:
+    """Generate the shards of sources that have a generator and no shards, index foreign ones.
+
+    Idempotent; one process only.
     """
     from data_pipeline.importers.prepare import FolderSpec, prepare_folders
     from data_pipeline.progress import silent
 
-    specs = []
-    for name in used_sources(recipe) if names is None else names:
-        config = source_config(recipe, name)
-        specs.append(FolderSpec(name, source_folder(recipe, name), config.generator, config.generator_args))
+    specs = [FolderSpec(source.name, source.folder, source.generator, source.generator_args) for source in sources]
     prepare_folders(specs, progress or silent)
 
 
-def open_reader(recipe: Recipe, name: str) -> SourceReader:
+def open_reader(source: SourceConfig) -> SourceReader:
     """Random access to a source's samples, without an encoder: for evaluation and tokenizer training."""
     from data_pipeline.shards.reader import SourceReader
 
-    return SourceReader(source_folder(recipe, name), name, source_config(recipe, name).prompt)
+    return SourceReader(source.folder, source.name, source.prompt)
 
 
-def stage_encoder(stage: StageConfig, encoder: Any) -> Encoder:
+def ensure_processor(recipe: Recipe) -> AlignVLMProcessor:
+    """The recipe's processor; a tokenizer that it asks for is trained first, on the text of all stages' sources.
+
+    The tokenizer is kept in `data.root` and trained anew when its sources or its size change. One process only.
+    """
+    from alignvlm.model.build import load_processor, tokenizer_folder
+    from alignvlm.model.tokenizer import train_tokenizer
+
+    options = recipe.model.language.tokenizer
+    if options is None:
+        return load_processor(recipe)
+    sources = sorted(stage_sources(recipe, *recipe.stages.values()), key=lambda source: source.name)
+    readers = [open_reader(source) for source in sources]
+    made_from = {"vocab_size": options.vocab_size, "sources": {r.name: r.fingerprint for r in readers}}
+    folder = tokenizer_folder(recipe)
+    stamp = folder / "made_from.json"
+    if not stamp.exists() or json.loads(stamp.read_text()) != made_from:
+        tokenizer = train_tokenizer(_texts(readers), options.vocab_size)
+        partial = folder.with_name("tokenizer.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        tokenizer.save_pretrained(partial)
+        (partial / "made_from.json").write_text(json.dumps(made_from, indent=2))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    return load_processor(recipe)
+
+
+def stage_encoder(stage: StageConfig, processor: AlignVLMProcessor) -> AlignVLMProcessor:
     """The processor with the stage's limit on text tokens."""
-    return encoder.with_text_limit(stage.max_text_tokens)
+    return processor.with_text_limit(stage.max_text_tokens)
 
 
-def ensure_measures(recipe: Recipe, encoder: Any, progress: Progress | None = None) -> None:
-    """Measure every stage's sources with its encoder. Idempotent; one process only."""
+def ensure_lengths(
+    recipe: Recipe, stages: Iterable[StageConfig], processor: AlignVLMProcessor, progress: Progress | None = None
+) -> None:
+    """Measure the sample lengths of these stages' sources; what was measured before is kept. One process only."""
     from data_pipeline.progress import silent
-
-    for stage in recipe.stages.values():
-        measure_stage(recipe, stage, encoder, progress or silent)
-
-
-def measure_stage(recipe: Recipe, stage: StageConfig, encoder: Any, progress: Progress) -> None:
-    """Measure the sources of one stage; what was measured before is kept."""
     from data_pipeline.shards.sources import measure_source
 
-    limited = stage_encoder(stage, encoder)
-    for name in stage.mixture:
-        measure_source(source_folder(recipe, name), limited, source_config(recipe, name).prompt, progress=progress)
+    for stage in stages:
+        encoder = stage_encoder(stage, processor)
+        for source in stage_sources(recipe, stage):
+            measure_source(source.folder, encoder, source.prompt, progress=progress or silent)
 
 
-def open_sources(recipe: Recipe, encoder: Encoder, names: Iterable[str]) -> dict[str, Source]:
-    """Measured sources by name. Raises DataError where shards or measures are missing."""
-    from data_pipeline.shards.sources import open_source
-
-    return {
-        name: open_source(name, source_folder(recipe, name), encoder, source_config(recipe, name).prompt)
-        for name in names
-    }
-
-
-def stage_plan(recipe: Recipe, stage_name: str, encoder: Any) -> Plan:
-    """The plan of a stage over its measured sources."""
+def stage_plan(recipe: Recipe, stage: StageConfig, processor: AlignVLMProcessor) -> Plan:
+    """The plan of a stage over its measured sources. Raises DataError where shards or lengths are missing."""
     from data_pipeline.order.hashing import hash_key
     from data_pipeline.order.plan import Plan
     from data_pipeline.order.settings import PlanSettings
+    from data_pipeline.shards.sources import open_source
 
-    stage, data = stage_config(recipe, stage_name), recipe.data
-    return Plan(
-        open_sources(recipe, stage_encoder(stage, encoder), stage.mixture),
-        stage.mixture,
-        PlanSettings(
-            # Stages that share a source see it in different orders.
-            seed=hash_key(recipe.seed, stage_name) & 0x7FFFFFFF,
-            sequence_length=stage.sequence_length,
-            global_batch_packs=stage.global_batch_packs,
-            window_shards=data.window_shards,
-            mix_block=data.mix_block,
-            pack_window=data.pack_window,
-            epochs=stage.epochs,
-            max_steps=stage.max_steps,
-        ),
-        cache=Path(data.root) / "plans",
+    data, encoder = recipe.data, stage_encoder(stage, processor)
+    sources = {s.name: open_source(s.name, s.folder, encoder, s.prompt) for s in stage_sources(recipe, stage)}
+    settings = PlanSettings(
+        seed=hash_key(recipe.seed, stage.name) & 0x7FFFFFFF,  # stages that share a source see it in different orders
+        sequence_length=stage.sequence_length,
+        global_batch_packs=stage.global_batch_packs,
+        window_shards=data.window_shards,
+        mix_block=data.mix_block,
+        pack_window=data.pack_window,
+        epochs=stage.epochs,
+        max_steps=stage.max_steps,
     )
+    return Plan(sources, stage.mixture, settings, cache=Path(data.root) / "plans")
 
 
 def stage_loader(
     recipe: Recipe,
-    stage_name: str,
+    stage: StageConfig,
     plan: Plan,
-    encoder: Any,
+    processor: AlignVLMProcessor,
     *,
     rank: int = 0,
     world_size: int = 1,
@@ -145,20 +144,20 @@ def stage_loader(
     ledger: Ledger | None = None,
     pin_memory: bool = False,
 ) -> Loader:
-    """This rank's batches of a stage from `start_step` on. Samples that could not be measured go to rank 0's ledger at
-    once.
+    """This rank's batches of a stage from `start_step` on.
+
+    Samples that could not be measured go to rank 0's ledger at once.
     """
     from data_pipeline.loading.loader import build_loader
     from data_pipeline.shards.sources import Source
 
-    stage = stage_config(recipe, stage_name)
     if ledger is not None and rank == 0:
         for source in plan.sources.values():
             assert isinstance(source, Source)
             ledger.record(len(source), source.unusable)
     return build_loader(
         plan,
-        stage_encoder(stage, encoder),
+        stage_encoder(stage, processor),
         rank=rank,
         world_size=world_size,
         micro_batch_packs=stage.micro_batch_packs,
@@ -168,3 +167,39 @@ def stage_loader(
         ledger=ledger,
         pin_memory=pin_memory,
     )
+
+
+def prepare(recipe: Recipe, stages: Iterable[StageConfig], progress: Progress | None = None) -> AlignVLMProcessor:
+    """Everything that plans of these stages need: shards, tokenizer, sample lengths. Returns the processor."""
+    stages = list(stages)
+    whole = recipe.model.language.tokenizer is not None  # the tokenizer is trained on the text of all stages
+    ensure_shards(used_sources(recipe) if whole else stage_sources(recipe, *stages), progress)
+    processor = ensure_processor(recipe)
+    ensure_lengths(recipe, stages, processor, progress)
+    return processor
+
+
+def plan_summaries(
+    recipe: Recipe, stages: Iterable[StageConfig], world_size: int | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """{"recipe", "stages": {stage: its plan as JSON}}; with a world size also how the ranks share the batches."""
+    from data_pipeline.order.summary import summarise, world_summary
+
+    stages = list(stages)
+    processor = prepare(recipe, stages, progress)
+    summaries: dict[str, Any] = {}
+    for stage in stages:
+        plan = stage_plan(recipe, stage, processor)
+        summaries[stage.name] = summarise(plan)
+        if world_size is not None:
+            summaries[stage.name]["world"] = world_summary(plan, world_size, stage.micro_batch_packs)
+    return {"recipe": recipe.name, "stages": summaries}
+
+
+def _texts(readers: Iterable[SourceReader]) -> Iterator[str]:
+    """Everything that is said in the samples, roles included."""
+    for reader in readers:
+        for messages in reader.messages():
+            for message in messages:
+                yield message["role"]
+                yield from (part["text"] for part in message["content"] if part["type"] == "text")

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
-from alignvlm.model.build import train_tokenizer
+from alignvlm.model.tokenizer import train_tokenizer
 from data_pipeline.samples.schema import Encoded, Sample
 
 WORDS = ["what is the total", "read the field", "the answer is 12.50", "user assistant system", "name date amount"]

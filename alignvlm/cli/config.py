@@ -48,6 +48,6 @@ def run_check(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides)
     for stage in recipe.stages.values():
-        read_strategy(recipe, stage)
-    print(f"{args.recipe}: right ({len(recipe.stages)} stages: {', '.join(recipe.stages)})")
+        read_strategy(stage)
+    print(f"{args.recipe}: OK ({len(recipe.stages)} stages: {', '.join(recipe.stages)})")
     return 0

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alignvlm.config.schema import Recipe
     from data_pipeline.shards.index import Manifest
 
 
@@ -88,11 +87,11 @@ def run_write(args: argparse.Namespace) -> int:
         from alignvlm.config import load_recipe
         from alignvlm.stage_data import ensure_shards, open_reader, used_sources
 
-        recipe = load_recipe(args.target, args.overrides)
-        ensure_shards(recipe, progress=data_progress)
-        for name in used_sources(recipe):
-            reader = open_reader(recipe, name)
-            print(f"{name}: {len(reader)} samples in {len(reader.manifest.shards)} shards, {reader.storage.url}")
+        sources = used_sources(load_recipe(args.target, args.overrides))
+        ensure_shards(sources, data_progress)
+        for source in sources:
+            reader = open_reader(source)
+            print(f"{source.name}: {len(reader)} samples in {len(reader.manifest.shards)} shards, {reader.storage.url}")
         return 0
     from data_pipeline.importers import read_records
     from data_pipeline.shards.writer import write_shards
@@ -169,26 +168,29 @@ def run_diff(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     """Write the page of one step's batch."""
+    from alignvlm.config import load_recipe
     from alignvlm.errors import UserError
-    from alignvlm.stage_data import open_reader, stage_config, stage_encoder, stage_plan
+    from alignvlm.progress import data_progress
+    from alignvlm.stage_data import find_stage, open_reader, prepare, stage_encoder, stage_plan
     from data_pipeline.loading.show import render_batch
 
-    recipe, processor = _prepared(args.recipe, args.overrides, args.stage)
-    name = args.stage or next(iter(recipe.stages))
-    plan = stage_plan(recipe, name, processor)
+    recipe = load_recipe(args.recipe, args.overrides)
+    stage = find_stage(recipe, args.stage)
+    processor = prepare(recipe, [stage], data_progress)
+    plan = stage_plan(recipe, stage, processor)
     if not 0 <= args.step < plan.num_steps:
-        raise UserError(f"--step {args.step}: stage {name} has steps 0 to {plan.num_steps - 1}")
+        raise UserError(f"--step {args.step}: stage {stage.name} has steps 0 to {plan.num_steps - 1}")
     page = render_batch(
         next(plan.batches(args.step)),
-        [open_reader(recipe, source) for source in plan.names],
-        stage_encoder(stage_config(recipe, name), processor),
+        [open_reader(recipe.data.sources[name]) for name in plan.names],
+        stage_encoder(stage, processor),
         sequence_length=plan.settings.sequence_length,
         decode_token=lambda token: processor.tokenizer.decode([token]),
         image_token_id=processor.image_token_id,
         max_packs=args.packs,
-        title=f"{recipe.name}, stage {name}",
+        title=f"{recipe.name}, stage {stage.name}",
     )
-    out = args.out or Path(f"{recipe.name}-{name}-{args.step}.html")
+    out = args.out or Path(f"{recipe.name}-{stage.name}-{args.step}.html")
     out.write_text(page, encoding="utf-8")
     print(out)
     return 0
@@ -199,43 +201,20 @@ def _folders(target: str) -> list[str]:
     if Path(target).is_dir():
         return [target]
     from alignvlm.config import load_recipe
-    from alignvlm.stage_data import source_folder, used_sources
+    from alignvlm.stage_data import used_sources
 
-    recipe = load_recipe(target)
-    return [source_folder(recipe, name) for name in used_sources(recipe)]
-
-
-def _prepared(name: str, overrides: list[str], stage: str | None) -> tuple[Recipe, Any]:
-    """The recipe and its processor, with shards and measures of one stage (null: all) in place."""
-    from alignvlm.config import load_recipe
-    from alignvlm.model.build import load_processor
-    from alignvlm.progress import data_progress
-    from alignvlm.stage_data import ensure_shards, measure_stage, stage_config
-
-    recipe = load_recipe(name, overrides)
-    stages = [stage_config(recipe, stage)] if stage else list(recipe.stages.values())
-    if recipe.model.language.tokenizer is not None:
-        ensure_shards(recipe, progress=data_progress)
-    else:
-        ensure_shards(recipe, {source for each in stages for source in each.mixture}, data_progress)
-    processor = load_processor(recipe)
-    for each in stages:
-        measure_stage(recipe, each, processor, data_progress)
-    return recipe, processor
+    return [source.folder for source in used_sources(load_recipe(target))]
 
 
 def _plans(name: str, overrides: list[str], stage: str | None, world_size: int | None) -> dict[str, Any]:
-    from alignvlm.stage_data import stage_config, stage_plan
-    from data_pipeline.order.summary import summarise, world_summary
+    """Plans of one stage (None: all) as JSON; shards and sample lengths that are missing are made."""
+    from alignvlm.config import load_recipe
+    from alignvlm.progress import data_progress
+    from alignvlm.stage_data import find_stage, plan_summaries
 
-    recipe, processor = _prepared(name, overrides, stage)
-    stages = {}
-    for each in [stage] if stage else recipe.stages:
-        plan = stage_plan(recipe, each, processor)
-        stages[each] = summarise(plan)
-        if world_size is not None:
-            stages[each]["world"] = world_summary(plan, world_size, stage_config(recipe, each).micro_batch_packs)
-    return {"recipe": recipe.name, "stages": stages}
+    recipe = load_recipe(name, overrides)
+    stages = [find_stage(recipe, stage)] if stage else list(recipe.stages.values())
+    return plan_summaries(recipe, stages, world_size, data_progress)
 
 
 def _saved_or_recipe(name: str) -> dict[str, Any]:

@@ -70,11 +70,12 @@ def find_model(arguments: argparse.Namespace) -> tuple[Recipe, Path]:
     """
     from alignvlm.config import load_recipe
     from alignvlm.errors import UserError
-    from alignvlm.run_folder import Run
+    from alignvlm.run_folder import Run, run_of_export
+    from data_pipeline.errors import nearest
 
     export = Path(arguments.target)
     if export.is_dir():
-        resolved = export.parent.parent / "config.yaml"
+        resolved = run_of_export(export).config
         if not (export / "config.json").is_file():
             raise UserError(f"{export} is no export folder (no config.json); give runs/<name>/<n>-<stage>/export")
         if not arguments.recipe and not resolved.is_file():
@@ -85,15 +86,15 @@ def find_model(arguments: argparse.Namespace) -> tuple[Recipe, Path]:
     if arguments.stage is None:
         newest = run.newest_export()
         if newest is None:
-            raise UserError(f"{run.folder} has no export yet; train it first: alignvlm train {arguments.target}")
+            raise UserError(f"{run.folder.path} has no export yet; train it first: alignvlm train {arguments.target}")
         return recipe, newest
-    stages = ["init", *run.stages]
-    if arguments.stage not in stages:
-        raise UserError(f"recipe {recipe.name!r} has no stage {arguments.stage!r}; known: {', '.join(stages)}")
-    index = stages.index(arguments.stage)
-    if not run.has_export(index):
-        raise UserError(f"stage {arguments.stage!r} has no export yet ({run.export(index)})")
-    return recipe, run.export(index)
+    folders = {folder.name: folder for folder in run.stage_folders()}
+    if arguments.stage not in folders:
+        raise UserError(f"recipe {recipe.name!r} has no stage {arguments.stage!r}: {nearest(arguments.stage, folders)}")
+    folder = folders[arguments.stage]
+    if not folder.has_export:
+        raise UserError(f"stage {arguments.stage!r} has no export yet ({folder.export})")
+    return recipe, folder.export
 
 
 def show(results: dict[str, Any], out: Path) -> None:

@@ -20,9 +20,9 @@ def run(arguments: argparse.Namespace) -> int:
     from alignvlm.training.tracking.mirror import Mirror
 
     run = Run(load_recipe(arguments.recipe, arguments.overrides))
-    if not (run.folder / "config.yaml").exists():
-        raise UserError(f"{run.folder}: no such run; start it with `alignvlm train {arguments.recipe}`")
+    if not run.folder.config.exists():
+        raise UserError(f"{run.folder.path}: no such run; start it with `alignvlm train {arguments.recipe}`")
     mirror = Mirror(run)
     mirror.sync()
-    print(f"{run.folder} is up to date at {mirror.uri}, run {mirror.state['parent']}")
+    print(f"{run.folder.path} is up to date at {mirror.uri}, run {mirror.state['parent']}")
     return 0

@@ -43,19 +43,19 @@ def dry_run(recipe: Any) -> int:
     from alignvlm.run_folder import Run
 
     run = Run(recipe)
-    print(f"run {run.folder}: {recipe.train.processes} process(es), DeepSpeed {recipe.train.deepspeed}")
-    for index, name in enumerate(run.stages, 1):
-        checkpoints = sorted((run.stage_folder(index) / "checkpoints").glob("step-*[0-9]"))
-        if run.has_export(index):
+    print(f"run {run.folder.path}: {recipe.train.processes} process(es), DeepSpeed {recipe.train.deepspeed}")
+    for stage in recipe.stages.values():
+        folder = run.stage_folder(stage)
+        checkpoints = folder.checkpoint_folders()
+        if folder.has_export:
             status = "finished"
         elif checkpoints:
             status = f"would resume at {checkpoints[-1].name}"
         else:
             status = "would start"
-        stage = recipe.stages[name]
         mixture = ", ".join(f"{source} {weight:g}" for source, weight in stage.mixture.items())
         length = f"{stage.epochs} epoch(s)" + (f", at most {stage.max_steps} steps," if stage.max_steps else "")
-        print(f"  {index} {name}: {status}; {length} of {mixture}; trains {', '.join(stage.trainable)}")
+        print(f"  {stage.number} {stage.name}: {status}; {length} of {mixture}; trains {', '.join(stage.trainable)}")
     return 0
 
 
@@ -66,8 +66,8 @@ def tell_where(recipe: Any) -> None:
 
     run = Run(recipe)
     export = run.newest_export()
-    print(f"\nfinished: {run.folder}")
-    print(f"  report   {run.folder / 'report' / 'index.html'}")
+    print(f"\nfinished: {run.folder.path}")
+    print(f"  report   {run.folder.report_page}")
     print(f"  model    {export}")
     print(f"  MLflow   mlflow ui --backend-store-uri {tracking_uri(run)}")
     print(f"  chat     alignvlm chat {export} --image FILE")

@@ -1,13 +1,13 @@
-"""The single truth of a run: the schema of recipes and everything that reads them. Nothing heavy is imported here."""
+"""The single truth of a run: the schema of recipes and what reads them. Loads torch, for the connectors."""
 
 from __future__ import annotations
 
 from alignvlm.config.deepspeed import deepspeed_config, find_deepspeed_config, list_deepspeed_configs
 from alignvlm.config.load import diff_recipes, find_recipe, list_recipes, load_recipe, recipe_to_dict, recipe_to_yaml
+from alignvlm.config.names import with_names
 from alignvlm.config.schema import (
     PARTS,
     CheckpointConfig,
-    ConnectorConfig,
     DataConfig,
     EvaluationConfig,
     LanguageConfig,
@@ -27,7 +27,6 @@ from alignvlm.config.validate import trainable_parts
 __all__ = [
     "PARTS",
     "CheckpointConfig",
-    "ConnectorConfig",
     "DataConfig",
     "EvaluationConfig",
     "LanguageConfig",
@@ -51,4 +50,5 @@ __all__ = [
     "recipe_to_dict",
     "recipe_to_yaml",
     "trainable_parts",
+    "with_names",
 ]

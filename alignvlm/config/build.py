@@ -1,115 +1,128 @@
-"""From a tree of YAML values to the schema's dataclasses, strictly: names, types, literals, ranges. No files here."""
+"""From a tree of YAML values to a recipe. pydantic checks the types; errors name place, key, value and what is allowed.
+
+No files here.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import types
-import typing
-from typing import Annotated, Any, Literal, Union
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
-from alignvlm.config.schema import Bounds
+from pydantic import TypeAdapter, ValidationError
+
+from alignvlm.config.schema import Recipe
 from alignvlm.config.tree import Value, join
+from alignvlm.config.types import child_type, describe, field_types, section_of
+from alignvlm.connectors import ConnectorOptions, connector_class, connector_kinds
 from alignvlm.errors import UserError
 from data_pipeline.errors import did_you_mean, nearest
 
-NONE = type(None)
+CONNECTOR = ("model", "connector")
+
+
+def build(tree: Value) -> Recipe:
+    """The recipe that a tree states, its sections not named yet (names.py).
+
+    Raises:
+        UserError: an unknown key, or a value that its key does not take.
+    """
+    connector = _at(tree, CONNECTOR)
+    options_class = None if connector is None else _options_class(connector)
+    _check_keys(Recipe, tree, "")
+    plain = tree.plain()
+    if connector is not None and options_class is not None:
+        plain["model"]["connector"] = _validated(options_class, connector, CONNECTOR)
+    return _validated(Recipe, tree, (), plain)
+
+
+def origins(tree: Value, key: str = "") -> dict[str, str]:
+    """Dotted key -> the place where it was written."""
+    places = {key: tree.where}
+    for name, child in _children(tree):
+        places |= origins(child, f"{key}[{name}]" if isinstance(name, int) else join(key, name))
+    return places
+
+
+def _options_class(connector: Value) -> type[ConnectorOptions]:
+    kind = connector.data.get("kind") if isinstance(connector.data, dict) else None
+    name = "align" if kind is None else kind.plain()
+    try:
+        return connector_class(str(name)).options_class
+    except ValueError as error:
+        where = connector.where if kind is None else kind.where
+        hint = nearest(str(name), connector_kinds())
+        raise UserError(f"{where}: model.connector.kind is {name!r}: {hint}. {error}") from error
 
 
 @functools.cache
-def field_types(section: type) -> dict[str, Any]:
-    """Field name -> type with its `Bounds`, in the order of the schema."""
-    hints = typing.get_type_hints(section, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(section)}
+def _adapter(section: type) -> TypeAdapter[Any]:
+    return TypeAdapter(section)
 
 
-def build(section: type, tree: Value, key: str = "", origins: dict[str, str] | None = None) -> Any:
-    """Build the dataclass `section` from a mapping.
-
-    `origins` collects dotted key -> place, for errors found later.
-    Raises UserError naming place, key, value and what is allowed.
-    """
-    origins = {} if origins is None else origins
-    if not isinstance(tree.data, dict):
-        raise _wrong(tree, key, "a mapping of keys to values")
-    known = field_types(section)
-    values: dict[str, Any] = {}
-    for name, child in tree.data.items():
-        if name not in known:
-            raise UserError(f"{child.where}: unknown key {join(key, name)!r}: {nearest(name, known)}")
-        values[name] = convert(known[name], child, join(key, name), origins)
-    return section(**values)
+def _validated(section: type, tree: Value, path: tuple[str, ...], plain: Any = None) -> Any:
+    try:
+        return _adapter(section).validate_python(tree.plain() if plain is None else plain)
+    except ValidationError as error:
+        location = error.errors(include_url=False)[0]["loc"]
+        _raise_wrong(section, tree, location, ".".join(path))
 
 
-def convert(kind: Any, value: Value, key: str, origins: dict[str, str]) -> Any:
-    """One value of the type `kind`; see `build`."""
-    origins[key] = value.where
-    data = value.data
-    bounds: Bounds | None = None
-    if typing.get_origin(kind) is Annotated:
-        kind, bounds = typing.get_args(kind)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
-        if data is None:
-            return None
-        inner = next(argument for argument in arguments if argument is not NONE)
-        return convert(inner, value, key, origins)
-    if dataclasses.is_dataclass(kind):
-        return build(typing.cast(type, kind), value, key, origins)
-    if kind is Any:
-        return value.plain()
-    if origin is dict:
-        return _convert_mapping(arguments[1], value, key, origins)
-    if origin is list:
-        items = _items(value, key)
-        return [convert(arguments[0], item, f"{key}[{i}]", origins) for i, item in enumerate(items)]
-    if origin is tuple:
-        items = _items(value, key)
-        if len(items) != len(arguments):
-            raise _wrong(value, key, f"a list of {len(arguments)} values")
-        return tuple(convert(arguments[i], item, f"{key}[{i}]", origins) for i, item in enumerate(items))
-    if origin is Literal:
-        if data not in arguments or isinstance(data, bool):
-            allowed = [str(argument) for argument in arguments]
-            hint = did_you_mean(str(data), allowed)
-            raise _wrong(value, key, f"one of {', '.join(allowed)}", f"; {hint}" if hint else "")
-        return data
-    return _convert_scalar(kind, bounds, value, key)
-
-
-def _convert_mapping(kind: Any, value: Value, key: str, origins: dict[str, str]) -> dict[str, Any]:
-    if not isinstance(value.data, dict):
-        raise _wrong(value, key, "a mapping of keys to values")
-    if kind is Any:
-        return value.plain()
-    return {name: convert(kind, child, join(key, name), origins) for name, child in value.data.items()}
-
-
-def _convert_scalar(kind: type, bounds: Bounds | None, value: Value, key: str) -> Any:
-    data = value.data
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    allowed = f"{names[kind]}, {bounds}" if bounds is not None else names[kind]
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        data = float(data)
-    if kind is int and isinstance(data, float) and data.is_integer():
-        data = int(data)
-    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        hint = " (put it in quotes)" if kind is str and not isinstance(data, dict | list | NONE) else ""
-        raise _wrong(value, key, allowed, hint)
-    if bounds is not None and not bounds.allows(typing.cast(float, data)):
-        raise _wrong(value, key, allowed)
-    return data
-
-
-def _items(value: Value, key: str) -> list[Value]:
-    if not isinstance(value.data, list):
-        raise _wrong(value, key, "a list")
-    return value.data
-
-
-def _wrong(value: Value, key: str, allowed: str, hint: str = "") -> UserError:
-    data = value.plain()
+def _raise_wrong(section: type, tree: Value, location: tuple[int | str, ...], key: str) -> NoReturn:
+    """The value at `location` inside a section is wrong: say what it must be."""
+    kind: Any = section
+    for step in location:
+        child = dict(_children(tree)).get(step)
+        if child is None:  # a list that is too short: the list itself is wrong
+            break
+        kind = child_type(kind, step, tree.plain())
+        key = f"{key}[{step}]" if isinstance(step, int) else join(key, str(step))
+        tree = child
+    data = tree.plain()
     shown = "null" if data is None else str(data).lower() if isinstance(data, bool) else repr(data)
-    if len(shown) > 80:
-        shown = shown[:77] + "..."
-    return UserError(f"{value.where}: {key or 'recipe'} is {shown}, but must be {allowed}{hint}")
+    shown = f"{shown[:77]}..." if len(shown) > 80 else shown
+    allowed = describe(kind)
+    hint = ""
+    if allowed == "text" and not isinstance(data, dict | list | None):
+        hint = " (put it in quotes)"
+    if allowed.startswith("one of "):
+        near = did_you_mean(str(data), allowed.removeprefix("one of ").split(", "))
+        hint = f"; {near}" if near else ""
+    raise UserError(f"{tree.where}: {key or 'recipe'} is {shown}, but must be {allowed}{hint}")
+
+
+def _check_keys(kind: Any, tree: Value, key: str) -> None:
+    """Raise for the first key, in the order of the file, that its section does not have."""
+    section = section_of(kind, tree.plain())
+    known = field_types(section) if dataclasses.is_dataclass(section) else None
+    for name, child in _children(tree):
+        if known is not None and name not in known:
+            raise UserError(f"{child.where}: unknown key {join(key, name)!r}: {_hint(section, name, known)}")
+        below = child_type(section, name, None)
+        if below is not None and below is not Any:
+            _check_keys(below, child, f"{key}[{name}]" if isinstance(name, int) else join(key, name))
+
+
+def _hint(section: Any, name: str, known: dict[str, Any]) -> str:
+    """Nearest known keys; for a connector's option, the kind that has it."""
+    if issubclass(section, ConnectorOptions):
+        kinds = [kind for kind in connector_kinds() if name in field_types(connector_class(kind).options_class)]
+        if kinds:
+            return f"it is an option of {' and '.join(kinds)}, not of {section().kind}"
+    return nearest(name, known)
+
+
+def _children(tree: Value) -> Iterator[tuple[Any, Value]]:
+    if isinstance(tree.data, dict):
+        yield from tree.data.items()
+    elif isinstance(tree.data, list):
+        yield from enumerate(tree.data)
+
+
+def _at(tree: Value, path: tuple[str, ...]) -> Value | None:
+    for key in path:
+        if not isinstance(tree.data, dict) or key not in tree.data:
+            return None
+        tree = tree.data[key]
+    return tree

@@ -60,9 +60,9 @@ def find_deepspeed_config(name_or_path: str) -> Path:
     return path
 
 
-def read_strategy(recipe: Recipe, stage: StageConfig) -> dict[str, Any]:
+def read_strategy(stage: StageConfig) -> dict[str, Any]:
     """The strategy file of a stage, checked to state nothing that the recipe states."""
-    path = find_deepspeed_config(stage.deepspeed or recipe.train.deepspeed)
+    path = find_deepspeed_config(stage.deepspeed)
     try:
         strategy = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -81,13 +81,12 @@ def read_strategy(recipe: Recipe, stage: StageConfig) -> dict[str, Any]:
     return strategy
 
 
-def accumulation_steps(recipe: Recipe, stage: StageConfig, world_size: int) -> int:
+def accumulation_steps(stage: StageConfig, world_size: int) -> int:
     """Micro-batches per rank and optimizer step; UserError naming values that fit when they do not divide."""
     try:
         return steps_of_packs(stage.global_batch_packs, world_size, stage.micro_batch_packs)
     except DataError as error:
-        name = next((name for name, other in recipe.stages.items() if other is stage or other == stage), "?")
-        raise UserError(f"stages.{name}.{error}") from error
+        raise UserError(f"stages.{stage.name}.{error}") from error
 
 
 def deepspeed_config(
@@ -102,8 +101,8 @@ def deepspeed_config(
     Raises:
         UserError: for an unknown strategy, one that states the recipe's numbers, or batches that do not divide.
     """
-    strategy = copy.deepcopy(read_strategy(recipe, stage))
-    check_partition_groups(recipe, stage, strategy, world_size)
+    strategy = copy.deepcopy(read_strategy(stage))
+    check_partition_groups(stage, strategy, world_size)
     if cuda is None:
         import torch
 
@@ -115,7 +114,7 @@ def deepspeed_config(
         **strategy,
         "train_batch_size": stage.global_batch_packs,
         "train_micro_batch_size_per_gpu": stage.micro_batch_packs,
-        "gradient_accumulation_steps": accumulation_steps(recipe, stage, world_size),
+        "gradient_accumulation_steps": accumulation_steps(stage, world_size),
         "gradient_clipping": float(stage.max_grad_norm),
         "bf16": {"enabled": recipe.train.precision == "bf16"},
         "optimizer": {"type": "AdamW", "params": {**parameters, "betas": list(stage.betas)}},
@@ -124,12 +123,11 @@ def deepspeed_config(
     }
 
 
-def check_partition_groups(recipe: Recipe, stage: StageConfig, strategy: dict[str, Any], world_size: int) -> None:
+def check_partition_groups(stage: StageConfig, strategy: dict[str, Any], world_size: int) -> None:
     """ZeRO++ keeps a second partition inside groups of ranks (a node): they must divide the world."""
     group = strategy.get("zero_optimization", {}).get("zero_hpz_partition_size", 1)
     if world_size % group:
-        name = stage.deepspeed or recipe.train.deepspeed
         raise UserError(
-            f"deepspeed {name!r} has zero_hpz_partition_size {group}, which does not divide {world_size} ranks; "
-            "use a multiple of it, or 'zero3'"
+            f"deepspeed {stage.deepspeed!r} has zero_hpz_partition_size {group}, which does not divide "
+            f"{world_size} ranks; use a multiple of it, or 'zero3'"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,17 @@ from typing import Any
 
 import yaml
 
-from alignvlm.config.build import build, field_types
+from alignvlm.config.build import build, origins
+from alignvlm.config.names import with_names
 from alignvlm.config.schema import Recipe
 from alignvlm.config.tree import RecipeDumper, Value, join, merge, parse_override, read_tree
+from alignvlm.config.types import child_type, field_types, section_of
 from alignvlm.config.validate import check_recipe, ignored_settings
+from alignvlm.connectors import ConnectorOptions
 from alignvlm.errors import UserError
+from alignvlm.plugins import import_plugins
 from alignvlm.resources import resource
+from alignvlm.settings import FILLED
 from data_pipeline.errors import nearest
 
 SUFFIXES = (".yaml", ".yml")
@@ -62,18 +66,26 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
             value = Value({key: value}, value.where)
         tree = merge(tree, value)
     tree = _without_removed(Recipe, tree)
-    origins: dict[str, str] = {"": str(path)}
-    recipe: Recipe = build(Recipe, tree, origins=origins)
-    recipe = dataclasses.replace(recipe, name=recipe.name or path.stem, extends=None)
-    check_recipe(recipe, origins)
-    for warning in ignored_settings(recipe, origins):
+    import_plugins(_imports(tree))
+    recipe = build(tree)
+    recipe = with_names(dataclasses.replace(recipe, name=recipe.name or path.stem, extends=None))
+    places = origins(tree)
+    check_recipe(recipe, places)
+    for warning in ignored_settings(recipe, places):
         logger.warning("%s", warning)
     return recipe
 
 
+def _imports(tree: Value) -> list[str]:
+    """Modules that the recipe asks for; the schema itself is checked afterwards, because they may extend it."""
+    value = tree.data.get("imports")
+    names = value.plain() if value is not None else []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """Plain dicts, lists and scalars, as `load_recipe` would read them."""
-    return _plain(dataclasses.asdict(recipe))
+    return _plain(recipe)
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
@@ -119,50 +131,45 @@ def _inherit(path: Path, seen: tuple[Path, ...]) -> Value:
 def _check_reachable(tree: Value, keys: Sequence[str], where: str) -> None:
     """An override may not invent a stage, a source or a task: a mistyped name would silently start a new one."""
     kind: Any = Recipe
-    node: Any = tree.data
+    node: Value | None = tree
     dotted = ""
     for key in keys:
-        kind = _section(kind)
-        if dataclasses.is_dataclass(kind):
-            known = field_types(typing.cast(type, kind))
-            if key not in known:
-                raise UserError(f"{where}: unknown key {join(dotted, key)!r}: {nearest(key, known)}")
-            kind = known[key]
-        elif typing.get_origin(kind) is dict:
-            kind = typing.get_args(kind)[1]
-            if dataclasses.is_dataclass(kind) and key not in (node or {}):
-                raise UserError(f"{where}: unknown key {join(dotted, key)!r}: {nearest(key, node or {})}")
-        elif kind is not Any:
+        if kind is ConnectorOptions or kind is Any:  # a connector's options depend on its kind, which may come later
+            return
+        section = section_of(kind)
+        entries = node.data if node is not None and isinstance(node.data, dict) else {}
+        known: Any = None
+        if dataclasses.is_dataclass(section):
+            known = field_types(section)
+        elif typing.get_origin(section) is dict:
+            known = entries if dataclasses.is_dataclass(section_of(typing.get_args(section)[1])) else [key]
+        if known is None:
             raise UserError(f"{where}: unknown key {join(dotted, key)!r}: {dotted} is a single value, without keys")
+        if key not in known:
+            raise UserError(f"{where}: unknown key {join(dotted, key)!r}: {nearest(key, known)}")
+        kind = child_type(section, key, None)
         dotted = join(dotted, key)
-        child = node.get(key) if isinstance(node, dict) else None
-        node = child.data if child is not None else None
-
-
-def _section(kind: Any) -> Any:
-    """The dataclass inside `Section | None`; any other type as it is."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return next((option for option in typing.get_args(kind) if dataclasses.is_dataclass(option)), kind)
-    return kind
+        node = entries.get(key)
 
 
 def _without_removed(kind: Any, value: Value) -> Value:
     """Drop `name: null` from mappings whose values cannot be null: that is how a recipe removes what it inherits."""
     if not isinstance(value.data, dict):
         return value
+    section = section_of(kind)
     kept: dict[str, Value] = {}
     for key, child in value.data.items():
-        if dataclasses.is_dataclass(kind):
-            child_kind: Any = field_types(typing.cast(type, kind)).get(key, Any)
-        else:
-            child_kind = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else Any
-            if child.data is None and child_kind is not Any:
-                continue
+        child_kind = Any if kind is ConnectorOptions else child_type(section, key, None)
+        if child.data is None and typing.get_origin(section) is dict and child_kind is not Any:
+            continue
         kept[key] = _without_removed(child_kind, child)
     return Value(kept, value.where)
 
 
 def _plain(value: Any) -> Any:
+    """Dicts, lists and scalars, without what the loader fills in by itself."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if FILLED not in f.metadata}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

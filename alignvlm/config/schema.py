@@ -1,58 +1,51 @@
-"""What a recipe may say: one dataclass per section, one docstring per field. No reading of files here (load.py)."""
+"""What a recipe may say: one dataclass per section, one docstring per field. No reading of files here (load.py).
+
+A connector's options stand in its own file: `model.connector` is the options class of the kind that it names.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+
+from alignvlm.connectors import AlignOptions, ConnectorOptions
+from alignvlm.settings import (
+    Bool,
+    Count,
+    Float,
+    Fraction,
+    Int,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    filled,
+    settings,
+)
 
 Part = Literal["vision", "connector", "language"]
 PARTS: tuple[Part, ...] = ("vision", "connector", "language")
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Range that a number must lie in; `open_low` excludes the lower end itself."""
-
-    low: float | None = None
-    high: float | None = None
-    open_low: bool = False
-
-    def allows(self, value: float) -> bool:
-        if self.low is not None and (value < self.low or (self.open_low and value == self.low)):
-            return False
-        return self.high is None or value <= self.high
-
-    def __str__(self) -> str:
-        low = "" if self.low is None else f"{'more than' if self.open_low else 'at least'} {self.low:g}"
-        high = "" if self.high is None else f"at most {self.high:g}"
-        return " and ".join(part for part in (low, high) if part)
-
-
-PositiveInt = Annotated[int, Bounds(1)]
-Count = Annotated[int, Bounds(0)]
-PositiveFloat = Annotated[float, Bounds(0, open_low=True)]
-NonNegativeFloat = Annotated[float, Bounds(0)]
-Fraction = Annotated[float, Bounds(0, 1)]
-
-
-@dataclass(frozen=True)
+@settings
 class VisionConfig:
     """The vision encoder: any SigLIP-like vision model of transformers."""
 
     path: str | None = None
     """Folder or hub id with pretrained weights; null starts from scratch with `config`."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Fields of its transformers config, with `model_type`. Needed from scratch; lets `alignvlm plan` work offline."""
+    """Fields of its transformers config, with `model_type`. Needed from scratch, and by `alignvlm estimate` offline."""
     position_std: PositiveFloat | None = None
     """Standard deviation of new position embeddings; null leaves it to the class (SigLIP: 1/sqrt(width), far below the
     patch embeddings: a small encoder from scratch finds out where things are much sooner with 1)."""
-    image_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    image_mean: list[Float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     """Of pixels in [0, 1], per channel; a pretrained encoder needs its own (SigLIP: 0.5)."""
-    image_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    image_std: list[Float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     """Of pixels in [0, 1], per channel. Mostly white pages from scratch: a mean near 0.9 and 0.25 here."""
 
 
-@dataclass(frozen=True)
+@settings
 class TokenizerConfig:
     """A tokenizer trained on the recipe's own shards, for models that start from scratch."""
 
@@ -60,7 +53,7 @@ class TokenizerConfig:
     """Size of the byte-level BPE vocabulary, special tokens included; every digit stays its own token."""
 
 
-@dataclass(frozen=True)
+@settings
 class LanguageConfig:
     """The language model: any causal LM of transformers."""
 
@@ -74,34 +67,7 @@ class LanguageConfig:
     """Jinja chat template (ChatML when the tokenizer has none); a `.jinja` file name is read."""
 
 
-@dataclass(frozen=True)
-class ConnectorConfig:
-    """From visual features to LLM inputs. The defaults are the paper's ALIGN connector."""
-
-    kind: Literal["align", "mlp", "ovis", "perceiver"] = "align"
-    """`align` averages text embeddings; `mlp`, `ovis` and `perceiver` are the paper's baselines."""
-    gain: PositiveFloat = 1.0
-    """Initial gamma of the LayerNorm over the vocabulary (align). Which value learns soonest depends on the LM and its
-    initialisation: the quickstart takes 0.5."""
-    temperature: PositiveFloat = 1.0
-    """The logits are divided by it before the softmax (align). The paper states none."""
-    norm_hidden: bool = True
-    """LayerNorm over D after W1 (align)."""
-    norm_vocab: bool = True
-    """LayerNorm over V before the softmax (align)."""
-    hidden_size: PositiveInt | None = None
-    """Hidden width of the mlp and perceiver connectors; null takes the LLM's width."""
-    visual_vocab_size: PositiveInt = 8192
-    """Rows of the visual embedding table (ovis)."""
-    num_latents: PositiveInt = 64
-    """Latent queries per tile (perceiver)."""
-    num_layers: PositiveInt = 2
-    """Cross-attention layers (perceiver)."""
-    num_heads: PositiveInt = 8
-    """Attention heads (perceiver)."""
-
-
-@dataclass(frozen=True)
+@settings
 class TilesConfig:
     """How an image becomes tiles and visual tokens (paper, section on the vision side; Ovis' coverage rule)."""
 
@@ -109,13 +75,13 @@ class TilesConfig:
     """Most tiles of one image, overview not counted."""
     min_coverage: Fraction = 0.9
     """The fewest tiles whose grid covers more than this part of its canvas win."""
-    overview: bool = True
+    overview: Bool = True
     """Put the whole image, scaled to one tile, in front when there is more than one tile."""
     merge: PositiveInt = 1
     """Merge each merge x merge block of patch features into one visual token (its channels are concatenated)."""
 
 
-@dataclass(frozen=True)
+@settings
 class ModelConfig:
     """The whole network: vision encoder, connector, language model."""
 
@@ -123,8 +89,8 @@ class ModelConfig:
     """From pixels to features."""
     language: LanguageConfig = field(default_factory=LanguageConfig)
     """From embeddings to text."""
-    connector: ConnectorConfig = field(default_factory=ConnectorConfig)
-    """Between the two."""
+    connector: ConnectorOptions = field(default_factory=AlignOptions)
+    """Between the two: its kind, and options of that kind."""
     tiles: TilesConfig = field(default_factory=TilesConfig)
     """How images are cut up."""
     attention: Literal["auto", "flash", "varlen", "sdpa"] = "auto"
@@ -132,10 +98,14 @@ class ModelConfig:
     `auto` takes the first of them that runs here."""
 
 
-@dataclass(frozen=True)
+@settings
 class SourceConfig:
     """One dataset of shards."""
 
+    name: str = filled("")
+    """Its key in `data.sources`."""
+    folder: str = filled("")
+    """Folder or URL of its shards: `path`, below `data.root` where it is relative."""
     path: str = ""
     """Folder of WebDataset tar shards, relative to `data.root`; the source's own name where not stated."""
     generator: str | None = None
@@ -152,7 +122,7 @@ class SourceConfig:
     """Only for planning while the shards are not here: mean number of tiles."""
 
 
-@dataclass(frozen=True)
+@settings
 class DataConfig:
     """Sources, shuffling, packing and loading."""
 
@@ -174,10 +144,14 @@ class DataConfig:
     """Stop when more than this fraction of the samples seen (and at least 10) were quarantined."""
 
 
-@dataclass(frozen=True)
+@settings
 class StageConfig:
-    """One part of the training: what learns, from what, how fast, for how long."""
+    """One part of the training: what is trained, on what, how fast, for how long."""
 
+    name: str = filled("")
+    """Its key in `stages`."""
+    number: int = filled(0)
+    """Its place among the stages, from 1."""
     mixture: dict[str, PositiveFloat] = field(default_factory=dict)
     """Source name -> weight; weights are normalised."""
     trainable: list[str] = field(default_factory=lambda: ["*"])
@@ -208,11 +182,11 @@ class StageConfig:
     """AdamW's decay rates of the first and the second moment."""
     max_grad_norm: NonNegativeFloat = 1.0
     """0 clips nothing."""
-    deepspeed: str | None = None
-    """Overrides `train.deepspeed` for this stage."""
+    deepspeed: str = ""
+    """Name of a file in ds_configs/, or a path; `train.deepspeed` where not stated."""
 
 
-@dataclass(frozen=True)
+@settings
 class TrainConfig:
     """Settings of the trainer that hold for every stage."""
 
@@ -222,7 +196,7 @@ class TrainConfig:
     """Name of a file in ds_configs/, or a path."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of weights, activations and gradients; the optimizer keeps fp32 masters either way."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Bool = False
     """Recompute activations of vision and language layers in the backward pass (non-reentrant)."""
     loss_chunk: PositiveInt = 2048
     """Supervised positions per chunk of the loss: logits of more are never held."""
@@ -230,7 +204,7 @@ class TrainConfig:
     """Of collectives: a rank that hangs longer ends the job."""
 
 
-@dataclass(frozen=True)
+@settings
 class CheckpointConfig:
     """Cadence and retention of checkpoints."""
 
@@ -240,29 +214,31 @@ class CheckpointConfig:
     """Older ones are removed."""
     keep_every: PositiveInt | None = None
     """Steps divisible by this are kept for good."""
-    background: bool = True
+    background: Bool = True
     """Write while training goes on, from a copy in host memory."""
 
 
-@dataclass(frozen=True)
+@settings
 class ResilienceConfig:
     """What to do when a step goes wrong or does not end."""
 
     max_bad_steps: PositiveInt = 10
     """Stop after so many steps in a row whose loss or gradient was not finite; each of them changes no weight."""
-    spike_factor: Annotated[float, Bounds(1)] | None = None
+    spike_factor: Annotated[Float, Ge(1)] | None = None
     """A loss above this multiple of the median of the last 50 steps sends the run back to the last checkpoint, from
     where it goes on without the packs since; null never does."""
-    watchdog_factor: Annotated[float, Bounds(2)] = 20.0
+    watchdog_factor: Annotated[Float, Ge(2)] = 20.0
     """A step that takes this many times the median of its predecessors counts as hanging ..."""
     watchdog_minutes: PositiveFloat = 10.0
     """... but never before so many minutes."""
 
 
-@dataclass(frozen=True)
+@settings
 class TaskConfig:
     """One held-out evaluation."""
 
+    name: str = filled("")
+    """Its key in `evaluation.tasks`."""
     source: str = ""
     """A source of `data.sources` (not part of any mixture); the task's own name where not stated."""
     limit: PositiveInt | None = None
@@ -271,7 +247,7 @@ class TaskConfig:
     """Most tokens of a generated answer."""
 
 
-@dataclass(frozen=True)
+@settings
 class EvaluationConfig:
     """What is generated and scored on held-out samples."""
 
@@ -283,19 +259,19 @@ class EvaluationConfig:
     """Predictions per task that the report shows."""
 
 
-@dataclass(frozen=True)
+@settings
 class TrackingConfig:
     """MLflow tracking."""
 
     uri: str | None = None
     """MLflow tracking URI; null is a SQLite file beside the runs; `MLFLOW_TRACKING_URI` wins."""
     experiment: str | None = None
-    """MLflow experiment; null takes the recipe's name."""
+    """MLflow experiment; null takes the run's name."""
     interval: PositiveInt = 10
     """Steps per batch of metrics sent to MLflow."""
 
 
-@dataclass(frozen=True)
+@settings
 class Recipe:
     """A whole run."""
 
@@ -305,7 +281,10 @@ class Recipe:
     """Name or path of a recipe whose values this one starts from."""
     description: str = ""
     """One or two sentences for people."""
-    seed: int = 0
+    imports: list[str] = field(default_factory=list)
+    """Python modules (`package.module`, or a file `mine.py`) to import first: what registers connectors, metrics,
+    importers or storage of your own."""
+    seed: Int = 0
     """Of weights from scratch and of the order of the data."""
     runs: str = "runs"
     """Folder of all runs; this run's is `<runs>/<name>`."""

@@ -102,15 +102,20 @@ def parse_override(text: str) -> tuple[list[str], Value]:
     return keys, value
 
 
-def merge(base: Value, update: Value) -> Value:
-    """Merge mappings key by key; anything else, and a `config` of another `model_type`, replaces what was there."""
+def merge(base: Value, update: Value, key: str = "") -> Value:
+    """Merge mappings key by key; anything else replaces what was there.
+
+    So do a `config` of another `model_type` and a connector of another `kind`: options of the former mean nothing.
+    """
     if not isinstance(base.data, dict) or not isinstance(update.data, dict):
         return update
     if _tag_changed(base.data, update.data, "model_type"):
         return update
+    if key == "model.connector" and _tag_changed({"kind": Value("align", ""), **base.data}, update.data, "kind"):
+        return update
     merged = dict(base.data)
-    for key, value in update.data.items():
-        merged[key] = merge(merged[key], value) if key in merged else value
+    for name, value in update.data.items():
+        merged[name] = merge(merged[name], value, join(key, name)) if name in merged else value
     return Value(merged, update.where)
 
 

@@ -5,21 +5,13 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 
-from alignvlm.config.schema import PARTS, ConnectorConfig, Part, Recipe, StageConfig
+from alignvlm.config.schema import PARTS, Part, Recipe, StageConfig
 from alignvlm.errors import UserError
 from data_pipeline.errors import nearest
 
-CONNECTOR_OPTIONS: dict[str, tuple[str, ...]] = {
-    "align": ("gain", "temperature", "norm_hidden", "norm_vocab"),
-    "mlp": ("hidden_size",),
-    "ovis": ("visual_vocab_size",),
-    "perceiver": ("hidden_size", "num_latents", "num_layers", "num_heads"),
-}
-"""Connector kind -> the options that it reads."""
-
 
 def trainable_parts(stage: StageConfig) -> list[Part]:
-    """Parts of the model of which at least one parameter may learn in this stage."""
+    """Parts of the model of which at least one parameter is trained in this stage."""
     return [part for part in PARTS if any(fnmatch.fnmatchcase(part, _head(glob)) for glob in stage.trainable)]
 
 
@@ -37,23 +29,10 @@ def check_recipe(recipe: Recipe, origins: Mapping[str, str]) -> None:
 def ignored_settings(recipe: Recipe, origins: Mapping[str, str]) -> list[str]:
     """Settings that are stated but have no effect, one warning each."""
     warnings = []
-    kind = recipe.model.connector.kind
-    for options in CONNECTOR_OPTIONS.values():
-        for option in options:
-            key = f"model.connector.{option}"
-            if option in CONNECTOR_OPTIONS[kind] or key not in origins:
-                continue
-            readers = [name for name, names in CONNECTOR_OPTIONS.items() if option in names]
-            warning = f"{origins[key]}: {key} is ignored: only the kind {' and '.join(readers)} reads it, not {kind!r}"
-            if (
-                getattr(recipe.model.connector, option) != getattr(ConnectorConfig(), option)
-                and warning not in warnings
-            ):
-                warnings.append(warning)
     for name, stage in recipe.stages.items():
-        learning = trainable_parts(stage)
+        trained = trainable_parts(stage)
         for part in stage.lr:
-            if part in PARTS and part not in learning:
+            if part in PARTS and part not in trained:
                 key = f"stages.{name}.lr.{part}"
                 warnings.append(f"{_place(origins, key)}: {key} is ignored: no parameter of {part} is trainable")
     return warnings
@@ -149,8 +128,7 @@ def _check_glob(key: str, glob: str, origins: Mapping[str, str]) -> None:
 def _check_tasks(recipe: Recipe, origins: Mapping[str, str]) -> None:
     trained = {source: stage for stage, config in recipe.stages.items() for source in config.mixture}
     for name, task in recipe.evaluation.tasks.items():
-        key = f"evaluation.tasks.{name}.source"
-        source = task.source or name
+        key, source = f"evaluation.tasks.{name}.source", task.source
         if source not in recipe.data.sources:
             hint = nearest(source, recipe.data.sources)
             raise _error(origins, key, f"{key} is the unknown source {source!r}: {hint}")

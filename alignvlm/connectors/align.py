@@ -6,17 +6,43 @@ declared part of the token ids) and the statistics.
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor, nn
 
-from alignvlm.connectors.base import Connector
+from alignvlm.connectors.base import Connector, ConnectorOptions, Sizes
+from alignvlm.connectors.registry import register
 from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
 from alignvlm.kernels.align.moments import MOMENTS_FROM_ROWS
 from alignvlm.kernels.matmul import wide_dtype
+from alignvlm.settings import Bool, PositiveFloat, PositiveInt, filled, settings
 
+EPS = 1e-5
+"""Of both LayerNorms."""
 STATISTICS_ROWS = 64
 
 
+@settings
+class AlignOptions(ConnectorOptions):
+    """Options of the ALIGN connector; the defaults are the paper's."""
+
+    kind: Literal["align"] = "align"
+    """A weighted average of the LLM's own text embeddings."""
+    gain: PositiveFloat = 1.0
+    """Initial gamma of the LayerNorm over the vocabulary. Which value learns soonest depends on the LM and its
+    initialisation: the quickstart takes 0.5."""
+    temperature: PositiveFloat = 1.0
+    """The logits are divided by it before the softmax. The paper states none."""
+    norm_hidden: Bool = True
+    """LayerNorm over D after W1."""
+    norm_vocab: Bool = True
+    """LayerNorm over V before the softmax."""
+    num_active: PositiveInt | None = filled()
+    """Rows of W2 in an export whose vocabulary `alignvlm analyze vocab` has restricted."""
+
+
+@register
 class AlignConnector(Connector):
     """softmax(LN_V(W2 LN_D(W1 f))) E: features [..., d] -> [..., D]; E is the LLM's input embedding [V, D].
 
@@ -33,40 +59,21 @@ class AlignConnector(Connector):
     vocab_mean: Tensor
     vocab_covariance: Tensor
 
-    def __init__(
-        self,
-        vision_size: int,
-        hidden_size: int,
-        vocab_size: int,
-        *,
-        gain: float = 1.0,
-        temperature: float = 1.0,
-        norm_hidden: bool = True,
-        norm_vocab: bool = True,
-        eps: float = 1e-5,
-        num_active: int | None = None,
-    ) -> None:
-        """Sizes d, D, V and options.
+    options_class = AlignOptions
 
-        Args:
-            gain: initial gamma of the LayerNorm over V.
-            temperature: divides the logits after that LayerNorm.
-            norm_hidden, norm_vocab: whether the two LayerNorms are there.
-            num_active: size of the active vocabulary; None is the whole one. See `keep_tokens`.
-        """
-        super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, not {temperature}")
-        if num_active is not None and not 1 <= num_active <= vocab_size:
-            raise ValueError(f"num_active must be in 1…{vocab_size}, not {num_active}")
-        self.vocab_size, self.gain, self.temperature, self.eps = vocab_size, gain, temperature, eps
-        self.norm_vocab = norm_vocab
-        num_rows = num_active or vocab_size
-        self.w1 = nn.Linear(vision_size, hidden_size)
-        self.ln_hidden = nn.LayerNorm(hidden_size, eps=eps) if norm_hidden else nn.Identity()
+    def __init__(self, options: AlignOptions, sizes: Sizes) -> None:
+        super().__init__(options, sizes)
+        num_active, hidden_size = options.num_active, sizes.hidden_size
+        if num_active is not None and num_active > sizes.vocab_size:
+            raise ValueError(f"num_active must be in 1…{sizes.vocab_size}, not {num_active}")
+        self.vocab_size, self.gain, self.temperature = sizes.vocab_size, options.gain, options.temperature
+        self.eps, self.norm_vocab = EPS, options.norm_vocab
+        num_rows = num_active or sizes.vocab_size
+        self.w1 = nn.Linear(sizes.feature_size, hidden_size)
+        self.ln_hidden = nn.LayerNorm(hidden_size, eps=self.eps) if options.norm_hidden else nn.Identity()
         self.w2 = nn.Parameter(torch.empty(num_rows, hidden_size))
-        self.gamma = nn.Parameter(torch.empty(num_rows)) if norm_vocab else None
-        self.beta = nn.Parameter(torch.empty(num_rows)) if norm_vocab else None
+        self.gamma = nn.Parameter(torch.empty(num_rows)) if self.norm_vocab else None
+        self.beta = nn.Parameter(torch.empty(num_rows)) if self.norm_vocab else None
         if num_active is not None:
             self._register_active(torch.arange(num_active), torch.zeros(hidden_size), torch.eye(hidden_size))
         self._inference_moments: Moments | None = None
@@ -146,7 +153,8 @@ class AlignConnector(Connector):
             self.collect_statistics = False
             self.last_statistics = self._statistics(h)
         rows = embedding[self.active_ids] if self.is_restricted else embedding
-        tokens = vocab_softmax(h, self.w2, rows, gamma, beta, eps=self.eps, normalize=self.norm_vocab, moments=moments)
+        options: dict[str, Any] = {"eps": self.eps, "normalize": self.norm_vocab}
+        tokens = vocab_softmax(h, self.w2, rows, gamma, beta, moments=moments, **options)
         return tokens.view(*features.shape[:-1], tokens.shape[-1])
 
     @torch.no_grad()

@@ -1,26 +1,62 @@
-"""The one interface of all connectors: visual features in, LLM input embeddings out."""
+"""What every connector is: options of its kind, visual features in, LLM input embeddings out."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import nn
+
+from alignvlm.settings import settings
+
+
+@settings
+class ConnectorOptions:
+    """Options of one kind of connector; a subclass adds its own and gives `kind` its name as default."""
+
+    kind: str = ""
+    """Which connector."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a connector stands between."""
+
+    feature_size: int
+    """d: width of a visual feature, merged neighbours concatenated."""
+    hidden_size: int
+    """D: width of the LLM."""
+    vocab_size: int
+    """V: rows of the LLM's input embedding."""
 
 
 class Connector(nn.Module):
     """Maps the features of tiles to the LLM's input space.
 
+    A kind is one file: a subclass of `ConnectorOptions`, a subclass of this class that names it as `options_class`, and
+    `@register` above it. Everything else (parameters, FLOPs, memory, export) follows from the module itself.
+
     `forward(features, embedding)` takes features [K, T, d] of K tiles and the LLM's input embedding weight [V, D] (an
-    argument and not a submodule, so that ZeRO-3 and shared gradients work), and returns [K, T', D]. A model calls it
-    exactly once per forward pass.
+    argument and not a submodule, so that ZeRO-3 and shared gradients work), and returns [K, T', D] with
+    T' = `tokens_per_tile(options, side)`. A model calls it exactly once per forward pass.
     """
 
+    options_class: ClassVar[type[ConnectorOptions]]
     collect_statistics: bool = False
     """When set, the next forward pass leaves numbers worth tracking in `last_statistics`."""
     last_statistics: dict[str, float]
 
-    def __init__(self) -> None:
+    def __init__(self, options: ConnectorOptions, sizes: Sizes) -> None:
+        """Subclasses call this first; `options` is an instance of their `options_class`."""
         super().__init__()
+        self.options, self.sizes = options, sizes
         self.last_statistics = {}
+
+    @classmethod
+    def tokens_per_tile(cls, options: ConnectorOptions, side: int) -> int:
+        """Visual tokens T' that the LLM gets for one tile of side x side features."""
+        return side**2
 
     def forward(self, features: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError

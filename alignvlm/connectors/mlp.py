@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
-from alignvlm.connectors.base import Connector
+from alignvlm.connectors.base import Connector, ConnectorOptions, Sizes
+from alignvlm.connectors.registry import register
+from alignvlm.settings import PositiveInt, settings
 
 
+@settings
+class MLPOptions(ConnectorOptions):
+    """Options of the MLP connector."""
+
+    kind: Literal["mlp"] = "mlp"
+    """Two linear layers with a GELU between them."""
+    hidden_size: PositiveInt | None = None
+    """Width between the two layers; null takes the LLM's width."""
+
+
+@register
 class MLPConnector(Connector):
     """`W_b gelu(W_a f)`: features [K, T, d] to [K, T, D]."""
 
-    def __init__(self, vision_size: int, hidden_size: int, *, inner_size: int | None = None) -> None:
-        super().__init__()
-        inner_size = inner_size or hidden_size
-        self.layers = nn.Sequential(nn.Linear(vision_size, inner_size), nn.GELU(), nn.Linear(inner_size, hidden_size))
+    options_class = MLPOptions
+
+    def __init__(self, options: MLPOptions, sizes: Sizes) -> None:
+        super().__init__(options, sizes)
+        inner = options.hidden_size or sizes.hidden_size
+        self.layers = nn.Sequential(
+            nn.Linear(sizes.feature_size, inner), nn.GELU(), nn.Linear(inner, sizes.hidden_size)
+        )
 
     def forward(self, features: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         return self.layers(features)

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
-from alignvlm.connectors.base import Connector
+from alignvlm.connectors.base import Connector, ConnectorOptions, Sizes
+from alignvlm.connectors.registry import register
 from alignvlm.kernels import vocab_softmax
+from alignvlm.settings import PositiveInt, settings
 
 
+@settings
+class OvisOptions(ConnectorOptions):
+    """Options of the Ovis connector."""
+
+    kind: Literal["ovis"] = "ovis"
+    """A weighted average of learned visual words."""
+    visual_vocab_size: PositiveInt = 8192
+    """Rows of the visual embedding table."""
+
+
+@register
 class OvisConnector(Connector):
     """`softmax(f W^T) E_visual`: features [K, T, d] to [K, T, D], over `visual_vocab_size` words (arXiv 2405.20797).
 
     ALIGN differs in that its table is the LLM's own and that its logits pass a LayerNorm.
     """
 
-    def __init__(self, vision_size: int, hidden_size: int, *, visual_vocab_size: int = 8192) -> None:
-        super().__init__()
-        self.head = nn.Parameter(torch.empty(visual_vocab_size, vision_size))
-        self.table = nn.Parameter(torch.empty(visual_vocab_size, hidden_size))
+    options_class = OvisOptions
+
+    def __init__(self, options: OvisOptions, sizes: Sizes) -> None:
+        super().__init__(options, sizes)
+        self.head = nn.Parameter(torch.empty(options.visual_vocab_size, sizes.feature_size))
+        self.table = nn.Parameter(torch.empty(options.visual_vocab_size, sizes.hidden_size))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from alignvlm.connectors.base import Connector
+from alignvlm.connectors.base import Connector, ConnectorOptions, Sizes
+from alignvlm.connectors.registry import register
+from alignvlm.settings import PositiveInt, settings
 
 
+@settings
+class PerceiverOptions(ConnectorOptions):
+    """Options of the Perceiver resampler."""
+
+    kind: Literal["perceiver"] = "perceiver"
+    """Learned queries that attend to the features of a tile."""
+    hidden_size: PositiveInt | None = None
+    """Width of the resampler; null takes the LLM's width."""
+    num_latents: PositiveInt = 64
+    """Latent queries, and so visual tokens, per tile."""
+    num_layers: PositiveInt = 2
+    """Cross-attention layers."""
+    num_heads: PositiveInt = 8
+    """Attention heads; they divide the width."""
+
+
+@register
 class PerceiverConnector(Connector):
     """`num_latents` queries cross-attend to the features of a tile: [K, T, d] to [K, num_latents, D]."""
 
-    def __init__(
-        self,
-        vision_size: int,
-        hidden_size: int,
-        *,
-        inner_size: int | None = None,
-        num_latents: int = 64,
-        num_layers: int = 2,
-        num_heads: int = 8,
-    ) -> None:
-        super().__init__()
-        inner_size = inner_size or hidden_size
-        if inner_size % num_heads:
-            raise ValueError(f"connector.num_heads = {num_heads} does not divide the width {inner_size}")
-        self.latents = nn.Parameter(torch.empty(num_latents, inner_size))
-        self.project_in = nn.Linear(vision_size, inner_size)
-        self.layers = nn.ModuleList(PerceiverLayer(inner_size, num_heads) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(inner_size)
-        self.project_out = nn.Linear(inner_size, hidden_size)
+    options_class = PerceiverOptions
+
+    def __init__(self, options: PerceiverOptions, sizes: Sizes) -> None:
+        super().__init__(options, sizes)
+        inner = options.hidden_size or sizes.hidden_size
+        if inner % options.num_heads:
+            raise ValueError(f"connector.num_heads = {options.num_heads} does not divide the width {inner}")
+        self.latents = nn.Parameter(torch.empty(options.num_latents, inner))
+        self.project_in = nn.Linear(sizes.feature_size, inner)
+        self.layers = nn.ModuleList(PerceiverLayer(inner, options.num_heads) for _ in range(options.num_layers))
+        self.norm = nn.LayerNorm(inner)
+        self.project_out = nn.Linear(inner, sizes.hidden_size)
         self.reset_parameters()
+
+    @classmethod
+    def tokens_per_tile(cls, options: ConnectorOptions, side: int) -> int:
+        assert isinstance(options, PerceiverOptions)
+        return options.num_latents
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.latents, std=0.02)

@@ -112,7 +112,7 @@ def plan_run(
     network = build_network(recipe)
     dims = network.dims
     rate = world_size * peak_tflops * 1e12 * mfu
-    stages = [_plan_stage(recipe, name, network, world_size, gpu_memory, rate) for name in recipe.stages]
+    stages = [_plan_stage(recipe, stage, network, world_size, gpu_memory, rate) for stage in recipe.stages.values()]
     return RunPlan(
         recipe=recipe.name,
         world_size=world_size,
@@ -129,36 +129,36 @@ def plan_run(
 
 
 def _plan_stage(
-    recipe: Recipe, name: str, network: Network, world_size: int, gpu_memory: float, rate: float
+    recipe: Recipe, stage: StageConfig, network: Network, world_size: int, gpu_memory: float, rate: float
 ) -> StagePlan:
-    stage, dims = recipe.stages[name], network.dims
-    strategy = read_strategy(recipe, stage)
+    dims = network.dims
+    strategy = read_strategy(stage)
     problems: list[str] = []
     accumulation: int | None = None
     try:
-        check_partition_groups(recipe, stage, strategy, world_size)
-        accumulation = accumulation_steps(recipe, stage, world_size)
+        check_partition_groups(stage, strategy, world_size)
+        accumulation = accumulation_steps(stage, world_size)
     except UserError as error:
         problems.append(str(error))
-    volume = stage_volume(recipe, name, dims)
+    volume = stage_volume(recipe, stage, dims)
     flops = training_flops(network, volume.work, stage.trainable, recipe.train.gradient_checkpointing)
     memory = estimate_memory(recipe, stage, network, strategy, world_size)
-    fit = _fit(recipe, name, network, world_size, gpu_memory, memory)
+    fit = _fit(recipe, stage, network, world_size, gpu_memory, memory)
     if not fit.fits:
         way_out = f"set {fit.fix}" if fit.fix else "use more or larger GPUs, or a smaller model"
         needed = f"{memory.gpu_total / GIB:.1f} GiB of {fit.available / GIB:.1f} GiB usable"
-        problems.append(f"stages.{name} needs {needed} per GPU; {way_out}")
+        problems.append(f"stages.{stage.name} needs {needed} per GPU; {way_out}")
     if dims.tokens_per_tile >= stage.sequence_length:
         problems.append(
-            f"stages.{name}.sequence_length is {stage.sequence_length}, but one tile alone takes "
+            f"stages.{stage.name}.sequence_length is {stage.sequence_length}, but one tile alone takes "
             f"{dims.tokens_per_tile} tokens: set it to more than {_largest_image(recipe) * dims.tokens_per_tile}"
         )
     visual = stage.micro_batch_packs * stage.sequence_length // dims.tokens_per_tile * dims.tokens_per_tile
     bytes_each = 2 if recipe.train.precision == "bf16" else 4
     naive, ours = naive_vocabulary_bytes(dims, visual, bytes_each) if dims.connector == "align" else (0.0, 0.0)
     return StagePlan(
-        name=name,
-        strategy=stage.deepspeed or recipe.train.deepspeed,
+        name=stage.name,
+        strategy=stage.deepspeed,
         trainable={part: network.parameters(part, stage.trainable) for part in PARTS},
         volume=volume,
         samples_per_step=volume.samples / volume.steps,
@@ -179,27 +179,29 @@ def _largest_image(recipe: Recipe) -> int:
     return tiles.max_tiles + int(tiles.overview and tiles.max_tiles > 1)
 
 
-def _fit(recipe: Recipe, name: str, network: Network, world_size: int, gpu_memory: float, memory: Memory) -> Fit:
+def _fit(
+    recipe: Recipe, stage: StageConfig, network: Network, world_size: int, gpu_memory: float, memory: Memory
+) -> Fit:
     available = gpu_memory * GIB * HEADROOM
     if memory.gpu_total <= available:
         return Fit(True, available)
-    for overrides, changed, stage in _changes(recipe, name):
-        strategy = read_strategy(changed, stage)
-        if estimate_memory(changed, stage, network, strategy, world_size).gpu_total <= available:
+    for overrides, changed, changed_stage in _changes(recipe, stage):
+        strategy = read_strategy(changed_stage)
+        if estimate_memory(changed, changed_stage, network, strategy, world_size).gpu_total <= available:
             return Fit(False, available, " ".join(overrides))
     return Fit(False, available)
 
 
-def _changes(recipe: Recipe, name: str) -> Iterator[tuple[list[str], Recipe, StageConfig]]:
+def _changes(recipe: Recipe, stage: StageConfig) -> Iterator[tuple[list[str], Recipe, StageConfig]]:
     """Settings that save memory, the cheapest in time first: each alone, then one after the other together."""
-    stage = recipe.stages[name]
+    name = stage.name
     steps: list[tuple[str, Recipe, StageConfig]] = []
     if not recipe.train.gradient_checkpointing:
         checkpointed = replace(recipe, train=replace(recipe.train, gradient_checkpointing=True))
         steps.append(("train.gradient_checkpointing=true", checkpointed, stage))
     if stage.micro_batch_packs > 1:
         steps.append((f"stages.{name}.micro_batch_packs=1", recipe, replace(stage, micro_batch_packs=1)))
-    level = read_strategy(recipe, stage).get("zero_optimization", {}).get("stage", 0)
+    level = read_strategy(stage).get("zero_optimization", {}).get("stage", 0)
     for strategy in [*(["zero3"] if level < 3 else []), "zero3_offload"]:
         steps.append((f"stages.{name}.deepspeed={strategy}", recipe, replace(stage, deepspeed=strategy)))
     for text, changed, changed_stage in steps:

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignvlm.config.schema import Recipe, StageConfig
+from alignvlm.config.schema import Recipe, SourceConfig, StageConfig
+from alignvlm.model.build import load_processor, tokenizer_folder
 from alignvlm.model.flops import Work
 from alignvlm.model.network import Dimensions
-from alignvlm.stage_data import source_folder
+from alignvlm.stage_data import stage_plan, stage_sources
 from data_pipeline.shards.index import MANIFEST
 
 logger = logging.getLogger(__name__)
@@ -46,25 +47,24 @@ class Volume:
         return Work(self.tokens, self.tiles, self.text_tokens, self.attended)
 
 
-def stage_volume(recipe: Recipe, name: str, dims: Dimensions) -> Volume:
+def stage_volume(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume:
     """Volume of a stage of the recipe."""
     from data_pipeline.errors import DataError
 
-    if shards_are_here(recipe, recipe.stages[name]):
+    if shards_are_here(recipe, stage):
         try:
-            return _exact(recipe, name, dims)
+            return _exact(recipe, stage, dims)
         except DataError as error:  # shards that were not measured yet
-            logger.info("stages.%s is estimated: %s", name, error)
-    return estimate(recipe, recipe.stages[name], dims)
+            logger.info("stages.%s is estimated: %s", stage.name, error)
+    return estimate(recipe, stage, dims)
 
 
 def shards_are_here(recipe: Recipe, stage: StageConfig) -> bool:
     """Whether all shards of the stage, and the tokenizer that measures them, are on this machine."""
-    folders = [source_folder(recipe, source) for source in stage.mixture]
-    if not all((Path(folder) / MANIFEST).is_file() for folder in folders):
+    if not all((Path(source.folder) / MANIFEST).is_file() for source in stage_sources(recipe, stage)):
         return False
     path = recipe.model.language.path
-    return (Path(recipe.data.root) / "tokenizer").is_dir() if path is None else Path(path).is_dir()
+    return (tokenizer_folder(recipe) if path is None else Path(path)).is_dir()
 
 
 def estimate(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume:
@@ -73,13 +73,13 @@ def estimate(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume:
 
     sizes: dict[str, int] = {}
     assumed: list[str] = []
-    for source in stage.mixture:
-        sizes[source] = _num_samples(recipe, source, assumed)
+    for source in stage_sources(recipe, stage):
+        sizes[source.name] = _num_samples(source, assumed)
     samples = tokens = tiles = attended = text = 0.0
-    for source, count in epoch_draws(sizes, stage.mixture).items():
-        config = recipe.data.sources[source]
-        text_each = _figure(config.tokens_per_sample, ASSUMED_TEXT_TOKENS, f"{source}.tokens_per_sample", assumed)
-        tiles_each = _figure(config.tiles_per_sample, ASSUMED_TILES, f"{source}.tiles_per_sample", assumed)
+    for name, count in epoch_draws(sizes, stage.mixture).items():
+        source = recipe.data.sources[name]
+        text_each = _figure(source.tokens_per_sample, ASSUMED_TEXT_TOKENS, f"{name}.tokens_per_sample", assumed)
+        tiles_each = _figure(source.tiles_per_sample, ASSUMED_TILES, f"{name}.tiles_per_sample", assumed)
         text_each = min(text_each, stage.max_text_tokens or text_each)
         each = text_each + tiles_each * dims.tokens_per_tile
         samples += count
@@ -104,12 +104,10 @@ def estimate(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume:
     )
 
 
-def _exact(recipe: Recipe, name: str, dims: Dimensions) -> Volume:
-    from alignvlm import stage_data
-    from alignvlm.model.build import load_processor
+def _exact(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume:
     from data_pipeline.order.summary import summarise
 
-    summary: Mapping[str, float] = summarise(stage_data.stage_plan(recipe, name, load_processor(recipe)), 0)
+    summary: Mapping[str, float] = summarise(stage_plan(recipe, stage, load_processor(recipe)), 0)
     steps = int(summary["steps"])
     part = steps / summary["steps_per_epoch"]
     samples, tokens, tiles = (summary[f"{what}_per_epoch"] * part for what in ("samples", "tokens", "tiles"))
@@ -129,17 +127,16 @@ def _until(stage: StageConfig, steps: int) -> int:
     return steps if stage.max_steps is None else min(steps, stage.max_steps)
 
 
-def _num_samples(recipe: Recipe, source: str, assumed: list[str]) -> int:
+def _num_samples(source: SourceConfig, assumed: list[str]) -> int:
     """As many as the shards have where they are here, else as the recipe says."""
     from data_pipeline.shards.index import load_manifest
     from data_pipeline.shards.storage import open_storage
 
-    folder, config = source_folder(recipe, source), recipe.data.sources[source]
-    if (Path(folder) / MANIFEST).is_file():
-        return load_manifest(open_storage(folder)).num_samples
-    generated = config.generator_args.get("num_samples")
-    stated = config.num_samples or (generated if isinstance(generated, int) else None)
-    return int(_figure(stated, ASSUMED_SAMPLES, f"{source}.num_samples", assumed))
+    if (Path(source.folder) / MANIFEST).is_file():
+        return load_manifest(open_storage(source.folder)).num_samples
+    generated = source.generator_args.get("num_samples")
+    stated = source.num_samples or (generated if isinstance(generated, int) else None)
+    return int(_figure(stated, ASSUMED_SAMPLES, f"{source.name}.num_samples", assumed))
 
 
 def _figure(stated: float | None, default: float, key: str, assumed: list[str]) -> float:

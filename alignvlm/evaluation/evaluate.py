@@ -20,11 +20,12 @@ from alignvlm.evaluation.generate import Answerer, ModelAnswerer
 from alignvlm.evaluation.items import Item, items_of
 from alignvlm.evaluation.metrics import mean_scores, most_frequent_answer, score
 from alignvlm.progress import Progress
-from alignvlm.stage_data import source_folder
+from alignvlm.run_folder import EvaluationFolder
+from alignvlm.stage_data import open_reader
 from data_pipeline.errors import nearest
 from data_pipeline.files import read_json_lines, write_atomic, write_json_lines
 from data_pipeline.samples.schema import SampleError
-from data_pipeline.shards.reader import SourceReader
+from data_pipeline.shards.index import MANIFEST
 
 T = TypeVar("T")
 
@@ -67,11 +68,11 @@ def evaluate(
         The content of results.json: {"model", "tasks": {task: scores, "items", "baseline", …}}.
 
     Raises:
-        UserError: an unknown task, a task without source, or no model in the folder.
+        UserError: an unknown task, or no model in the folder.
     """
     if world_size > 1 and barrier is None:
         raise ValueError("evaluate needs a barrier when world_size > 1")
-    out = Path(out_folder)
+    out = EvaluationFolder(Path(out_folder))
     chosen = _choose_tasks(recipe, tasks)
     identities = {name: _identity(Path(model_folder), recipe, task, limit) for name, task in chosen.items()}
     known = read_results(out)
@@ -80,37 +81,34 @@ def evaluate(
     for name, task in chosen.items():
         if name not in done:
             answerer = answerer or ModelAnswerer.load(model_folder, device)
-            _answer_part(answerer, recipe, name, task, out, rank, world_size, limit, progress)
+            _answer_part(answerer, recipe, task, out, rank, world_size, limit, progress)
         if barrier is not None:
             barrier()
         if rank == 0 and name not in done:
             entries[name] = _merge_parts(out, name, world_size) | {"identity": identities[name]}
             results = {"model": str(model_folder), "tasks": {n: entries[n] for n in chosen if n in entries}}
-            write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+            write_atomic(out.results, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     if barrier is not None:
         barrier()
     return read_results(out)
 
 
-def read_results(folder: str | Path) -> dict[str, Any]:
-    """The results.json of an evaluation folder, {} when there is none yet."""
-    path = Path(folder) / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def read_results(folder: EvaluationFolder) -> dict[str, Any]:
+    """The results of an evaluation, {} when there are none yet."""
+    return json.loads(folder.results.read_text(encoding="utf-8")) if folder.results.is_file() else {}
 
 
 def _answer_part(
     answerer: Answerer,
     recipe: Recipe,
-    name: str,
     task: TaskConfig,
-    out: Path,
+    out: EvaluationFolder,
     rank: int,
     world_size: int,
     limit: int | None,
     progress: bool,
 ) -> None:
-    source = recipe.data.sources[task.source]
-    reader = SourceReader(source_folder(recipe, task.source), task.source, prompt=source.prompt)
+    reader = open_reader(recipe.data.sources[task.source])
     num_samples = min(n for n in (len(reader), task.limit, limit) if n is not None)
     gallery = spread(num_samples, recipe.evaluation.gallery)
     viewed = set(gallery[:VIEWS_PER_TASK])
@@ -126,31 +124,31 @@ def _answer_part(
             except SampleError as error:
                 rows.append({"index": index, "turn": 0, "error": str(error)})
                 continue
-            extra = {"images": _save_images(out, name, index, sample.images)} if index in gallery else {}
+            extra = {"images": _save_images(out, task.name, index, sample.images)} if index in gallery else {}
             for item in sample_items:
-                row = {"index": index, "turn": item.turn, "key": item.key, "task": name, "question": item.question}
+                row = {"index": index, "turn": item.turn, "key": item.key, "task": task.name, "question": item.question}
                 yield row | {"answers": item.answers, "prediction": ""} | extra, item
             if index in viewed and sample_items:
-                _save_view(out, name, index, answerer.vocabulary_view(sample_items[0]))
+                _save_view(out, task.name, index, answerer.vocabulary_view(sample_items[0]))
 
-    with Progress(f"evaluate {name}", len(mine), enabled=progress and rank == 0) as bar:
+    with Progress(f"evaluate {task.name}", len(mine), enabled=progress and rank == 0) as bar:
         for batch in _batches(items(), recipe.evaluation.batch_size):
             predictions = answerer.answer([item for _, item in batch], task.max_new_tokens)
             bar.advance(len({row["index"] for row, _ in batch if row["turn"] == 0}))
             for (row, item), prediction in zip(batch, predictions, strict=True):
                 rows.append(row | {"prediction": prediction} | score(prediction, item.answers))
-    part = _part_path(out, name, rank, world_size)
+    part = out.part(task.name, rank, world_size)
     part.parent.mkdir(parents=True, exist_ok=True)
     write_json_lines(part, [*rows, {"seconds": time.monotonic() - started}])
 
 
-def _merge_parts(out: Path, name: str, world_size: int) -> dict[str, Any]:
+def _merge_parts(out: EvaluationFolder, name: str, world_size: int) -> dict[str, Any]:
     """Join the ranks' parts into `<task>.jsonl`; the task's entry of results.json."""
-    paths = [_part_path(out, name, rank, world_size) for rank in range(world_size)]
+    paths = [out.part(name, rank, world_size) for rank in range(world_size)]
     lines = [row for path in paths for row in read_json_lines(path)]
     rows = sorted((row for row in lines if "index" in row), key=lambda row: (row["index"], row["turn"]))
     predictions = [row for row in rows if "error" not in row]
-    write_json_lines(out / f"{name}.jsonl", predictions)
+    write_json_lines(out.predictions(name), predictions)
     for path in paths:
         path.unlink()
     baseline = most_frequent_answer([row["answers"] for row in predictions])
@@ -177,20 +175,13 @@ def _choose_tasks(recipe: Recipe, names: Sequence[str] | None) -> dict[str, Task
     for name in names or ():
         if name not in tasks:
             raise UserError(f"recipe {recipe.name!r} has no evaluation task {name!r}; {nearest(name, tasks)}")
-    chosen = {name: task for name, task in tasks.items() if not names or name in names}
-    for name, task in chosen.items():
-        if task.source not in recipe.data.sources:
-            raise UserError(
-                f"evaluation.tasks.{name}.source of recipe {recipe.name!r} is {task.source!r}, which is not in "
-                f"data.sources ({', '.join(recipe.data.sources) or 'empty'})"
-            )
-    return chosen
+    return {name: task for name, task in tasks.items() if not names or name in names}
 
 
 def _identity(model_folder: Path, recipe: Recipe, task: TaskConfig, limit: int | None) -> str:
     """Changes with the model's files, the shards' manifest, or anything that decides prompts, answers and files."""
     source = recipe.data.sources[task.source]
-    manifest = Path(source_folder(recipe, task.source)) / "manifest.json"
+    manifest = Path(source.folder) / MANIFEST
     stats = [(p.name, p.stat()) for p in sorted(model_folder.iterdir())] if model_folder.is_dir() else []
     state = [
         EVALUATION_VERSION,
@@ -201,24 +192,20 @@ def _identity(model_folder: Path, recipe: Recipe, task: TaskConfig, limit: int |
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
 
-def _save_images(out: Path, name: str, index: int, images: Sequence[Image.Image]) -> list[str]:
-    folder = out / "gallery"
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"gallery/{name}-{index:06d}-{number}.png" for number in range(len(images))]
-    for file_name, image in zip(names, images, strict=True):
+def _save_images(out: EvaluationFolder, name: str, index: int, images: Sequence[Image.Image]) -> list[str]:
+    """File names relative to the evaluation's folder."""
+    out.gallery.mkdir(parents=True, exist_ok=True)
+    paths = [out.picture(name, index, number) for number in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
         small = image.copy()
         small.thumbnail((GALLERY_SIDE, GALLERY_SIDE))
-        small.save(out / file_name)
-    return names
+        small.save(path)
+    return [path.relative_to(out.path).as_posix() for path in paths]
 
 
-def _save_view(out: Path, name: str, index: int, view: dict[str, Any] | None) -> None:
+def _save_view(out: EvaluationFolder, name: str, index: int, view: dict[str, Any] | None) -> None:
     if view is not None:
-        write_atomic(out / "gallery" / f"{name}-{index:06d}.vocabulary.json", json.dumps(view, ensure_ascii=False))
-
-
-def _part_path(out: Path, name: str, rank: int, world_size: int) -> Path:
-    return out / "parts" / f"{name}.{rank}-of-{world_size}.jsonl"
+        write_atomic(out.view(name, index), json.dumps(view, ensure_ascii=False))
 
 
 def _batches(entries: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipeline.samples.schema import SampleError
@@ -16,7 +17,7 @@ IMAGE = "<image>"
 """Placeholder of one image in the text; becomes the image's visual tokens."""
 
 
-def flatten(messages: list[dict[str, Any]]) -> list[dict[str, str]]:
+def flatten(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Message contents as strings, each image part as one `<image>`; role and order are kept."""
     flat = []
     for message in messages:
@@ -27,12 +28,12 @@ def flatten(messages: list[dict[str, Any]]) -> list[dict[str, str]]:
     return flat
 
 
-def render_prompt(tokenizer: Any, messages: list[dict[str, Any]]) -> str:
+def render_prompt(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
     """The conversation so far with the assistant's turn opened."""
     return tokenizer.apply_chat_template(flatten(messages), tokenize=False, add_generation_prompt=True)
 
 
-def render_supervised(tokenizer: Any, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
+def render_supervised(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
     """A whole conversation and the character spans that the assistant said, end-of-turn tokens included.
 
     A span runs from the end of the opened prompt to the end of the turn, both measured by rendering prefixes of the

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from alignvlm.config.schema import ConnectorConfig, TilesConfig
+from alignvlm.config.schema import TilesConfig
+from alignvlm.connectors import ConnectorOptions, connector_class, connector_options
 from alignvlm.model.tiling import TilingSpec
 
 
@@ -18,7 +20,7 @@ class AlignVLMConfig(PreTrainedConfig):
         vision_config: config (or its dict, with `model_type`) of a SigLIP-like vision model: square `image_size`,
             `patch_size`, one feature per patch.
         text_config: config (or its dict, with `model_type`) of any causal LM of transformers.
-        connector_config: `kind` and options of the connector, the fields of `alignvlm.config.schema.ConnectorConfig`.
+        connector_config: `kind` of the connector and the options of that kind.
         tiles_config: `max_tiles`, `min_coverage`, `overview`, `merge`, the fields of `TilesConfig`.
         image_token_id: id that marks a visual token in `input_ids`. It may lie beyond the LM's embedding rows: it is
             never embedded and never predicted.
@@ -40,17 +42,24 @@ class AlignVLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.vision_config = _sub_config(self.vision_config, "siglip_vision_model")
         self.text_config = _sub_config(self.text_config, "llama")
-        self.connector_config = asdict(ConnectorConfig()) | (self.connector_config or {})
+        self.connector_config = asdict(connector_options(self.connector_config or {}))
         self.tiles_config = asdict(TilesConfig()) | (self.tiles_config or {})
         self.image_mean = self.image_mean or [0.5, 0.5, 0.5]
         self.image_std = self.image_std or [0.5, 0.5, 0.5]
         super().__post_init__(**kwargs)
 
     @property
+    def connector(self) -> ConnectorOptions:
+        """The connector's options."""
+        return connector_options(self.connector_config)
+
+    @property
     def tiling(self) -> TilingSpec:
         """How this model cuts images; the processor and the data index use the same."""
-        latents = self.connector_config["num_latents"] if self.connector_config["kind"] == "perceiver" else None
-        return TilingSpec.of(self.vision_config, self.tiles_config, tokens_per_tile=latents)
+        options = self.connector
+        return TilingSpec.of(
+            self.vision_config, self.tiles_config, partial(connector_class(options.kind).tokens_per_tile, options)
+        )
 
 
 def _sub_config(config: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:

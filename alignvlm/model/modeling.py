@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from alignvlm.connectors import Connector, build_connector
+from alignvlm.connectors import Connector, Sizes, build_connector
 from alignvlm.kernels.linear_cross_entropy import linear_cross_entropy
 from alignvlm.model.attention import Documents, attention_kwargs
 from alignvlm.model.configuration import AlignVLMConfig
@@ -50,9 +50,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vision = vision if vision is not None else AutoModel.from_config(config.vision_config)
         self.language = language if language is not None else AutoModelForCausalLM.from_config(config.text_config)
         text, merge = config.text_config, config.tiles_config["merge"]
-        self.connector: Connector = build_connector(
-            config.connector_config, config.vision_config.hidden_size * merge**2, text.hidden_size, text.vocab_size
-        )
+        sizes = Sizes(config.vision_config.hidden_size * merge**2, text.hidden_size, text.vocab_size)
+        self.connector: Connector = build_connector(config.connector, sizes)
         self.loss_chunk = 2048
         self.post_init()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ class AlignVLMProcessor(ProcessorMixin):
         other.max_text_tokens = max_text_tokens
         return other
 
-    def measure(self, messages: list[dict[str, Any]], image_sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    def measure(self, messages: Sequence[Mapping[str, Any]], image_sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """(tokens, visual ones included, and tiles) of a conversation with images of these (width, height)."""
         text, _ = render_supervised(self.tokenizer, messages)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]

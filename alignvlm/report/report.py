@@ -14,6 +14,7 @@ from alignvlm.report.charts import Chart, Series, Value, draw, format_number
 from alignvlm.report.overlay import draw_view
 from alignvlm.report.run_data import RunData, StageData, quarantine_summary, read_run
 from alignvlm.resources import resource
+from alignvlm.run_folder import VIEW_SUFFIX
 from data_pipeline.files import write_atomic
 
 RESULT_FIELDS = ("exact_match", "anls", "relaxed_accuracy", "items", "baseline", "baseline_answer")
@@ -34,11 +35,10 @@ def build_report(run_folder: str | Path) -> Path:
         UserError: the folder holds no run.
     """
     run = read_run(run_folder)
-    folder = run.folder / "report"
-    folder.mkdir(exist_ok=True)
-    write_atomic(folder / "results.json", json.dumps(results_of(run), indent=2, ensure_ascii=False) + "\n")
-    write_atomic(folder / "index.html", render(run))
-    return folder / "index.html"
+    run.folder.report.mkdir(exist_ok=True)
+    write_atomic(run.folder.report_results, json.dumps(results_of(run), indent=2, ensure_ascii=False) + "\n")
+    write_atomic(run.folder.report_page, render(run))
+    return run.folder.report_page
 
 
 def results_of(run: RunData) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _gallery(run: RunData, task: str) -> list[dict[str, Any]]:
             if "images" not in row:
                 continue
             sample = samples.setdefault(row["index"], {"key": row["key"], "turns": {}})
-            sample["pictures"] = [stage.folder / "evaluation" / name for name in row["images"]]
+            sample["pictures"] = [stage.folder.evaluation.path / name for name in row["images"]]
             turn = sample["turns"].setdefault(row["turn"], {"question": row["question"], "answers": row["answers"]})
             turn.setdefault("predictions", []).append((stage.name, row))
     for sample in samples.values():
@@ -157,22 +157,23 @@ def _views(run: RunData) -> list[dict[str, Any]]:
     evaluated: list[StageData] = [stage for stage in run.stages if stage.results]
     if not evaluated:
         return []
-    gallery = evaluated[-1].folder / "evaluation" / "gallery"
-    per_task = [sorted(gallery.glob(f"{task}-*.vocabulary.json")) for task in run.tasks]
+    newest = evaluated[-1].folder.evaluation
+    per_task = [newest.views(task) for task in run.tasks]
     chosen = [paths[i] for i in range(VIEWS) for paths in per_task if i < len(paths)]
     views = []
     for path in sorted(chosen[:VIEWS]):
         view = _read_json(path)
-        picture = path.with_name(path.name.replace(".vocabulary.json", "-0.png"))
+        task, index = path.name.removesuffix(VIEW_SUFFIX).rsplit("-", 1)
+        picture = newest.picture(task, int(index), 0)
         history = [
             (stage.name, _read_json(other)["entropy"])
             for stage in evaluated
-            if (other := stage.folder / "evaluation" / "gallery" / path.name).is_file()
+            if (other := stage.folder.evaluation.view(task, int(index))).is_file()
         ]
         views.append(
             {
                 "drawing": draw_view(view, embed(picture), image_size(picture)),
-                "task": path.name.rsplit("-", 1)[0],
+                "task": task,
                 "history": history,
                 "uniform": math.log(view["vocabulary"]),
             }
@@ -213,8 +214,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _config_text(run: RunData) -> str:
-    path = run.folder / "config.yaml"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return run.folder.config.read_text(encoding="utf-8") if run.folder.config.is_file() else ""
 
 
 def _read_json(path: Path) -> Any:

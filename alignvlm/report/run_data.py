@@ -13,33 +13,33 @@ import yaml
 
 from alignvlm.errors import UserError
 from alignvlm.evaluation.evaluate import read_results
+from alignvlm.run_folder import RunFolder, StageFolder
 from data_pipeline.files import read_json_lines
-
-_STAGE_FOLDER = re.compile(r"(\d+)-(.+)")
 
 
 @dataclass(frozen=True)
 class StageData:
     """One stage folder."""
 
-    index: int
-    name: str
-    """`init` for the model before any training."""
-    folder: Path
+    folder: StageFolder
     exported: bool
     results: dict[str, dict[str, Any]]
     """Task -> its entry of evaluation/results.json; {} before the evaluation."""
 
+    @property
+    def name(self) -> str:
+        """`init` for the model before any training."""
+        return self.folder.name
+
     def predictions(self, task: str) -> list[dict[str, Any]]:
-        path = self.folder / "evaluation" / f"{task}.jsonl"
-        return _read_lines(path)
+        return _lines(self.folder.evaluation.predictions(task))
 
 
 @dataclass(frozen=True)
 class RunData:
     """Everything the report shows that is not a picture."""
 
-    folder: Path
+    folder: RunFolder
     config: dict[str, Any]
     environment: dict[str, Any]
     stages: list[StageData]
@@ -52,7 +52,7 @@ class RunData:
 
     @property
     def name(self) -> str:
-        return str(self.config.get("name") or self.folder.name)
+        return str(self.config.get("name") or self.folder.path.name)
 
     @property
     def planned_stages(self) -> list[str]:
@@ -79,22 +79,20 @@ def read_run(folder: str | Path) -> RunData:
     Raises:
         UserError: there is no such folder, or nothing of a run in it.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"no run folder {folder}; give the folder that training wrote, such as runs/quickstart")
-    stages = sorted(_stages(folder), key=lambda stage: stage.index)
-    config = folder / "config.yaml"
-    if not stages and not config.is_file():
-        raise UserError(f"{folder} holds no run (no config.yaml and no stage folders such as 0-init)")
-    environment = folder / "environment.json"
+    run = RunFolder(folder)
+    if not run.path.is_dir():
+        raise UserError(f"no run folder {run.path}; give the folder that training wrote, such as runs/quickstart")
+    stages = [_stage(stage) for stage in run.stages()]
+    if not stages and not run.config.is_file():
+        raise UserError(f"{run.path} holds no run (no {run.config.name} and no stage folders such as 0-init)")
     return RunData(
-        folder=folder,
-        config=yaml.safe_load(config.read_text(encoding="utf-8")) or {} if config.is_file() else {},
-        environment=json.loads(environment.read_text(encoding="utf-8")) if environment.is_file() else {},
+        folder=run,
+        config=yaml.safe_load(run.config.read_text(encoding="utf-8")) or {} if run.config.is_file() else {},
+        environment=json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.is_file() else {},
         stages=stages,
-        steps=_read_steps(folder / "metrics.jsonl", {stage.name: stage.index for stage in stages}),
-        quarantine=_read_lines(folder / "quarantine.jsonl"),
-        attempts=_read_lines(folder / "attempts.jsonl"),
+        steps=_read_steps(run.metrics, {stage.name: stage.folder.number for stage in stages}),
+        quarantine=_lines(run.quarantine),
+        attempts=_lines(run.attempts),
     )
 
 
@@ -109,20 +107,14 @@ def quarantine_summary(quarantine: list[dict[str, Any]]) -> list[tuple[str, str,
     return [(source, error, count, example[source, error]) for (source, error), count in kinds.most_common()]
 
 
-def _stages(folder: Path) -> list[StageData]:
-    stages = []
-    for path in folder.iterdir():
-        match = _STAGE_FOLDER.fullmatch(path.name)
-        if match and path.is_dir():
-            results = read_results(path / "evaluation").get("tasks", {})
-            exported = (path / "export" / "config.json").is_file()
-            stages.append(StageData(int(match[1]), match[2], path, exported, results))
-    return stages
+def _stage(folder: StageFolder) -> StageData:
+    results = read_results(folder.evaluation).get("tasks", {})
+    return StageData(folder, (folder.export / "config.json").is_file(), results)
 
 
 def _read_steps(path: Path, stage_order: dict[str, int]) -> list[dict[str, Any]]:
     """A resumed run repeats the steps after its checkpoint: the last line of a step counts."""
-    steps = {(line["stage"], line["step"]): line for line in _read_lines(path)}
+    steps = {(line["stage"], line["step"]): line for line in _lines(path)}
     order = {name: number for number, name in enumerate(dict.fromkeys(stage for stage, _ in steps))}
     return sorted(
         steps.values(),
@@ -130,5 +122,6 @@ def _read_steps(path: Path, stage_order: dict[str, int]) -> list[dict[str, Any]]
     )
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a file; [] while it does not exist."""
     return read_json_lines(path) if path.is_file() else []

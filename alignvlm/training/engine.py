@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from alignvlm.config.deepspeed import deepspeed_config
-from alignvlm.config.schema import Recipe
+from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm.model.attention import choose_attention
 from alignvlm.training.distributed import World
@@ -44,7 +44,7 @@ class Trainer:
 
 
 def build_trainer(
-    recipe: Recipe, stage_name: str, export: Path, world: World, extra: dict[str, Any] | None = None
+    recipe: Recipe, stage: StageConfig, export: Path, world: World, extra: dict[str, Any] | None = None
 ) -> Trainer:
     """The engine of a stage, starting from the weights in `export` (under ZeRO-3 never whole on one rank's GPU).
 
@@ -52,7 +52,6 @@ def build_trainer(
     """
     import deepspeed
 
-    stage = recipe.stages[stage_name]
     config = deepspeed_config(recipe, stage, world.size) | (extra or {})
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     torch.manual_seed(recipe.seed)
@@ -66,8 +65,8 @@ def build_trainer(
     if recipe.train.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    set_trainable(model, stage, stage_name)
-    groups = parameter_groups(model, stage, stage_name)
+    set_trainable(model, stage)
+    groups = parameter_groups(model, stage)
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=optimizer_groups(model, groups), config=config, dist_init_required=False
     )

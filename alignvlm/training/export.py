@@ -10,6 +10,7 @@ import torch
 
 from alignvlm.errors import UserError
 from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
+from alignvlm.run_folder import INITIAL, run_of_checkpoint
 from alignvlm.training.checkpoints.store import MANIFEST, TAG
 from alignvlm.training.distributed import World
 
@@ -75,7 +76,7 @@ def export_checkpoint(checkpoint: Path, output: Path) -> None:
 
     if not (checkpoint / MANIFEST).exists():
         raise UserError(f"{checkpoint}: not a finished checkpoint ({MANIFEST} is missing)")
-    initial = checkpoint.absolute().parents[2] / "0-init" / "export"
+    initial = run_of_checkpoint(checkpoint).stage(0, INITIAL).export
     if not initial.is_dir():
         raise UserError(f"{checkpoint}: its run has no {initial}, which holds the config and the processor")
     weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)

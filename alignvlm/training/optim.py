@@ -1,4 +1,4 @@
-"""What learns and how fast: trainable globs, parameter groups per part, the learning rate as a function of the step."""
+"""What is trained and how fast: trainable globs, parameter groups, the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from alignvlm.config.schema import StageConfig
+from alignvlm.config.schema import PARTS, StageConfig
 from alignvlm.errors import UserError
-
-PARTS = ("vision", "connector", "language")
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Group:
     names: tuple[str, ...]
 
 
-def set_trainable(model: nn.Module, stage: StageConfig, stage_name: str) -> None:
+def set_trainable(model: nn.Module, stage: StageConfig) -> None:
     """Freeze everything but the parameters that the stage's globs name.
 
     Raises:
@@ -36,13 +34,13 @@ def set_trainable(model: nn.Module, stage: StageConfig, stage_name: str) -> None
     for glob in stage.trainable:
         if not any(fnmatchcase(name, glob) for name in names):
             raise UserError(
-                f"stages.{stage_name}.trainable: {glob!r} matches no parameter; parts are {', '.join(PARTS)}"
+                f"stages.{stage.name}.trainable: {glob!r} matches no parameter; parts are {', '.join(PARTS)}"
             )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(fnmatchcase(name, glob) for glob in stage.trainable))
 
 
-def parameter_groups(model: nn.Module, stage: StageConfig, stage_name: str) -> list[Group]:
+def parameter_groups(model: nn.Module, stage: StageConfig) -> list[Group]:
     """Trainable parameters by part, matrices apart from what takes no weight decay (vectors, norms, embeddings)."""
     no_decay = {
         f"{name}.weight" for name, module in model.named_modules() if isinstance(module, (nn.Embedding, nn.LayerNorm))
@@ -54,7 +52,7 @@ def parameter_groups(model: nn.Module, stage: StageConfig, stage_name: str) -> l
         if not mine:
             continue
         if lr is None:
-            raise UserError(f"stages.{stage_name}.lr has no entry for {part!r} (nor 'default'), which is trainable")
+            raise UserError(f"stages.{stage.name}.lr has no entry for {part!r} (nor 'default'), which is trainable")
         decayed = [n for n, p in mine if _dimensions(p) >= 2 and n not in no_decay]
         rest = [n for n, _ in mine if n not in set(decayed)]
         for names, decay in ((decayed, stage.weight_decay), (rest, 0.0)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alignvlm import stage_data
 from alignvlm.model import AlignVLMProcessor
-from alignvlm.model.build import build_model, load_processor
+from alignvlm.model.build import build_model
 from alignvlm.progress import data_progress
 from alignvlm.run_folder import Run
 from alignvlm.training.export import save_export
@@ -17,14 +17,15 @@ def prepare(run: Run) -> None:
         UserError: the run folder belongs to another recipe, shards are missing, a setting cannot work.
     """
     run.open()
-    stage_data.ensure_shards(run.recipe, progress=data_progress)
-    processor = load_processor(run.recipe)
-    stage_data.ensure_measures(run.recipe, processor, data_progress)
-    if not run.has_export(0):
-        model = build_model(run.recipe, processor)
-        save_export(model, model.state_dict(), processor, run.export(0))
+    recipe = run.recipe
+    stage_data.ensure_shards(stage_data.used_sources(recipe), data_progress)
+    processor = stage_data.ensure_processor(recipe)
+    stage_data.ensure_lengths(recipe, recipe.stages.values(), processor, data_progress)
+    if not run.initial.has_export:
+        model = build_model(recipe, processor)
+        save_export(model, model.state_dict(), processor, run.initial.export)
 
 
 def run_processor(run: Run) -> AlignVLMProcessor:
     """The processor that the run was prepared with."""
-    return AlignVLMProcessor.from_pretrained(run.export(0))
+    return AlignVLMProcessor.from_pretrained(run.initial.export)

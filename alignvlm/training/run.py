@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from alignvlm.config.schema import Recipe
 from alignvlm.evaluation.evaluate import evaluate
 from alignvlm.report.report import build_report
-from alignvlm.run_folder import Run
+from alignvlm.run_folder import Run, StageFolder
 from alignvlm.training import distributed
 from alignvlm.training.callbacks import Callback
 from alignvlm.training.callbacks.bad_numbers import BadNumbers
@@ -45,17 +45,17 @@ def train(recipe: Recipe) -> int:
 
 def _train(run: Run, world: World, tracker: Tracker | None, signals: Signals) -> int:
     processor = run_processor(run)
-    evaluate_stage(run, 0, world)
-    for index, name in enumerate(run.stages, 1):
-        if not run.has_export(index):
-            reason = train_stage(run, index, world, processor, callbacks(tracker), signals)
+    evaluate_stage(run, run.initial, world)
+    for stage in run.recipe.stages.values():
+        if not run.stage_folder(stage).has_export:
+            reason = train_stage(run, stage, world, processor, callbacks(tracker), signals)
             if reason is not None:
                 if world.is_main:
-                    print(f"stopped in stage {name}: {reason}; the same command goes on from here", flush=True)
+                    print(f"stopped in stage {stage.name}: {reason}; the same command resumes here", flush=True)
                 return REQUEUE
-        evaluate_stage(run, index, world)
+        evaluate_stage(run, run.stage_folder(stage), world)
     if world.is_main:
-        build_report(run.folder)
+        build_report(run.folder.path)
     return 0
 
 
@@ -67,10 +67,10 @@ def callbacks(tracker: Tracker | None) -> Sequence[Callback]:
     return [*shown, Checkpoints()]
 
 
-def evaluate_stage(run: Run, index: int, world: World) -> None:
+def evaluate_stage(run: Run, folder: StageFolder, world: World) -> None:
     """Held-out evaluation of a stage's export, once; all ranks share the items."""
     if run.recipe.evaluation.tasks:
         evaluate(
-            run.export(index), run.recipe, run.stage_folder(index) / "evaluation",
+            folder.export, run.recipe, folder.evaluation.path,
             rank=world.rank, world_size=world.size, barrier=world.wait, device=str(world.device), progress=True,
         )  # fmt: skip

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from alignvlm import stage_data
+from alignvlm.config.schema import StageConfig
 from alignvlm.errors import UserError
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.run_folder import Run
@@ -28,44 +29,56 @@ from data_pipeline.order.plan import Plan
 
 
 def train_stage(
-    run: Run, index: int, world: World, processor: AlignVLMProcessor, callbacks: Sequence[Callback], signals: Signals
+    run: Run,
+    stage: StageConfig,
+    world: World,
+    processor: AlignVLMProcessor,
+    callbacks: Sequence[Callback],
+    signals: Signals,
 ) -> str | None:
-    """Train stage `index` (1-based) from the export of the stage before, or from its newest valid checkpoint.
+    """Train a stage from the export of the stage before, or from its newest valid checkpoint.
 
     Returns:
         None when the stage is finished and exported, else the reason for stopping early (a checkpoint is written).
     """
-    recipe, name = run.recipe, run.stages[index - 1]
-    plan = stage_data.stage_plan(recipe, name, processor)
-    store = CheckpointStore(
-        run.stage_folder(index) / "checkpoints", world, recipe.checkpoint.keep_last, recipe.checkpoint.keep_every
-    )
+    recipe, folder = run.recipe, run.stage_folder(stage)
+    plan = stage_data.stage_plan(recipe, stage, processor)
+    store = CheckpointStore(folder.checkpoints, world, recipe.checkpoint.keep_last, recipe.checkpoint.keep_every)
     found = store.newest(lambda text: print(text, flush=True))
-    trainer = resume_trainer(run, index, world, plan, store, found)
-    step = found.step if found else 0
+    trainer = resume_trainer(run, stage, world, plan, store, found)
     state = StageState(
-        recipe, run, index, name, recipe.stages[name], world, trainer, plan, store, plan.num_steps, signals, step
+        recipe=recipe,
+        run=run,
+        stage=stage,
+        folder=folder,
+        world=world,
+        trainer=trainer,
+        plan=plan,
+        store=store,
+        num_steps=plan.num_steps,
+        signals=signals,
+        step=found.step if found else 0,
     )
     try:
         _run_steps(state, processor, callbacks)
         if state.stop_reason is None:
-            export_stage(trainer.model, processor, run.export(index), world)
+            export_stage(trainer.model, processor, folder.export, world)
     finally:
         trainer.close()
     return state.stop_reason
 
 
 def resume_trainer(
-    run: Run, index: int, world: World, plan: Plan, store: CheckpointStore, found: Found | None
+    run: Run, stage: StageConfig, world: World, plan: Plan, store: CheckpointStore, found: Found | None
 ) -> Trainer:
     """The stage's engine as it was at the checkpoint, also when that was saved by another number of ranks.
 
     Raises:
         UserError: when the data is not what the checkpoint was trained on.
     """
-    name, start = run.stages[index - 1], run.export(index - 1)
+    start = run.start_of(stage)
     if found is None:
-        return build_trainer(run.recipe, name, start, world)
+        return build_trainer(run.recipe, stage, start, world)
     position = plan.position(found.step).to_json()
     if found.state["position"] != position:
         raise UserError(
@@ -73,19 +86,19 @@ def resume_trainer(
             f"{found.state['position']}, step {found.step} is now {position}. Restore the shards, or start a new run"
         )
     if found.state["world_size"] == world.size:
-        trainer = build_trainer(run.recipe, name, start, world)
+        trainer = build_trainer(run.recipe, stage, start, world)
         store.load(trainer.engine, found)
         return trainer
     if world.is_main:
         print(f"{found.folder}: converting from {found.state['world_size']} to {world.size} ranks", flush=True)
     universal = elastic.convert(found, world)
-    trainer = build_trainer(run.recipe, name, start, world, elastic.UNIVERSAL)
+    trainer = build_trainer(run.recipe, stage, start, world, elastic.UNIVERSAL)
     elastic.load(trainer.engine, universal, trainer.groups)
     return trainer
 
 
 def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Sequence[Callback]) -> None:
-    ledger = Ledger(state.run.quarantine_file, state.recipe.data.max_bad_fraction)
+    ledger = Ledger(state.run.folder.quarantine, state.recipe.data.max_bad_fraction)
     throughput = Throughput(state.recipe, state.stage, state.trainer.config, state.world)
     capacity = state.stage.global_batch_packs * state.stage.sequence_length
     for callback in callbacks:
@@ -95,7 +108,7 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
             return
         gc.freeze()  # what lives now stays: no later collection walks through it, and loader processes share its pages
         loader = stage_data.stage_loader(
-            state.recipe, state.name, state.plan, processor,
+            state.recipe, state.stage, state.plan, processor,
             rank=state.world.rank, world_size=state.world.size, start_step=state.step, ledger=ledger,
             pin_memory=state.world.device.type == "cuda",
         )  # fmt: skip
@@ -123,7 +136,7 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
                 state.stop_reason = f"signal {state.signals.received or 'at another rank'}"
             state.is_written = written == state.world.size
             state.step += 1
-            record = {"stage": state.name, "step": state.step, "time": time.time(), **result}
+            record = {"stage": state.stage.name, "step": state.step, "time": time.time(), **result}
             record |= throughput.measure(record, data_wait) | {"fill": record["tokens"] / capacity}
             record["checkpoint_stall"], state.checkpoint_stall = state.checkpoint_stall, 0.0
             for callback in callbacks:

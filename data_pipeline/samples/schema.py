@@ -62,8 +62,10 @@ class Encoded:
 class Encoder(Protocol):
     """Turns samples into tokens and tiles. Must be picklable."""
 
-    fingerprint: str
-    """Of everything that changes token or tile counts."""
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that changes token or tile counts."""
+        ...
 
     @property
     def tile_size(self) -> int:

@@ -33,8 +33,8 @@ def test_list_names_recipes_and_strategies(capsys: pytest.CaptureFixture[str]) -
     assert "zero3_offload" in out
 
 
-def test_check_says_right_or_raises(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_says_ok_or_raises(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check", "quickstart") == 0
-    assert "right" in capsys.readouterr().out
+    assert "OK" in capsys.readouterr().out
     with pytest.raises(UserError, match="zero9"):
         run("check", "quickstart", "train.deepspeed=zero9")

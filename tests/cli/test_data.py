@@ -16,10 +16,12 @@ from PIL import Image
 
 from alignvlm import stage_data
 from alignvlm.cli.data import add_parser
+from alignvlm.config import with_names
 from alignvlm.config.schema import DataConfig, EvaluationConfig, Recipe, SourceConfig, StageConfig, TaskConfig
 from alignvlm.errors import UserError
 from data_pipeline.errors import DataError
 from data_pipeline.loading.ledger import Ledger
+from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.writer import write_shards
 
 
@@ -69,25 +71,25 @@ def recipe(tmp_path: Path, records: Any) -> Recipe:
     for name, count in (("one", 120), ("two", 40)):
         write_shards(records(count, name), tmp_path / "root" / name, samples_per_shard=20, num_processes=1)
     stage = StageConfig(mixture={"one": 3, "two": 1}, sequence_length=200, global_batch_packs=4)
-    return Recipe(
-        name="tiny",
-        data=DataConfig(
-            root=str(tmp_path / "root"),
-            sources={name: SourceConfig(path=name) for name in ("one", "two", "never")},
-            num_workers=0,
-        ),
-        stages={"first": stage, "second": stage},
-        evaluation=EvaluationConfig(tasks={"task": TaskConfig(source="two")}),
+    return with_names(
+        Recipe(
+            name="tiny",
+            data=DataConfig(
+                root=str(tmp_path / "root"),
+                sources={name: SourceConfig() for name in ("one", "two", "never")},
+                num_workers=0,
+            ),
+            stages={"first": stage, "second": stage},
+            evaluation=EvaluationConfig(tasks={"task": TaskConfig(source="two")}),
+        )
     )
 
 
 @pytest.fixture
 def commands(recipe: Recipe, encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`load_recipe` and `load_processor` give the tiny ones."""
+    """`load_recipe` and `ensure_processor` give the tiny ones."""
     monkeypatch.setattr("alignvlm.config.load_recipe", lambda name, overrides=(): recipe)
-    build = SimpleNamespace(load_processor=lambda recipe: Processor(encoder))
-    monkeypatch.setitem(sys.modules, "alignvlm.model", SimpleNamespace(build=build))
-    monkeypatch.setitem(sys.modules, "alignvlm.model.build", build)
+    monkeypatch.setattr("alignvlm.stage_data.ensure_processor", lambda recipe: Processor(encoder))
 
 
 def test_own_data_becomes_shards(own_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,9 +98,7 @@ def test_own_data_becomes_shards(own_data: Path, tmp_path: Path, capsys: pytest.
         run("write", "--from-jsonl", str(own_data / "rows.jsonl"), "--images", str(own_data / "images"), str(out)) == 0
     )
     assert "3 samples" in capsys.readouterr().out
-    reader = stage_data.open_reader(
-        Recipe(data=DataConfig(root=str(tmp_path), sources={"shards": SourceConfig()})), "shards"
-    )
+    reader = SourceReader(out)
     samples = [reader[i] for i in range(3)]
     assert [len(sample.images) for sample in samples] == [2, 1, 0]
     assert samples[0].meta["answers"] == ["both"]
@@ -175,20 +175,19 @@ def test_plan_diff_and_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_the_glue_gives_every_stage_its_batches(recipe: Recipe, encoder: Any, tmp_path: Path) -> None:
     processor = Processor(encoder)
     with pytest.raises(DataError, match="not measured"):
-        stage_data.stage_plan(recipe, "first", processor)
-    assert stage_data.used_sources(recipe) == ["one", "two"]
+        stage_data.stage_plan(recipe, recipe.stages["first"], processor)
+    assert [source.name for source in stage_data.used_sources(recipe)] == ["one", "two"]
     for _ in range(2):
-        stage_data.ensure_shards(recipe)
-        stage_data.ensure_measures(recipe, processor)
-    plan = stage_data.stage_plan(recipe, "second", processor)
-    loader = stage_data.stage_loader(
-        recipe, "second", plan, processor, start_step=2, ledger=Ledger(tmp_path / "q.jsonl")
-    )
+        stage_data.ensure_shards(stage_data.used_sources(recipe))
+        stage_data.ensure_lengths(recipe, recipe.stages.values(), processor)
+    second = stage_data.find_stage(recipe, "second")
+    plan = stage_data.stage_plan(recipe, second, processor)
+    loader = stage_data.stage_loader(recipe, second, plan, processor, start_step=2, ledger=Ledger(tmp_path / "q.jsonl"))
     steps = list(loader)
     assert len(steps) == plan.num_steps - 2
     assert len(steps[0]) == 4
-    with pytest.raises(UserError, match=r"'nobody' is not in data\.sources"):
-        stage_data.open_reader(recipe, "nobody")
+    with pytest.raises(UserError, match=r"no stage 'secnd': did you mean 'second'\?"):
+        stage_data.find_stage(recipe, "secnd")
 
 
 def test_unmeasurable_samples_reach_the_ledger(recipe: Recipe, encoder: Any, tmp_path: Path) -> None:
@@ -203,13 +202,13 @@ def test_unmeasurable_samples_reach_the_ledger(recipe: Recipe, encoder: Any, tmp
             info.size = len(row)
             tar.addfile(info, io.BytesIO(row))
     stage = StageConfig(mixture={"never": 1}, sequence_length=200, global_batch_packs=1)
-    bad = Recipe(name="bad", data=recipe.data, stages={"only": stage})
-    processor = Processor(encoder)
-    stage_data.ensure_shards(bad)
-    stage_data.ensure_measures(bad, processor)
-    plan = stage_data.stage_plan(bad, "only", processor)
+    bad = with_names(Recipe(name="bad", data=recipe.data, stages={"only": stage}))
+    only, processor = bad.stages["only"], Processor(encoder)
+    stage_data.ensure_shards(stage_data.used_sources(bad))
+    stage_data.ensure_lengths(bad, [only], processor)
+    plan = stage_data.stage_plan(bad, only, processor)
     assert plan.samples_per_epoch == 19
-    stage_data.stage_loader(bad, "only", plan, processor, ledger=Ledger(tmp_path / "q.jsonl"))
+    stage_data.stage_loader(bad, only, plan, processor, ledger=Ledger(tmp_path / "q.jsonl"))
     assert json.loads((tmp_path / "q.jsonl").read_text())["key"] == "k0"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignvlm.config import diff_recipes, find_recipe, list_recipes, load_recipe, recipe_to_dict, recipe_to_yaml
+from alignvlm.connectors import AlignOptions, PerceiverOptions
 from alignvlm.errors import UserError
 
 BASE = """\
@@ -218,11 +219,46 @@ def test_diff_names_what_changed(base: Path) -> None:
 
 
 def test_ignored_settings_are_told(base: Path, caplog: pytest.LogCaptureFixture) -> None:
-    load_recipe(str(base), ["model.connector.num_latents=8", "stages.connector.lr.vision=1e-3"])
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 2
-    assert "model.connector.num_latents is ignored: only the kind perceiver reads it" in messages[0]
-    assert "stages.connector.lr.vision is ignored: no parameter of vision is trainable" in messages[1]
+    load_recipe(str(base), ["stages.connector.lr.vision=1e-3"])
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "stages.connector.lr.vision is ignored: no parameter of vision is trainable" in message
+
+
+def test_an_option_of_another_connector_is_an_error_with_its_line(base: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, "extends: base.yaml\nmodel:\n  connector:\n    kind: mlp\n    num_latents: 8\n")
+    assert error_of(path) == (
+        f"{path}:5: unknown key 'model.connector.num_latents': it is an option of perceiver, not of mlp"
+    )
+    message = error_of(base, "model.connector.kind=percever")
+    assert "model.connector.kind is 'percever': did you mean 'perceiver'?" in message
+    assert "model.connector.num_heads is 0, but must be a whole number, at least 1" in error_of(
+        base, "model.connector.kind=perceiver", "model.connector.num_heads=0"
+    )
+
+
+def test_another_kind_of_connector_leaves_the_former_options_behind(base: Path) -> None:
+    gained = ["model.connector.gain=2"]
+    assert load_recipe(str(base), gained).model.connector == AlignOptions(gain=2.0)
+    overridden = load_recipe(str(base), [*gained, "model.connector.kind=perceiver", "model.connector.num_latents=3"])
+    assert overridden.model.connector == PerceiverOptions(num_latents=3)
+
+
+def test_names_and_defaults_are_resolved(base: Path) -> None:
+    overrides = ["evaluation={tasks: {heldout: {}}}", "data={sources: {heldout: {}, pages: {path: s3://bucket/pages}}}"]
+    overrides += ["stages.connector.mixture.forms=null", "train.deepspeed=zero2", "data.root=/root", "name=mine"]
+    recipe = load_recipe(str(base), overrides)
+    assert [(stage.name, stage.number, stage.deepspeed) for stage in recipe.stages.values()] == [
+        ("connector", 1, "zero2")
+    ]
+    assert {name: (source.name, source.folder) for name, source in recipe.data.sources.items()} == {
+        "pages": ("pages", "s3://bucket/pages"),
+        "forms": ("forms", "/root/forms"),
+        "heldout": ("heldout", "/root/heldout"),
+    }
+    task = recipe.evaluation.tasks["heldout"]
+    assert (task.name, task.source) == ("heldout", "heldout")
+    assert recipe.tracking.experiment == "mine"
+    assert "unknown key 'stages.connector.name'" in error_of(base, "stages.connector.name=x")
 
 
 def test_evaluation_needs_held_out_sources(base: Path) -> None:

@@ -11,8 +11,8 @@ from alignvlm.config import schema
 def test_every_section_and_field_has_a_docstring() -> None:
     missing = []
     tree = ast.parse(inspect.getsource(schema))
-    sections = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name != "Bounds"]
-    assert len(sections) >= 14
+    sections = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert len(sections) >= 13
     for section in sections:
         if not ast.get_docstring(section):
             missing.append(section.name)

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
-from alignvlm.connectors.align import AlignConnector
+from alignvlm.connectors import AlignConnector, AlignOptions, Sizes
+
+SIZES = Sizes(6, 8, 50)
 
 
 def make(seed: int = 0, **options: object) -> tuple[AlignConnector, torch.Tensor, torch.Tensor]:
     """A connector 6 -> 8 over 50 tokens with uneven weights, features [2, 5, 6], embedding [50, 8]; all float64."""
     torch.manual_seed(seed)
-    connector = AlignConnector(6, 8, 50, **options).double()
+    connector = AlignConnector(AlignOptions(**options), SIZES).double()  # type: ignore[arg-type]
     connector.copy_lm_head(torch.randn(50, 8, dtype=torch.float64) + 0.5)
     with torch.no_grad():
         for parameter in (connector.gamma, connector.beta):
@@ -47,7 +49,7 @@ def test_formula(norm_vocab: bool, norm_hidden: bool, temperature: float) -> Non
 
 
 def test_gain_is_the_initial_gamma() -> None:
-    connector = AlignConnector(6, 8, 50, gain=5.0)
+    connector = AlignConnector(AlignOptions(gain=5.0), SIZES)
     assert torch.equal(connector.gamma.detach(), torch.full((50,), 5.0))
     assert connector.beta.count_nonzero() == 0
 
@@ -77,16 +79,16 @@ def test_all_tokens_active_changes_nothing() -> None:
 def test_active_vocabulary_is_saved() -> None:
     connector, features, embedding = make()
     connector.keep_tokens(torch.tensor([4, 2, 9, 30]))
-    other = AlignConnector(6, 8, 50, num_active=4).double()
+    other = AlignConnector(AlignOptions(num_active=4), SIZES).double()
     other.load_state_dict(connector.state_dict())
     torch.testing.assert_close(other(features, embedding), connector(features, embedding))
 
 
 def test_active_vocabulary_takes_over_an_lm_head() -> None:
     head = torch.randn(50, 8, dtype=torch.float64)
-    part = AlignConnector(6, 8, 50, num_active=7).double()
+    part = AlignConnector(AlignOptions(num_active=7), SIZES).double()
     part.active_ids.copy_(torch.tensor([7, 6, 5, 40, 41, 42, 0]))
-    whole = AlignConnector(6, 8, 50).double()
+    whole = AlignConnector(AlignOptions(), SIZES).double()
     whole.load_state_dict({k: v for k, v in part.state_dict().items() if k.startswith(("w1", "ln_"))}, strict=False)
     whole.copy_lm_head(head)
     part.copy_lm_head(head)
@@ -127,10 +129,8 @@ def test_errors() -> None:
         connector(features, embedding[:-1])
     with pytest.raises(ValueError, match="LM head"):
         connector.copy_lm_head(embedding[:-1])
-    with pytest.raises(ValueError, match="temperature"):
-        AlignConnector(6, 8, 50, temperature=0)
     with pytest.raises(ValueError, match="num_active"):
-        AlignConnector(6, 8, 50, num_active=51)
+        AlignConnector(AlignOptions(num_active=51), SIZES)
     for ids in ([1, 1], [50], [-1], []):
         with pytest.raises(ValueError, match="ids"):
             connector.keep_tokens(torch.tensor(ids, dtype=torch.int64))

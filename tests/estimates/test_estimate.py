@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alignvlm.cli import estimate as command
-from alignvlm.config import list_recipes, load_recipe
+from alignvlm.config import list_recipes, load_recipe, with_names
 from alignvlm.config.schema import DataConfig, SourceConfig, StageConfig
 from alignvlm.errors import UserError
 from alignvlm.estimates import plan_run
@@ -121,8 +121,7 @@ def test_arguments_out_of_range_are_refused() -> None:
 
 @pytest.mark.slow
 def test_shards_in_place_give_the_exact_plan(tmp_path: Path) -> None:
-    from alignvlm.model.build import load_processor
-    from alignvlm.stage_data import ensure_measures, ensure_shards, stage_plan
+    from alignvlm.stage_data import ensure_lengths, ensure_processor, ensure_shards, stage_plan, stage_sources
 
     small = [
         f"data.sources.{name}.generator_args.num_samples=24" for name in ("fields_read", "tables_read", "charts_read")
@@ -131,11 +130,11 @@ def test_shards_in_place_give_the_exact_plan(tmp_path: Path) -> None:
     name = next(iter(recipe.stages))
     recipe = replace(recipe, stages={name: recipe.stages[name]})
     assert not plan_run(recipe, 2).stages[0].volume.exact
-    ensure_shards(recipe, recipe.stages[name].mixture)
-    processor = load_processor(recipe)
+    ensure_shards(stage_sources(recipe, recipe.stages[name]))
+    processor = ensure_processor(recipe)
     assert not plan_run(recipe, 2).stages[0].volume.exact  # shards that are not measured yet
-    ensure_measures(recipe, processor)
-    plan = stage_plan(recipe, name, processor)
+    ensure_lengths(recipe, recipe.stages.values(), processor)
+    plan = stage_plan(recipe, recipe.stages[name], processor)
     volume = plan_run(recipe, 2).stages[0].volume
     assert volume.exact
     assert volume.assumed == ()
@@ -154,5 +153,6 @@ def test_shards_that_are_not_measured_yet_are_at_least_counted(tmp_path: Path) -
         data=DataConfig(root=str(tmp_path), sources={"mine": SourceConfig(tokens_per_sample=10, tiles_per_sample=0)}),
         stages={"only": stage},
     )
+    recipe = with_names(recipe)
     volume = plan_run(recipe, 1).stages[0].volume
     assert (volume.exact, volume.samples, volume.assumed) == (False, 30, ())

@@ -81,7 +81,7 @@ def memory(world_size: int, *overrides: str) -> tuple[Memory, int]:
     recipe = load_recipe("quickstart", ["train.precision=bf16", *overrides])
     stage = next(iter(recipe.stages.values()))
     network = build_network(recipe)
-    return estimate_memory(recipe, stage, network, read_strategy(recipe, stage), world_size), network.total()
+    return estimate_memory(recipe, stage, network, read_strategy(stage), world_size), network.total()
 
 
 @pytest.mark.parametrize(

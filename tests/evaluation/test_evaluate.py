@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from alignvlm.config import with_names
 from alignvlm.config.schema import DataConfig, EvaluationConfig, Recipe, SourceConfig, TaskConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.evaluate import evaluate, spread
@@ -43,10 +44,12 @@ class Fake:
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     write_shards((_record(i) for i in range(NUM_SAMPLES)), tmp_path / "data" / "fields", samples_per_shard=10)
-    return Recipe(
-        name="demo",
-        data=DataConfig(root=str(tmp_path / "data"), sources={"fields_test": SourceConfig(path="fields")}),
-        evaluation=EvaluationConfig(tasks={"fields": TaskConfig(source="fields_test")}, batch_size=4, gallery=5),
+    return with_names(
+        Recipe(
+            name="demo",
+            data=DataConfig(root=str(tmp_path / "data"), sources={"fields_test": SourceConfig(path="fields")}),
+            evaluation=EvaluationConfig(tasks={"fields": TaskConfig(source="fields_test")}, batch_size=4, gallery=5),
+        )
     )
 
 
@@ -131,7 +134,7 @@ def test_limits_and_batches(recipe: Recipe, model: Path, tmp_path: Path) -> None
     entry = evaluate(model, recipe, tmp_path / "out", answerer=fake, limit=3)["tasks"]["fields"]
     assert entry["items"] == 5
     assert fake.batches == [4, 1]
-    task = TaskConfig(source="fields_test", limit=1)
+    task = TaskConfig(name="fields", source="fields_test", limit=1)
     short = replace(recipe, evaluation=replace(recipe.evaluation, tasks={"fields": task}))
     assert evaluate(model, short, tmp_path / "out", answerer=fake)["tasks"]["fields"]["items"] == 1
 
@@ -163,10 +166,6 @@ def test_each_turn_is_asked_with_the_true_history(recipe: Recipe, tmp_path: Path
 def test_mistakes_are_named(recipe: Recipe, model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'feilds'; did you mean 'fields'"):
         evaluate(model, recipe, tmp_path / "out", tasks=["feilds"], answerer=Fake())
-    task = TaskConfig(source="tables_test")
-    wrong = replace(recipe, evaluation=replace(recipe.evaluation, tasks={"tables": task}))
-    with pytest.raises(UserError, match=r"evaluation.tasks.tables.source .* 'tables_test'"):
-        evaluate(model, wrong, tmp_path / "out", answerer=Fake())
     with pytest.raises(UserError, match="no exported model"):
         evaluate(tmp_path, recipe, tmp_path / "out")
     with pytest.raises(ValueError, match="barrier"):

@@ -17,8 +17,8 @@ def test_every_trainable_parameter_is_in_exactly_one_group() -> None:
     stage = StageConfig(
         trainable=["connector.*", "language.*"], lr={"connector": 2e-3, "default": 1e-3}, weight_decay=0.1
     )
-    set_trainable(model, stage, "s")
-    groups = parameter_groups(model, stage, "s")
+    set_trainable(model, stage)
+    groups = parameter_groups(model, stage)
     names = [name for group in groups for name in group.names]
     assert sorted(names) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
     assert not any(name.startswith("vision.") for name in names)
@@ -34,9 +34,9 @@ def test_every_trainable_parameter_is_in_exactly_one_group() -> None:
 def test_mistakes_name_the_key() -> None:
     model, _ = tiny_model()
     with pytest.raises(UserError, match=r"stages\.s\.trainable: 'conector\.\*' matches no parameter"):
-        set_trainable(model, StageConfig(trainable=["conector.*"]), "s")
+        set_trainable(model, StageConfig(name="s", trainable=["conector.*"]))
     with pytest.raises(UserError, match=r"stages\.s\.lr has no entry for 'vision'"):
-        parameter_groups(model, StageConfig(lr={"language": 1.0}), "s")
+        parameter_groups(model, StageConfig(name="s", lr={"language": 1.0}))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])

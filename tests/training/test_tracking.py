@@ -34,7 +34,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def log_steps(run: Run, first: int, last: int, stage: str = "connector") -> None:
-    with run.metrics_file.open("a") as file:
+    with run.folder.metrics.open("a") as file:
         for step in range(first, last + 1):
             record = {
                 "stage": stage,
@@ -70,8 +70,8 @@ def test_points_arrive_once_whatever_dies_in_between(run_folder: Run, monkeypatc
 def test_steps_taken_again_after_a_resume_are_not_sent_again(run_folder: Run) -> None:
     log_steps(run_folder, 1, 30)
     Mirror(run_folder).sync()
-    lines = run_folder.metrics_file.read_text().splitlines(keepends=True)
-    run_folder.metrics_file.write_text("".join(lines[:20]))
+    lines = run_folder.folder.metrics.read_text().splitlines(keepends=True)
+    run_folder.folder.metrics.write_text("".join(lines[:20]))
     log_steps(run_folder, 21, 40)
     mirror = Mirror(run_folder)
     mirror.sync()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -36,9 +35,9 @@ class BadNumbers(Callback):
         self._in_a_row = self._in_a_row + 1 if bad else 0
         if self._in_a_row >= limits.max_bad_steps:
             raise UserError(
-                f"stage {state.name}: {self._in_a_row} steps in a row up to step {state.step} had a loss or gradient "
-                "that is not finite; none of them changed a weight, and the last checkpoint is good. Lower the "
-                "learning rate or raise resilience.max_bad_steps"
+                f"stage {state.stage.name}: {self._in_a_row} steps in a row up to step {state.step} had a loss or "
+                "gradient that is not finite; none of them changed a weight, and the last checkpoint is good. Lower "
+                "the learning rate or raise resilience.max_bad_steps"
             )
         if bad:
             return
@@ -58,15 +57,10 @@ class BadNumbers(Callback):
         state.discard = True
         if state.world.is_main:
             skips = read_skips(state) | set(range(newest, state.step))
-            write_atomic(skips_file(state), json.dumps(sorted(skips)) + "\n")
-
-
-def skips_file(state: StageState) -> Path:
-    """0-based steps of the stage's plan that are not trained on, as a JSON list."""
-    return state.run.stage_folder(state.index) / "skipped_steps.json"
+            write_atomic(state.folder.skipped_steps, json.dumps(sorted(skips)) + "\n")
 
 
 def read_skips(state: StageState) -> set[int]:
-    """Those steps; empty when there never was a spike."""
-    path = skips_file(state)
+    """0-based steps of the stage's plan that are not trained on; empty when there never was a spike."""
+    path = state.folder.skipped_steps
     return set(json.loads(path.read_text())) if path.exists() else set()

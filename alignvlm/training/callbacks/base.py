@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignvlm.config.schema import Recipe, StageConfig
-from alignvlm.run_folder import Run
+from alignvlm.run_folder import Run, StageFolder
 from alignvlm.training.checkpoints.store import CheckpointStore
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
@@ -22,9 +22,8 @@ class StageState:
 
     recipe: Recipe
     run: Run
-    index: int
-    name: str
     stage: StageConfig
+    folder: StageFolder
     world: World
     trainer: Trainer
     plan: Plan

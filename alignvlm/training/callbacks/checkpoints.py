@@ -41,7 +41,7 @@ class Checkpoints(Callback):
 def describe(state: StageState) -> dict[str, Any]:
     """What `state.json` of a checkpoint says, beside its format."""
     return {
-        "stage": state.name,
+        "stage": state.stage.name,
         "step": state.step,
         "world_size": state.world.size,
         "num_steps": state.num_steps,

@@ -23,16 +23,16 @@ class MetricsLog(Callback):
 
     def on_start(self, state: StageState) -> None:
         if state.world.is_main:
-            keep_until(state.run.metrics_file, state.name, state.step)
+            keep_until(state.run.folder.metrics, state.stage.name, state.step)
             attempt = {
-                "stage": state.name,
+                "stage": state.stage.name,
                 "resumed_at": state.step,
                 "world_size": state.world.size,
                 "time": time.time(),
             }
-            with state.run.attempts_file.open("a") as file:
+            with state.run.folder.attempts.open("a") as file:
                 file.write(json.dumps(attempt | {"host": socket.gethostname()}) + "\n")
-            self._file = state.run.metrics_file.open("a")
+            self._file = state.run.folder.metrics.open("a")
 
     def on_step(self, state: StageState, record: dict[str, Any]) -> None:
         if self._file is not None:

@@ -15,7 +15,7 @@ class ProgressBar(Callback):
         self._bar: Progress | None = None
 
     def on_start(self, state: StageState) -> None:
-        title = f"stage {state.index}/{len(state.recipe.stages)} {state.name}"
+        title = f"stage {state.stage.number}/{len(state.recipe.stages)} {state.stage.name}"
         self._bar = Progress(title, state.num_steps, start=state.step, enabled=state.world.is_main)
         self._bar.__enter__()
 

@@ -54,7 +54,7 @@ class Watchdog(Callback):
 
     def _begin(self, state: StageState, keys: list[str], phase: str = "in a step") -> None:
         self._beat = {
-            "rank": state.world.rank, "stage": state.name, "step": state.step, "phase": phase,
+            "rank": state.world.rank, "stage": state.stage.name, "step": state.step, "phase": phase,
             "since": time.monotonic(), "keys": keys[:MAX_KEYS],
         }  # fmt: skip
 
@@ -65,7 +65,7 @@ class Watchdog(Callback):
         return max(60 * limits.watchdog_minutes, limits.watchdog_factor * usual)
 
     def _watch(self, state: StageState) -> None:
-        folder = state.run.folder / "heartbeats"
+        folder = state.run.folder.path / "heartbeats"
         folder.mkdir(parents=True, exist_ok=True)
         mine = folder / f"rank-{state.world.rank:05d}.json"
         interval = min(BEAT_SECONDS, 60 * state.recipe.resilience.watchdog_minutes / 4)
@@ -78,8 +78,8 @@ class Watchdog(Callback):
     def _give_up(self, state: StageState, folder: Path, seconds: float) -> None:
         time.sleep(min(BEAT_SECONDS, self.limit(state) / 2))  # the others write their last heartbeat meanwhile
         print(
-            f"rank {state.world.rank}: step {self._beat['step'] + 1} of stage {state.name} has taken {seconds:.0f} s, "
-            f"the limit is {self.limit(state):.0f} s\n{describe_lag(folder, state.world.size)}",
+            f"rank {state.world.rank}: step {self._beat['step'] + 1} of stage {state.stage.name} has taken "
+            f"{seconds:.0f} s, the limit is {self.limit(state):.0f} s\n{describe_lag(folder, state.world.size)}",
             file=sys.stderr,
         )
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from alignvlm.run_folder import checkpoint_folder, checkpoint_folders, checkpoint_step
 from alignvlm.training.checkpoints.background import BackgroundCheckpointEngine
 from alignvlm.training.distributed import World
 from data_pipeline.files import write_atomic
@@ -68,7 +69,7 @@ class CheckpointStore:
             Why it cannot be saved (the disk is full), equal on all ranks; nothing was written then.
         """
         assert self._pending is None, "a save is still being written"
-        final = self.folder / f"step-{state['step']:08d}"
+        final = checkpoint_folder(self.folder, state["step"])
         partial = final.with_name(final.name + ".partial")
         problem = None
         if self.world.is_main:
@@ -115,7 +116,7 @@ class CheckpointStore:
     @property
     def newest_step(self) -> int:
         """Step of the newest finished checkpoint, 0 when there is none."""
-        return max((int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*[0-9]")), default=0)
+        return max(map(checkpoint_step, checkpoint_folders(self.folder)), default=0)
 
     def close(self) -> None:
         """Wait for what this rank is still writing."""
@@ -130,7 +131,7 @@ class CheckpointStore:
             partial.mkdir(parents=True)
         except OSError as error:
             return str(error)
-        last = max((p for p in self.folder.glob("step-*[0-9]")), default=None)
+        last = max(checkpoint_folders(self.folder), default=None)
         needed = sum(f.stat().st_size for f in last.rglob("*") if f.is_file()) if last else 0
         free = shutil.disk_usage(self.folder).free
         if free < needed:
@@ -140,9 +141,7 @@ class CheckpointStore:
 
     def newest(self, tell: Callable[[str], None]) -> Found | None:
         """The newest checkpoint whose files are all there and unharmed; others are named and passed over."""
-        candidates = self.world.broadcast(
-            sorted(self.folder.glob("step-*[0-9]"), reverse=True) if self.world.is_main else None
-        )
+        candidates = self.world.broadcast(checkpoint_folders(self.folder)[::-1] if self.world.is_main else None)
         for folder in candidates:
             problem = self._problem(folder)
             if problem is None:
@@ -172,9 +171,9 @@ class CheckpointStore:
         return found[0] if found else None
 
     def _remove_old(self) -> None:
-        done = sorted(self.folder.glob("step-*[0-9]"))
+        done = checkpoint_folders(self.folder)
         for old in done[: -self.keep_last]:
-            if not (self.keep_every and int(old.name.removeprefix("step-")) % self.keep_every == 0):
+            if not (self.keep_every and checkpoint_step(old) % self.keep_every == 0):
                 shutil.rmtree(old)
                 shutil.rmtree(old.with_name(f"{old.name}{UNIVERSAL_SUFFIX}"), ignore_errors=True)
 

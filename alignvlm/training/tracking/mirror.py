@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from alignvlm.run_folder import Run
+from alignvlm.run_folder import EvaluationFolder, Run
 from data_pipeline.files import read_json_lines, read_new_lines, write_atomic
 
 BATCH = 900
@@ -35,7 +35,7 @@ class Mirror:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.state_file = run.folder / "mlflow.json"
+        self.state_file = run.folder.mlflow_state
         self.uri = tracking_uri(run)
         self.state: dict[str, Any] = {
             "uri": self.uri,
@@ -63,24 +63,24 @@ class Mirror:
         parent = self._ensure_parent()
         self._tag_attempts(parent)
         by_stage = self._new_records()
-        for index in range(len(self.run.stages) + 1):
-            name = self.run.stages[index - 1] if index else "init"
-            results = self.run.stage_folder(index) / "evaluation" / "results.json"
-            if name in by_stage or results.exists():
+        folders = self.run.stage_folders()
+        for folder in folders:
+            name = folder.name
+            if name in by_stage or folder.evaluation.results.exists():
                 child = self._ensure_stage(name, parent)
                 self._send_metrics(name, child, by_stage.get(name, []))
-                self._send_evaluation(name, child, results)
-                if self.run.has_export(index):
+                self._send_evaluation(name, child, folder.evaluation)
+                if folder.has_export:
                     self._finish(child, f"finished {name}")
-        report = self.run.folder / "report" / "index.html"
-        if report.exists() and self.run.has_export(len(self.run.stages)):
+        report = self.run.folder.report_page
+        if report.exists() and folders[-1].has_export:
             self._once(f"report {report.stat().st_mtime_ns}", lambda: self._send_report(parent, report))
             self._finish(parent, "finished")
 
     def _tag_attempts(self, parent: str) -> None:
         """One tag per start of a stage: world size, host, where it resumed."""
-        if self.run.attempts_file.exists():
-            for number, attempt in enumerate(read_json_lines(self.run.attempts_file), 1):
+        if self.run.folder.attempts.exists():
+            for number, attempt in enumerate(read_json_lines(self.run.folder.attempts), 1):
                 tag, text = f"attempt.{number:03d}", json.dumps(attempt)
                 self._once(tag, lambda tag=tag, text=text: self.client.set_tag(parent, tag, text))
 
@@ -127,17 +127,17 @@ class Mirror:
         """The resolved recipe as parameters (written once) and as a file."""
         from mlflow.entities import Param
 
-        config = self.run.folder / "config.yaml"
+        config = self.run.folder.config
         flat = flatten(yaml.safe_load(config.read_text()))
         params = [Param(key, str(value)[:6000]) for key, value in sorted(flat.items())]
         for i in range(0, len(params), 100):
             self.client.log_batch(self.state["parent"], params=params[i : i + 100])
-        for file in (config, self.run.folder / "environment.json"):
+        for file in (config, self.run.folder.environment):
             self.client.log_artifact(self.state["parent"], str(file))
 
     def _new_records(self) -> dict[str, list[dict[str, Any]]]:
         """Lines of metrics.jsonl that were not read yet, by stage; the file is read anew when it was rewritten."""
-        path = self.run.metrics_file
+        path = self.run.folder.metrics
         if not path.exists():
             return self._unsent
         with path.open("rb") as file:
@@ -169,7 +169,8 @@ class Mirror:
                 self._remember()
         self._unsent.pop(name, None)
 
-    def _send_evaluation(self, name: str, child: str, results: Path) -> None:
+    def _send_evaluation(self, name: str, child: str, folder: EvaluationFolder) -> None:
+        results = folder.results
         if not results.exists():
             return
 
@@ -180,12 +181,12 @@ class Mirror:
                 for key, value in scores.items():
                     if isinstance(value, int | float):
                         self.client.log_metric(child, f"eval/{task}/{key}", float(value), step=step)
-                self.client.log_artifact(child, str(results.parent / f"{task}.jsonl"), "predictions")
+                self.client.log_artifact(child, str(folder.predictions(task)), "predictions")
 
         self._once(f"evaluation {name} {results.stat().st_mtime_ns}", send)
 
     def _send_report(self, parent: str, report: Path) -> None:
-        for file in (report, report.parent / "results.json"):
+        for file in (report, self.run.folder.report_results):
             self.client.log_artifact(parent, str(file), "report")
 
     def _finish(self, run_id: str, mark: str) -> None:
