@@ -78,16 +78,18 @@ def worst_error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
 
 
 class Products(TorchDispatchMode):
-    """Counts the FLOPs of matrix products and remembers the largest tensor that was made."""
+    """Counts the FLOPs of matrix products and remembers the operators called and the largest tensor that was made."""
 
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0
+        self.names: set[str] = set()
         self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        self.names.add(name)
         if name in ("mm", "addmm", "addmm_"):
             left, right = args[-2:]
             self.flops += 2 * left.shape[0] * left.shape[1] * right.shape[1]

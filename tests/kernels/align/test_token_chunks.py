@@ -8,7 +8,6 @@ import torch
 from alignvlm.kernels import vocab_moments, vocab_softmax
 from alignvlm.kernels.align import token_chunks
 from alignvlm.kernels.align.token_chunks import chunks_of
-from alignvlm.kernels.matmul import product_nt
 from tests.kernels.align.cases import Products, make_upstream, problem, solve, worst_error
 
 CHUNKED = {"implementation": "chunked"}
@@ -116,22 +115,3 @@ def test_scale_and_shift_of_another_dtype() -> None:
     found = solve(inputs, **CHUNKED)
     assert found["gamma"].dtype == found["beta"].dtype == torch.bfloat16
     assert worst_error(found, solve(inputs, exactly=True)) < 1e-2
-
-
-@pytest.mark.parametrize("shape", [(0, 3, 2), (3, 1, 1), (37, 5, 11), (300, 70, 65)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("strided", [False, True])
-@pytest.mark.parametrize("biased", [False, True])
-def test_product_with_a_transposed_matrix(
-    shape: tuple[int, int, int], dtype: torch.dtype, strided: bool, biased: bool
-) -> None:
-    num_rows, num_columns, width = shape
-    a, b = torch.randn(num_rows, width, dtype=dtype), torch.randn(num_columns, width, dtype=dtype)
-    bias = torch.randn(num_columns, dtype=dtype) if biased else None
-    if strided:
-        a, b = a.T.contiguous().T, b.repeat_interleave(2, dim=0)[::2]
-    expected = a.double() @ b.double().T + (0 if bias is None else bias.double())
-    found = product_nt(a, b, bias)
-    assert found.dtype == dtype
-    assert found.is_contiguous()
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
