@@ -31,8 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake is one line on stderr and exit code 2. Rank 0 speaks for all, except for what
-    only one rank knows.
+    """Run a command; a user's mistake is one line on stderr and exit code 2.
+
+    Rank 0 speaks for all, except for what only one rank knows.
     """
     from alignvlm.errors import UserError
     from data_pipeline.errors import DataError, LoadError

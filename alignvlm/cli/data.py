@@ -1,6 +1,4 @@
-"""`alignvlm data write|fetch|index|verify|plan|diff|show`: make shards, check them, and see the order of training
-before it starts.
-"""
+"""`alignvlm data write|fetch|index|verify|plan|diff|show`: make shards, check them, see the order before training."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""The one place where a file of ds_configs/ meets a recipe. The file says how to shard; every number of the training
-(batch sizes, precision, clipping, optimizer) comes from the recipe, so that no two places state the same one."""
+"""The one place where a file of ds_configs/ meets a recipe.
+
+The file says how to shard; every number of the training (batch sizes, precision, clipping, optimizer) comes from the
+recipe, so that no two places state the same one.
+"""
 
 from __future__ import annotations
 

@@ -23,8 +23,10 @@ def field_types(section: Any) -> dict[str, Any]:
 
 
 def child_type(kind: Any, key: str | int, value: Any) -> Any:
-    """The type of an entry of a mapping, a list or a section; `Any` where the schema says nothing, None where it has
-    no such key. `value` (plain) is what `kind` describes: a connector's kind decides its options.
+    """The type of an entry of a mapping, a list or a section.
+
+    `Any` where the schema says nothing, None where it has no such key. `value` (plain) is what `kind` describes: a
+    connector's kind decides its options.
     """
     kind = section_of(kind, value)
     if dataclasses.is_dataclass(kind):

@@ -79,16 +79,21 @@ def naive_vocabulary_bytes(dims: Dimensions, visual_tokens: float, bytes_each: i
 
 
 def language_layer_bytes(dims: Dimensions, bytes_each: int) -> float:
-    """Activations per token of one Llama layer: two RMSNorms (fp32 input, normalised input, output), q, k, v and the
-    attention's output, and four tensors of the gated feed-forward layer."""
+    """Activations per token of one Llama layer.
+
+    Two RMSNorms (fp32 input, normalised input, output), q, k, v and the attention's output, and four tensors of the
+    gated feed-forward layer.
+    """
     norms = 2 * dims.hidden_size * (4 + 2 * bytes_each)
     attention = (2 * dims.attention_size + 2 * dims.key_size) * bytes_each
     return norms + attention + 4 * dims.inner_size * bytes_each
 
 
 def vision_layer_bytes(dims: Dimensions, bytes_each: int) -> float:
-    """Activations per patch of one SigLIP layer: two LayerNorms (input, output), q, k, v, the attention's output, and
-    two tensors of the feed-forward layer."""
+    """Activations per patch of one SigLIP layer.
+
+    Two LayerNorms (input, output), q, k, v, the attention's output, and two tensors of the feed-forward layer.
+    """
     return (8 * dims.vision_size + 2 * dims.vision_inner) * bytes_each
 
 
@@ -126,8 +131,11 @@ def _states(
 def _buffers(
     network: Network, trainable: Sequence[str], strategy: Mapping[str, Any], world_size: int, bytes_each: int
 ) -> float:
-    """ZeRO-3's gathered weights (live ones and those fetched ahead), reduction buckets, whole gradients of the tables
-    of V rows before they are reduced, and the fp32 gradients of the sub-group that is being updated."""
+    """What ZeRO holds besides the partitioned states.
+
+    ZeRO-3's gathered weights (live ones and those fetched ahead), reduction buckets, whole gradients of the tables of
+    V rows before they are reduced, and the fp32 gradients of the sub-group that is being updated.
+    """
     zero = strategy.get("zero_optimization", {})
     level = zero.get("stage", 0)
     weights, learning = network.total(), network.total(trainable)
@@ -164,8 +172,11 @@ def _connector(dims: Dimensions, tiles: float, bytes_each: int) -> float:
 
 
 def _loss(network: Network, stage: StageConfig, chunk: int, bytes_each: int) -> float:
-    """One chunk of logits (as computed, in fp32, and its gradient), the hidden states' gradient, and the LM head's,
-    which is summed in fp32 and then scaled, where the head learns."""
+    """What the token loss holds.
+
+    One chunk of logits (as computed, in fp32, and its gradient), the hidden states' gradient, and the LM head's, which
+    is summed in fp32 and then scaled, where the head is trained.
+    """
     dims = network.dims
     head = network.head
     learns = network.learns(head, stage.trainable)
