@@ -90,6 +90,11 @@ def test_pre_commit_runs_what_make_check_runs() -> None:
     assert all(program in entries for program in ("ruff check", "ruff format", "mypy"))
 
 
+def test_example_of_a_connector_is_the_code() -> None:
+    example = (ROOT / "CONTRIBUTING.md").read_text().split("```python\n")[1].split("```")[0]
+    assert example in (ROOT / "alignvlm" / "connectors" / "mlp.py").read_text()
+
+
 def test_one_version_everywhere() -> None:
     citation = read("CITATION.cff")
     assert citation["version"] == alignvlm.__version__
