@@ -14,7 +14,7 @@ class DataError(Exception):
 
 
 class LoadError(DataError):
-    """Loading failed in this process: other ranks of the job may know nothing of it, so each says its own."""
+    """Loading failed in this process; other ranks may not know of it, so each reports its own."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Progress of long data work: one tiny interface, silent by default; who has a screen brings the bar."""
+"""Progress of long data work: one tiny interface, silent by default; the command line brings a bar."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called with a description and a total (None when unknown); the context gives a function that advances by a
-    count.
-    """
+    """Called with a description and a total (None: unknown); the context gives a function that advances by a count."""
 
     def __call__(self, description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]: ...
 

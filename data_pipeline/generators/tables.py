@@ -91,8 +91,9 @@ def generate(
     ask: Sequence[str] = ("label", "row", "largest", "count"),
     labels: bool = True,
 ) -> Iterator[dict[str, Any]]:
-    """Yield `num_samples` records: `rows` are fewest and most rows, `turns` questions per image, `ask` their types; a
-    transcription leaves the row labels out without `labels`.
+    """Yield `num_samples` records: `rows` are fewest and most rows, `turns` questions per image, `ask` their types.
+
+    Without `labels` a transcription leaves the row labels out.
     """
     if not 1 <= rows[0] <= rows[1] <= 3:
         raise DataError(f"tables: rows {list(rows)}: fewest and most, between 1 and 3")

@@ -1,6 +1,4 @@
-"""Makes a source's folder ready: generates its shards, or indexes foreign ones. Idempotent; a crash leaves nothing
-half-done.
-"""
+"""Makes a source's folder ready: generates its shards, or indexes foreign ones. Idempotent, also after a crash."""
 
 from __future__ import annotations
 
@@ -56,8 +54,7 @@ def prepare_folder(
     """The manifest of a source's folder, made first where it is missing.
 
     Raises:
-        DataError: neither shards nor a generator; or a generator whose arguments are not those the folder was made
-        with.
+        DataError: neither shards nor a generator, or the folder was made with other arguments of the generator.
     """
     storage = open_storage(folder)
     if generator is not None:
@@ -81,9 +78,7 @@ def write_generated(
     num_processes: int | None = None,
     progress: Progress = silent,
 ) -> Manifest:
-    """Shards of a built-in generator, written unless the folder holds them already. Raises DataError when it holds
-    others.
-    """
+    """Shards of a generator, written unless the folder holds them already. Raises DataError when it holds others."""
     from data_pipeline.generators import generate
 
     origin = {"generator": generator, "args": dict(args)}

@@ -1,6 +1,4 @@
-"""The quarantine ledger: every bad sample once, over resumes, epochs and ranks; training stops when there are too
-many.
-"""
+"""The quarantine ledger: every bad sample once, over ranks, epochs and resumes; too many of them stop training."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from data_pipeline.files import read_new_lines
 from data_pipeline.shards.sources import BadSample
 
 MIN_BAD = 10
-"""So many bad samples are let pass whatever their fraction."""
+"""This many bad samples are tolerated regardless of their fraction."""
 
 
 class Ledger:
@@ -25,10 +23,9 @@ class Ledger:
     Ranks may share the file: a line is written under a lock after reading what others wrote.
 
     Args:
-        path: of the file; made with its folder when the first bad sample comes.
-        max_bad_fraction: `record` raises when more than this fraction of the samples that this process saw, and more
-        than
-            MIN_BAD, were bad.
+        path: the file; it and its folder are created with the first bad sample.
+        max_bad_fraction: `record` raises when more than MIN_BAD samples, and more than this fraction of those that
+            this process saw, were bad.
     """
 
     def __init__(self, path: str | os.PathLike[str], max_bad_fraction: float = 0.01) -> None:
@@ -38,8 +35,9 @@ class Ledger:
         self._read = 0
 
     def record(self, num_seen: int, bad: Iterable[BadSample]) -> None:
-        """Count `num_seen` samples, the bad ones among them, and write down those that are new. Raises LoadError past
-        the threshold.
+        """Count `num_seen` samples, the bad ones among them, and write down those that are new.
+
+        Raises LoadError past the threshold.
         """
         bad = list(bad)
         self.num_seen += num_seen

@@ -1,6 +1,4 @@
-"""One global batch as a web page: its packs to scale, and each document's images, tokens and labels in its own
-colour.
-"""
+"""One global batch as a web page: its packs to scale, and the images, tokens and labels of each document."""
 
 from __future__ import annotations
 
@@ -43,8 +41,8 @@ def render_batch(
 ) -> str:
     """A self-contained HTML page of the first `max_packs` packs of a batch.
 
-    Tokens with the document's colour behind them are learnt, the others are only read; runs of visual tokens are one
-    box.
+    Supervised tokens have the document's colour behind them, the others a dotted line below; a run of visual tokens is
+    one box.
     """
     tokens, tiles = batch.packs.totals()
     parts = [
@@ -53,7 +51,7 @@ def render_batch(
         f"{sequence_length} tokens, {len(batch.packs.index)} samples, {int(tokens.sum())} tokens, "
         f"{int(tiles.sum())} tiles, "
         f"{tokens.sum() / (len(batch.packs) * sequence_length):.1%} full. "
-        "Coloured tokens are learnt, dotted ones only read.",
+        "Coloured tokens are supervised, dotted ones are context.",
     ]
     for pack in range(min(max_packs, len(batch.packs))):
         documents = batch.packs.take(np.asarray([pack]))
@@ -93,9 +91,9 @@ def _document(
         if visual:
             yield f"<span class=v>{sum(1 for _ in run)} visual tokens</span>"
         else:
-            for token, learnt in run:
+            for token, supervised in run:
                 text = escape(decode_token(token)).replace("\n", "⏎<br>") or "&nbsp;"
-                yield f'<span class="{"s" if learnt else "t"}" title="{token}">{text}</span>'
+                yield f'<span class="{"s" if supervised else "t"}" title="{token}">{text}</span>'
     yield "</div>"
 
 

@@ -74,8 +74,9 @@ def _received(
 
 
 class MicroBatches(Dataset[WorkResult | LoadError]):
-    """Work items to micro-batches. What stops the loader is returned: raised in a loader process, an error would come
-    back wrapped in its traceback.
+    """Work items to micro-batches.
+
+    A LoadError is returned: raised in a loader process, it would come back wrapped in that process' traceback.
     """
 
     def __init__(self, readers: list[SourceReader], encoder: Encoder) -> None:
@@ -138,16 +139,16 @@ def _encode(encoder: Encoder, sample: Sample, tokens: int, tiles: int) -> Encode
 
 
 def prepare_process(worker: int) -> None:
-    """Of a loader process: one thread computes, memory is kept, signals wait for `_obey_only`."""
+    """Set up a loader process: one computing thread, freed memory kept, signals left to `_exit_when_told`."""
     single_threaded()
     keep_memory()
     torch.set_num_threads(1)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    threading.Thread(target=_obey_only, args=(os.getppid(),), name="signals", daemon=True).start()
+    threading.Thread(target=_exit_when_told, args=(os.getppid(),), name="signals", daemon=True).start()
 
 
-def _obey_only(parent: int) -> None:
-    """End at a signal of the training process, and at nobody else's.
+def _exit_when_told(parent: int) -> None:
+    """Exit at a signal from the training process, and from nobody else.
 
     Schedulers and launchers signal every process of a job; the training process, which decides what follows, still
     needs batches for the step after which it saves. When it ends by an error, its own SIGTERM ends this one at once.

@@ -1,6 +1,4 @@
-"""A global batch of packs, and who takes which of them: rank, accumulation and micro-batch only pick places inside
-it.
-"""
+"""A global batch of packs, and how ranks, accumulation steps and micro-batches share it."""
 
 from __future__ import annotations
 
@@ -62,7 +60,7 @@ class Packs:
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """What all ranks train on in one step: packs by falling (tiles, tokens), empty ones last."""
+    """What all ranks train on in one step: packs in descending order of (tiles, tokens), empty ones last."""
 
     step: int
     epoch: int
@@ -71,9 +69,9 @@ class GlobalBatch:
     def micro_batches(self, world_size: int, micro_batch_packs: int) -> np.ndarray:
         """Pack numbers int64 [accumulation steps, ranks, packs].
 
-        Micro-step m takes the next ranks x packs of the sorted packs and deals them to and fro over the ranks:
-        neighbours in the order are heavy or light together, so simultaneous vision work is level. Raises DataError when
-        sizes do not divide.
+        Micro-step m takes the next ranks x packs of the sorted packs and deals them over the ranks in snake order.
+        Neighbours have about as many tiles, so the ranks' vision work at any moment is balanced. Raises DataError when
+        the sizes do not divide.
         """
         accumulation = accumulation_steps(len(self.packs), world_size, micro_batch_packs)
         dealt = np.arange(len(self.packs)).reshape(accumulation, micro_batch_packs, world_size)

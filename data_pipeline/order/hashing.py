@@ -14,8 +14,9 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 over a uint64 array (Steele, Lea, Flood: Fast splittable pseudorandom number
-    generators).
+    """The finaliser of splitmix64 over a uint64 array.
+
+    Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014.
     """
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

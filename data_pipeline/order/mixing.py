@@ -1,9 +1,8 @@
 """The mixture: how many samples of each source an epoch has, exactly, and how they spread over its blocks.
 
 An epoch is the shortest one in which every source is seen whole at least once: the source that lasts longest at its
-weight is seen exactly once, and the others are drawn in proportion. A source that ends early goes on with its next own
-pass, in a new order; passes run on across epochs, so the numbers of times that two samples of a source were seen never
-differ by more than one.
+weight is seen exactly once, and the others are drawn in proportion. A source that runs out early starts its next pass,
+in a new order. Passes continue across epochs, so two samples of a source are never seen more than one time apart.
 """
 
 from __future__ import annotations
@@ -74,9 +73,7 @@ def block_quotas(draws: np.ndarray, block: int) -> np.ndarray:
 
 
 def block_slots(quotas: np.ndarray, first: int, last: int, seed: int, epoch: int) -> np.ndarray:
-    """Source number of every sample slot of blocks [first, last), shuffled inside each block; int64 [samples of the
-    blocks].
-    """
+    """Source number of every sample slot of blocks [first, last), shuffled inside each block; int64 [slots]."""
     per_block = np.diff(quotas[first : last + 1], axis=0)  # [blocks, sources]
     num_blocks, num_sources = per_block.shape
     ordered = np.repeat(np.tile(np.arange(num_sources), num_blocks), per_block.reshape(-1))

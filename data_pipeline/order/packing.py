@@ -19,9 +19,7 @@ _Placements = list[tuple[int, int, int]]
 
 
 def pack_lengths(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
-    """(pack number of each item int64, number of packs). Lengths must lie in [1, capacity]; ties keep the given
-    order.
-    """
+    """(pack number of each item int64, number of packs) for lengths in [1, capacity]; ties keep the given order."""
     placements, num_packs = _best_placements(lengths, capacity)
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     pack_of_item = np.empty(len(lengths), dtype=np.int64)

@@ -153,13 +153,13 @@ class Plan:
                 pack += len(taken)
                 if pack >= len(packs):
                     window, pack = window + 1, 0
-            yield GlobalBatch(step, epoch, self._arranged(Packs.join(parts)))
+            yield GlobalBatch(step, epoch, self._sorted(Packs.join(parts)))
             step += 1
             if window == self.num_windows:
                 epoch, window, pack = epoch + 1, 0, 0
 
-    def _arranged(self, packs: Packs) -> Packs:
-        """Packs by falling (tiles, tokens), filled up with empty ones."""
+    def _sorted(self, packs: Packs) -> Packs:
+        """Packs in descending order of (tiles, tokens), filled up with empty ones."""
         tokens, tiles = packs.totals()
         order = np.lexsort((-tokens, -tiles))
         return packs.take(np.concatenate([order, np.arange(len(packs), self.settings.global_batch_packs)]))

@@ -22,7 +22,7 @@ class PlanSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of content and measures: another one is another order."""
+        """Changes with the content and the sample lengths: another one is another order."""
         ...
 
     @property
@@ -37,7 +37,7 @@ class PlanSource(Protocol):
 
 
 class SourceOrder:
-    """Draw numbers of a source's stream to sample numbers."""
+    """Maps positions in a source's endless stream (draws) to sample numbers."""
 
     def __init__(self, name: str, source: PlanSource, settings: PlanSettings) -> None:
         self.name, self.settings = name, settings

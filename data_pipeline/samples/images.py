@@ -77,7 +77,7 @@ def _open(stream: BinaryIO) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 is upright. Only formats of cameras are asked: PNG would decode all its pixels first, TIFF turns by itself."""
+    """EXIF orientation; 1 is upright. Cameras' formats only: PNG would decode all its pixels first, PIL turns TIFF."""
     return int(image.getexif().get(_ORIENTATION, 1)) if image.format in _ORIENTED else 1
 
 

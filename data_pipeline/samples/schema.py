@@ -64,7 +64,7 @@ class Encoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that changes token or tile counts."""
+        """Changes with everything that changes token or tile counts."""
         ...
 
     @property
@@ -82,8 +82,9 @@ class Encoder(Protocol):
 
 
 def check_key(key: str) -> str:
-    """The key itself when WebDataset can hold it: no dot (it starts the extension), no blank, no absolute path, no
-    `..`.
+    """The key itself. Raises SampleError when WebDataset cannot hold it.
+
+    A dot would start the extension; blanks, absolute paths and `..` are refused too.
     """
     if not isinstance(key, str) or not _KEY.match(key) or len(key) > 200:
         raise SampleError(f"key {key!r} does not fit: no dots, blanks or leading slash, at most 200 characters")

@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One line of the manifest. `sha256` is of the shard's index: keys, places, checksums and content digest."""
+    """One line of the manifest; `sha256` is that of the shard's index: keys, places, checksums and content digest."""
 
     name: str
     samples: int
@@ -120,10 +120,10 @@ def index_shards(
     num_processes: int | None = None,
     progress: Progress = silent,
 ) -> Manifest:
-    """Index every `*.tar` under a local folder and write its manifest; indexes that fit their shard by size and time
-    are kept.
+    """Index every `*.tar` under a local folder and write its manifest. Raises DataError for damaged shards.
 
-    Works on shards of any WebDataset writer, img2dataset's among them. Raises DataError for damaged shards.
+    Works on shards of any WebDataset writer, img2dataset's among them. Indexes that fit their shard by size and time
+    are kept.
     """
     storage = open_storage(folder)
     root = storage.local_path("x")
@@ -166,8 +166,10 @@ def index_shard(root: Path, name: str) -> ShardInfo:
 
 
 def index_bytes(samples: list[ScannedSample], shard: str, size: int) -> bytes:
-    """An index file: the header line, then {"key", "members": {ext: [offset, size, crc32]}, "sizes": [[w, h], …]}
-    lines.
+    """An index file: a header line, then one line per sample.
+
+    {"key", "members": {extension: [offset, size, crc32]}, "sizes": [[width, height], …]}; the size of an image without
+    a readable header is null.
     """
     content = hashlib.sha256()
     for sample in samples:

@@ -1,6 +1,4 @@
-"""Random access to the samples of one folder of shards: one ranged read per sample, checksums verified. Needs no
-encoder.
-"""
+"""Random access to the samples of a folder of shards, without an encoder: one ranged read each, checksums verified."""
 
 from __future__ import annotations
 

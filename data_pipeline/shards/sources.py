@@ -1,4 +1,4 @@
-"""A source ready for a plan: its shards plus how many tokens and tiles each sample has, measured once per encoder."""
+"""A source ready for a plan: its shards and its sample lengths (tokens, tiles), measured once per encoder."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class BadSample:
 class Source:
     """What plan and loader need of one source (fulfils `order.PlanSource`).
 
-    `measures` uint32 [N, 2] (tokens, tiles; memory-mapped; 0 tokens: unusable, see `unusable`);
-    `fingerprint` of content, prompt and encoder.
+    `measures` are the sample lengths, uint32 [N, 2] (tokens, tiles), memory-mapped; 0 tokens: see `unusable`.
+    `fingerprint` changes with content, prompt and encoder.
     """
 
     name: str

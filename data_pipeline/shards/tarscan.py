@@ -1,4 +1,4 @@
-"""Reads a WebDataset tar once, from front to end, and tells where every sample's members lie. Nothing is extracted.
+"""Reads a WebDataset tar once, front to end, and notes where every sample's members lie. Nothing is extracted.
 
 A sample is a run of files that share a key: the path up to the first dot of its last part (WebDataset's rule).
 """
@@ -26,14 +26,15 @@ _META_PREFIX = "__"
 
 @dataclass
 class ScannedSample:
-    """A sample's members: extension -> (offset of the data, size, crc32), and (width, height) of its images in
-    order.
-    """
+    """One sample of a shard that was read."""
 
     key: str
     members: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """Extension -> (offset of the data, size, crc32)."""
     image_sizes: list[tuple[int, int] | None] = field(default_factory=list)
+    """(width, height) of its images, in order; None without a readable header."""
     digest: bytes = b""
+    """sha256 of the members' names, sizes and bytes."""
 
 
 def scan_tar(file: BinaryIO, size: int, name: str) -> Iterator[ScannedSample]:
@@ -85,7 +86,7 @@ def _finish(sample: ScannedSample, images: dict[str, bytes], digest: hashlib._Ha
 
 
 def _header_size(data: bytes) -> tuple[int, int] | None:
-    """None for what no decoder will take: the sample is then quarantined when it is measured."""
+    """(width, height); None for bytes that no decoder takes, whose sample is left out when it is measured."""
     try:
         return image_size(BytesIO(data))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):

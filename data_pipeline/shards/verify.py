@@ -1,4 +1,4 @@
-"""Reads every byte of a folder of shards again and tells what no longer matches its index."""
+"""Reads every byte of a folder of shards again and lists what no longer matches its index."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Writes samples as standard WebDataset shards with their indexes and manifest. A folder appears whole or not at
-all.
-"""
+"""Writes samples as standard WebDataset shards with indexes and manifest; a folder appears whole or not at all."""
 
 from __future__ import annotations
 
