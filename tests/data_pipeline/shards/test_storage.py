@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +13,9 @@ from typing import BinaryIO
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.shards import storage as storage_module
 from data_pipeline.shards.reader import SourceReader
-from data_pipeline.shards.storage import SCHEMES
+from data_pipeline.shards.storage import SCHEMES, open_storage
 
 OBJECTS: dict[str, bytes] = {}
 
@@ -56,3 +59,45 @@ def test_a_storage_from_outside_is_read_like_a_folder(shard_folder: Path, monkey
     for number in (0, 41, 299):
         assert there[number].messages == here[number].messages
         assert [image.tobytes() for image in there[number].images] == [i.tobytes() for i in here[number].images]
+
+
+def test_storage_refuses_shells_and_names_what_comes(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="shell"):
+        open_storage("pipe:cat /etc/passwd")
+    for url in ("s3://bucket/x", "https://host/x"):
+        with pytest.raises(DataError, match="to come"):
+            open_storage(url)
+    (tmp_path / "x y").mkdir()
+    (tmp_path / "x y" / "a.txt").write_text("hello")
+    for url in (str(tmp_path / "x y"), f"file://{tmp_path}/x%20y"):
+        storage = open_storage(url)
+        assert storage.read_range("a.txt", 1, 3) == b"ell"
+        assert list(storage.list(".txt")) == ["a.txt"]
+        with pytest.raises(DataError, match="leaves"):
+            storage.read("../secret")
+
+
+def test_reads_that_fail_are_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(storage_module, "RETRY_SECONDS", (0, 0))
+    (tmp_path / "a.txt").write_text("hello")
+    storage, failures, read = open_storage(tmp_path), [errno.EIO, errno.ESTALE], os.pread
+
+    def pread(descriptor: int, size: int, offset: int) -> bytes:
+        if failures:
+            raise OSError(failures[0], os.strerror(failures.pop(0)))
+        return read(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert storage.read_range("a.txt", 1, 3) == b"ell"
+    said = caplog.text
+    assert "a.txt cannot be read: Input/output error; trying again in 0 s" in said
+    assert "Stale file handle" in said
+    failures += [errno.EIO] * 3
+    with pytest.raises(DataError, match=r"a\.txt cannot be read: Input/output error"):
+        storage.read_range("a.txt", 1, 3)
+    with pytest.raises(DataError, match=r"a\.txt has 5 bytes, but 33 were indexed"):
+        storage.read_range("a.txt", 3, 30)
+    with pytest.raises(DataError, match=r"b\.txt cannot be read: No such file"):
+        storage.read_range("b.txt", 3, 30)

@@ -47,7 +47,18 @@ def test_blocks_are_shuffled_but_keep_their_quotas() -> None:
     assert (slots == block_slots(quotas, 0, 10, 1, 0)[80:200]).all()
 
 
-@pytest.mark.parametrize("mixture", [{}, {"a": 0.0}, {"a": -1.0}, {"nobody": 1.0}, {"a": float("nan")}])
-def test_impossible_mixtures_are_refused(mixture: dict[str, float]) -> None:
-    with pytest.raises(DataError):
-        epoch_draws({"a": 10}, mixture)
+@pytest.mark.parametrize(
+    ("mixture", "reason"),
+    [
+        ({}, "the mixture is empty: name at least one source"),
+        ({"a": 0.0}, "weight 0.0 of source 'a' must be a positive number"),
+        ({"a": 1.0, "b": -1.0}, "weight -1.0 of source 'b' must be a positive number"),
+        ({"a": float("nan")}, "weight nan of source 'a' must be a positive number"),
+        ({"a": float("inf")}, "weight inf of source 'a' must be a positive number"),
+        ({"nobody": 1.0}, r"source 'nobody' is not among the sources \(a, b, empty\)"),
+        ({"a": 1.0, "empty": 1.0}, "source 'empty' has no usable sample"),
+    ],
+)
+def test_impossible_mixtures_are_refused_by_name(mixture: dict[str, float], reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        epoch_draws({"a": 10, "b": 3, "empty": 0}, mixture)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -89,29 +87,3 @@ def test_batches_are_the_same_in_any_memory(
     (memory,) = memories
     del kept, step
     assert memory.allocate(capacity) is not None  # all of it was freed
-
-
-FAULTS = """
-import resource, sys
-import numpy as np
-from data_pipeline.loading.malloc import keep_memory
-if sys.argv[1] == "keep":
-    keep_memory()
-def work():
-    for _ in range(50):
-        image, tile = np.ones(2**20, np.uint8), np.ones(2**20, np.uint8)
-        del image, tile
-work()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-work()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-def test_freed_memory_is_kept_for_the_next_image() -> None:
-    def faults(mode: str) -> int:
-        return int(
-            subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, check=True, text=True).stdout
-        )
-
-    assert faults("keep") < 100 < faults("as it is")
