@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from alignvlm import __version__
 
-COMMANDS = ("data", "train", "plan", "eval", "analyze", "report", "export", "track", "chat", "config", "launch")
-MODULES = {"eval": "evaluate", "train": "training", "plan": "estimate"}
+COMMANDS = ("data", "train", "estimate", "eval", "analyze", "report", "export", "track", "chat", "config", "launch")
+MODULES = {"eval": "evaluate", "train": "training"}
 """Where the file is not called like the command."""
 
 

@@ -1,17 +1,20 @@
-"""`alignvlm plan RECIPE`: parameters, memory, FLOPs and hours of a run before it runs."""
+"""`alignvlm estimate RECIPE`: parameters, memory, FLOPs and hours of a run before it runs."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING, Any
 
+from alignvlm.errors import UserError
+
 if TYPE_CHECKING:
-    from alignvlm.estimates import RunPlan
+    from alignvlm.estimates import RunEstimate
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add `plan` to the command line."""
-    parser = subparsers.add_parser("plan", help="parameters, memory, FLOPs and hours of a recipe, before it runs")
+    """Add `estimate` to the command line, and `plan`, its former name, which only says so."""
+    parser = subparsers.add_parser("estimate", help="parameters, memory, FLOPs and hours of a recipe, before it runs")
     parser.add_argument("recipe", help="name or path")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.deepspeed=zero2")
     parser.add_argument("--world-size", type=int, help="GPUs (default: the recipe's train.processes)")
@@ -20,32 +23,42 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--peak-tflops", type=float, default=989.0, help="dense bf16 peak of one GPU (default: %(default)g, H100 SXM)"
     )
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
-    parser.set_defaults(handler=run_plan)
+    parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
+    parser.set_defaults(handler=run_estimate)
+
+    former = subparsers.add_parser("plan", add_help=False, prefix_chars="\0")  # takes whatever it is given
+    former.add_argument("arguments", nargs="*")
+    former.set_defaults(handler=refuse_plan)
 
 
-def run_plan(args: argparse.Namespace) -> int:
-    """Print the plan; exit code 1 when something does not fit."""
+def run_estimate(args: argparse.Namespace) -> int:
+    """Print the estimate; exit code 1 when something does not fit."""
     from alignvlm.config import load_recipe
-    from alignvlm.estimates import plan_run
+    from alignvlm.estimates import estimate_run
 
     recipe = load_recipe(args.recipe, args.overrides)
     world_size = recipe.train.processes if args.world_size is None else args.world_size
-    plan = plan_run(recipe, world_size, gpu_memory=args.gpu_memory, mfu=args.mfu, peak_tflops=args.peak_tflops)
+    estimate = estimate_run(recipe, world_size, gpu_memory=args.gpu_memory, mfu=args.mfu, peak_tflops=args.peak_tflops)
     if args.json:
         import json
 
-        print(json.dumps(plan.to_dict(), indent=2))
+        print(json.dumps(estimate.to_dict(), indent=2))
     else:
-        _print(plan)
-    return 0 if plan.fits else 1
+        _print(estimate)
+    return 0 if estimate.fits else 1
 
 
-def _print(plan: RunPlan) -> None:
+def refuse_plan(args: argparse.Namespace) -> int:
+    """Say which command to type instead."""
+    command = shlex.join(["alignvlm", "estimate", *args.arguments])
+    raise UserError(f"alignvlm plan is now {command} (the order of the data is alignvlm data plan)")
+
+
+def _print(estimate: RunEstimate) -> None:
     from rich.console import Console
 
     from alignvlm.estimates.tables import render
 
     console = Console()
-    for item in render(plan):
+    for item in render(estimate):
         console.print(item)

@@ -115,11 +115,11 @@ class SourceConfig:
     prompt: str = ""
     """User text put after the image of image-caption pairs."""
     num_samples: PositiveInt | None = None
-    """Only for planning while the shards are not here: how many samples the source has."""
+    """Only for estimates while the shards are not here: how many samples the source has."""
     tokens_per_sample: Count | None = None
-    """Only for planning while the shards are not here: mean number of text tokens."""
+    """Only for estimates while the shards are not here: mean number of text tokens."""
     tiles_per_sample: NonNegativeFloat | None = None
-    """Only for planning while the shards are not here: mean number of tiles."""
+    """Only for estimates while the shards are not here: mean number of tiles."""
 
 
 @settings

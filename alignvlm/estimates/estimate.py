@@ -1,4 +1,4 @@
-"""The whole plan of a run as data: parameters, steps, FLOPs, hours, memory, and what to change if it does not fit."""
+"""The whole estimate of a run: parameters, steps, FLOPs, hours, memory, and what to change if it does not fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alignvlm.model.flops import PartFlops, training_flops
 from alignvlm.model.network import Network, build_network
 
 HEADROOM = 0.92
-"""Part of a GPU's memory that a plan may use: the rest is lost to fragmentation (our figure)."""
+"""Part of a GPU's memory that a run may use: the rest is lost to fragmentation (our figure)."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Fit:
 
     fits: bool
     available: float
-    """Bytes that a plan may use."""
+    """Bytes that a run may use."""
     fix: str | None = None
     """Overrides after which it fits; None when it does, or when none of ours is enough."""
 
 
 @dataclass(frozen=True)
-class StagePlan:
+class StageEstimate:
     """One stage."""
 
     name: str
@@ -59,7 +59,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class RunEstimate:
     """A recipe on so many GPUs."""
 
     recipe: str
@@ -74,7 +74,7 @@ class RunPlan:
     """Of ALIGN's vocabulary projection; 0 for other connectors."""
     tokens_per_tile: int
     max_tokens_per_image: int
-    stages: list[StagePlan]
+    stages: list[StageEstimate]
 
     @property
     def hours(self) -> float:
@@ -94,10 +94,10 @@ class RunPlan:
         return result
 
 
-def plan_run(
+def estimate_run(
     recipe: Recipe, world_size: int, *, gpu_memory: float = 80.0, mfu: float = 0.4, peak_tflops: float = 989.0
-) -> RunPlan:
-    """Plan a recipe.
+) -> RunEstimate:
+    """Estimate a recipe.
 
     Args:
         gpu_memory: GiB of one GPU. mfu: model FLOPs utilisation, 0 to 1.
@@ -105,15 +105,17 @@ def plan_run(
 
     Raises:
         UserError: for arguments out of range, unknown shapes, or an unknown strategy. What merely does not fit is
-            reported in `StagePlan.problems`.
+            reported in `StageEstimate.problems`.
     """
     if world_size < 1 or gpu_memory <= 0 or peak_tflops <= 0 or not 0 < mfu <= 1:
-        raise UserError("plan: --world-size, --gpu-memory and --peak-tflops must be positive, --mfu between 0 and 1")
+        raise UserError(
+            "estimate: --world-size, --gpu-memory and --peak-tflops must be positive, --mfu between 0 and 1"
+        )
     network = build_network(recipe)
     dims = network.dims
     rate = world_size * peak_tflops * 1e12 * mfu
-    stages = [_plan_stage(recipe, stage, network, world_size, gpu_memory, rate) for stage in recipe.stages.values()]
-    return RunPlan(
+    stages = [_estimate_stage(recipe, stage, network, world_size, gpu_memory, rate) for stage in recipe.stages.values()]
+    return RunEstimate(
         recipe=recipe.name,
         world_size=world_size,
         gpu_memory=gpu_memory,
@@ -128,9 +130,9 @@ def plan_run(
     )
 
 
-def _plan_stage(
+def _estimate_stage(
     recipe: Recipe, stage: StageConfig, network: Network, world_size: int, gpu_memory: float, rate: float
-) -> StagePlan:
+) -> StageEstimate:
     dims = network.dims
     strategy = read_strategy(stage)
     problems: list[str] = []
@@ -156,7 +158,7 @@ def _plan_stage(
     visual = stage.micro_batch_packs * stage.sequence_length // dims.tokens_per_tile * dims.tokens_per_tile
     bytes_each = 2 if recipe.train.precision == "bf16" else 4
     naive, ours = naive_vocabulary_bytes(dims, visual, bytes_each) if dims.connector == "align" else (0.0, 0.0)
-    return StagePlan(
+    return StageEstimate(
         name=stage.name,
         strategy=stage.deepspeed,
         trainable={part: network.parameters(part, stage.trainable) for part in PARTS},

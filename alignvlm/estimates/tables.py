@@ -1,4 +1,4 @@
-"""A plan as tables for a terminal. Numbers come from estimate.py; nothing is computed here but units and sums."""
+"""An estimate as tables for a terminal. Numbers come from estimate.py; nothing is computed here but units and sums."""
 
 from __future__ import annotations
 
@@ -10,56 +10,56 @@ from rich.markup import escape
 from rich.table import Table
 
 from alignvlm.config.schema import PARTS
-from alignvlm.estimates.estimate import RunPlan, StagePlan
+from alignvlm.estimates.estimate import RunEstimate, StageEstimate
 from alignvlm.estimates.memory import GIB
 
 
-def render(plan: RunPlan) -> Iterator[RenderableType]:
+def render(run: RunEstimate) -> Iterator[RenderableType]:
     """Tables and lines in the order they are printed."""
     yield (
-        f"[bold]{escape(plan.recipe)}[/] on {plan.world_size} GPUs of {plan.gpu_memory:g} GiB, "
-        f"{plan.peak_tflops:g} TFLOPS at {plan.mfu:.0%}: {_hours(plan.hours)}"
+        f"[bold]{escape(run.recipe)}[/] on {run.world_size} GPUs of {run.gpu_memory:g} GiB, "
+        f"{run.peak_tflops:g} TFLOPS at {run.mfu:.0%}: {_hours(run.hours)}"
     )
-    yield _parameters(plan)
-    yield _network(plan)
-    yield _volume(plan)
-    yield _compute(plan)
-    yield _memory(plan)
-    yield from _remarks(plan)
+    yield _parameters(run)
+    yield _network(run)
+    yield _volume(run)
+    yield _compute(run)
+    yield _memory(run)
+    yield from _remarks(run)
 
 
-def _parameters(plan: RunPlan) -> Table:
-    table = _table("Parameters", "", "all", *(stage.name for stage in plan.stages))
+def _parameters(run: RunEstimate) -> Table:
+    table = _table("Parameters", "", "all", *(stage.name for stage in run.stages))
     for part in PARTS:
-        table.add_row(part, _millions(plan.parameters[part]), *(_millions(s.trainable[part]) for s in plan.stages))
-    totals = (_millions(sum(stage.trainable.values())) for stage in plan.stages)
-    table.add_row("total", _millions(sum(plan.parameters.values())), *totals, style="bold")
+        table.add_row(part, _millions(run.parameters[part]), *(_millions(s.trainable[part]) for s in run.stages))
+    totals = (_millions(sum(stage.trainable.values())) for stage in run.stages)
+    table.add_row("total", _millions(sum(run.parameters.values())), *totals, style="bold")
     return table
 
 
-def _network(plan: RunPlan) -> str:
-    text = f"{plan.tokens_per_tile} visual tokens per tile, at most {plan.max_tokens_per_image:,} per image"
-    if plan.w2_parameters:
-        text += f"; ALIGN's W2 has {_millions(plan.w2_parameters)} parameters"
+def _network(run: RunEstimate) -> str:
+    text = f"{run.tokens_per_tile} visual tokens per tile, at most {run.max_tokens_per_image:,} per image"
+    if run.w2_parameters:
+        text += f"; ALIGN's W2 has {_millions(run.w2_parameters)} parameters"
     return text
 
 
-def _volume(plan: RunPlan) -> Table:
-    rows: list[tuple[str, Callable[[StagePlan], str]]] = [
+def _volume(run: RunEstimate) -> Table:
+    rows: list[tuple[str, Callable[[StageEstimate], str]]] = [
         ("steps", lambda s: f"{s.volume.steps:,}{'' if s.volume.exact else ' (estimate)'}"),
         ("samples", lambda s: f"{s.volume.samples:,.0f}"),
         ("samples per step", lambda s: f"{s.samples_per_step:,.0f}"),
         ("tokens per sample", lambda s: f"{s.volume.tokens / s.volume.samples:,.0f}"),
-        ("visual tokens per sample", lambda s: f"{s.volume.tiles * plan.tokens_per_tile / s.volume.samples:,.0f}"),
+        ("visual tokens per sample", lambda s: f"{s.volume.tiles * run.tokens_per_tile / s.volume.samples:,.0f}"),
         ("tokens", lambda s: f"{s.volume.tokens / 1e9:,.2f} B"),
         ("fill of packs", lambda s: f"{s.volume.fill:.1%}"),
         ("micro-batches per step", lambda s: "does not divide" if s.accumulation is None else str(s.accumulation)),
     ]
-    return _rows("Data", plan, rows)
+    return _rows("Data", run, rows)
 
 
-def _compute(plan: RunPlan) -> Table:
-    rows: list[tuple[str, Callable[[StagePlan], str]]] = []
+def _compute(run: RunEstimate) -> Table:
+    rows: list[tuple[str, Callable[[StageEstimate], str]]] = []
     for part in PARTS:
         rows.append((f"{part} forward", lambda s, part=part: _exa(s.flops[part].forward)))  # type: ignore[misc]
         rows.append((f"{part} backward", lambda s, part=part: _exa(s.flops[part].backward)))  # type: ignore[misc]
@@ -68,41 +68,41 @@ def _compute(plan: RunPlan) -> Table:
         ("recomputed besides", lambda s: _exa(sum(part.recomputed for part in s.flops.values()))),
         ("time", lambda s: _hours(s.hours)),
     ]
-    return _rows("ExaFLOPs", plan, rows)
+    return _rows("ExaFLOPs", run, rows)
 
 
-def _memory(plan: RunPlan) -> Table:
-    kinds = list(dict.fromkeys(kind for stage in plan.stages for kind in stage.memory.gpu))
-    rows: list[tuple[str, Callable[[StagePlan], str]]] = [("strategy", lambda s: s.strategy)]
+def _memory(run: RunEstimate) -> Table:
+    kinds = list(dict.fromkeys(kind for stage in run.stages for kind in stage.memory.gpu))
+    rows: list[tuple[str, Callable[[StageEstimate], str]]] = [("strategy", lambda s: s.strategy)]
     rows += [(kind, lambda s, kind=kind: _gib(s.memory.gpu.get(kind, 0.0))) for kind in kinds]  # type: ignore[misc]
     rows.append(("total", lambda s: _gib(s.memory.gpu_total)))
-    if any(stage.memory.host for stage in plan.stages):
+    if any(stage.memory.host for stage in run.stages):
         rows.append(("host memory", lambda s: _gib(s.memory.host_total)))
-    rows.append((f"fits in {plan.stages[0].fit.available / GIB:.1f}", lambda s: "yes" if s.fit.fits else "NO"))
-    if plan.w2_parameters:
+    rows.append((f"fits in {run.stages[0].fit.available / GIB:.1f}", lambda s: "yes" if s.fit.fits else "NO"))
+    if run.w2_parameters:
         rows.append(("one plain N x V tensor", lambda s: _gib(s.naive_vocabulary)))
         rows.append(("our N x block instead", lambda s: _gib(s.our_vocabulary)))
-    return _rows("GiB per GPU", plan, rows)
+    return _rows("GiB per GPU", run, rows)
 
 
-def _remarks(plan: RunPlan) -> Iterator[str]:
-    assumed = list(dict.fromkeys(figure for stage in plan.stages for figure in stage.volume.assumed))
+def _remarks(run: RunEstimate) -> Iterator[str]:
+    assumed = list(dict.fromkeys(figure for stage in run.stages for figure in stage.volume.assumed))
     if assumed:
         yield f"Assumed, because neither recipe nor shards state it: {escape(', '.join(assumed))}"
-    if not all(stage.volume.exact for stage in plan.stages):
+    if not all(stage.volume.exact for stage in run.stages):
         yield "Estimates follow the recipe's figures per sample; after `alignvlm data plan` on the shards it is exact."
-    problems = [problem for stage in plan.stages for problem in stage.problems]
+    problems = [problem for stage in run.stages for problem in stage.problems]
     for problem in problems:
         yield f"[bold red]does not fit:[/] {escape(problem)}"
     if not problems:
         yield "[green]Everything fits.[/]"
 
 
-def _rows(title: str, plan: RunPlan, rows: list[tuple[str, Callable[[StagePlan], str]]]) -> Table:
-    table = _table(title, "", *(stage.name for stage in plan.stages))
+def _rows(title: str, run: RunEstimate, rows: list[tuple[str, Callable[[StageEstimate], str]]]) -> Table:
+    table = _table(title, "", *(stage.name for stage in run.stages))
     for label, cell in rows:
         bold = label in ("all", "total", "time", "steps")
-        table.add_row(label, *(cell(stage) for stage in plan.stages), style="bold" if bold else None)
+        table.add_row(label, *(cell(stage) for stage in run.stages), style="bold" if bold else None)
     return table
 
 

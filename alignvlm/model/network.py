@@ -157,10 +157,10 @@ def _vision_config(recipe: Recipe) -> PreTrainedConfig:
 
 
 def _here(recipe: Recipe, part: str, path: str | None) -> str:
-    """The path itself when it is a folder on this machine: planning downloads nothing."""
+    """The path itself when it is a folder on this machine: an estimate downloads nothing."""
     if path is None or not Path(path).is_dir():
         raise UserError(
             f"recipe {recipe.name!r}: the shape of {path!r} is not on this machine; "
-            f"state model.{part}.config (with its model_type) to plan without it"
+            f"state model.{part}.config (with its model_type) to estimate without it"
         )
     return path

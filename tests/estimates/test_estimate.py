@@ -1,4 +1,4 @@
-"""`alignvlm plan`: every recipe plans offline, estimates are arithmetic, and what does not fit names its way out."""
+"""`alignvlm estimate`: every recipe works offline, figures are arithmetic, and what does not fit names its way out."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from alignvlm.cli import estimate as command
+from alignvlm.cli import main
 from alignvlm.config import list_recipes, load_recipe, with_names
 from alignvlm.config.schema import DataConfig, SourceConfig, StageConfig
 from alignvlm.errors import UserError
-from alignvlm.estimates import plan_run
+from alignvlm.estimates import estimate_run
 from data_pipeline.order.summary import summarise
 from data_pipeline.shards.writer import write_shards
 
@@ -21,47 +22,47 @@ from data_pipeline.shards.writer import write_shards
 def run(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
-    parsed = parser.parse_args(["plan", *arguments])
+    parsed = parser.parse_args(["estimate", *arguments])
     return parsed.handler(parsed)
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_every_recipe_plans(name: str) -> None:
+def test_every_recipe_is_estimated(name: str) -> None:
     recipe = load_recipe(name)
-    plan = plan_run(recipe, recipe.train.processes)
-    assert [stage.name for stage in plan.stages] == list(recipe.stages)
-    for stage in plan.stages:
+    estimate = estimate_run(recipe, recipe.train.processes)
+    assert [stage.name for stage in estimate.stages] == list(recipe.stages)
+    for stage in estimate.stages:
         assert stage.volume.steps > 0
         assert stage.total_flops > 0
         assert stage.memory.gpu_total > 0
         assert not [problem for problem in stage.problems if "sequence_length" in problem]
-    assert json.loads(json.dumps(plan.to_dict()))["fits"] == plan.fits
+    assert json.loads(json.dumps(estimate.to_dict()))["fits"] == estimate.fits
 
 
 @pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("paper_")])
 def test_the_papers_runs_fit_on_64_h100_and_match_its_batches(name: str) -> None:
-    plan = plan_run(load_recipe(name), 64)
-    assert plan.fits
-    assert plan.stages[0].samples_per_step == pytest.approx(512, rel=0.05)
+    estimate = estimate_run(load_recipe(name), 64)
+    assert estimate.fits
+    assert estimate.stages[0].samples_per_step == pytest.approx(512, rel=0.05)
     later = 512 if name.endswith("1b") else 256
-    for stage in plan.stages[1:]:
+    for stage in estimate.stages[1:]:
         assert stage.samples_per_step == pytest.approx(later, rel=0.05)
-    assert plan.stages[2].trainable["vision"] == 0
-    assert plan.max_tokens_per_image == 7290
+    assert estimate.stages[2].trainable["vision"] == 0
+    assert estimate.max_tokens_per_image == 7290
 
 
 def test_plain_form_has_the_papers_size() -> None:
     """10 crops x 729 tokens x 128,256 in bf16 are the 1.74 GiB of one tensor."""
     overrides = ["stages.alignment.sequence_length=7290", "stages.alignment.max_text_tokens=null"]
-    stage = plan_run(load_recipe("paper_llama32_1b", overrides), 64).stages[0]
+    stage = estimate_run(load_recipe("paper_llama32_1b", overrides), 64).stages[0]
     assert stage.naive_vocabulary / 2**30 == pytest.approx(1.74, abs=0.005)
     assert stage.our_vocabulary < stage.naive_vocabulary / 6
 
 
 def test_estimate_is_the_sources_arithmetic() -> None:
     overrides = ["stages.alignment.max_steps=100"]
-    whole = plan_run(load_recipe("paper_llama32_1b"), 64).stages[0]
-    part = plan_run(load_recipe("paper_llama32_1b", overrides), 64).stages[0]
+    whole = estimate_run(load_recipe("paper_llama32_1b"), 64).stages[0]
+    part = estimate_run(load_recipe("paper_llama32_1b", overrides), 64).stages[0]
     assert whole.volume.samples == 8_100_000
     assert whole.volume.tokens == 8_100_000 * (3 * 729 + 40)
     assert not whole.volume.exact
@@ -73,30 +74,30 @@ def test_estimate_is_the_sources_arithmetic() -> None:
 def test_what_does_not_fit_names_the_setting_that_mends_it() -> None:
     overrides = ["train.gradient_checkpointing=false", "train.deepspeed=zero1"]
     recipe = load_recipe("paper_llama31_8b", overrides)
-    stage = plan_run(recipe, 64).stages[1]
+    stage = estimate_run(recipe, 64).stages[1]
     assert not stage.fit.fits
     assert stage.fit.fix is not None
     mended = load_recipe("paper_llama31_8b", [*overrides, *stage.fit.fix.split()])
-    assert plan_run(mended, 64).stages[1].fit.fits
+    assert estimate_run(mended, 64).stages[1].fit.fits
     assert stage.fit.fix in stage.problems[-1]
 
 
 def test_nothing_helps_on_a_tiny_gpu() -> None:
-    stage = plan_run(load_recipe("paper_llama31_8b"), 64, gpu_memory=4).stages[0]
+    stage = estimate_run(load_recipe("paper_llama31_8b"), 64, gpu_memory=4).stages[0]
     assert stage.fit.fix is None
     assert "use more or larger GPUs" in stage.problems[-1]
 
 
 def test_batches_that_do_not_divide_are_reported() -> None:
-    plan = plan_run(load_recipe("paper_llama32_1b"), 48)
-    assert plan.stages[0].accumulation is None
-    assert "set it to 48 or 96, or use 32 ranks" in plan.stages[0].problems[0]
+    estimate = estimate_run(load_recipe("paper_llama32_1b"), 48)
+    assert estimate.stages[0].accumulation is None
+    assert "set it to 48 or 96, or use 32 ranks" in estimate.stages[0].problems[0]
 
 
 def test_a_pack_shorter_than_a_tile_is_reported() -> None:
     overrides = ["stages.alignment.sequence_length=512", "stages.alignment.max_text_tokens=null"]
-    plan = plan_run(load_recipe("paper_llama32_1b", overrides), 64)
-    assert "one tile alone takes 729 tokens: set it to more than 7290" in plan.stages[0].problems[-1]
+    estimate = estimate_run(load_recipe("paper_llama32_1b", overrides), 64)
+    assert "one tile alone takes 729 tokens: set it to more than 7290" in estimate.stages[0].problems[-1]
 
 
 def test_command_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +120,13 @@ def test_arguments_out_of_range_are_refused() -> None:
         run("quickstart", "--mfu", "40")
 
 
+def test_the_former_name_says_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "quickstart", "seed=1", "--world-size", "8"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("alignvlm: alignvlm plan is now alignvlm estimate quickstart seed=1 --world-size 8 ")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_shards_in_place_give_the_exact_plan(tmp_path: Path) -> None:
     from alignvlm.stage_data import ensure_lengths, ensure_processor, ensure_shards, stage_plan, stage_sources
@@ -129,13 +137,13 @@ def test_shards_in_place_give_the_exact_plan(tmp_path: Path) -> None:
     recipe = load_recipe("quickstart", [f"data.root={tmp_path}", "model.language.tokenizer.vocab_size=400", *small])
     name = next(iter(recipe.stages))
     recipe = replace(recipe, stages={name: recipe.stages[name]})
-    assert not plan_run(recipe, 2).stages[0].volume.exact
+    assert not estimate_run(recipe, 2).stages[0].volume.exact
     ensure_shards(stage_sources(recipe, recipe.stages[name]))
     processor = ensure_processor(recipe)
-    assert not plan_run(recipe, 2).stages[0].volume.exact  # shards that are not measured yet
+    assert not estimate_run(recipe, 2).stages[0].volume.exact  # shards that are not measured yet
     ensure_lengths(recipe, recipe.stages.values(), processor)
     plan = stage_plan(recipe, recipe.stages[name], processor)
-    volume = plan_run(recipe, 2).stages[0].volume
+    volume = estimate_run(recipe, 2).stages[0].volume
     assert volume.exact
     assert volume.assumed == ()
     assert volume.steps == plan.num_steps
@@ -154,5 +162,5 @@ def test_shards_that_are_not_measured_yet_are_at_least_counted(tmp_path: Path) -
         stages={"only": stage},
     )
     recipe = with_names(recipe)
-    volume = plan_run(recipe, 1).stages[0].volume
+    volume = estimate_run(recipe, 1).stages[0].volume
     assert (volume.exact, volume.samples, volume.assumed) == (False, 30, ())

@@ -1,4 +1,4 @@
-"""Memory of a plan: activations against what PyTorch really saves, states against ZeRO's arithmetic."""
+"""Memory of an estimate: activations against what PyTorch really saves, states against ZeRO's arithmetic."""
 
 from __future__ import annotations
 

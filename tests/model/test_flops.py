@@ -1,4 +1,4 @@
-"""FLOPs of a plan against PyTorch's own counter on real forward and backward passes."""
+"""FLOPs of an estimate against PyTorch's own counter on real forward and backward passes."""
 
 from __future__ import annotations
 

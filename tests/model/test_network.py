@@ -1,4 +1,4 @@
-"""Parameter counts of a plan are those of the real models."""
+"""Parameter counts of an estimate are those of the real models."""
 
 from __future__ import annotations
 
