@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from alignvlm.kernels import vocab_moments
-from alignvlm.kernels.align.moments import add_hidden_gradient, add_weight_gradient, row_statistics
+from alignvlm.kernels.align.common import blocks_of
+from alignvlm.kernels.align.moments import add_hidden_gradient, add_weight_gradient, logit_statistics
 from alignvlm.kernels.align.token_chunks import block_size, chunks_of
-from alignvlm.kernels.align.vectors import blocks_of
 from alignvlm.kernels.align.vocab_blocks import default_block
 from alignvlm.kernels.matmul import accumulate, product_into, product_nt
 
@@ -77,7 +77,7 @@ class SweptFloor:
     def forward(self) -> None:
         problem = self.problem
         moments = vocab_moments(problem.w2)
-        row_statistics(problem.h, moments, 1e-5)
+        logit_statistics(problem.h, moments, 1e-5)
         acc = torch.zeros_like(problem.h, dtype=moments.mean.dtype)
         for block, z in self.blocks():
             product_into(z, problem.h, problem.w2[block].T)

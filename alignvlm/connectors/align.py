@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from alignvlm.connectors.base import Connector, ConnectorOptions, Sizes
 from alignvlm.connectors.registry import register
-from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
-from alignvlm.kernels.align.moments import MOMENTS_FROM_ROWS
+from alignvlm.kernels import Moments, moments_pay_off, vocab_moments, vocab_softmax
 from alignvlm.kernels.matmul import wide_dtype
 from alignvlm.settings import Bool, PositiveFloat, PositiveInt, filled, settings
 
@@ -77,7 +76,7 @@ class AlignConnector(Connector):
         if num_active is not None:
             self._register_active(torch.arange(num_active), torch.zeros(hidden_size), torch.eye(hidden_size))
         self._inference_moments: Moments | None = None
-        self._inference_rows = 0
+        self._inference_tokens = 0
         self.reset_parameters()
 
     @property
@@ -138,7 +137,7 @@ class AlignConnector(Connector):
 
     def train(self, mode: bool = True) -> AlignConnector:
         """Switch the mode; moments kept for inference are forgotten, for the weights may have changed."""
-        self._inference_moments, self._inference_rows = None, 0
+        self._inference_moments, self._inference_tokens = None, 0
         super().train(mode)
         return self
 
@@ -175,7 +174,7 @@ class AlignConnector(Connector):
             return h / self.temperature, gamma, beta
         return h, gamma / self.temperature, beta / self.temperature
 
-    def _moments(self, num_rows: int) -> Moments | None:
+    def _moments(self, num_tokens: int) -> Moments | None:
         """Statistics of the vocabulary that need not be computed again: restricted, or in inference."""
         if not self.norm_vocab:
             return None
@@ -184,8 +183,8 @@ class AlignConnector(Connector):
             return Moments(self.vocab_mean.to(wide), self.vocab_covariance.to(wide), constant=True)
         if self.training or torch.is_grad_enabled():
             return None
-        self._inference_rows += num_rows
-        if self._inference_moments is None and self._inference_rows > MOMENTS_FROM_ROWS * self.w2.shape[1]:
+        self._inference_tokens += num_tokens
+        if self._inference_moments is None and moments_pay_off(self._inference_tokens, self.w2.shape[1]):
             self._inference_moments = vocab_moments(self.w2)
         return self._inference_moments
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from alignvlm.config.schema import Recipe, StageConfig
-from alignvlm.kernels.align.vocab_blocks import default_block
+from alignvlm.kernels.align import default_block
 from alignvlm.model.network import Dimensions, Network
 
 GIB = 2**30

@@ -61,8 +61,8 @@ def _onednn_product_nt(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """The product as a convolution with a kernel of 1 x 1 over M pixels, since `linear` of fp32 calls MKL instead.
 
     `torch.mkldnn_convolution` is an undocumented operator of ATen. Its time over that of `addmm`, with torch 2.13 on an
-    AMD EPYC with AVX-512, one thread and two, for [M, K] x [P, K]: 0.94 and 0.93 at 2048 x 384, K = 576; 0.87 and 0.90 at
-    4096 x 192, K = 576; 0.91 and 0.94 at 2048 x 384, K = 2048; 0.96 and 0.99 at 1024 x 384, K = 256. A product of
+    AMD EPYC with AVX-512, one thread and two, for [M, K] x [P, K]: 0.94 and 0.93 at 2048 x 384, K = 576; 0.87 and 0.90
+    at 4096 x 192, K = 576; 0.91 and 0.94 at 2048 x 384, K = 2048; 0.96 and 0.99 at 1024 x 384, K = 256. A product of
     500 x 70, K = 48, takes 0.03 ms more. Delete this function when the medians come within 3 % of 1.
     """
     pixels = a.contiguous().view(1, a.shape[0], 1, a.shape[1]).permute(0, 3, 1, 2)

@@ -97,7 +97,7 @@ def kernels() -> dict[str, dict[str, list[float]]]:
     """Outputs and gradients of the ALIGN operator, both ways, and of the token loss: norm and some elements each."""
     torch.set_num_threads(1)
     found = {}
-    for implementation in ("reference", "chunked", "blocked"):
+    for implementation in ("reference", "token_chunks", "vocab_blocks"):
         inputs = problem(70, 500, 48, dtype=torch.float32, scale=3.0)
         found[f"vocab_softmax {implementation}"] = _described(solve(inputs, implementation=implementation))
     generator = torch.Generator().manual_seed(2)

@@ -38,7 +38,7 @@ def test_mixed_precision_products(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 20.0])
-@pytest.mark.parametrize("implementation", ["triton", "blocked"])
+@pytest.mark.parametrize("implementation", ["triton", "vocab_blocks"])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_full_vocabulary(dtype: torch.dtype, bound: float, implementation: str, scale: float) -> None:
     inputs = problem(48, 128_256, 128, dtype=dtype, device="cuda", scale=scale)
@@ -69,18 +69,18 @@ def test_deterministic_mode_takes_the_fixed_configuration() -> None:
 
 
 def test_extra_memory_stays_small() -> None:
-    rows, vocab, width = 4096, 65_536, 512
-    inputs = problem(rows, vocab, width, dtype=torch.bfloat16, device="cuda")
-    upstream = torch.randn(rows, width, device="cuda", dtype=torch.bfloat16)
+    tokens, vocab, width = 4096, 65_536, 512
+    inputs = problem(tokens, vocab, width, dtype=torch.bfloat16, device="cuda")
+    upstream = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
     solve(inputs, upstream)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     results = solve(inputs, upstream)
     extra = torch.cuda.max_memory_allocated() - before - sum(r.nbytes for r in results.values())
-    # Two blocks of logits, a copy of the inputs' size at most, and nothing of the order of rows x vocabulary.
-    assert extra < 2 * rows * 16_384 * 2 + 4 * rows * width * 4 + 2 * vocab * width
-    assert extra < 0.8 * rows * vocab * 2
+    # Two blocks of logits, a copy of the inputs' size at most, and nothing of the order of tokens x vocabulary.
+    assert extra < 2 * tokens * 16_384 * 2 + 4 * tokens * width * 4 + 2 * vocab * width
+    assert extra < 0.8 * tokens * vocab * 2
 
 
 def test_autocast() -> None:

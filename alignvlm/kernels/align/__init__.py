@@ -1,1 +1,17 @@
-"""The vocabulary softmax of ALIGN: a reference, blocks of the vocabulary, chunks of tokens."""
+"""The vocabulary softmax of ALIGN: a reference, blocks of the vocabulary, chunks of tokens. Use it from here."""
+
+from alignvlm.kernels.align.dispatch import IMPLEMENTATIONS, vocab_softmax
+from alignvlm.kernels.align.moments import Moments, moments_pay_off, vocab_moments
+from alignvlm.kernels.align.reference import vocab_probabilities, vocab_softmax_reference
+from alignvlm.kernels.align.vocab_blocks import default_block
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Moments",
+    "default_block",
+    "moments_pay_off",
+    "vocab_moments",
+    "vocab_probabilities",
+    "vocab_softmax",
+    "vocab_softmax_reference",
+]

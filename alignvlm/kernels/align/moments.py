@@ -1,6 +1,6 @@
-"""LayerNorm over the vocabulary without a pass over N x V: mean and variance of all logits of a row in closed form.
+"""LayerNorm over the vocabulary without a pass over N x V: mean and variance of a token's logits in closed form.
 
-With the mean row w of W2 and the covariance C = (W2 - 1w)^T (W2 - 1w) / V (D x D), row n has mu = h.w and
+With the mean row w of W2 and the covariance C = (W2 - 1w)^T (W2 - 1w) / V (D x D), token n has mu = h.w and
 var = h C h^T.
 """
 
@@ -13,9 +13,6 @@ import torch
 from torch import Tensor
 
 from alignvlm.kernels.matmul import accumulate, product, product_with_wide, wide_dtype
-
-MOMENTS_FROM_ROWS = 0.67
-"""Times D: with fewer rows of h, sweeping their logits (2 N V D) is less work than W2's moments (4/3 V D^2)."""
 
 _BLOCK = 4096
 
@@ -35,27 +32,32 @@ class Moments:
     """True: numbers of their own (those of a vocabulary W2 was cut from), so no gradient reaches W2 through them."""
 
 
+def moments_pay_off(num_tokens: int, width: int) -> bool:
+    """Whether W2's moments (4/3 V D^2) are less work than sweeping the logits of so many tokens (2 N V D)."""
+    return num_tokens > 0.67 * width
+
+
 @torch.no_grad()
 def vocab_moments(w2: Tensor) -> Moments:
     """Moments of W2 [V, D], summed in fp32 (float64 for float64) over fixed blocks of rows."""
-    num_rows, width = w2.shape
+    vocab_size, width = w2.shape
     wide = wide_dtype(w2.dtype)
     mean = torch.zeros(width, dtype=wide, device=w2.device)
-    for start in range(0, num_rows, _BLOCK):
+    for start in range(0, vocab_size, _BLOCK):
         mean += w2[start : start + _BLOCK].sum(dim=0, dtype=wide)
-    mean /= num_rows
+    mean /= vocab_size
     # On a CPU short fp32 products are summed in float64: a long sum of squares in fp32 would lose two digits.
     total, step = (wide, _BLOCK) if w2.is_cuda else (torch.float64, _BLOCK // 4)
     gram = torch.zeros(width, width, dtype=total, device=w2.device)
     exact_products = w2.is_cuda and w2.dtype != wide  # 16-bit products are exact in fp32: subtract the mean afterwards
-    centred = mean.new_empty(0 if exact_products else min(step, num_rows), width)
-    for start in range(0, num_rows, step):
+    centred = mean.new_empty(0 if exact_products else min(step, vocab_size), width)
+    for start in range(0, vocab_size, step):
         rows = w2[start : start + step]
         if not exact_products:
             rows = torch.sub(rows, mean, out=centred[: len(rows)])
         _accumulate_gram(gram, rows)
     _mirror(gram)
-    covariance = gram.div_(num_rows).to(wide)
+    covariance = gram.div_(vocab_size).to(wide)
     if exact_products:
         covariance.addr_(mean, mean, alpha=-1)
     return Moments(mean, covariance)
@@ -87,29 +89,29 @@ def _mirror(gram: Tensor) -> None:
 
 
 @dataclass
-class RowStatistics:
-    """Per row of h: mean and reciprocal standard deviation of its V logits."""
+class LogitStatistics:
+    """Per token: mean and reciprocal standard deviation of its V logits."""
 
     mu: Tensor
     """[N]"""
     rstd: Tensor
     """[N]"""
 
-    def gradients(self, row_sum: Tensor, row_product: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(self, g_sum: Tensor, g_zhat_sum: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of mean and variance [N] from the sums over V of g and g zhat; g is that of normalised logits."""
-        return -self.rstd * row_sum, -0.5 * self.rstd.square() * row_product
+        return -self.rstd * g_sum, -0.5 * self.rstd.square() * g_zhat_sum
 
 
-def row_statistics(h: Tensor, moments: Moments, eps: float) -> RowStatistics:
+def logit_statistics(h: Tensor, moments: Moments, eps: float) -> LogitStatistics:
     """mu and 1/sqrt(var + eps) of the logits of h [N, D]."""
     wide = moments.mean.dtype
     mu = h.to(wide) @ moments.mean
     variance = (product_with_wide(h, moments.covariance) * h).sum(dim=-1)
-    return RowStatistics(mu, torch.rsqrt(variance.clamp_min(0) + eps))
+    return LogitStatistics(mu, torch.rsqrt(variance.clamp_min(0) + eps))
 
 
-def swept_row_statistics(h: Tensor, w2: Tensor, eps: float) -> RowStatistics:
-    """The same from the logits themselves, block by block: 2 N V D FLOPs, cheaper than the moments for few rows."""
+def swept_statistics(h: Tensor, w2: Tensor, eps: float) -> LogitStatistics:
+    """The same from the logits themselves, block by block: 2 N V D FLOPs, cheaper than the moments for few tokens."""
     wide = wide_dtype(w2.dtype)
     mean = torch.stack([w2[i : i + _BLOCK].sum(dim=0, dtype=wide) for i in range(0, w2.shape[0], _BLOCK)]).sum(dim=0)
     mu = h.to(wide) @ (mean / w2.shape[0])
@@ -117,7 +119,7 @@ def swept_row_statistics(h: Tensor, w2: Tensor, eps: float) -> RowStatistics:
     for start in range(0, w2.shape[0], _BLOCK):
         logits = product(h, w2[start : start + _BLOCK].T)
         variance += logits.sub_(mu.unsqueeze(1)).square_().sum(dim=1)
-    return RowStatistics(mu, torch.rsqrt(variance / w2.shape[0] + eps))
+    return LogitStatistics(mu, torch.rsqrt(variance / w2.shape[0] + eps))
 
 
 def add_hidden_gradient(grad_h: Tensor, h: Tensor, moments: Moments, grad_mu: Tensor, grad_var: Tensor) -> None:
@@ -133,14 +135,14 @@ def add_weight_gradient(
 
     Row v gets (1/V) sum_n grad_mu h + (2/V) (W2_v - w) S with S = sum_n grad_var h^T h.
     """
-    num_rows, wide = w2.shape[0], moments.mean.dtype
+    vocab_size, wide = w2.shape[0], moments.mean.dtype
     h_wide = h.to(wide)
     weighted = h_wide * grad_var.unsqueeze(1)  # [N, D]
-    scale = 2.0 / num_rows
+    scale = 2.0 / vocab_size
     tensor_cores = h.is_cuda and h.dtype != wide
     second = product(weighted.to(h.dtype).T, h) if tensor_cores else weighted.T @ h_wide  # S [D, D]
-    row = (grad_mu @ h_wide) / num_rows - scale * (moments.mean @ second)
-    for start in range(0, num_rows, _BLOCK):
+    row = (grad_mu @ h_wide) / vocab_size - scale * (moments.mean @ second)
+    for start in range(0, vocab_size, _BLOCK):
         block = slice(start, start + _BLOCK)
         target = grad_w2[block] if grad_w2.dtype == wide else grad_w2[block].to(wide)
         if tensor_cores:

@@ -12,15 +12,14 @@ The other chunks have half as many tokens, so that their z and g fit into that b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignvlm.kernels.align.moments import Moments, RowStatistics, add_hidden_gradient, row_statistics
-from alignvlm.kernels.align.vectors import LOWEST, Columns, Needs, blocks_of, matrix_in
+from alignvlm.kernels.align.common import LOWEST, NeedsGrad, Settings, VocabAffine, blocks_of, matrix_in
+from alignvlm.kernels.align.moments import LogitStatistics, add_hidden_gradient, logit_statistics
 from alignvlm.kernels.matmul import product_nt
 
 CHUNK = 192
@@ -41,19 +40,7 @@ def block_size(num_tokens: int) -> int:
     return max(_BLOCK_VALUES // num_tokens, 1)
 
 
-@dataclass(frozen=True)
-class ChunkSettings:
-    """What does not need a gradient."""
-
-    eps: float
-    normalize: bool
-    moments: Moments | None
-    """Statistics of W2 that are known already; None takes the LayerNorm's sums from the logits."""
-    block: int | None
-    """Vocabulary rows per block; None chooses."""
-
-
-class ChunkedVocabSoftmax(torch.autograd.Function):
+class TokenChunks(torch.autograd.Function):
     """softmax(gamma * LN_V(h W2^T) + beta) E for float32 and float64."""
 
     @staticmethod
@@ -64,7 +51,7 @@ class ChunkedVocabSoftmax(torch.autograd.Function):
         e: Tensor,
         gamma: Tensor | None,
         beta: Tensor | None,
-        settings: ChunkSettings,
+        settings: Settings,
     ) -> Tensor:
         operands = _Operands(h, w2, e, gamma, beta, settings, _known_statistics(h, w2, settings))
         out = h.new_empty(h.shape[0], e.shape[1])
@@ -83,19 +70,19 @@ class ChunkedVocabSoftmax(torch.autograd.Function):
         h, w2, e, gamma, beta, out, peak, total, last_logits = ctx.saved_tensors
         with torch.autocast(grad_out.device.type, enabled=False):
             operands = _Operands(h, w2, e, gamma, beta, ctx.settings, ctx.statistics)
-            gradients = _Gradients(operands, peak, total, Needs(*ctx.needs_input_grad[:5]))
+            gradients = _Gradients(operands, peak, total, NeedsGrad(*ctx.needs_input_grad[:5]))
             delta = torch.linalg.vecdot(grad_out, out)
             return (*gradients.run(grad_out, delta, last_logits), None)
 
 
-def _known_statistics(h: Tensor, w2: Tensor, settings: ChunkSettings) -> RowStatistics | None:
+def _known_statistics(h: Tensor, w2: Tensor, settings: Settings) -> LogitStatistics | None:
     """The LayerNorm's statistics before there are logits; 1/std is 1 where it is going to be taken from them."""
     if not settings.normalize:
         return None
     if settings.moments is not None:
-        return row_statistics(h, settings.moments, settings.eps)
+        return logit_statistics(h, settings.moments, settings.eps)
     mu = h @ w2.mean(dim=0)
-    return RowStatistics(mu, torch.ones_like(mu))
+    return LogitStatistics(mu, torch.ones_like(mu))
 
 
 class _Operands:
@@ -108,11 +95,11 @@ class _Operands:
         e: Tensor,
         gamma: Tensor | None,
         beta: Tensor | None,
-        settings: ChunkSettings,
-        statistics: RowStatistics | None,
+        settings: Settings,
+        statistics: LogitStatistics | None,
     ) -> None:
         self.h, self.w2, self.e, self.settings, self.statistics = h, w2, e, settings, statistics
-        self.columns = Columns(*(None if part is None else part.to(h.dtype).unsqueeze(1) for part in (gamma, beta)))
+        self.affine = VocabAffine(*(None if part is None else part.to(h.dtype).unsqueeze(1) for part in (gamma, beta)))
 
     def buffer(self) -> Tensor:
         """Memory for one matrix [V, n] of the last chunk, or for two of any other."""
@@ -147,7 +134,7 @@ def _forward_chunk(operands: _Operands, tokens: slice, z: Tensor) -> tuple[Tenso
     peak, total = z.new_full(z.shape[1:], -torch.inf), z.new_zeros(z.shape[1])
     acc = z.new_zeros(operands.e.shape[1], z.shape[1])
     for block in blocks:
-        p = operands.columns.block(block).affine(z[block], out=torch.empty_like(z[block]))
+        p = operands.affine.block(block).apply(z[block], out=torch.empty_like(z[block]))
         new_peak = torch.maximum(peak, p.amax(dim=0).clamp_min_(LOWEST))
         factor, peak = torch.exp(peak - new_peak), new_peak
         p.sub_(peak).exp_()
@@ -173,7 +160,7 @@ def _normalised(operands: _Operands, tokens: slice, z: Tensor) -> Iterator[slice
 class _Gradients:
     """Gradients as sums over chunks; None, and no work, where nobody needs them."""
 
-    def __init__(self, operands: _Operands, peak: Tensor, total: Tensor, needs: Needs) -> None:
+    def __init__(self, operands: _Operands, peak: Tensor, total: Tensor, needs: NeedsGrad) -> None:
         self.operands, self.peak, self.total, self.needs = operands, peak, total, needs
         moments = operands.settings.moments
         self.constant = moments if moments is not None and moments.constant else None
@@ -182,18 +169,18 @@ class _Gradients:
         """Factor of what a matrix gradient holds already: 0 in the first chunk, which writes it, then 1."""
         # The chunks write every element of a matrix, where there are any.
         fresh = torch.empty_like if operands.h.shape[0] else torch.zeros_like
-        columns = operands.columns
+        affine = operands.affine
 
         def matrix(like: Tensor, needed: bool) -> Tensor | None:
             return fresh(like, memory_format=torch.contiguous_format) if needed else None
 
-        def column(like: Tensor | None, needed: bool) -> Tensor | None:
+        def vector(like: Tensor | None, needed: bool) -> Tensor | None:
             return torch.zeros_like(like) if needed and like is not None else None
 
         self.h, self.w2 = matrix(operands.h, needs.h), matrix(operands.w2, needs.w2)
         self.e = matrix(operands.e, needs.e)
-        self.gamma, self.beta = column(columns.gamma, needs.gamma), column(columns.beta, needs.beta)
-        self.row_sum, self.row_product = (operands.h.new_zeros(operands.h.shape[0]) for _ in range(2))
+        self.gamma, self.beta = vector(affine.gamma, needs.gamma), vector(affine.beta, needs.beta)
+        self.g_sum, self.g_zhat_sum = (operands.h.new_zeros(operands.h.shape[0]) for _ in range(2))
         """[N] sums over V of g and of g zhat"""
 
     def run(self, upstream: Tensor, delta: Tensor, last_logits: Tensor) -> list[Tensor | None]:
@@ -220,7 +207,7 @@ class _Gradients:
             if self.needs.logits:
                 self._through_norm(tokens, z, g)
         if self.h is not None and self.constant is not None and operands.statistics is not None:
-            through_statistics = operands.statistics.gradients(self.row_sum, self.row_product)
+            through_statistics = operands.statistics.gradients(self.g_sum, self.g_zhat_sum)
             add_hidden_gradient(self.h, operands.h, self.constant, *through_statistics)
         vectors = (None if part is None else part.squeeze(1) for part in (self.gamma, self.beta))
         return [self.h, self.w2, self.e, *vectors]
@@ -229,8 +216,8 @@ class _Gradients:
         self, tokens: slice, block: slice, zhat: Tensor, g: Tensor, upstream: Tensor, delta: Tensor
     ) -> None:
         """Fill g [B, n] = gamma p (dp - delta) from normalised logits, and add up what is made of p and g."""
-        part = self.operands.columns.block(block)
-        p = part.affine(zhat, out=torch.empty_like(zhat)).sub_(self.peak[tokens]).exp_()
+        affine = self.operands.affine.block(block)
+        p = affine.apply(zhat, out=torch.empty_like(zhat)).sub_(self.peak[tokens]).exp_()
         self._add_product(self.e, block, p, upstream)
         if not self.needs.logits:
             return
@@ -239,17 +226,17 @@ class _Gradients:
         if self.operands.settings.normalize or self.gamma is not None:
             product = torch.mul(ds, zhat, out=p)
             _add_sum(self.gamma, block, product)
-            self.row_product[tokens] += (product if part.gamma is None else product.mul_(part.gamma)).sum(dim=0)
-        g = g.copy_(ds) if part.gamma is None else torch.mul(ds, part.gamma, out=g)
+            self.g_zhat_sum[tokens] += (product if affine.gamma is None else product.mul_(affine.gamma)).sum(dim=0)
+        g = g.copy_(ds) if affine.gamma is None else torch.mul(ds, affine.gamma, out=g)
         if self.operands.settings.normalize:
-            self.row_sum[tokens] += g.sum(dim=0)
+            self.g_sum[tokens] += g.sum(dim=0)
 
     def _through_norm(self, tokens: slice, z: Tensor, g: Tensor) -> None:
         """From g [V, n] to the gradients of h and W2, through the LayerNorm over V."""
         operands = self.operands
         rstd = None if operands.statistics is None else operands.statistics.rstd[tokens]
         left = operands.h[tokens] if rstd is None else operands.h[tokens] * rstd.unsqueeze(1)
-        mean, mean_product = self.row_sum[tokens] / z.shape[0], self.row_product[tokens] / z.shape[0]
+        mean, mean_product = self.g_sum[tokens] / z.shape[0], self.g_zhat_sum[tokens] / z.shape[0]
         acc = z.new_zeros(left.shape[1], left.shape[0])
         for block in operands.blocks(z.shape[1]):
             dz = g[block]

@@ -14,7 +14,7 @@ NAMES = ("h", "w2", "e", "gamma", "beta")
 
 
 def problem(
-    num_rows: int,
+    num_tokens: int,
     vocab_size: int,
     width: int,
     *,
@@ -32,7 +32,7 @@ def problem(
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     made: dict[str, Tensor | None] = {
-        "h": values(num_rows, width),
+        "h": values(num_tokens, width),
         "w2": values(vocab_size, width) + 0.3 * values(width),
         "e": values(vocab_size, width),
         "gamma": scale * (1 + 0.2 * values(vocab_size)) if gamma else None,
@@ -93,7 +93,7 @@ class Products(TorchDispatchMode):
         if name in ("mm", "addmm", "addmm_"):
             left, right = args[-2:]
             self.flops += 2 * left.shape[0] * left.shape[1] * right.shape[1]
-        elif name == "mkldnn_convolution":  # one pixel per row
+        elif name == "mkldnn_convolution":  # one pixel per row of the left matrix
             self.flops += 2 * args[0].shape[2] * args[1].shape[0] * args[1].shape[1]
         if isinstance(result, torch.Tensor) and "view" not in name and name != "t":
             self.largest = max(self.largest, result.untyped_storage().nbytes())

@@ -13,7 +13,7 @@ import torch
 from tests.kernels.align.cases import problem, solve, worst_error
 
 SHAPES = ((1, 1, 1, 1), (2, 16, 4, 16), (5, 37, 3, 16), (131, 17, 8, 1024), (3, 523, 2, 1024))
-"""Rows, vocabulary, width, block: one, primes, powers of two, just off the kernels' tiles of 128 rows, 512 columns."""
+"""Tokens, vocabulary, width, block: one, primes, powers of two, just off the kernels' tiles of 128 x 512."""
 
 
 def check_shapes(device: str) -> None:

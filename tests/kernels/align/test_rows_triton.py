@@ -25,12 +25,12 @@ def build(kernel, constants, dtypes, **options):
     assert compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
 
 flags = {"HAS_NORM": True, "HAS_GAMMA": True, "HAS_BETA": True}
-dtypes = {"z_ptr": "*bf16", "dp_ptr": "*bf16", "width": "i32", "num_rows": "i32"}
+dtypes = {"z_ptr": "*bf16", "dp_ptr": "*bf16", "width": "i32", "num_tokens": "i32"}
 build(rows._forward_kernel, flags | {"HAS_LSE": False, "lse_ptr": None, "BLOCK": 8192}, dtypes, num_warps=8)
 build(
     rows._backward_kernel,
-    flags | {"STORE_P": True, "COLUMN_SUMS": True, "TILE_ROWS": rows._TILE_ROWS,
-             "TILE_COLUMNS": rows._TILE_COLUMNS, "STEP_ROWS": rows._STEP_ROWS},
+    flags | {"STORE_P": True, "AFFINE_SUMS": True, "TILE_TOKENS": rows._TILE_TOKENS,
+             "TILE_VOCAB": rows._TILE_VOCAB, "STEP_TOKENS": rows._STEP_TOKENS},
     dtypes, num_warps=8,
 )
 build(rows._rescale_kernel, {"BLOCK": 1024}, dtypes)

@@ -10,7 +10,7 @@ from alignvlm.kernels.align import token_chunks
 from alignvlm.kernels.align.token_chunks import chunks_of
 from tests.kernels.align.cases import Products, make_upstream, problem, solve, worst_error
 
-CHUNKED = {"implementation": "chunked"}
+TOKEN_CHUNKS = {"implementation": "token_chunks"}
 
 
 @pytest.fixture(autouse=True)
@@ -30,15 +30,15 @@ def test_chunks_cover_all_tokens(num_tokens: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_products(dtype: torch.dtype) -> None:
-    rows, vocab, width = 16, 96, 8
-    unit = 2 * rows * vocab * width
+    tokens, vocab, width = 16, 96, 8
+    unit = 2 * tokens * vocab * width
 
     def units(*frozen: str) -> float:
-        inputs = problem(rows, vocab, width, dtype=dtype)
+        inputs = problem(tokens, vocab, width, dtype=dtype)
         for name in frozen:
             inputs[name].requires_grad_(False)
         with Products() as counted:
-            found = solve(inputs, block=32, **CHUNKED)
+            found = solve(inputs, block=32, **TOKEN_CHUNKS)
         assert found.keys().isdisjoint(frozen)
         exact = {k: v for k, v in solve(inputs, exactly=True).items() if k in found}
         assert worst_error(found, exact) < (1e-5 if dtype == torch.float32 else 1e-9)
@@ -51,16 +51,16 @@ def test_products(dtype: torch.dtype) -> None:
 
 
 def test_one_chunk_computes_its_logits_once() -> None:
-    rows, vocab, width = 4, 96, 8
+    tokens, vocab, width = 4, 96, 8
     with Products() as counted:
-        solve(problem(rows, vocab, width), **CHUNKED)
-    assert counted.flops == 6 * 2 * rows * vocab * width
+        solve(problem(tokens, vocab, width), **TOKEN_CHUNKS)
+    assert counted.flops == 6 * 2 * tokens * vocab * width
 
 
 def test_memory_does_not_grow_with_the_tokens() -> None:
     inputs = problem(64, 4096, 4, dtype=torch.float32)
     with Products() as seen:
-        solve(inputs, block=128, **CHUNKED)
+        solve(inputs, block=128, **TOKEN_CHUNKS)
     assert seen.largest == 4 * 4096 * 4
 
 
@@ -69,7 +69,7 @@ def test_frozen_inputs_with_a_smaller_first_chunk(frozen: tuple[str, ...]) -> No
     inputs = problem(7, 30, 5)
     for name in frozen:
         inputs[name].requires_grad_(False)
-    found = solve(inputs, block=8, **CHUNKED)
+    found = solve(inputs, block=8, **TOKEN_CHUNKS)
     assert found.keys() == {"out", *inputs} - set(frozen)
     exact = solve(inputs, exactly=True)
     assert worst_error(found, exact) < 1e-9
@@ -79,7 +79,7 @@ def test_a_checkpoint_drops_what_stays_for_the_backward() -> None:
     inputs = problem(9, 40, 8)
     saved: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-        out = vocab_softmax(**inputs, **CHUNKED)
+        out = vocab_softmax(**inputs, **TOKEN_CHUNKS)
     assert 40 * 4 in saved  # logits of the last chunk
     assert not any(isinstance(value, torch.Tensor) for value in vars(out.grad_fn).values())
 
@@ -88,7 +88,7 @@ def test_a_checkpoint_drops_what_stays_for_the_backward() -> None:
 def test_second_backward_over_the_same_graph(num_tokens: int) -> None:
     """The saved logits of the last chunk are only read, so the same bits come out again."""
     inputs = problem(num_tokens, 30, 8, dtype=torch.float32)
-    out = vocab_softmax(**inputs, **CHUNKED)
+    out = vocab_softmax(**inputs, **TOKEN_CHUNKS)
     first, second = (
         torch.autograd.grad(out, list(inputs.values()), make_upstream(out), retain_graph=True) for _ in range(2)
     )
@@ -101,17 +101,17 @@ def test_given_moments_replace_the_sweep_of_the_statistics(grad: bool) -> None:
     inputs = problem(9, 40, 8)
     moments = vocab_moments(inputs["w2"])
     with torch.set_grad_enabled(grad):
-        found = vocab_softmax(**inputs, moments=moments, **CHUNKED)
+        found = vocab_softmax(**inputs, moments=moments, **TOKEN_CHUNKS)
     torch.testing.assert_close(found, vocab_softmax(**inputs, implementation="reference"))
     if grad:
         exact = solve(inputs, exactly=True)
-        assert worst_error(solve(inputs, moments=moments, **CHUNKED), exact) < 1e-9
+        assert worst_error(solve(inputs, moments=moments, **TOKEN_CHUNKS), exact) < 1e-9
 
 
 def test_scale_and_shift_of_another_dtype() -> None:
     inputs = problem(5, 40, 8, dtype=torch.float32)
     for name in ("gamma", "beta"):
         inputs[name] = inputs[name].detach().bfloat16().requires_grad_()
-    found = solve(inputs, **CHUNKED)
+    found = solve(inputs, **TOKEN_CHUNKS)
     assert found["gamma"].dtype == found["beta"].dtype == torch.bfloat16
     assert worst_error(found, solve(inputs, exactly=True)) < 1e-2

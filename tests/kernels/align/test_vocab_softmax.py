@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
-from alignvlm.kernels.align import token_chunks
-from alignvlm.kernels.align.reference import vocab_probabilities
+from alignvlm.kernels.align import token_chunks, vocab_probabilities
 from tests.kernels.align.cases import Products, make_upstream, problem, solve, worst_error
 
-BLOCKED = {"implementation": "blocked"}
-CHUNKED = {"implementation": "chunked"}
-SWEEPS = pytest.mark.parametrize("sweep", [BLOCKED, CHUNKED], ids=["blocked", "chunked"])
+VOCAB_BLOCKS = {"implementation": "vocab_blocks"}
+TOKEN_CHUNKS = {"implementation": "token_chunks"}
+SWEEPS = pytest.mark.parametrize("sweep", [VOCAB_BLOCKS, TOKEN_CHUNKS], ids=["vocab_blocks", "token_chunks"])
 SWEEPS_AND_DTYPES = pytest.mark.parametrize(
-    ("sweep", "dtype"), [(BLOCKED, torch.float32), (BLOCKED, torch.bfloat16), (CHUNKED, torch.float32)]
+    ("sweep", "dtype"), [(VOCAB_BLOCKS, torch.float32), (VOCAB_BLOCKS, torch.bfloat16), (TOKEN_CHUNKS, torch.float32)]
 )
 
 
@@ -61,9 +60,9 @@ def test_any_shape(shape: tuple[int, int, int], block: int, flags: tuple[bool, b
 
 
 @pytest.mark.parametrize("width", [200, 401])  # wide enough for the symmetric product in pieces
-def test_wide_rows(width: int) -> None:
+def test_wide_hidden_states(width: int) -> None:
     inputs = problem(5, 50, width)
-    assert worst_error(solve(inputs, block=16, **BLOCKED), solve(inputs, exactly=True)) < 1e-9
+    assert worst_error(solve(inputs, block=16, **VOCAB_BLOCKS), solve(inputs, exactly=True)) < 1e-9
 
 
 # 40: a spread of logits that leaves one token with nearly all the mass; 0: the flat start of a training.
@@ -71,10 +70,10 @@ def test_wide_rows(width: int) -> None:
 @pytest.mark.parametrize(
     ("sweep", "dtype", "bound"),
     [
-        (CHUNKED, torch.float32, 1e-5),
-        (BLOCKED, torch.float32, 1e-5),
-        (BLOCKED, torch.bfloat16, 2e-2),
-        (BLOCKED, torch.float16, 2e-3),
+        (TOKEN_CHUNKS, torch.float32, 1e-5),
+        (VOCAB_BLOCKS, torch.float32, 1e-5),
+        (VOCAB_BLOCKS, torch.bfloat16, 2e-2),
+        (VOCAB_BLOCKS, torch.float16, 2e-3),
     ],
 )
 def test_full_vocabulary(sweep: dict, dtype: torch.dtype, bound: float, scale: float) -> None:
@@ -135,22 +134,22 @@ def test_two_runs_agree_bit_for_bit(sweep: dict, dtype: torch.dtype) -> None:
 
 
 def test_frozen_weights_skip_their_products() -> None:
-    rows, vocab, width = 16, 96, 8
-    unit = 2 * rows * vocab * width
+    tokens, vocab, width = 16, 96, 8
+    unit = 2 * tokens * vocab * width
 
     def flops(*frozen: str) -> int:
-        inputs = problem(rows, vocab, width)
+        inputs = problem(tokens, vocab, width)
         for name in frozen:
             inputs[name].requires_grad_(False)
         moments = vocab_moments(inputs["w2"])
         with Products() as counted:
-            found = solve(inputs, block=32, moments=moments, **BLOCKED)
+            found = solve(inputs, block=32, moments=moments, **VOCAB_BLOCKS)
         assert found.keys().isdisjoint(frozen)
         assert worst_error(found, {k: v for k, v in solve(inputs, exactly=True).items() if k in found}) < 1e-9
         return counted.flops
 
     every, extra = flops(), 2 * vocab * width * width  # extra: W2's share of the LayerNorm statistics
-    small = 10 * 2 * rows * width * width
+    small = 10 * 2 * tokens * width * width
     assert 7 * unit + extra <= every < 7 * unit + extra + small
     assert every - flops("e") == unit
     assert unit + extra <= every - flops("w2") < unit + extra + small
@@ -158,10 +157,10 @@ def test_frozen_weights_skip_their_products() -> None:
     assert flops("h", "w2", "gamma", "beta") < 4 * unit + small  # z twice, out, dE
 
 
-def test_never_more_than_rows_times_block() -> None:
+def test_never_more_than_tokens_times_block() -> None:
     inputs = problem(64, 4096, 4, dtype=torch.float32)
     with Products() as seen:
-        solve(inputs, block=128, **BLOCKED)
+        solve(inputs, block=128, **VOCAB_BLOCKS)
     assert seen.largest <= 4 * max(64 * 128, 4096 * 4)
 
 
@@ -218,7 +217,7 @@ def test_autocast() -> None:
     inputs = problem(7, 40, 8, dtype=torch.float32)
     rounded = {k: v if v is None or k in ("gamma", "beta") else v.bfloat16() for k, v in inputs.items()}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = solve(inputs, block=16, **BLOCKED)
+        found = solve(inputs, block=16, **VOCAB_BLOCKS)
     assert found["out"].dtype == torch.bfloat16
     assert all(found[k].dtype == torch.float32 for k in found if k != "out")
     exact = solve({k: None if v is None else v.detach().requires_grad_() for k, v in rounded.items()}, exactly=True)
@@ -226,11 +225,11 @@ def test_autocast() -> None:
 
 
 @SWEEPS
-@pytest.mark.parametrize("num_rows", [0, 1])
-def test_few_rows(num_rows: int, sweep: dict) -> None:
-    inputs = problem(num_rows, 30, 4)
+@pytest.mark.parametrize("num_tokens", [0, 1])
+def test_few_tokens(num_tokens: int, sweep: dict) -> None:
+    inputs = problem(num_tokens, 30, 4)
     found = solve(inputs, block=8, **sweep)
-    assert found["out"].shape == (num_rows, 4)
+    assert found["out"].shape == (num_tokens, 4)
     assert worst_error(found, solve(inputs, exactly=True)) < 1e-9
 
 
@@ -245,9 +244,9 @@ def test_inference_sweeps_its_statistics(sweep: dict) -> None:
 @pytest.mark.parametrize(
     ("dtype", "options", "chosen"),
     [
-        (torch.float32, {}, "ChunkedVocabSoftmaxBackward"),
-        (torch.float64, {"block": 8}, "ChunkedVocabSoftmaxBackward"),
-        (torch.bfloat16, {}, "VocabSoftmaxBackward"),
+        (torch.float32, {}, "TokenChunksBackward"),
+        (torch.float64, {"block": 8}, "TokenChunksBackward"),
+        (torch.bfloat16, {}, "VocabBlocksBackward"),
     ],
 )
 def test_choice_on_a_cpu(dtype: torch.dtype, options: dict[str, float], chosen: str) -> None:
@@ -259,8 +258,8 @@ def test_choice_on_a_cpu(dtype: torch.dtype, options: dict[str, float], chosen: 
 def test_moments_are_reused() -> None:
     inputs = problem(5, 40, 8)
     moments = vocab_moments(inputs["w2"])
-    for name, value in solve(inputs, block=16, moments=moments, **BLOCKED).items():
-        assert torch.equal(value, solve(inputs, block=16, **BLOCKED)[name]), name
+    for name, value in solve(inputs, block=16, moments=moments, **VOCAB_BLOCKS).items():
+        assert torch.equal(value, solve(inputs, block=16, **VOCAB_BLOCKS)[name]), name
 
 
 @SWEEPS
@@ -275,6 +274,10 @@ def test_part_of_a_vocabulary_with_the_statistics_of_all(sweep: dict) -> None:
     torch.testing.assert_close(found["out"], (restricted @ part["e"]).detach())
     (grad_h,) = torch.autograd.grad(restricted @ part["e"], full["h"], make_upstream(found["out"]))
     torch.testing.assert_close(found["h"], grad_h)
+
+
+def matrices(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros(size, 4, dtype=dtype) for name, size in (("h", 3), ("w2", 10), ("e", 10))}
 
 
 @pytest.mark.parametrize(
@@ -293,7 +296,12 @@ def test_part_of_a_vocabulary_with_the_statistics_of_all(sweep: dict) -> None:
         ({"gamma": torch.zeros(10, device="meta")}, "gamma is on meta"),
         ({"eps": -1.0}, "eps"),
         ({"block": 0}, "block"),
-        ({"implementation": "fast"}, "implementation"),
+        ({"implementation": "fast"}, "implementation must be one of reference, token_chunks, vocab_blocks, triton"),
+        (
+            {**matrices(torch.bfloat16), "implementation": "token_chunks"},
+            "implementation 'token_chunks' takes torch.float64",
+        ),
+        ({**matrices(torch.float16), "implementation": "triton"}, "implementation 'triton' takes torch.float32"),
         ({"moments": vocab_moments(torch.zeros(10, 5))}, "moments"),
         ({"moments": vocab_moments(torch.zeros(10, 4)), "normalize": False}, "moments"),
         ({"moments": vocab_moments(torch.zeros(10, 4)), "implementation": "reference"}, "moments"),

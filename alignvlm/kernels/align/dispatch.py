@@ -1,20 +1,69 @@
-"""The public face of the ALIGN operator: checks arguments, applies autocast, and chooses an implementation."""
+"""`vocab_softmax`: checks arguments, applies autocast, and chooses an implementation from the one list of them."""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from alignvlm.kernels.align.common import Settings
 from alignvlm.kernels.align.moments import Moments
 from alignvlm.kernels.align.reference import vocab_softmax_reference
-from alignvlm.kernels.align.token_chunks import ChunkedVocabSoftmax, ChunkSettings
-from alignvlm.kernels.align.vocab_blocks import Settings, VocabSoftmax, default_block
+from alignvlm.kernels.align.rows_torch import TorchRows
+from alignvlm.kernels.align.token_chunks import TokenChunks
+from alignvlm.kernels.align.vocab_blocks import VocabBlocks
 
-Implementation = Literal["reference", "chunked", "blocked", "triton"]
-_WIDE = (torch.float32, torch.float64)
+
+def _reference(
+    h: Tensor, w2: Tensor, e: Tensor, gamma: Tensor | None, beta: Tensor | None, settings: Settings
+) -> Tensor:
+    return vocab_softmax_reference(h, w2, e, gamma, beta, eps=settings.eps, normalize=settings.normalize)
+
+
+def _token_chunks(*arguments: Tensor | Settings | None) -> Tensor:
+    out: Tensor = TokenChunks.apply(*arguments)
+    return out
+
+
+def _vocab_blocks(*arguments: Tensor | Settings | None) -> Tensor:
+    out: Tensor = VocabBlocks.apply(*arguments, TorchRows)
+    return out
+
+
+def _triton(*arguments: Tensor | Settings | None) -> Tensor:
+    from alignvlm.kernels.align.rows_triton import TritonRows
+
+    out: Tensor = VocabBlocks.apply(*arguments, TritonRows)
+    return out
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute the operator, and what it can compute."""
+
+    run: Callable[..., Tensor]
+    """(h, w2, e, gamma, beta, settings) -> [N, D_e]"""
+    dtypes: tuple[torch.dtype, ...]
+    takes_moments: bool = True
+
+
+_ALL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+IMPLEMENTATIONS = {
+    "reference": Implementation(_reference, _ALL, takes_moments=False),
+    "token_chunks": Implementation(_token_chunks, (torch.float64, torch.float32)),
+    "vocab_blocks": Implementation(_vocab_blocks, _ALL),
+    "triton": Implementation(_triton, (torch.float32, torch.bfloat16)),
+}
+
+
+def _choose(device: torch.device, dtype: torch.dtype) -> str:
+    """The default for a device and a dtype."""
+    fast = "triton" if device.type == "cuda" else "token_chunks"
+    has_library = device.type != "cuda" or importlib.util.find_spec("triton") is not None
+    return fast if has_library and dtype in IMPLEMENTATIONS[fast].dtypes else "vocab_blocks"
 
 
 def vocab_softmax(
@@ -28,7 +77,7 @@ def vocab_softmax(
     normalize: bool = True,
     moments: Moments | None = None,
     block: int | None = None,
-    implementation: Implementation | None = None,
+    implementation: str | None = None,
 ) -> Tensor:
     """Average the rows of E with the weights softmax(LN_V(h W2^T)): AlignVLM's connector (arXiv 2502.01341, eq. 1-2).
 
@@ -47,10 +96,11 @@ def vocab_softmax(
         moments: `vocab_moments(w2)` computed earlier for the same weights, or, with `constant=True`, those of
             the whole vocabulary when w2 holds a part of it. None computes them.
         block: vocabulary rows per block; None chooses.
-        implementation: "reference" (keeps N x V), "chunked" (some tokens against the whole vocabulary; made for a CPU,
-            float32 and float64), "blocked" (all tokens against blocks of the vocabulary; plain PyTorch, any device and
-            dtype), "triton" (the same with row kernels; CUDA, or CPU under TRITON_INTERPRET=1). None takes chunked on
-            a CPU and triton on CUDA where they can do what is asked for, else blocked.
+        implementation: "reference" (keeps N x V), "token_chunks" (some tokens against the whole vocabulary; made for a
+            CPU, float32 and float64), "vocab_blocks" (all tokens against blocks of the vocabulary; plain PyTorch, any
+            device and dtype), "triton" (the same with Triton kernels; float32 and bfloat16 on CUDA, or on a CPU under
+            TRITON_INTERPRET=1). None takes token_chunks on a CPU and triton on CUDA where they know the dtype, else
+            vocab_blocks.
 
     Returns:
         [N, D_e] in the dtype of e.
@@ -65,42 +115,21 @@ def vocab_softmax(
     if autocast:
         dtype = torch.get_autocast_dtype(h.device.type)
         h, w2, e = h.to(dtype), w2.to(dtype), e.to(dtype)
-    implementation = implementation or _choose(h)
+    chosen = _implementation(implementation or _choose(h.device, h.dtype), h.dtype, moments)
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (h, w2, e, gamma, beta))
     with torch.autocast(h.device.type, enabled=False):
-        if implementation == "reference":
-            if moments is not None:
-                raise ValueError("implementation 'reference' knows no moments")
-            return vocab_softmax_reference(h, w2, e, gamma, beta, eps=eps, normalize=normalize)
-        if implementation == "chunked":
-            if h.dtype not in _WIDE:
-                raise ValueError(f"implementation 'chunked' takes float32 and float64, not {h.dtype}")
-            chunk_settings = ChunkSettings(eps, normalize, moments, block)
-            out: Tensor = ChunkedVocabSoftmax.apply(h, w2, e, gamma, beta, chunk_settings)
-            return out
-        if implementation not in ("blocked", "triton"):
-            raise ValueError(
-                f"implementation must be 'reference', 'chunked', 'blocked' or 'triton', not {implementation!r}"
-            )
-        if implementation == "triton" and h.dtype in (torch.float64, torch.float16):
-            raise ValueError(f"implementation 'triton' takes float32 and bfloat16, not {h.dtype}")
-        settings = Settings(
-            eps=eps,
-            normalize=normalize,
-            block=block or default_block(h.shape[0], w2.shape[0], h.dtype, h.device),
-            triton=implementation == "triton",
-            moments=moments,
-            needs_grad=torch.is_grad_enabled()
-            and any(t is not None and t.requires_grad for t in (h, w2, e, gamma, beta)),
-        )
-        out = VocabSoftmax.apply(h, w2, e, gamma, beta, settings)
-        return out
+        return chosen.run(h, w2, e, gamma, beta, Settings(eps, normalize, moments, block, needs_grad))
 
 
-def _choose(h: Tensor) -> Implementation:
-    if h.is_cuda:
-        has_kernels = h.dtype in (torch.float32, torch.bfloat16) and importlib.util.find_spec("triton") is not None
-        return "triton" if has_kernels else "blocked"
-    return "chunked" if h.dtype in _WIDE else "blocked"
+def _implementation(name: str, dtype: torch.dtype, moments: Moments | None) -> Implementation:
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, not {name!r}")
+    found = IMPLEMENTATIONS[name]
+    if dtype not in found.dtypes:
+        raise ValueError(f"implementation {name!r} takes {', '.join(map(str, found.dtypes))}, not {dtype}")
+    if moments is not None and not found.takes_moments:
+        raise ValueError(f"implementation {name!r} takes no moments")
+    return found
 
 
 def _check_matrices(h: Tensor, w2: Tensor, e: Tensor, *, check_dtype: bool) -> None:
@@ -118,7 +147,7 @@ def _check_matrices(h: Tensor, w2: Tensor, e: Tensor, *, check_dtype: bool) -> N
     if w2.shape[0] == 0:
         raise ValueError("w2 has no rows: the vocabulary is empty")
     if e.shape[0] != w2.shape[0]:
-        raise ValueError(f"e has {e.shape[0]} rows but w2 has {w2.shape[0]}: both must be the vocabulary")
+        raise ValueError(f"e has {e.shape[0]} rows but w2 has {w2.shape[0]}: both must have one per vocabulary entry")
 
 
 def _check_vectors(h: Tensor, w2: Tensor, vectors: dict[str, Tensor | None]) -> None:
