@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTr
 from transformers.modeling_outputs import ModelOutput
 
 from alignvlm.connectors import Connector, Sizes, build_connector
-from alignvlm.kernels.linear_cross_entropy import linear_cross_entropy
+from alignvlm.kernels.linear_cross_entropy import IGNORE_INDEX, linear_cross_entropy
 from alignvlm.model.attention import Documents, attention_kwargs
 from alignvlm.model.configuration import AlignVLMConfig
 
@@ -183,7 +183,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_items: torch.Tensor | int | None,
     ) -> torch.Tensor:
         targets = shift_labels(labels, cu_seqlens)  # [B, T]
-        chosen = targets != -100
+        chosen = targets != IGNORE_INDEX
         head: Any = self.get_output_embeddings()
         total = linear_cross_entropy(
             hidden[chosen], head.weight, targets[chosen], getattr(head, "bias", None), chunk=self.loss_chunk
@@ -201,8 +201,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 def shift_labels(labels: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
     """The target of each position, the next token of the same document: [B, T] to [B, T], -100 where there is none."""
-    targets = torch.full_like(labels, -100)
+    targets = torch.full_like(labels, IGNORE_INDEX)
     targets[:, :-1] = labels[:, 1:]
     if cu_seqlens is not None:
-        targets[0, cu_seqlens[1:].long() - 1] = -100
+        targets[0, cu_seqlens[1:].long() - 1] = IGNORE_INDEX
     return targets

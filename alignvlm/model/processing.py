@@ -17,7 +17,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from alignvlm.model.chat import CHATML, IMAGE, render_prompt, render_supervised
 from alignvlm.model.tiling import TilingSpec
-from data_pipeline.samples.schema import Encoded, Sample, SampleError
+from data_pipeline.samples.schema import IGNORE_INDEX, Encoded, Sample, SampleError
 
 
 class AlignVLMProcessor(ProcessorMixin):
@@ -86,14 +86,14 @@ class AlignVLMProcessor(ProcessorMixin):
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.asarray(encoding["input_ids"], np.int64)
         starts = np.asarray(encoding["offset_mapping"], np.int64).reshape(-1, 2)[:, 0]
-        labels = np.full_like(ids, -100)
+        labels = np.full_like(ids, IGNORE_INDEX)
         for begin, end in spans:
             said = (starts >= begin) & (starts < end)
             labels[said] = ids[said]
         ids, labels = self._cut_text(ids, labels)
         tiles = [self.spec.cut(image) for image in sample.images]
         ids, labels = self._expand(ids, labels, [len(t) for t in tiles])
-        if not (labels[1:] != -100).any():
+        if not (labels[1:] != IGNORE_INDEX).any():
             raise SampleError("no supervised token: the conversation has no assistant turn within the text limit")
         none = np.zeros((0, 3, self.tile_size, self.tile_size), np.uint8)
         return Encoded(ids, labels, np.concatenate(tiles) if tiles else none)

@@ -10,9 +10,7 @@ import numpy as np
 import torch
 
 from data_pipeline.loading.tile_memory import Block
-from data_pipeline.samples.schema import Encoded
-
-IGNORED = -100
+from data_pipeline.samples.schema import IGNORE_INDEX, Encoded
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,10 @@ def collate(
         input_ids = np.concatenate([document.input_ids for document in documents])
         labels = np.concatenate([document.labels for document in documents])
     else:
-        lengths, input_ids, labels = [1], np.zeros(1, dtype=np.int64), np.full(1, IGNORED, dtype=np.int64)
+        lengths, input_ids, labels = [1], np.zeros(1, dtype=np.int64), np.full(1, IGNORE_INDEX, dtype=np.int64)
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    shifted = labels != IGNORED
+    shifted = labels != IGNORE_INDEX
     shifted[starts] = False
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids.astype(np.int64, copy=False))[None],

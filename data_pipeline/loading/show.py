@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.order.batch import GlobalBatch, Packs
-from data_pipeline.samples.schema import Encoder, Sample, SampleError
+from data_pipeline.samples.schema import IGNORE_INDEX, Encoder, Sample, SampleError
 from data_pipeline.shards.reader import SourceReader
 
 _STYLE = """
@@ -86,7 +86,7 @@ def _document(
         return
     tiles = "1 tile" if len(encoded.tiles) == 1 else f"{len(encoded.tiles)} tiles"
     yield f" {len(encoded.input_ids)} tokens, {tiles}<br>{_images(sample)}<div class=tokens>"
-    pairs = zip(encoded.input_ids.tolist(), (encoded.labels != -100).tolist(), strict=True)
+    pairs = zip(encoded.input_ids.tolist(), (encoded.labels != IGNORE_INDEX).tolist(), strict=True)
     for visual, run in groupby(pairs, key=lambda pair: pair[0] == image_token_id):
         if visual:
             yield f"<span class=v>{sum(1 for _ in run)} visual tokens</span>"

@@ -23,6 +23,8 @@ MAX_IMAGE_PIXELS = 100_000_000
 """Largest image that is decoded, width x height: a guard against decompression bombs."""
 MAX_IMAGES = 256
 """Most images of one sample."""
+IGNORE_INDEX = -100
+"""Label of a token that is not supervised, as torch's cross entropy has it."""
 _KEY = re.compile(r"[^\s./\\][^\s.\\]*(?<!/)\Z")
 
 
