@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     world = distributed.start(recipe.train.timeout_minutes)
     try:
-        options |= {"rank": world.rank, "world_size": world.size, "barrier": world.wait}
+        options |= {"rank": world.rank, "world_size": world.size, "barrier": world.barrier}
         results = evaluate(export, recipe, out, progress=True, **options)
         if world.is_main:
             show(results, out)

@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from alignvlm.errors import UserError
-    from alignvlm.training.export import export_checkpoint
+    from alignvlm.training.checkpoints.export import export_checkpoint
 
     if arguments.output.exists():
         raise UserError(f"{arguments.output} exists already; give another folder")

@@ -1,4 +1,4 @@
-"""The processes of a job: who am I, start and end of the process group, and the few collectives that training needs."""
+"""The processes of a job: start and end of the process group, and the few collectives that training needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from alignvlm.launch.local import free_port, is_launched
 
 SLOW_WORK = timedelta(hours=24)
-"""How long ranks wait for rank 0 where it works alone (preparing data, writing exports): not a collective's timeout."""
+"""How long ranks wait for rank 0 where it works alone (preparing data, writing exports)."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class World:
     size: int
     local_rank: int
     device: torch.device
-    patient: Any
-    """A gloo group with a long timeout, for waiting on slow work of single ranks."""
+    cpu_group: Any
+    """A gloo group over all ranks whose timeout is `SLOW_WORK`."""
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Until all ranks are here; may take as long as `SLOW_WORK`."""
-        dist.barrier(group=self.patient)
+    def barrier(self) -> None:
+        """Wait until all ranks are here, at most `SLOW_WORK`."""
+        dist.barrier(group=self.cpu_group)
 
-    def sum(self, *values: float) -> list[float]:
-        """Each value summed over the ranks, in float64; one collective."""
+    def all_reduce_sum(self, *values: float) -> list[float]:
+        """Each value summed over the ranks, in float64, by one collective."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.tolist()
@@ -47,13 +47,13 @@ class World:
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on all ranks."""
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.patient)
+        dist.broadcast_object_list(box, src=0, group=self.cpu_group)
         return box[0]
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """All ranks' values, in rank order, on all ranks."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.patient)
+        dist.all_gather_object(values, value, group=self.cpu_group)
         return values
 
 
@@ -82,8 +82,8 @@ def start(timeout_minutes: float) -> World:
     deepspeed.init_distributed(
         dist_backend=backend, timeout=timedelta(minutes=timeout_minutes), verbose=False, auto_mpi_discovery=False
     )
-    patient = dist.new_group(backend="gloo", timeout=SLOW_WORK)
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, patient)
+    cpu_group = dist.new_group(backend="gloo", timeout=SLOW_WORK)
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, cpu_group)
 
 
 def _leave_muon_uncompiled() -> None:

@@ -7,7 +7,7 @@ from alignvlm.model import AlignVLMProcessor
 from alignvlm.model.build import build_model
 from alignvlm.progress import data_progress
 from alignvlm.run_folder import Run
-from alignvlm.training.export import save_export
+from alignvlm.training.checkpoints.export import save_export
 
 
 def prepare(run: Run) -> None:

@@ -22,7 +22,7 @@ from alignvlm.training.distributed import World
 from alignvlm.training.prepare import prepare, run_processor
 from alignvlm.training.signals import REQUEUE, Signals
 from alignvlm.training.stage import train_stage
-from alignvlm.training.tracking.mirror import Tracker
+from alignvlm.training.tracking.tracker import Tracker
 
 
 def train(recipe: Recipe) -> int:
@@ -32,7 +32,7 @@ def train(recipe: Recipe) -> int:
         prepare(run)
     world = distributed.start(recipe.train.timeout_minutes)
     try:
-        world.wait()
+        world.barrier()
         tracker = Tracker(run) if world.is_main else None
         try:
             return _train(run, world, tracker, Signals())
@@ -72,5 +72,5 @@ def evaluate_stage(run: Run, folder: StageFolder, world: World) -> None:
     if run.recipe.evaluation.tasks:
         evaluate(
             folder.export, run.recipe, folder.evaluation.path,
-            rank=world.rank, world_size=world.size, barrier=world.wait, device=str(world.device), progress=True,
+            rank=world.rank, world_size=world.size, barrier=world.barrier, device=str(world.device), progress=True,
         )  # fmt: skip

@@ -14,10 +14,10 @@ from alignvlm.run_folder import Run
 from alignvlm.training.callbacks import Callback, StageState
 from alignvlm.training.callbacks.bad_numbers import read_skips
 from alignvlm.training.checkpoints import elastic
-from alignvlm.training.checkpoints.store import CheckpointStore, Found
+from alignvlm.training.checkpoints.export import export_stage
+from alignvlm.training.checkpoints.store import CheckpointInfo, CheckpointStore
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer, build_trainer
-from alignvlm.training.export import export_stage
 from alignvlm.training.optim import lr_factor
 from alignvlm.training.signals import Signals
 from alignvlm.training.step import train_step
@@ -69,7 +69,7 @@ def train_stage(
 
 
 def resume_trainer(
-    run: Run, stage: StageConfig, world: World, plan: Plan, store: CheckpointStore, found: Found | None
+    run: Run, stage: StageConfig, world: World, plan: Plan, store: CheckpointStore, found: CheckpointInfo | None
 ) -> Trainer:
     """The stage's engine as it was at the checkpoint, also when that was saved by another number of ranks.
 

@@ -40,7 +40,7 @@ def train_step(
     began = time.perf_counter()
     lr = set_lr(trainer.engine.optimizer, trainer.groups, factor)
     filled = [b for b in batches if b.num_samples]
-    failed, supervised, samples, tokens, tiles, attended, *counted = world.sum(
+    failed, supervised, samples, tokens, tiles, attended, *counted = world.all_reduce_sum(
         failure is not None,
         sum(b.num_supervised for b in batches),
         sum(b.num_samples for b in filled),
@@ -72,7 +72,7 @@ def train_step(
         trainer.engine.backward(output.loss)
         trainer.engine.step()
         losses.append(output.loss.detach())
-    (loss,) = world.sum(sum(float(x) for x in losses))
+    (loss,) = world.all_reduce_sum(sum(float(x) for x in losses))
     result = {
         "epoch": batches[0].epoch,
         "loss": loss / (world.size * len(batches)),

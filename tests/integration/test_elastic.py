@@ -34,7 +34,7 @@ def stop_at(step: int, folder: Path, processes: int, number: signal.Signals, who
         os.kill(ranks_of(process)[-1], number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output[-3000:]
-    assert "the same command goes on from here" in output
+    assert "the same command resumes here" in output
     return output
 
 

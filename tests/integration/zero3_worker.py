@@ -13,8 +13,8 @@ from deepspeed.utils import safe_get_full_grad
 
 from alignvlm.model import AlignVLMForConditionalGeneration
 from alignvlm.training import distributed
+from alignvlm.training.checkpoints.export import consolidate
 from alignvlm.training.engine import share_embeddings, zero3_construction
-from alignvlm.training.export import consolidate
 from tests.tiny import pack, samples, tiny_model
 
 STEPS = 3
@@ -32,7 +32,7 @@ def main(output: Path, tied: bool, checkpointing: bool) -> None:
     folder = output.with_suffix(".model")
     if world.is_main:
         tiny_model(text={"tie_word_embeddings": tied})[0].save_pretrained(folder)
-    world.wait()
+    world.barrier()
     batches = micro_batches()
     mine = batches[world.rank :: world.size]
     config = {
@@ -66,7 +66,7 @@ def main(output: Path, tied: bool, checkpointing: bool) -> None:
                 gradients = {name: safe_get_full_grad(p).clone() for name, p in model.named_parameters()}
             engine.step()
             total += float(loss)
-        losses.append(world.sum(total)[0] / len(batches))
+        losses.append(world.all_reduce_sum(total)[0] / len(batches))
     weights = consolidate(model, world)
     if world.is_main:
         torch.save({"losses": losses, "gradients": gradients, "weights": weights}, output)

@@ -21,12 +21,12 @@ class OneRank:
 
     rank, size, is_main = 0, 1, True
 
-    def wait(self) -> None: ...
+    def barrier(self) -> None: ...
 
     def broadcast(self, value):
         return value
 
-    def gather(self, value):
+    def all_gather(self, value):
         return [value]
 
 

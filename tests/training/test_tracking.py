@@ -18,7 +18,8 @@ from mlflow import MlflowClient, MlflowException
 from alignvlm.config import load_recipe
 from alignvlm.launch.local import free_port
 from alignvlm.run_folder import Run
-from alignvlm.training.tracking.mirror import Mirror, Tracker
+from alignvlm.training.tracking.mirror import Mirror
+from alignvlm.training.tracking.tracker import Tracker
 from tests.jobs import TINY
 
 
@@ -107,7 +108,7 @@ def test_a_real_server_that_comes_late_gets_everything(
 ) -> None:
     uri, command, environment = server
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr("alignvlm.training.tracking.mirror.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("alignvlm.training.tracking.tracker.RETRY_SECONDS", 0.5)
     began = time.monotonic()
     tracker = Tracker(run_folder)
     log_steps(run_folder, 1, 25)
@@ -132,7 +133,7 @@ def test_a_real_server_that_comes_late_gets_everything(
 
 def test_a_server_that_never_comes_loses_nothing(run_folder: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setattr("alignvlm.training.tracking.mirror.CLOSE_SECONDS", 5.0)
+    monkeypatch.setattr("alignvlm.training.tracking.tracker.CLOSE_SECONDS", 5.0)
     log_steps(run_folder, 1, 5)
     tracker = Tracker(run_folder)
     tracker.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alignvlm.training.callbacks.base import Callback, StageState
-from alignvlm.training.tracking.mirror import Tracker
+from alignvlm.training.tracking.tracker import Tracker
 
 
 class Tracking(Callback):

@@ -1,1 +1,1 @@
-"""Checkpoints of a stage: written in the background, valid by a manifest, loaded by any number of ranks."""
+"""Checkpoints of a stage, written in the background and loaded by any number of ranks; exports to Hugging Face."""

@@ -1,7 +1,7 @@
-"""A DeepSpeed checkpoint engine that writes in a thread: saving costs training a copy to host memory, not the disk.
+"""A DeepSpeed checkpoint engine that writes in a thread: training waits for a copy to host memory, not for the disk.
 
-An error of the disk is kept and reported by `result`, never raised in the middle of DeepSpeed's collective save: there
-it would leave the other ranks waiting.
+A disk error is kept and returned by `result`. It is never raised inside DeepSpeed's collective save, where it would
+leave the other ranks waiting.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from data_pipeline.files import write_atomic
 
 
 class BackgroundCheckpointEngine(TorchCheckpointEngine):
-    """Put into `engine.checkpoint_engine`; one save at a time."""
+    """Replaces `engine.checkpoint_engine`; one save at a time."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -25,26 +25,26 @@ class BackgroundCheckpointEngine(TorchCheckpointEngine):
         self._writes: list[Future[None]] = []
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Copy the tensors and return; the file follows."""
+        """Copy the tensors to host memory and return; a thread writes the file."""
         self._writes.append(self._pool.submit(super().save, snapshot(state_dict, {}), path))
 
     def save_text(self, path: Path, text: str) -> None:
-        """A small file among the others."""
+        """Write a small text file in the same thread."""
         self._writes.append(self._pool.submit(write_atomic, path, text))
 
     @property
     def done(self) -> bool:
-        """Whether all files are written, or have failed."""
+        """Whether all files have been written or have failed."""
         return all(write.done() for write in self._writes)
 
     def result(self) -> str | None:
-        """Waits for the writes; the first error, or None."""
+        """Wait for the writes; returns the first error, or None."""
         errors = [write.exception() for write in self._writes]
         self._writes = []
         return next((f"{type(e).__name__}: {e}" for e in errors if e is not None), None)
 
     def cleanup(self) -> None:
-        """Wait for what is being written."""
+        """Wait for the writes and end the thread."""
         self._pool.shutdown(wait=True)
 
 

@@ -1,7 +1,8 @@
-"""Checkpoints of a stage: written beside, valid by a manifest written last, newest valid one found, old ones removed.
+"""Checkpoints of a stage: save, verify, find the newest valid one, remove old ones.
 
-A checkpoint holds DeepSpeed's shards (weights, optimizer), `state.json` (step, data position, world size) and the
-random state of every rank. What is in it belongs to training.stage; this file knows folders and checksums.
+A checkpoint holds DeepSpeed's shards (weights, optimizer), `state.json` (step, data position, world size, state of the
+callbacks) and the random state of every rank. It is written under another name, and its manifest is written last: a
+folder without one is no checkpoint. The content belongs to `training.stage`; this file knows folders and checksums.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ FORMAT = 1
 TAG = "deepspeed"
 MANIFEST = "manifest.json"
 UNIVERSAL_SUFFIX = ".universal"
-"""Of the converted copy for another number of ranks, made when one is needed."""
+"""Suffix of the converted copy that a run with another number of ranks loads."""
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckpointInfo:
     """A checkpoint on disk."""
 
     folder: Path
@@ -43,7 +44,7 @@ class Found:
 
 
 class CheckpointStore:
-    """The checkpoints of one stage. Saving begins with `begin` and ends with `finish`, some steps later."""
+    """The checkpoints of one stage. A save starts with `begin` and ends with `finish`, some steps later."""
 
     def __init__(self, folder: Path, world: World, keep_last: int, keep_every: int | None) -> None:
         self.folder = folder
@@ -54,19 +55,19 @@ class CheckpointStore:
         self._pending: Path | None = None
 
     def attach(self, engine: Any) -> None:
-        """Let the engine write in the background."""
+        """Make the engine write in the background."""
         self._writer = engine.checkpoint_engine = BackgroundCheckpointEngine(engine._config)
 
     @property
     def is_written(self) -> bool:
-        """Whether this rank has a save that waits for `finish` and all its files are on their way's end."""
+        """Whether this rank has a pending save whose files have all been written."""
         return self._pending is not None and self._writer is not None and self._writer.done
 
     def begin(self, engine: Any, state: dict[str, Any]) -> str | None:
         """Start writing a checkpoint; `state` is JSON with at least `step`. Every rank calls it, after `finish`.
 
         Returns:
-            Why it cannot be saved (the disk is full), equal on all ranks; nothing was written then.
+            Why it cannot be saved (the disk is full), equal on all ranks; nothing has been written in that case.
         """
         assert self._pending is None, "a save is still being written"
         final = checkpoint_folder(self.folder, state["step"])
@@ -88,17 +89,17 @@ class CheckpointStore:
     def finish(self) -> str | None:
         """Wait for all ranks' files, checksum them, write the manifest and give the folder its name.
 
-        Until then the previous checkpoint is the newest valid one. Every rank calls it; without a pending save it
-        does nothing.
+        Until it returns, the previous checkpoint is the newest valid one. Every rank calls it; without a pending save
+        it does nothing.
 
         Returns:
-            Why the checkpoint was given up (a rank could not write), equal on all ranks.
+            Why the checkpoint was abandoned (a rank could not write), equal on all ranks.
         """
         if self._pending is None:
             return None
         final, self._pending = self._pending, None
         assert self._writer is not None
-        problems = [p for p in self.world.gather(self._writer.result()) if p is not None]
+        problems = [p for p in self.world.all_gather(self._writer.result()) if p is not None]
         partial = final.with_name(final.name + ".partial")
         if problems:
             if self.world.is_main:
@@ -110,23 +111,23 @@ class CheckpointStore:
             partial.rename(final)
             _sync(self.folder)
             self._remove_old()
-        self.world.wait()
+        self.world.barrier()
         return None
 
     @property
     def newest_step(self) -> int:
-        """Step of the newest finished checkpoint, 0 when there is none."""
+        """Step of the newest finished checkpoint; 0 when there is none."""
         return max(map(checkpoint_step, checkpoint_folders(self.folder)), default=0)
 
     def close(self) -> None:
-        """Wait for what this rank is still writing."""
+        """Wait until this rank has written its files."""
         if self._writer is not None:
             self._writer.cleanup()
 
     def _make_room(self, partial: Path) -> str | None:
-        """Clear what an earlier attempt left and check that another checkpoint of the last one's size fits."""
-        for left in self.folder.glob("step-*.partial"):
-            shutil.rmtree(left, ignore_errors=True)
+        """Remove unfinished checkpoints, and check that another one of the last one's size fits on the disk."""
+        for unfinished in self.folder.glob("step-*.partial"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
         except OSError as error:
@@ -139,47 +140,46 @@ class CheckpointStore:
             return f"{self.folder}: {free / 2**30:.1f} GiB free, a checkpoint needs {needed / 2**30:.1f} GiB"
         return None
 
-    def newest(self, tell: Callable[[str], None]) -> Found | None:
-        """The newest checkpoint whose files are all there and unharmed; others are named and passed over."""
+    def newest(self, warn: Callable[[str], None]) -> CheckpointInfo | None:
+        """The newest checkpoint whose files are all there and undamaged; `warn` gets a line for each damaged one."""
         candidates = self.world.broadcast(checkpoint_folders(self.folder)[::-1] if self.world.is_main else None)
         for folder in candidates:
             problem = self._problem(folder)
             if problem is None:
-                return Found(folder, json.loads((folder / "state.json").read_text()))
+                return CheckpointInfo(folder, json.loads((folder / "state.json").read_text()))
             if self.world.is_main:
-                tell(f"checkpoint {folder} is not valid, trying an older one: {problem}")
+                warn(f"checkpoint {folder} is not valid, trying an older one: {problem}")
         return None
 
-    def load(self, engine: Any, found: Found) -> None:
-        """Bring engine and random state back; the world size must be the one that saved."""
-        engine.load_checkpoint(str(found.folder), tag=TAG)
-        _restore_random_state(found.folder / f"random-{self.world.rank:05d}.pt")
+    def load(self, engine: Any, checkpoint: CheckpointInfo) -> None:
+        """Restore engine and random state; the checkpoint must have been saved by as many ranks."""
+        engine.load_checkpoint(str(checkpoint.folder), tag=TAG)
+        _restore_random_state(checkpoint.folder / f"random-{self.world.rank:05d}.pt")
 
     def _seal(self, folder: Path) -> None:
-        """Checksum all files, the ranks sharing the work, and write the manifest."""
+        """Checksum all files, each rank its share, and write the manifest."""
         names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-        mine = {name: _measure(folder / name) for name in names[self.world.rank :: self.world.size]}
-        parts = self.world.gather(mine)
+        mine = {name: _checksum(folder / name) for name in names[self.world.rank :: self.world.size]}
+        parts = self.world.all_gather(mine)
         if self.world.is_main:
             files = {name: entry for part in parts for name, entry in part.items()}
             write_atomic(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
             _sync(folder)
 
     def _problem(self, folder: Path) -> str | None:
-        """Why a checkpoint cannot be used; all ranks agree on the answer."""
-        found = [p for p in self.world.gather(_first_difference(folder, self.world)) if p is not None]
-        return found[0] if found else None
+        """Why a checkpoint cannot be used, equal on all ranks; None when it can."""
+        problems = [p for p in self.world.all_gather(_first_difference(folder, self.world)) if p is not None]
+        return problems[0] if problems else None
 
     def _remove_old(self) -> None:
-        done = checkpoint_folders(self.folder)
-        for old in done[: -self.keep_last]:
+        for old in checkpoint_folders(self.folder)[: -self.keep_last]:
             if not (self.keep_every and checkpoint_step(old) % self.keep_every == 0):
                 shutil.rmtree(old)
                 shutil.rmtree(old.with_name(f"{old.name}{UNIVERSAL_SUFFIX}"), ignore_errors=True)
 
 
 def _first_difference(folder: Path, world: World) -> str | None:
-    """What is wrong with this rank's share of the files."""
+    """What is wrong with this rank's share of the files; None when nothing is."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -188,7 +188,7 @@ def _first_difference(folder: Path, world: World) -> str | None:
         return f"its format is {manifest.get('format')}, this version reads {FORMAT}"
     for name in sorted(manifest["files"])[world.rank :: world.size]:
         try:
-            actual = _measure(folder / name)
+            actual = _checksum(folder / name)
         except OSError as error:
             return f"{name}: {error}"
         if actual != manifest["files"][name]:
@@ -196,7 +196,7 @@ def _first_difference(folder: Path, world: World) -> str | None:
     return None
 
 
-def _measure(path: Path) -> dict[str, int]:
+def _checksum(path: Path) -> dict[str, int]:
     """Size and CRC-32 of a file, which is also flushed to disk."""
     checksum = 0
     with path.open("rb") as file:
@@ -207,7 +207,7 @@ def _measure(path: Path) -> dict[str, int]:
 
 
 def _sync(folder: Path) -> None:
-    """Flush a folder's entries to disk."""
+    """Flush a folder's directory entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,7 @@
 """MLflow as a mirror of the run folder: one parent run, one child per stage, brought up to date from files on disk.
 
-Training never waits for a tracking server. A thread reads `metrics.jsonl` and the evaluations and sends what is not
-there yet; while the server is away it tries again later, and a next start (or `alignvlm track`) delivers the rest.
-`runs/<name>/mlflow.json` remembers the run ids and how far each stage was delivered, so nothing is sent twice.
+Delivery may fail at any moment (`tracker.py` tries again). `runs/<name>/mlflow.json` remembers the run ids and how far
+each stage was delivered, so nothing is sent twice.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
-import threading
 import time
 import uuid
 from pathlib import Path
@@ -24,9 +21,6 @@ from data_pipeline.files import read_json_lines, read_new_lines, write_atomic
 
 BATCH = 900
 """Metrics per request: MLflow takes at most 1,000."""
-RETRY_SECONDS = 30.0
-CLOSE_SECONDS = 60.0
-"""How long the end of a job waits for the last delivery."""
 NOT_METRICS = ("stage", "step", "epoch", "time")
 
 
@@ -55,7 +49,7 @@ class Mirror:
         if self._client is None:
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-            self._client = _quiet_mlflow().MlflowClient(self.uri)
+            self._client = quiet_mlflow().MlflowClient(self.uri)
         return self._client
 
     def sync(self) -> None:
@@ -202,65 +196,7 @@ class Mirror:
         write_atomic(self.state_file, json.dumps(self.state, indent=1) + "\n")
 
 
-class Tracker:
-    """The mirror in a thread of rank 0: `notify` asks for a delivery and returns at once."""
-
-    def __init__(self, run: Run) -> None:
-        self._mirror = Mirror(run)
-        self._wake, self._closing = threading.Event(), threading.Event()
-        self._complained = False
-        self._monitor: Any = None
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._thread.start()
-        self._wake.set()
-
-    def notify(self) -> None:
-        """There is something new in the run folder."""
-        self._wake.set()
-
-    def close(self) -> None:
-        """A last delivery; after `CLOSE_SECONDS` the rest is left for the next start or `alignvlm track`."""
-        self._closing.set()
-        self._wake.set()
-        self._thread.join(CLOSE_SECONDS)
-        if self._monitor is not None:
-            self._monitor.finish()
-
-    def _work(self) -> None:
-        import mlflow
-
-        errors = (mlflow.MlflowException, OSError)
-        while True:
-            self._wake.wait()
-            closing = self._closing.is_set()
-            self._wake.clear()
-            try:
-                self._deliver()
-            except errors as error:
-                if not self._complained:
-                    print(
-                        f"MLflow at {self._mirror.uri} does not answer; metrics wait on disk: {error}", file=sys.stderr
-                    )
-                self._complained = True
-                if not closing:
-                    self._closing.wait(RETRY_SECONDS)
-                    self._wake.set()
-            if closing:
-                return
-
-    def _deliver(self) -> None:
-        self._mirror.sync()
-        if self._monitor is None:
-            mlflow = _quiet_mlflow()
-            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-            mlflow.set_tracking_uri(self._mirror.uri)
-            self._monitor = SystemMetricsMonitor(self._mirror.state["parent"], resume_logging=True)
-            self._monitor.start()
-        self._complained = False
-
-
-def _quiet_mlflow() -> Any:
+def quiet_mlflow() -> Any:
     """The module; how it sets up a database or finds no GPU is no news of the training."""
     import mlflow
 

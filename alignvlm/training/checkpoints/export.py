@@ -1,4 +1,4 @@
-"""The Hugging Face folder at the end of a stage: consolidated weights, config and processor."""
+"""Export to a Hugging Face folder (weights, config, processor): at the end of a stage, or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alignvlm.training.distributed import World
 
 
 def consolidate(model: torch.nn.Module, world: World) -> dict[str, torch.Tensor] | None:
-    """All weights on rank 0's CPU, gathered one by one when ZeRO-3 has partitioned them; None on other ranks.
+    """All weights on rank 0's CPU, gathered one by one where ZeRO-3 partitions them; None on other ranks.
 
     Every rank must call it. Tied weights appear under each of their names.
     """
@@ -37,7 +37,7 @@ def consolidate(model: torch.nn.Module, world: World) -> dict[str, torch.Tensor]
 
 
 def persistent_buffers(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Buffers that belong to the model's state."""
+    """(name, buffer) of the buffers that belong to the model's state dict."""
     found = []
     for prefix, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -49,7 +49,7 @@ def persistent_buffers(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]
 def save_export(
     model: AlignVLMForConditionalGeneration, weights: dict[str, Any], processor: AlignVLMProcessor, folder: Path
 ) -> None:
-    """Write the folder under another name and rename it: it exists whole or not at all."""
+    """Write the folder under another name and rename it: it is complete or does not exist."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -59,15 +59,15 @@ def save_export(
 
 
 def export_stage(model: Any, processor: AlignVLMProcessor, folder: Path, world: World) -> None:
-    """Consolidate a training model and save it; every rank calls it, rank 0 writes."""
+    """Consolidate a model in training and save it; every rank calls it, rank 0 writes."""
     weights = consolidate(model, world)
     if weights is not None:
         save_export(model, weights, processor, folder)
-    world.wait()
+    world.barrier()
 
 
 def export_checkpoint(checkpoint: Path, output: Path) -> None:
-    """A Hugging Face folder from a checkpoint in the middle of a stage, without its processes; weights in fp32.
+    """Write a Hugging Face folder from a checkpoint in the middle of a stage, in one process; weights in fp32.
 
     Raises:
         UserError: the folder is not a checkpoint of a run.
