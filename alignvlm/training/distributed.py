@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import warnings
@@ -77,31 +76,12 @@ def start(timeout_minutes: float) -> World:
 
         # Its shared-memory collectives would be compiled for a minute at every first start; gloo serves as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    _leave_muon_uncompiled()
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(
         dist_backend=backend, timeout=timedelta(minutes=timeout_minutes), verbose=False, auto_mpi_discovery=False
     )
     cpu_group = dist.new_group(backend="gloo", timeout=SLOW_WORK)
     return World(dist.get_rank(), dist.get_world_size(), local_rank, device, cpu_group)
-
-
-def _leave_muon_uncompiled() -> None:
-    """Import DeepSpeed's Muon optimizer without `torch.compile`.
-
-    DeepSpeed imports it when it checks any optimizer, and its decorators would load the whole compiler: seconds at
-    every start for functions that AdamW, the only optimizer of recipes, never calls.
-    """
-    from deepspeed.runtime import compiler
-
-    compiled = compiler.compile
-    compiler.compile = lambda: lambda function: function
-    try:
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    except ImportError:
-        pass  # DeepSpeed does without it then, too
-    finally:
-        compiler.compile = compiled
 
 
 def stop() -> None:
