@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
+from _common import Problem
 from torch import Tensor
 
 from alignvlm.kernels import vocab_moments
@@ -15,56 +15,53 @@ from alignvlm.kernels.align.token_chunks import block_size, chunks_of
 from alignvlm.kernels.align.vocab_blocks import default_block
 from alignvlm.kernels.matmul import accumulate, product_into, product_nt
 
-if TYPE_CHECKING:
-    from connector import Problem
 
-
-class ChunkedFloor:
+class TokenChunksFloor:
     """On a CPU: chunks of tokens against the whole vocabulary."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
 
-    def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor]]:
+    def blocks(self, tokens: slice) -> Iterator[tuple[slice, Tensor]]:
         """(rows of the vocabulary, a block [B, n] in place of logits) for a chunk of tokens."""
-        num_tokens = rows.stop - rows.start
+        num_tokens = tokens.stop - tokens.start
         for block in blocks_of(self.problem.shape.vocab, block_size(num_tokens)):
             yield block, self.problem.h.new_ones(block.stop - block.start, num_tokens)
 
     def forward(self) -> None:
         problem = self.problem
-        for rows in chunks_of(problem.shape.rows):
-            acc = problem.h.new_zeros(problem.shape.width, rows.stop - rows.start)
-            for block, z in self.blocks(rows):
-                product_nt(problem.w2[block], problem.h[rows])
+        for tokens in chunks_of(problem.shape.tokens):
+            acc = problem.h.new_zeros(problem.shape.width, tokens.stop - tokens.start)
+            for block, z in self.blocks(tokens):
+                product_nt(problem.w2[block], problem.h[tokens])
                 acc.addmm_(problem.e[block].T, z)
 
     def backward(self) -> None:
         problem = self.problem
-        first, *_ = chunks = chunks_of(problem.shape.rows)[::-1]
+        first, *_ = chunks = chunks_of(problem.shape.tokens)[::-1]
         grad_w2, grad_e = torch.empty_like(problem.w2), torch.empty_like(problem.e)
-        for rows in chunks:
-            acc = problem.h.new_zeros(problem.shape.width, rows.stop - rows.start)
-            for block, z in self.blocks(rows):
-                if rows is not first:
-                    product_nt(problem.w2[block], problem.h[rows])
-                product_nt(problem.e[block], problem.upstream[rows])
-                for grad, right in ((grad_e, problem.upstream[rows]), (grad_w2, problem.h[rows])):
-                    if rows is first:
+        for tokens in chunks:
+            acc = problem.h.new_zeros(problem.shape.width, tokens.stop - tokens.start)
+            for block, z in self.blocks(tokens):
+                if tokens is not first:
+                    product_nt(problem.w2[block], problem.h[tokens])
+                product_nt(problem.e[block], problem.upstream[tokens])
+                for grad, right in ((grad_e, problem.upstream[tokens]), (grad_w2, problem.h[tokens])):
+                    if tokens is first:
                         torch.mm(z, right, out=grad[block])
                     else:
                         grad[block].addmm_(z, right)
                 acc.addmm_(problem.w2[block].T, z)
 
 
-class SweptFloor:
+class VocabBlocksFloor:
     """On a GPU: all tokens against blocks of the vocabulary."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         shape = problem.shape
-        self.block = default_block(shape.rows, shape.vocab, problem.h.dtype, problem.h.device)
-        self.z = problem.h.new_empty(shape.rows * self.block)
+        self.block = default_block(shape.tokens, shape.vocab, problem.h.dtype, problem.h.device)
+        self.z = problem.h.new_empty(shape.tokens * self.block)
         self.moments = vocab_moments(problem.w2)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
@@ -72,7 +69,7 @@ class SweptFloor:
         shape = self.problem.shape
         for block in blocks_of(shape.vocab, self.block):
             size = block.stop - block.start
-            yield block, self.z[: shape.rows * size].view(shape.rows, size)
+            yield block, self.z[: shape.tokens * size].view(shape.tokens, size)
 
     def forward(self) -> None:
         problem = self.problem
@@ -98,4 +95,4 @@ class SweptFloor:
         add_weight_gradient(grad_w2, problem.h, problem.w2, self.moments, zeros, zeros)
 
 
-Floor = ChunkedFloor | SweptFloor
+Floor = TokenChunksFloor | VocabBlocksFloor

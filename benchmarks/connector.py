@@ -1,7 +1,7 @@
 """The ALIGN operator against the ways people compute it, and against the floor of its own matrix products.
 
     python benchmarks/connector.py                    the default shapes of this device
-    python benchmarks/connector.py --rows 1024 --repeats 9 --no-plot
+    python benchmarks/connector.py --tokens 1024 --repeats 9 --no-plot
 
 All methods run in turn on the same inputs, so a busy machine slows them alike; times are medians. Prints a table and
 writes benchmarks/results/connector-<device>.json and .png.
@@ -22,26 +22,18 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from _floors import ChunkedFloor, Floor, SweptFloor
-from _results import RESULTS, write
+from _common import RESULTS, Problem, Shape, write
+from _floors import Floor, TokenChunksFloor, VocabBlocksFloor
 
 from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
-from alignvlm.kernels.align.reference import vocab_softmax_reference
+from alignvlm.kernels.align import vocab_softmax_reference
 
 ACTIVE = 3400
 """Tokens that carry the mass in the paper."""
 CHUNK = 1024
 """Tokens per chunk of the checkpointed eager version."""
 SAMPLED = 16
-"""Rows whose output and input gradient are compared with float64."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    rows: int
-    vocab: int
-    width: int
-    dtype: str
+"""Tokens whose output and input gradient are compared with float64."""
 
 
 @dataclass
@@ -67,29 +59,8 @@ MAIN = {"cpu": Shape(1024, 49152, 576, "float32"), "cuda": Shape(16384, 128_256,
 """The shape whose ratios are printed."""
 
 
-class Problem:
-    """Inputs of one shape, as at the start of a training: W2 like an LM head, gamma 1, beta 0."""
-
-    def __init__(self, shape: Shape, device: str, *, cpu_time: bool = False) -> None:
-        self.cpu_time = cpu_time
-        generator = torch.Generator(device).manual_seed(0)
-        dtype = getattr(torch, shape.dtype)
-
-        def values(*size: int) -> Tensor:
-            return torch.randn(*size, generator=generator, device=device).to(dtype)
-
-        self.shape, self.device = shape, device
-        self.h = values(shape.rows, shape.width)
-        self.w2, self.e = values(shape.vocab, shape.width) * 0.02, values(shape.vocab, shape.width) * 0.02
-        self.gamma, self.beta = torch.ones_like(self.w2[:, 0]), torch.zeros_like(self.w2[:, 0])
-        self.upstream = values(shape.rows, shape.width)
-
-    def inputs(self) -> list[Tensor]:
-        leaves = (self.h, self.w2, self.e, self.gamma, self.beta)
-        return [t.detach().requires_grad_() for t in leaves]
-
-
 Method = Callable[..., Tensor]
+Clock = Callable[[], float]
 
 
 def eager_in_chunks(h: Tensor, w2: Tensor, e: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -133,11 +104,10 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def timed(problem: Problem, method: Method | Floor) -> tuple[float, float]:
+def timed(problem: Problem, method: Method | Floor, clock: Clock = time.perf_counter) -> tuple[float, float]:
     """(forward, forward + backward) of one run in ms."""
     inputs = problem.inputs()
     synchronize(problem.device)
-    clock = time.process_time if problem.cpu_time else time.perf_counter
     start = clock()
     out = None if isinstance(method, Floor) else method(*inputs)
     if isinstance(method, Floor):
@@ -176,16 +146,16 @@ def extra_memory(problem: Problem, method: Method) -> float:
 
 
 def errors(problem: Problem, method: Method) -> tuple[float, float]:
-    """Largest error of output and of the gradient of h on sampled rows, relative to the largest float64 value."""
-    rows = torch.linspace(0, problem.shape.rows - 1, SAMPLED, device=problem.device).long()
-    h = problem.h[rows].double().requires_grad_()
+    """Largest error of output and of the gradient of h on sampled tokens, relative to the largest float64 value."""
+    tokens = torch.linspace(0, problem.shape.tokens - 1, SAMPLED, device=problem.device).long()
+    h = problem.h[tokens].double().requires_grad_()
     weights = (t.double() for t in (problem.w2, problem.e, problem.gamma, problem.beta))
     exact = vocab_softmax_reference(h, *weights)
-    exact.backward(problem.upstream[rows].double())
+    exact.backward(problem.upstream[tokens].double())
     inputs = problem.inputs()
     out = method(*inputs)
     out.backward(problem.upstream)
-    found = ((out.detach()[rows], exact.detach()), (inputs[0].grad[rows], h.grad))
+    found = ((out.detach()[tokens], exact.detach()), (inputs[0].grad[tokens], h.grad))
     one, other = (float((a.double() - b).abs().max() / b.abs().max()) for a, b in found)
     return one, other
 
@@ -196,11 +166,11 @@ def fits(shape: Shape, device: str) -> bool:
         return True
     import psutil
 
-    return 8 * shape.rows * shape.vocab * 4 < 0.6 * psutil.virtual_memory().available
+    return 8 * shape.tokens * shape.vocab * 4 < 0.6 * psutil.virtual_memory().available
 
 
-def measure(shape: Shape, device: str, repeats: int, *, compiled: bool, cpu_time: bool) -> list[Result]:
-    problem = Problem(shape, device, cpu_time=cpu_time)
+def measure(shape: Shape, device: str, repeats: int, *, compiled: bool, clock: Clock) -> list[Result]:
+    problem = Problem(shape, device)
     candidates: dict[str, Method | Floor] = dict(methods(problem, compiled=compiled))
     results = {name: Result(name) for name in candidates}
     for name in list(candidates):
@@ -216,13 +186,15 @@ def measure(shape: Shape, device: str, repeats: int, *, compiled: bool, cpu_time
             results[name].note = "does not fit"
             del candidates[name]
             torch.cuda.empty_cache()
-    candidates["floor: its products alone"] = floor = (SweptFloor if device == "cuda" else ChunkedFloor)(problem)
+    candidates["floor: its products alone"] = floor = (VocabBlocksFloor if device == "cuda" else TokenChunksFloor)(
+        problem
+    )
     results["floor: its products alone"] = Result("floor: its products alone")
     timed(problem, floor)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, method in candidates.items():
-            times[name].append(timed(problem, method))
+            times[name].append(timed(problem, method, clock))
     for name, values in times.items():
         results[name].forward_ms = statistics.median(v[0] for v in values)
         results[name].total_ms = statistics.median(v[1] for v in values)
@@ -230,7 +202,7 @@ def measure(shape: Shape, device: str, repeats: int, *, compiled: bool, cpu_time
 
 
 def show(shape: Shape, results: list[Result]) -> None:
-    print(f"\nN={shape.rows:,}  V={shape.vocab:,}  D={shape.width:,}  {shape.dtype}")
+    print(f"\nN={shape.tokens:,}  V={shape.vocab:,}  D={shape.width:,}  {shape.dtype}")
     print(f"{'':28}{'fwd ms':>10}{'fwd+bwd':>10}{'extra MiB':>12}{'err out':>10}{'err dh':>10}")
 
     def number(value: float | None, pattern: str) -> str:
@@ -258,8 +230,8 @@ def plot(measured: list[tuple[Shape, list[Result]]], main: Shape, path: Path) ->
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
-    for column, key in enumerate(("rows", "vocab")):
-        fixed = "vocab" if key == "rows" else "rows"
+    for column, key in enumerate(("tokens", "vocab")):
+        fixed = "vocab" if key == "tokens" else "tokens"
         chosen = [(s, r) for s, r in measured if s.width == main.width and getattr(s, fixed) == getattr(main, fixed)]
         chosen.sort(key=lambda item: getattr(item[0], key))
         for line, field in enumerate(("total_ms", "extra_mib")):
@@ -271,7 +243,7 @@ def plot(measured: list[tuple[Shape, list[Result]]], main: Shape, path: Path) ->
                 ]  # fmt: skip
                 if points:
                     axis.plot(*zip(*points, strict=True), marker="o", label=method)
-            axis.set(xscale="log", yscale="log", xlabel="visual tokens N" if key == "rows" else "vocabulary V")
+            axis.set(xscale="log", yscale="log", xlabel="visual tokens N" if key == "tokens" else "vocabulary V")
             axis.set_ylabel("forward + backward [ms]" if field == "total_ms" else "extra memory [MiB]")
             axis.grid(alpha=0.3)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -282,10 +254,10 @@ def plot(measured: list[tuple[Shape, list[Result]]], main: Shape, path: Path) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", type=int, nargs="+", help="visual tokens N instead of the default shapes")
-    parser.add_argument("--vocab", type=int, help="vocabulary V with --rows")
-    parser.add_argument("--width", type=int, help="hidden width D with --rows")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="with --rows")
+    parser.add_argument("--tokens", type=int, nargs="+", help="visual tokens N instead of the default shapes")
+    parser.add_argument("--vocab", type=int, help="vocabulary V with --tokens")
+    parser.add_argument("--width", type=int, help="hidden width D with --tokens")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="with --tokens")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true", help="one thread, CPU time: fair on a shared CPU")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
@@ -296,11 +268,11 @@ def main() -> None:
         torch.set_num_threads(1)
     main_shape = MAIN[arguments.device]
     shapes = SHAPES[arguments.device]
-    if arguments.rows:
+    if arguments.tokens:
         base = asdict(main_shape) | {
             k: v for k in ("vocab", "width", "dtype") if (v := getattr(arguments, k)) is not None
         }
-        shapes = [Shape(**(base | {"rows": rows})) for rows in arguments.rows]
+        shapes = [Shape(**(base | {"tokens": tokens})) for tokens in arguments.tokens]
         main_shape = shapes[0]
     measured = []
     for shape in shapes:
@@ -309,7 +281,7 @@ def main() -> None:
             arguments.device,
             arguments.repeats,
             compiled=not arguments.no_compile,
-            cpu_time=arguments.cpu_time,
+            clock=time.process_time if arguments.cpu_time else time.perf_counter,
         )
         show(shape, results)
         measured.append((shape, results))
@@ -317,8 +289,13 @@ def main() -> None:
     content = [asdict(shape) | {"results": [asdict(r) for r in results]} for shape, results in measured]
     path = write(
         name,
+        {
+            "threads": torch.get_num_threads(),
+            "clock": "cpu time" if arguments.cpu_time else "wall",
+            "repeats": arguments.repeats,
+            "measurements": content,
+        },
         arguments.device,
-        {"clock": "cpu time" if arguments.cpu_time else "wall", "repeats": arguments.repeats, "measurements": content},
     )
     print(f"\nwrote {path}")
     if not arguments.no_plot:

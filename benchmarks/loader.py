@@ -7,7 +7,6 @@ Writes benchmarks/results/loader.json.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -25,6 +24,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from _common import write
+
 from data_pipeline.loading.loader import build_loader
 from data_pipeline.loading.malloc import keep_memory
 from data_pipeline.order.packing import pack_lengths
@@ -35,7 +36,6 @@ from data_pipeline.samples.schema import Encoded, Sample
 from data_pipeline.shards.sources import measure_source, open_source
 from data_pipeline.shards.writer import write_shards
 
-RESULTS = Path(__file__).parent / "results"
 TILE = 364
 SIZES = {"page": (1240, 1754), "crop": (364, 364)}
 """A4 scanned at 150 dpi, which the targets are for, and one tile, where everything but decoding weighs most."""
@@ -189,14 +189,11 @@ def main() -> int:
         "loader/webdataset >= 1.0": results["page"]["loader_over"]["webdataset"] >= 1.0,
         "fill >= 0.99": results["fill_docvqa_8k"] >= 0.99,
     }
-    from machine import describe
-
-    report = {**describe(), "results": results, "targets": targets}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "loader.json").write_text(json.dumps(report, indent=1) + "\n")
+    path = write("loader", {"results": results, "targets": targets})
     for name in SIZES:
         print(name, results[name]["samples_per_second"], results[name]["loader_over"])
     print(f"fill {results['fill_docvqa_8k']:.4f}", targets)
+    print(f"wrote {path}")
     return 0 if all(targets.values()) else 1
 
 

@@ -19,10 +19,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from _common import write
+
 from data_pipeline.order.plan import Plan, Position
 from data_pipeline.order.settings import PlanSettings
 
-RESULTS = Path(__file__).parent / "results"
 SOURCES = {"documents": 8_000_000, "charts": 1_500_000, "tables": 500_000}
 PER_SHARD = 100
 SEQUENCE_LENGTH = 8192
@@ -124,12 +125,8 @@ def main() -> int:
         "exactly_once": results["exactly_once"],
         "fill >= 0.99": results["fill"] >= 0.99,
     }
-    from machine import describe
-
-    report = {**describe(), "results": results, "targets": targets}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "plan_scale.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+    path = write("plan_scale", {"results": results, "targets": targets})
+    print(path.read_text())
     return 0 if all(targets.values()) else 1
 
 

@@ -1,0 +1,102 @@
+"""What benchmarks share: where a measurement was made, where its result goes, and the ALIGN operator's problems.
+
+Importing it is cheap, for one benchmark measures its own memory: torch comes with the functions that need it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "triton", "numpy", "webdataset", "pillow")
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Date, device, cores, load, versions and commit of this measurement."""
+    facts: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "commit": _commit(),
+    }
+    if device == "cuda":
+        import torch
+
+        facts |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    return facts
+
+
+def write(name: str, content: dict[str, Any], device: str = "cpu") -> Path:
+    """Write `content` with the environment to results/<name>.json."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(environment(device) | content, indent=1) + "\n")
+    return path
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    head = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return head.stdout.strip() or "unknown"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """N visual tokens, V rows of the vocabulary, D hidden width."""
+
+    tokens: int
+    vocab: int
+    width: int
+    dtype: str
+
+
+class Problem:
+    """Inputs of one shape, as at the start of a training: W2 like an LM head, gamma 1, beta 0."""
+
+    def __init__(self, shape: Shape, device: str) -> None:
+        import torch
+
+        generator = torch.Generator(device).manual_seed(0)
+        dtype = getattr(torch, shape.dtype)
+
+        def values(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator, device=device).to(dtype)
+
+        self.shape, self.device = shape, device
+        self.h = values(shape.tokens, shape.width)
+        self.w2, self.e = values(shape.vocab, shape.width) * 0.02, values(shape.vocab, shape.width) * 0.02
+        self.gamma, self.beta = torch.ones_like(self.w2[:, 0]), torch.zeros_like(self.w2[:, 0])
+        self.upstream = values(shape.tokens, shape.width)
+
+    def inputs(self) -> list[Tensor]:
+        """h, w2, e, gamma and beta as fresh leaves that require gradients."""
+        leaves = (self.h, self.w2, self.e, self.gamma, self.beta)
+        return [t.detach().requires_grad_() for t in leaves]
