@@ -29,7 +29,7 @@ ORDER = {
         ("launch",),
         ("run_folder",),
         ("config",),
-        ("connectors",),
+        ("connectors", "metrics"),
         ("kernels",),
         ("plugins", "settings"),
         ("errors", "progress", "resources"),

@@ -102,16 +102,21 @@ def show(results: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from alignvlm.evaluation.scores import metrics_of
+
+    metrics = {
+        name: metric["title"] for entry in results["tasks"].values() for name, metric in metrics_of(entry).items()
+    }
     table = Table(title=str(results["model"]), title_justify="left")
-    table.add_column("task")
-    for name in ("items", "exact match", "ANLS", "relaxed accuracy", "baseline"):
-        table.add_column(name, justify="right")
+    table.add_column("Task")
+    for title in ("Items", *metrics.values(), "Baseline"):
+        table.add_column(title, justify="right")
     for task, entry in results["tasks"].items():
-        scores = (entry[key] for key in ("exact_match", "anls", "relaxed_accuracy", "baseline"))
-        table.add_row(task, f"{entry['items']:,}", *(f"{score:.3f}" for score in scores))
+        scores = [f"{entry[name]:.3f}" if name in entry else "–" for name in metrics]
+        table.add_row(task, f"{entry['items']:,}", *scores, f"{entry['baseline']:.3f}")
     console = Console()
     console.print(table)
-    console.print("baseline: exact match of always giving the most frequent answer")
+    console.print("Baseline: always giving the most frequent answer, by the task's first metric")
     console.print(f"predictions and results.json: {out}", soft_wrap=True)
 
 

@@ -245,6 +245,8 @@ class TaskConfig:
     """Evaluate only the first so many samples."""
     max_new_tokens: PositiveInt = 32
     """Most tokens of a generated answer."""
+    metrics: list[str] = field(default_factory=lambda: ["exact_match", "anls", "relaxed_accuracy"])
+    """Names of the metrics; the first stands for the task where one number is shown."""
 
 
 @settings

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from alignvlm.config.schema import PARTS, Part, Recipe, StageConfig
 from alignvlm.errors import UserError
+from alignvlm.metrics import find_metric
 from data_pipeline.errors import nearest
 
 
@@ -137,6 +138,17 @@ def _check_tasks(recipe: Recipe, origins: Mapping[str, str]) -> None:
             raise _error(
                 origins, key, f"{key} is {source!r}, which stage {stage!r} trains on: a task needs held-out data"
             )
+        _check_metrics(f"evaluation.tasks.{name}.metrics", task.metrics, origins)
+
+
+def _check_metrics(key: str, names: Sequence[str], origins: Mapping[str, str]) -> None:
+    if not names:
+        raise _error(origins, key, f"{key} is empty: name at least one metric")
+    for index, name in enumerate(names):
+        try:
+            find_metric(name)
+        except UserError as error:
+            raise _error(origins, f"{key}[{index}]", f"{key}[{index}]: {error}") from error
 
 
 def _head(glob: str) -> str:

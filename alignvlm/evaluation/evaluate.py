@@ -18,7 +18,8 @@ from alignvlm.config.schema import Recipe, TaskConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.generate import Answerer, ModelAnswerer
 from alignvlm.evaluation.items import Item, items_of
-from alignvlm.evaluation.metrics import mean_scores, most_frequent_answer, score
+from alignvlm.evaluation.scores import score, task_scores
+from alignvlm.metrics import Metric, find_metric
 from alignvlm.progress import Progress
 from alignvlm.run_folder import EvaluationFolder
 from alignvlm.stage_data import open_reader
@@ -29,7 +30,7 @@ from data_pipeline.shards.index import MANIFEST
 
 T = TypeVar("T")
 
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 """Raised when prompts, scores or files change, so that older results are not taken for today's."""
 VIEWS_PER_TASK = 2
 GALLERY_SIDE = 1280
@@ -68,24 +69,27 @@ def evaluate(
         The content of results.json: {"model", "tasks": {task: scores, "items", "baseline", …}}.
 
     Raises:
-        UserError: an unknown task, or no model in the folder.
+        UserError: an unknown task or metric, or no model in the folder.
     """
     if world_size > 1 and barrier is None:
         raise ValueError("evaluate needs a barrier when world_size > 1")
     out = EvaluationFolder(Path(out_folder))
     chosen = _choose_tasks(recipe, tasks)
-    identities = {name: _identity(Path(model_folder), recipe, task, limit) for name, task in chosen.items()}
+    metrics = {name: [find_metric(metric) for metric in task.metrics] for name, task in chosen.items()}
+    identities = {
+        name: _identity(Path(model_folder), recipe, task, metrics[name], limit) for name, task in chosen.items()
+    }
     known = read_results(out)
     done = {name for name in chosen if known.get("tasks", {}).get(name, {}).get("identity") == identities[name]}
     entries = {name: entry for name, entry in known.get("tasks", {}).items() if name in done}
     for name, task in chosen.items():
         if name not in done:
             answerer = answerer or ModelAnswerer.load(model_folder, device)
-            _answer_part(answerer, recipe, task, out, rank, world_size, limit, progress)
+            _answer_part(answerer, recipe, task, metrics[name], out, rank, world_size, limit, progress)
         if barrier is not None:
             barrier()
         if rank == 0 and name not in done:
-            entries[name] = _merge_parts(out, name, world_size) | {"identity": identities[name]}
+            entries[name] = _merge_parts(out, name, metrics[name], world_size) | {"identity": identities[name]}
             results = {"model": str(model_folder), "tasks": {n: entries[n] for n in chosen if n in entries}}
             write_atomic(out.results, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     if barrier is not None:
@@ -102,6 +106,7 @@ def _answer_part(
     answerer: Answerer,
     recipe: Recipe,
     task: TaskConfig,
+    metrics: Sequence[Metric],
     out: EvaluationFolder,
     rank: int,
     world_size: int,
@@ -136,13 +141,13 @@ def _answer_part(
             predictions = answerer.answer([item for _, item in batch], task.max_new_tokens)
             bar.advance(len({row["index"] for row, _ in batch if row["turn"] == 0}))
             for (row, item), prediction in zip(batch, predictions, strict=True):
-                rows.append(row | {"prediction": prediction} | score(prediction, item.answers))
+                rows.append(row | {"prediction": prediction} | score(metrics, prediction, item.answers))
     part = out.part(task.name, rank, world_size)
     part.parent.mkdir(parents=True, exist_ok=True)
     write_json_lines(part, [*rows, {"seconds": time.monotonic() - started}])
 
 
-def _merge_parts(out: EvaluationFolder, name: str, world_size: int) -> dict[str, Any]:
+def _merge_parts(out: EvaluationFolder, name: str, metrics: Sequence[Metric], world_size: int) -> dict[str, Any]:
     """Join the ranks' parts into `<task>.jsonl`; the task's entry of results.json."""
     paths = [out.part(name, rank, world_size) for rank in range(world_size)]
     lines = [row for path in paths for row in read_json_lines(path)]
@@ -151,14 +156,8 @@ def _merge_parts(out: EvaluationFolder, name: str, world_size: int) -> dict[str,
     write_json_lines(out.predictions(name), predictions)
     for path in paths:
         path.unlink()
-    baseline = most_frequent_answer([row["answers"] for row in predictions])
     return {
-        **mean_scores(predictions),  # type: ignore[arg-type]  # rows hold the scores among other fields
-        "items": len(predictions),
-        "baseline": baseline["scores"]["exact_match"],
-        "baseline_answer": baseline["answer"],
-        "baseline_anls": baseline["scores"]["anls"],
-        "baseline_relaxed_accuracy": baseline["scores"]["relaxed_accuracy"],
+        **task_scores(metrics, predictions),
         "unreadable": len(rows) - len(predictions),
         "seconds": round(max(row["seconds"] for row in lines if "seconds" in row), 3),
     }
@@ -178,8 +177,10 @@ def _choose_tasks(recipe: Recipe, names: Sequence[str] | None) -> dict[str, Task
     return {name: task for name, task in tasks.items() if not names or name in names}
 
 
-def _identity(model_folder: Path, recipe: Recipe, task: TaskConfig, limit: int | None) -> str:
-    """Changes with the model's files, the shards' manifest, or anything that decides prompts, answers and files."""
+def _identity(
+    model_folder: Path, recipe: Recipe, task: TaskConfig, metrics: Sequence[Metric], limit: int | None
+) -> str:
+    """Changes with the model's files, the shards' manifest, or anything that decides prompts, answers and scores."""
     source = recipe.data.sources[task.source]
     manifest = Path(source.folder) / MANIFEST
     stats = [(p.name, p.stat()) for p in sorted(model_folder.iterdir())] if model_folder.is_dir() else []
@@ -188,6 +189,7 @@ def _identity(model_folder: Path, recipe: Recipe, task: TaskConfig, limit: int |
         [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
         manifest.read_text(encoding="utf-8") if manifest.is_file() else source.path,
         [source.prompt, task.limit, limit, task.max_new_tokens, recipe.evaluation.gallery],
+        [[metric.name, metric.version] for metric in metrics],
     ]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 

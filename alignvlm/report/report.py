@@ -12,12 +12,12 @@ from typing import Any
 
 from alignvlm.report.charts import Chart, Series, Value, draw, format_number
 from alignvlm.report.overlay import draw_view
+from alignvlm.report.results import answer_mark, metric_columns, results_of, task_tables
 from alignvlm.report.run_data import RunData, StageData, quarantine_summary, read_run
 from alignvlm.resources import resource
 from alignvlm.run_folder import VIEW_SUFFIX
 from data_pipeline.files import write_atomic
 
-RESULT_FIELDS = ("exact_match", "anls", "relaxed_accuracy", "items", "baseline", "baseline_answer")
 VIEWS = 4
 """Images with vocabulary tokens drawn over them."""
 MAX_PNG_BYTES = 40_000
@@ -41,16 +41,6 @@ def build_report(run_folder: str | Path) -> Path:
     return run.folder.report_page
 
 
-def results_of(run: RunData) -> dict[str, Any]:
-    """{"run", "stages": {stage: {task: {exact_match, anls, relaxed_accuracy, items, baseline, baseline_answer}}}}."""
-    stages = {
-        stage.name: {task: {key: entry.get(key) for key in RESULT_FIELDS} for task, entry in stage.results.items()}
-        for stage in run.stages
-        if stage.results
-    }
-    return {"run": run.name, "finished": run.finished, "stages": stages}
-
-
 def render(run: RunData) -> str:
     """The page as text."""
     from jinja2 import Environment, FileSystemLoader, select_autoescape
@@ -63,13 +53,16 @@ def render(run: RunData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": lambda x: f"{100 * x:.1f}", "number": format_number}
+    environment.filters["percent"] = lambda x: f"{100 * x:.1f}"
+    environment.filters["number"] = format_number
+    environment.filters["in_text"] = _in_text
     return environment.get_template("report.html").render(
         run=run,
         style=Markup((templates / "report.css").read_text(encoding="utf-8")),
         script=Markup((templates / "report.js").read_text(encoding="utf-8")),
         facts=_facts(run),
-        results=_results(run),
+        results=task_tables(run),
+        metrics=metric_columns(run),
         charts=[figure for chart in _charts(run) if (figure := draw(chart, run.steps)) is not None],
         gallery=[(task, _gallery(run, task)) for task in run.tasks],
         views=_views(run),
@@ -77,6 +70,11 @@ def render(run: RunData) -> str:
         config=_config_text(run),
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def _in_text(title: str) -> str:
+    """A title inside a sentence: "exact match", but "ANLS"."""
+    return title if title[:2].isupper() else title[:1].lower() + title[1:]
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
@@ -102,16 +100,6 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     if environment.get("started"):
         facts.append(("Started", str(environment["started"])[:16].replace("T", " ")))
     return facts
-
-
-def _results(run: RunData) -> list[dict[str, Any]]:
-    """Per task its entries of all stages, and what the summary shows: first, last, baseline."""
-    tables = []
-    for task in run.tasks:
-        rows = [(stage.name, stage.results[task]) for stage in run.stages if task in stage.results]
-        last = rows[-1]
-        tables.append({"task": task, "rows": rows, "first": rows[0], "last": last, "baseline": last[1]["baseline"]})
-    return tables
 
 
 def _charts(run: RunData) -> list[Chart]:
@@ -145,7 +133,7 @@ def _gallery(run: RunData, task: str) -> list[dict[str, Any]]:
             sample = samples.setdefault(row["index"], {"key": row["key"], "turns": {}})
             sample["pictures"] = [stage.folder.evaluation.path / name for name in row["images"]]
             turn = sample["turns"].setdefault(row["turn"], {"question": row["question"], "answers": row["answers"]})
-            turn.setdefault("predictions", []).append((stage.name, row))
+            turn.setdefault("predictions", []).append((stage.name, row["prediction"], *answer_mark(stage, task, row)))
     for sample in samples.values():
         sample["images"] = [embed(path) for path in sample.pop("pictures") if path.is_file()]
         sample["turns"] = [sample["turns"][turn] for turn in sorted(sample["turns"])]

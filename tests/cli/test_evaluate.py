@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from alignvlm.cli import evaluate as eval_command
-from alignvlm.cli import report as report_command
-from alignvlm.errors import UserError
+from alignvlm.metrics import registry
+from data_pipeline.files import read_json_lines
 from data_pipeline.shards.writer import write_shards
+from tests.fixtures.command import Command
 from tests.tiny import picture, tiny_model
 
+OWN_METRIC = """
+from alignvlm.metrics import register_metric
 
-def call(module: object, *line: str) -> int:
-    parser = argparse.ArgumentParser()
-    module.add_parser(parser.add_subparsers())  # type: ignore[attr-defined]
-    arguments = parser.parse_args(line)
-    return int(arguments.handler(arguments))
+@register_metric("Length ratio", "shorter over longer text")
+def length_ratio(prediction, answers):
+    lengths = sorted((len(prediction), len(answers[0])))
+    return lengths[0] / lengths[1]
+"""
 
 
 @pytest.fixture
@@ -51,27 +53,53 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tiny.yaml"
 
 
-def test_eval_of_a_recipe_and_its_report(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(eval_command, "eval", str(recipe)) == 0
-    printed = capsys.readouterr().out
-    assert "fields" in printed
-    assert "exact match" in printed
+def test_eval_of_a_recipe_and_its_report(recipe: Path, command: Command) -> None:
+    printed = command("eval", recipe)
+    for word in ("fields", "Exact match", "ANLS", "Relaxed accuracy"):
+        assert word in printed
     folder = recipe.parent / "runs" / "tiny" / "1-connector" / "evaluation"
     assert json.loads((folder / "results.json").read_text())["tasks"]["fields"]["items"] == 5
     views = list((folder / "gallery").glob("*.vocabulary.json"))
     assert len(views) == 2
-    assert call(report_command, "report", "runs/tiny") == 0
-    page = Path(capsys.readouterr().out.split()[-1])
+    page = Path(command("report", "runs/tiny").split()[-1])
     assert page.read_text().count('class="overlay"') == 2
 
 
-def test_eval_of_an_export_folder_uses_its_runs_recipe(recipe: Path) -> None:
-    assert call(eval_command, "eval", "runs/tiny/1-connector/export", "--limit", "2") == 0
+def test_a_metric_from_outside_reaches_results_table_and_report(
+    recipe: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_METRICS", dict(registry._METRICS))
+    Path("own_metric.py").write_text(OWN_METRIC)
+    config = yaml.safe_load(recipe.read_text()) | {"imports": ["own_metric.py"]}
+    config["evaluation"]["tasks"]["fields"]["metrics"] = ["length_ratio", "anls"]
+    recipe.write_text(yaml.safe_dump(config, sort_keys=False))
+    try:
+        printed = command("eval", recipe)
+    finally:
+        sys.modules.pop("own_metric", None)
+    folder = recipe.parent / "runs" / "tiny" / "1-connector" / "evaluation"
+    entry = json.loads((folder / "results.json").read_text())["tasks"]["fields"]
+    rows = read_json_lines(folder / "fields.jsonl")
+    assert entry["length_ratio"] == sum(row["length_ratio"] for row in rows) / len(rows)
+    assert entry["baseline"] == 1.0
+    assert "exact_match" not in entry
+    assert "Length ratio" in printed
+    assert f"{entry['length_ratio']:.3f}" in printed
+    registry._METRICS.pop("length_ratio")  # the report of a run needs none of the modules that the run imported
+    page = Path(command("report", "runs/tiny").split()[-1])
+    assert '<th class="wide">Length ratio</th>' in page.read_text()
+    assert "shorter over longer text" in page.read_text()
+    reported = json.loads(page.with_name("results.json").read_text())["stages"]["connector"]["fields"]
+    assert list(reported) == ["length_ratio", "anls", "items", "baseline", "baseline_answer"]
+
+
+def test_eval_of_an_export_folder_uses_its_runs_recipe(recipe: Path, command: Command) -> None:
+    command("eval", "runs/tiny/1-connector/export", "--limit", "2")
     results = json.loads(Path("runs/tiny/1-connector/evaluation-2/results.json").read_text())
     assert results["tasks"]["fields"]["items"] == 2
 
 
-def test_mistakes_say_the_way_out(recipe: Path) -> None:
+def test_mistakes_say_the_way_out(recipe: Path, command: Command) -> None:
     export = "runs/tiny/1-connector/export"
     for line, message in (
         ((str(recipe), "--stage", "init"), "no export yet"),
@@ -81,17 +109,15 @@ def test_mistakes_say_the_way_out(recipe: Path) -> None:
         ((export, "--limit", "0"), "at least 1"),
         ((export, "--task", "field"), "did you mean 'fields'"),
     ):
-        with pytest.raises(UserError, match=message):
-            call(eval_command, "eval", *line)
-    with pytest.raises(UserError, match="no run folder"):
-        call(report_command, "report", "runs/nothing")
+        assert message in command("eval", *line, code=2)
+    assert "no run folder" in command("report", "runs/nothing", code=2)
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_samples(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_share_the_samples(recipe: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert call(eval_command, "eval", str(recipe), "--processes", "2", "--task", "fields", "--out", "two") == 0
-    assert call(eval_command, "eval", str(recipe), "--out", "one") == 0
+    command("eval", recipe, "--processes", "2", "--task", "fields", "--out", "two")
+    command("eval", recipe, "--out", "one")
     assert Path("two/fields.jsonl").read_bytes() == Path("one/fields.jsonl").read_bytes()
     assert len(Path("two/fields.jsonl").read_text().splitlines()) == 5
