@@ -25,7 +25,7 @@ FREE_TO_CHANGE = (
     "data.num_workers", "data.prefetch", "data.root", "train.processes", "train.timeout_minutes",
     "stages.*.micro_batch_packs",
 )  # fmt: skip
-"""Settings that change neither the data order nor the mathematics: a run may go on with other values."""
+"""Settings that change neither the data order nor the mathematics: a run may resume with other values."""
 
 INITIAL = "init"
 """Name of stage 0, the model before any training."""
@@ -127,7 +127,7 @@ class Run:
         return self.folder.stage(stage.number, stage.name)
 
     def stage_folders(self) -> list[StageFolder]:
-        """Of the initial model and of all stages of the recipe, whether they exist or not."""
+        """Folders of the initial model and of all stages of the recipe, whether they exist or not."""
         return [self.initial, *map(self.stage_folder, self.recipe.stages.values())]
 
     def start_of(self, stage: StageConfig) -> Path:
@@ -135,7 +135,7 @@ class Run:
         return self.stage_folders()[stage.number - 1].export
 
     def newest_export(self) -> Path | None:
-        """Of the last stage that has one."""
+        """Export of the last stage that has one."""
         exports = [folder.export for folder in self.stage_folders() if folder.has_export]
         return exports[-1] if exports else None
 

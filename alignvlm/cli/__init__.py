@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest:  # argparse takes `key=value` only right behind the recipe; users write it anywhere
+    if rest:  # argparse takes `key=value` only right after the recipe; users write it anywhere
         if not hasattr(arguments, "overrides") or any(word.startswith("-") or "=" not in word for word in rest):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.overrides = [*arguments.overrides, *rest]

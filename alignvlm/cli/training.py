@@ -11,12 +11,12 @@ from typing import Any
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
-        help="train a recipe, or go on where it was",
+        help="train a recipe, or resume it",
         description="Prepare the data, train all stages, evaluate and report; find the newest valid checkpoint first.",
     )
     parser.add_argument("recipe", help="name of a recipe or path of a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, e.g. seed=1")
-    parser.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
     parser.set_defaults(handler=run)
 
 
@@ -34,12 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     code = train(recipe)
     if code == 0 and _is_main():
-        tell_where(recipe)
+        print_locations(recipe)
     return code
 
 
 def dry_run(recipe: Any) -> int:
-    """The folder, the stages and where each would go on."""
+    """Print the folder, the stages and where each would resume."""
     from alignvlm.run_folder import Run
 
     run = Run(recipe)
@@ -59,7 +59,7 @@ def dry_run(recipe: Any) -> int:
     return 0
 
 
-def tell_where(recipe: Any) -> None:
+def print_locations(recipe: Any) -> None:
     """Where the results of a finished run are and what to do with them."""
     from alignvlm.run_folder import Run
     from alignvlm.training.tracking.mirror import tracking_uri

@@ -1,6 +1,6 @@
 """What a recipe may say: one dataclass per section, one docstring per field. No reading of files here (load.py).
 
-A connector's options stand in its own file: `model.connector` is the options class of the kind that it names.
+A connector declares its options in its own file: `model.connector` is an instance of the options class of its kind.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class VisionConfig:
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of its transformers config, with `model_type`. Needed from scratch, and by `alignvlm estimate` offline."""
     position_std: PositiveFloat | None = None
-    """Standard deviation of new position embeddings; null leaves it to the class (SigLIP: 1/sqrt(width), far below the
-    patch embeddings: a small encoder from scratch finds out where things are much sooner with 1)."""
+    """Standard deviation of new position embeddings; null keeps the class's default (SigLIP: 1/sqrt(width), far below
+    the patch embeddings: a small encoder from scratch learns positions much sooner with 1)."""
     image_mean: list[Float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    """Of pixels in [0, 1], per channel; a pretrained encoder needs its own (SigLIP: 0.5)."""
+    """Mean of the pixels in [0, 1], per channel; a pretrained encoder needs its training's mean (SigLIP: 0.5)."""
     image_std: list[Float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    """Of pixels in [0, 1], per channel. Mostly white pages from scratch: a mean near 0.9 and 0.25 here."""
+    """Standard deviation of the pixels, per channel. For white pages from scratch: a mean near 0.9 and 0.25 here."""
 
 
 @settings
@@ -50,7 +50,7 @@ class TokenizerConfig:
     """A tokenizer trained on the recipe's own shards, for models that start from scratch."""
 
     vocab_size: PositiveInt = 1024
-    """Size of the byte-level BPE vocabulary, special tokens included; every digit stays its own token."""
+    """Size of the byte-level BPE vocabulary, special tokens included; every digit is a token."""
 
 
 @settings
@@ -69,16 +69,16 @@ class LanguageConfig:
 
 @settings
 class TilesConfig:
-    """How an image becomes tiles and visual tokens (paper, section on the vision side; Ovis' coverage rule)."""
+    """How an image is split into tiles and visual tokens (the coverage rule of Ovis, which the paper cites)."""
 
     max_tiles: PositiveInt = 9
-    """Most tiles of one image, overview not counted."""
+    """Maximum number of tiles per image, not counting the overview."""
     min_coverage: Fraction = 0.9
-    """The fewest tiles whose grid covers more than this part of its canvas win."""
+    """The grid with the fewest tiles that covers more than this fraction of the image is chosen."""
     overview: Bool = True
-    """Put the whole image, scaled to one tile, in front when there is more than one tile."""
+    """Put the whole image, scaled to one tile, first when there is more than one tile."""
     merge: PositiveInt = 1
-    """Merge each merge x merge block of patch features into one visual token (its channels are concatenated)."""
+    """Merge each merge x merge block of patch features into one visual token by concatenating their channels."""
 
 
 @settings
@@ -86,16 +86,16 @@ class ModelConfig:
     """The whole network: vision encoder, connector, language model."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
-    """From pixels to features."""
+    """The vision encoder."""
     language: LanguageConfig = field(default_factory=LanguageConfig)
-    """From embeddings to text."""
+    """The language model."""
     connector: ConnectorOptions = field(default_factory=AlignOptions)
-    """Between the two: its kind, and options of that kind."""
+    """The connector between them: its kind, and options of that kind."""
     tiles: TilesConfig = field(default_factory=TilesConfig)
-    """How images are cut up."""
+    """How images are split into tiles."""
     attention: Literal["auto", "flash", "varlen", "sdpa"] = "auto"
     """`flash` = flash-attn, `varlen` = PyTorch's own variable-length kernel (CUDA), `sdpa` = per document;
-    `auto` takes the first of them that runs here."""
+    `auto` takes the first of these that is available."""
 
 
 @settings
@@ -103,23 +103,23 @@ class SourceConfig:
     """One dataset of shards."""
 
     name: str = filled("")
-    """Its key in `data.sources`."""
+    """Key of the source in `data.sources`."""
     folder: str = filled("")
-    """Folder or URL of its shards: `path`, below `data.root` where it is relative."""
+    """Folder or URL of the shards: `path`, relative to `data.root`."""
     path: str = ""
-    """Folder of WebDataset tar shards, relative to `data.root`; the source's own name where not stated."""
+    """Folder of WebDataset tar shards, relative to `data.root`; default: the source's name."""
     generator: str | None = None
-    """Name of a built-in generator that writes the shards when the folder is empty (the quickstart's)."""
+    """Name of a generator that writes the shards when the folder is empty (used by the quickstart)."""
     generator_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the generator."""
     prompt: str = ""
-    """User text put after the image of image-caption pairs."""
+    """User text placed after the image of an image-caption pair."""
     num_samples: PositiveInt | None = None
-    """Only for estimates while the shards are not here: how many samples the source has."""
+    """Number of samples, for estimates while the shards are not on this machine."""
     tokens_per_sample: Count | None = None
-    """Only for estimates while the shards are not here: mean number of text tokens."""
+    """Mean number of text tokens, for estimates while the shards are not on this machine."""
     tiles_per_sample: NonNegativeFloat | None = None
-    """Only for estimates while the shards are not here: mean number of tiles."""
+    """Mean number of tiles, for estimates while the shards are not on this machine."""
 
 
 @settings
@@ -135,13 +135,13 @@ class DataConfig:
     mix_block: PositiveInt = 1024
     """Samples per mixing block: the mixture's quotas are exact within each block."""
     pack_window: PositiveInt = 65536
-    """Samples that are packed together."""
+    """Samples that are packed together; more samples fill packs better."""
     num_workers: Count = 1
     """Loader processes per rank; 0 decodes in the training process."""
     prefetch: PositiveInt = 4
     """Micro-batches that each loader process keeps ready."""
     max_bad_fraction: Fraction = 0.01
-    """Stop when more than this fraction of the samples seen (and at least 10) were quarantined."""
+    """Stop when more than 10 samples and more than this fraction of those seen were quarantined."""
 
 
 @settings
@@ -149,9 +149,9 @@ class StageConfig:
     """One part of the training: what is trained, on what, how fast, for how long."""
 
     name: str = filled("")
-    """Its key in `stages`."""
+    """Key of the stage in `stages`."""
     number: int = filled(0)
-    """Its place among the stages, from 1."""
+    """Position among the stages, from 1."""
     mixture: dict[str, PositiveFloat] = field(default_factory=dict)
     """Source name -> weight; weights are normalised."""
     trainable: list[str] = field(default_factory=lambda: ["*"])
@@ -161,7 +161,7 @@ class StageConfig:
     epochs: PositiveInt = 1
     """Passes over the mixture."""
     max_steps: PositiveInt | None = None
-    """End after this many optimizer steps, in the middle of an epoch if need be."""
+    """Stop after this many optimizer steps, even in the middle of an epoch."""
     global_batch_packs: PositiveInt = 8
     """Packs per optimizer step, over all ranks and micro-batches."""
     micro_batch_packs: PositiveInt = 1
@@ -169,7 +169,7 @@ class StageConfig:
     sequence_length: PositiveInt = 2048
     """Tokens per pack, visual tokens included."""
     max_text_tokens: PositiveInt | None = None
-    """Text of a sample is cut after this many tokens (never inside an image span); null cuts nothing."""
+    """Truncate the text of a sample after this many tokens (never an image); null does not truncate."""
     warmup_steps: Count = 0
     """Steps in which the learning rate rises linearly from 0 to its peak."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -181,56 +181,56 @@ class StageConfig:
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     """AdamW's decay rates of the first and the second moment."""
     max_grad_norm: NonNegativeFloat = 1.0
-    """0 clips nothing."""
+    """Gradients are clipped to this norm; 0 does not clip."""
     deepspeed: str = ""
-    """Name of a file in ds_configs/, or a path; `train.deepspeed` where not stated."""
+    """Name of a file in ds_configs/, or a path; default: `train.deepspeed`."""
 
 
 @settings
 class TrainConfig:
-    """Settings of the trainer that hold for every stage."""
+    """Settings of the trainer that apply to every stage."""
 
     processes: PositiveInt = 1
-    """Processes per node that `alignvlm train` starts by itself when no launcher did."""
+    """Processes that `alignvlm train` starts on this machine when no launcher did."""
     deepspeed: str = "zero3"
     """Name of a file in ds_configs/, or a path."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Of weights, activations and gradients; the optimizer keeps fp32 masters either way."""
+    """Precision of weights, activations and gradients; the optimizer keeps fp32 master weights in either case."""
     gradient_checkpointing: Bool = False
     """Recompute activations of vision and language layers in the backward pass (non-reentrant)."""
     loss_chunk: PositiveInt = 2048
-    """Supervised positions per chunk of the loss: logits of more are never held."""
+    """Supervised positions per chunk of the loss: at most this many rows of logits exist at once."""
     timeout_minutes: PositiveFloat = 30.0
-    """Of collectives: a rank that hangs longer ends the job."""
+    """Timeout of collectives: a rank that hangs longer ends the job."""
 
 
 @settings
 class CheckpointConfig:
-    """Cadence and retention of checkpoints."""
+    """When checkpoints are written and which are kept."""
 
     every_steps: PositiveInt = 500
-    """A checkpoint every so many steps, and at the end of a stage."""
+    """Steps between two checkpoints; another one is written at the end of a stage."""
     keep_last: PositiveInt = 2
-    """Older ones are removed."""
+    """Number of checkpoints to keep; older ones are removed."""
     keep_every: PositiveInt | None = None
-    """Steps divisible by this are kept for good."""
+    """Checkpoints whose step is divisible by this are kept permanently."""
     background: Bool = True
-    """Write while training goes on, from a copy in host memory."""
+    """Write in the background while training continues, from a copy in host memory."""
 
 
 @settings
 class ResilienceConfig:
-    """What to do when a step goes wrong or does not end."""
+    """What happens when a step goes wrong or does not end."""
 
     max_bad_steps: PositiveInt = 10
-    """Stop after so many steps in a row whose loss or gradient was not finite; each of them changes no weight."""
+    """Stop after this many consecutive steps with a non-finite loss or gradient; such steps change no weight."""
     spike_factor: Annotated[Float, Ge(1)] | None = None
-    """A loss above this multiple of the median of the last 50 steps sends the run back to the last checkpoint, from
-    where it goes on without the packs since; null never does."""
+    """A loss above this multiple of the median of the last 50 steps sends the run back to the last checkpoint, and it
+    resumes without the packs since then; null disables this."""
     watchdog_factor: Annotated[Float, Ge(2)] = 20.0
-    """A step that takes this many times the median of its predecessors counts as hanging ..."""
+    """A step that takes this many times the median step counts as hanging ..."""
     watchdog_minutes: PositiveFloat = 10.0
-    """... but never before so many minutes."""
+    """... but not before this many minutes."""
 
 
 @settings
@@ -238,27 +238,27 @@ class TaskConfig:
     """One held-out evaluation."""
 
     name: str = filled("")
-    """Its key in `evaluation.tasks`."""
+    """Key of the task in `evaluation.tasks`."""
     source: str = ""
-    """A source of `data.sources` (not part of any mixture); the task's own name where not stated."""
+    """A source of `data.sources` that no mixture contains; default: the task's name."""
     limit: PositiveInt | None = None
-    """Evaluate only the first so many samples."""
+    """Evaluate only this many samples, the first ones."""
     max_new_tokens: PositiveInt = 32
-    """Most tokens of a generated answer."""
+    """Maximum number of tokens of a generated answer."""
     metrics: list[str] = field(default_factory=lambda: ["exact_match", "anls", "relaxed_accuracy"])
     """Names of the metrics; the first stands for the task where one number is shown."""
 
 
 @settings
 class EvaluationConfig:
-    """What is generated and scored on held-out samples."""
+    """Held-out evaluation: answers are generated and scored."""
 
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
-    """Task name -> held-out evaluation; all of them run before the first and after every stage."""
+    """Task name -> task; all tasks run before the first stage and after every stage."""
     batch_size: PositiveInt = 16
-    """Questions that are answered together, per rank."""
+    """Questions per batch and rank."""
     gallery: Count = 12
-    """Predictions per task that the report shows."""
+    """Samples per task that the report shows."""
 
 
 @settings
@@ -278,30 +278,30 @@ class Recipe:
     """A whole run."""
 
     name: str = ""
-    """Name of the run; the file's own name when not stated (it is never inherited)."""
+    """Name of the run; default: the name of the file (it is never inherited)."""
     extends: str | None = None
-    """Name or path of a recipe whose values this one starts from."""
+    """Name or path of a recipe that this one extends."""
     description: str = ""
-    """One or two sentences for people."""
+    """One or two sentences about the recipe."""
     imports: list[str] = field(default_factory=list)
     """Python modules (`package.module`, or a file `mine.py`) to import first: what registers connectors, metrics,
     importers or storage of your own."""
     seed: Int = 0
-    """Of weights from scratch and of the order of the data."""
+    """Seed of new weights and of the data order."""
     runs: str = "runs"
     """Folder of all runs; this run's is `<runs>/<name>`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Where samples come from and how they are shuffled and packed."""
+    """Sources, shuffling, packing and loading."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """What all stages share."""
+    """Settings of the trainer that all stages share."""
     stages: dict[str, StageConfig] = field(default_factory=dict)
-    """In the order they run."""
+    """Stage name -> stage, in the order they run."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When checkpoints are written and which are kept."""
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
-    """Hangs, bad numbers, spikes."""
+    """Hangs, non-finite numbers, loss spikes."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Held-out tasks."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -1,4 +1,4 @@
-"""What one value cannot tell: names that must exist elsewhere in the recipe, sizes that must fit each other."""
+"""Checks across values: names that must exist elsewhere in the recipe, sizes that must fit each other."""
 
 from __future__ import annotations
 

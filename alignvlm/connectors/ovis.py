@@ -1,4 +1,4 @@
-"""The Ovis connector, a baseline of the paper: a softmax over learned visual words, and a table of its own."""
+"""The Ovis connector, a baseline of the paper: a softmax over learned visual words with their own table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the files of launch/ are, and whether a recipe can run on so many processes. Starts nothing."""
+"""Where the files of launch/ are, and whether a recipe fits a number of processes. Starts nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def find_launcher(name: str) -> Path:
 
 
 def check_world(recipe: Recipe, world_size: int, *, cuda: bool) -> None:
-    """Every stage's batches, accumulation and sharding must fit so many processes.
+    """Check that every stage's batches, accumulation and sharding fit the number of processes.
 
     Raises:
         UserError: names the stage, the numbers and values that would fit.

@@ -32,14 +32,14 @@ class SlurmJob:
     time: str
     """Limit of one attempt, in Slurm's notation."""
     signal_seconds: int
-    """How long before the limit the job is told to save; Slurm may tell it up to a minute earlier."""
+    """How long before the time limit the job is signalled to save; Slurm may signal up to a minute earlier."""
     partition: str | None = None
     account: str | None = None
     options: Sequence[str] = ()
     """More options of sbatch, as they are."""
 
     def check(self, recipe: Recipe) -> None:
-        """Everything that would make the job fail or turn in circles, before it waits in a queue.
+        """Find everything that would make the job fail or requeue forever, before it waits in a queue.
 
         Raises:
             UserError: with the option or the key to change.
@@ -55,8 +55,9 @@ class SlurmJob:
             raise UserError(f"--signal-seconds is {self.signal_seconds}, must be from 1 to {MAX_SIGNAL_SECONDS}")
         if limit is not None and limit < 2 * self.signal_seconds + 60:
             raise UserError(
-                f"--time {self.time} leaves little to train when the job is told to save {self.signal_seconds} s "
-                f"before: give it more time, or lower --signal-seconds to at most {max(1, (limit - 60) // 2)}"
+                f"--time {self.time} leaves little time to train: the job is signalled to save "
+                f"{self.signal_seconds} s before. Give it more time, or lower --signal-seconds to at most "
+                f"{max(1, (limit - 60) // 2)}"
             )
 
     def environment(self, recipe: Recipe) -> dict[str, str]:

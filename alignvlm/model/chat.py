@@ -1,4 +1,4 @@
-"""Conversations to text: flattening, the chat template, and which characters are the assistant's to learn."""
+"""Conversations to text: flattening, the chat template, and which characters are supervised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""Used when a tokenizer brings no template of its own."""
+"""Used when a tokenizer has no template."""
 
 IMAGE = "<image>"
 """Placeholder of one image in the text; becomes the image's visual tokens."""

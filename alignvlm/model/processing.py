@@ -26,7 +26,7 @@ class AlignVLMProcessor(ProcessorMixin):
     Args:
         tokenizer: a fast tokenizer; `<image>` is added to it when missing, ChatML when it has no chat template.
         tiling: fields of `TilingSpec`.
-        max_text_tokens: text of a training sample is cut after so many tokens; visual tokens are never cut.
+        max_text_tokens: text of a training sample is truncated after this many tokens; visual tokens never are.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class AlignVLMProcessor(ProcessorMixin):
         """One sample as arrays; labels are the assistant's tokens and -100 elsewhere.
 
         Raises:
-            SampleError: placeholders and images differ in number, or nothing is left to learn.
+            SampleError: the numbers of placeholders and images differ, or no token is supervised.
         """
         text, spans = render_supervised(self.tokenizer, sample.messages)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -12,7 +12,7 @@ PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer in which every digit is a token of its own."""
+    """A byte-level BPE tokenizer in which every digit is a separate token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
