@@ -17,6 +17,7 @@ from tests.checkout import ROOT, copy_checkout
 
 CPUS = ("--nodes", "1", "--gpus-per-node", "0", "--processes-per-node", "2")
 Run = Callable[..., str]
+pytestmark = pytest.mark.slow
 
 WHERE = """
 import json, alignvlm, data_pipeline

@@ -55,6 +55,7 @@ def test_rows_in_the_interpreter(check: str) -> None:
     run("-m", "tests.kernels.align.row_checks", check, TRITON_INTERPRET="1")
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
     script = tmp_path / "compile.py"
     script.write_text(COMPILE)
