@@ -11,6 +11,7 @@ from alignvlm.config.schema import StageConfig
 from alignvlm.errors import UserError
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.run_folder import Run
+from alignvlm.training.batches import step_batches
 from alignvlm.training.callbacks import Callback, StageState
 from alignvlm.training.callbacks.bad_numbers import read_skips
 from alignvlm.training.checkpoints import elastic
@@ -19,11 +20,10 @@ from alignvlm.training.checkpoints.store import CheckpointInfo, CheckpointStore
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer, build_trainer
 from alignvlm.training.optim import lr_factor
+from alignvlm.training.record import StepRecord
 from alignvlm.training.signals import Signals
-from alignvlm.training.step import train_step
-from alignvlm.training.throughput import Throughput
-from data_pipeline.errors import LoadError
-from data_pipeline.loading.collate import MicroBatch
+from alignvlm.training.step import StepResult, Votes, train_step
+from alignvlm.training.throughput import Speed, Throughput
 from data_pipeline.loading.ledger import Ledger
 from data_pipeline.order.plan import Plan
 
@@ -100,7 +100,6 @@ def resume_trainer(
 def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Sequence[Callback]) -> None:
     ledger = Ledger(state.run.folder.quarantine, state.recipe.data.max_bad_fraction)
     throughput = Throughput(state.recipe, state.stage, state.trainer.config, state.world)
-    capacity = state.stage.global_batch_packs * state.stage.sequence_length
     for callback in callbacks:
         callback.on_start(state)
     try:
@@ -112,37 +111,50 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
             rank=state.world.rank, world_size=state.world.size, start_step=state.step, ledger=ledger,
             pin_memory=state.world.device.type == "cuda",
         )  # fmt: skip
-        batches, skips = iter(loader), read_skips(state)
         state.signals.stepping = True
-        micro_batches: list[MicroBatch] = []
-        failure: LoadError | None = None
-        while state.step < state.num_steps and state.stop_reason is None:
-            began = time.perf_counter()
-            if failure is None:  # else only to the next step that all ranks take, where they learn of it
-                try:
-                    micro_batches = next(batches)
-                except LoadError as error:
-                    micro_batches, failure = [], error
-            data_wait = time.perf_counter() - began
-            if state.step in skips:
-                state.step += 1
-                continue
+        for batches in step_batches(loader, range(state.step, state.num_steps), read_skips(state)):
+            state.step = batches.step
             for callback in callbacks:
-                callback.before_step(state, micro_batches)
+                callback.before_step(state, batches.micro_batches)
             factor = lr_factor(state.stage, state.step, state.num_steps)
-            votes = (state.signals.received is not None, state.store.is_written)
-            result, (stops, written) = train_step(state.trainer, micro_batches, state.world, factor, votes, failure)
-            if stops:
-                state.stop_reason = f"signal {state.signals.received or 'at another rank'}"
-            state.is_written = written == state.world.size
+            votes = Votes(stop=state.signals.received is not None, written=state.store.is_written)
+            result = train_step(state.trainer, batches.micro_batches, state.world, factor, votes, batches.failure)
             state.step += 1
-            record = {"stage": state.stage.name, "step": state.step, "time": time.time(), **result}
-            record |= throughput.measure(record, data_wait) | {"fill": record["tokens"] / capacity}
-            record["checkpoint_stall"], state.checkpoint_stall = state.checkpoint_stall, 0.0
+            state.is_written = result.votes.written == state.world.size
+            if result.votes.stop:
+                state.stop_reason = f"signal {state.signals.received or 'at another rank'}"
+            speed = throughput.measure(result.counts, result.seconds, batches.data_wait)
+            record = step_record(state, result, speed)
+            state.checkpoint_stall = 0.0
             for callback in callbacks:
                 callback.on_step(state, record)
+            if state.stop_reason is not None:
+                return
+        state.step = state.num_steps  # also when the last steps are left out
     finally:
         gc.unfreeze()
         state.signals.stepping = False
         for callback in callbacks:
             callback.on_end(state)
+
+
+def step_record(state: StageState, result: StepResult, speed: Speed) -> StepRecord:
+    """The record of the step that was just taken, without what callbacks add."""
+    counts = result.counts
+    return StepRecord(
+        stage=state.stage.name,
+        step=state.step,
+        time=time.time(),
+        epoch=result.epoch,
+        loss=result.loss,
+        lr=result.lr,
+        grad_norm=result.grad_norm,
+        tokens=int(counts.tokens),
+        samples=int(counts.samples),
+        supervised=int(counts.supervised),
+        tiles=int(counts.tiles),
+        skipped=result.skipped,
+        fill=counts.tokens / (state.stage.global_batch_packs * state.stage.sequence_length),
+        checkpoint_stall=state.checkpoint_stall,
+        **speed._asdict(),
+    )

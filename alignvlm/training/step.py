@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
@@ -13,14 +14,69 @@ from data_pipeline.errors import DataError, LoadError
 from data_pipeline.loading.collate import MicroBatch
 
 
+class StepCounts(NamedTuple):
+    """What a batch holds; filler that stands for a micro-batch without documents is not counted."""
+
+    supervised: float
+    """Tokens with a loss."""
+    samples: float
+    """Documents."""
+    tokens: float
+    """Tokens that enter the language model, visual tokens included."""
+    tiles: float
+    attended: float
+    """Sum over documents of their squared length."""
+
+    @classmethod
+    def of(cls, micro_batches: Sequence[MicroBatch]) -> StepCounts:
+        """What these micro-batches of one rank hold."""
+        filled = [b for b in micro_batches if b.num_samples]
+        return cls(
+            supervised=sum(b.num_supervised for b in micro_batches),
+            samples=sum(b.num_samples for b in filled),
+            tokens=sum(b.input_ids.numel() for b in filled),
+            tiles=sum(len(b.tiles) for b in filled),
+            attended=sum(float(b.cu_seqlens.diff().double().square().sum()) for b in filled),
+        )
+
+
+class Votes(NamedTuple):
+    """What a rank tells the others with the sum that every step makes anyway; summed, how many ranks say so."""
+
+    stop: float = 0
+    """It got a signal: all ranks stop after this step."""
+    written: float = 0
+    """Its files of the pending checkpoint are written."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did. Equal on all ranks, except `seconds`."""
+
+    epoch: int
+    loss: float
+    """Mean over the supervised tokens of the global batch."""
+    lr: dict[str, float]
+    """Learning rate by part of the model."""
+    grad_norm: float
+    counts: StepCounts
+    """Of the global batch."""
+    votes: Votes
+    """Of all ranks."""
+    skipped: bool
+    """The gradient was not finite, and DeepSpeed changed no weight."""
+    seconds: float
+    """Wall time, without waiting for data."""
+
+
 def train_step(
     trainer: Trainer,
-    batches: Sequence[MicroBatch],
+    micro_batches: Sequence[MicroBatch],
     world: World,
     factor: float,
-    votes: Sequence[bool] = (),
+    votes: Votes,
     failure: LoadError | None = None,
-) -> tuple[dict[str, Any], list[int]]:
+) -> StepResult:
     """Take one step with learning rates at `factor` of their peaks.
 
     The loss is the sum over supervised tokens divided by their number in the whole global batch: neither the number
@@ -28,38 +84,20 @@ def train_step(
     micro-batches, so each loss is divided by tokens / (ranks x micro-batches).
 
     Args:
-        votes: what this rank wants the others to know; counted over the ranks with the sum that the step needs anyway.
+        votes: of this rank.
         failure: why this rank has no micro-batches; then all ranks stop before any of them computes.
-
-    Returns:
-        What happened, and the counted votes; both equal on all ranks.
 
     Raises:
         LoadError: on the ranks that have no micro-batches, DataError on the others.
     """
     began = time.perf_counter()
     lr = set_lr(trainer.engine.optimizer, trainer.groups, factor)
-    filled = [b for b in batches if b.num_samples]
-    failed, supervised, samples, tokens, tiles, attended, *counted = world.all_reduce_sum(
-        failure is not None,
-        sum(b.num_supervised for b in batches),
-        sum(b.num_samples for b in filled),
-        sum(b.input_ids.numel() for b in filled),
-        sum(len(b.tiles) for b in filled),
-        sum(float(b.cu_seqlens.diff().double().square().sum()) for b in filled),
-        *map(float, votes),
-    )
-    if failure is not None:
-        raise failure
-    if failed:
-        raise DataError(
-            f"{failed:.0f} of {world.size} ranks could not load their data and say why; the same command goes on from "
-            "the last checkpoint"
-        )
-    divisor = max(1.0, supervised) / (world.size * len(batches))
+    counts, votes = agree(world, StepCounts.of(micro_batches), votes, failure)
+    num_losses = world.size * len(micro_batches)
+    divisor = max(1.0, counts.supervised) / num_losses
     losses = []
-    for batch in batches:
-        b = batch.to(world.device)
+    for micro_batch in micro_batches:
+        b = micro_batch.to(world.device)
         output = trainer.engine(
             input_ids=b.input_ids,
             pixel_values=b.tiles,
@@ -73,17 +111,31 @@ def train_step(
         trainer.engine.step()
         losses.append(output.loss.detach())
     (loss,) = world.all_reduce_sum(sum(float(x) for x in losses))
-    result = {
-        "epoch": batches[0].epoch,
-        "loss": loss / (world.size * len(batches)),
-        "lr": lr,
-        "grad_norm": float(trainer.engine.get_global_grad_norm()),
-        "tokens": int(tokens),
-        "samples": int(samples),
-        "supervised": int(supervised),
-        "tiles": int(tiles),
-        "attended": attended,
-        "skipped": bool(trainer.engine.optimizer.overflow),
-        "seconds": time.perf_counter() - began,
-    }
-    return result, [int(count) for count in counted]
+    return StepResult(
+        epoch=micro_batches[0].epoch,
+        loss=loss / num_losses,
+        lr=lr,
+        grad_norm=float(trainer.engine.get_global_grad_norm()),
+        counts=counts,
+        votes=votes,
+        skipped=bool(trainer.engine.optimizer.overflow),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def agree(world: World, counts: StepCounts, votes: Votes, failure: LoadError | None = None) -> tuple[StepCounts, Votes]:
+    """Counts and votes summed over the ranks, by one collective.
+
+    Raises:
+        LoadError: this rank's `failure`.
+        DataError: another rank could not load its data.
+    """
+    failed, *sums = world.all_reduce_sum(failure is not None, *counts, *votes)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise DataError(
+            f"{failed:.0f} of {world.size} ranks could not load their data and say why; the same command resumes from "
+            "the last checkpoint"
+        )
+    return StepCounts(*sums[: len(counts)]), Votes(*sums[len(counts) :])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -13,6 +13,7 @@ from alignvlm.model import AlignVLMConfig
 from alignvlm.model.flops import Work, training_flops
 from alignvlm.model.network import network_of
 from alignvlm.training.distributed import World
+from alignvlm.training.step import StepCounts
 
 PEAK_TFLOPS = {
     "H100": 989,
@@ -27,8 +28,19 @@ PEAK_TFLOPS = {
 """Dense bf16 matrix products per second, by data sheet; the name must be part of the device's."""
 
 
+class Speed(NamedTuple):
+    """The fields of `record.StepRecord` that say how fast a step was."""
+
+    seconds: float
+    tokens_per_second: float
+    samples_per_second: float
+    mfu: float
+    data_wait: float
+    memory_gib: float
+
+
 class Throughput:
-    """Adds what a step's record says about speed."""
+    """Computes the speed of steps."""
 
     def __init__(self, recipe: Recipe, stage: StageConfig, config: AlignVLMConfig, world: World) -> None:
         self._world = world
@@ -37,19 +49,19 @@ class Throughput:
         self._trainable = stage.trainable
         self._peak = peak_flops(world.device, recipe.train.precision) * world.size
 
-    def measure(self, record: dict[str, Any], data_wait: float) -> dict[str, Any]:
-        """Of rank 0's step: the waiting for data counts as time of the step."""
-        wall = record["seconds"] + data_wait
-        work = Work(record["tokens"], record["tiles"], record["supervised"], record.pop("attended"))
+    def measure(self, counts: StepCounts, seconds: float, data_wait: float) -> Speed:
+        """Speed of a step that computed for `seconds`; waiting for data counts as part of the step."""
+        wall = seconds + data_wait
+        work = Work(counts.tokens, counts.tiles, counts.supervised, counts.attended)
         flops = sum(part.model for part in training_flops(self._network, work, self._trainable).values())
-        return {
-            "seconds": wall,
-            "tokens_per_second": record["tokens"] / wall,
-            "samples_per_second": record["samples"] / wall,
-            "mfu": flops / wall / self._peak,
-            "data_wait": data_wait,
-            "memory_gib": self._memory() / 2**30,
-        }
+        return Speed(
+            seconds=wall,
+            tokens_per_second=counts.tokens / wall,
+            samples_per_second=counts.samples / wall,
+            mfu=flops / wall / self._peak,
+            data_wait=data_wait,
+            memory_gib=self._memory() / 2**30,
+        )
 
     def _memory(self) -> float:
         if self._world.device.type == "cuda":

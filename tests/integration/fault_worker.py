@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 import time
+from dataclasses import replace
 
 FAULT_STEP = 12
 
@@ -22,7 +23,7 @@ def plant(fault: str) -> None:
     rank, step_of = int(os.environ["RANK"]), stage.train_step
     taken = {"connector": 0}
 
-    def faulty(trainer, batches, world, factor, votes=(), failure=None):
+    def faulty(trainer, batches, world, factor, votes, failure=None):
         first_stage = any(p.requires_grad for p in trainer.model.vision.parameters())
         number = batches[0].step + 1 if first_stage and batches else 0
         taken["connector"] = max(taken["connector"], number)
@@ -33,12 +34,12 @@ def plant(fault: str) -> None:
             handle = trainer.model.connector.register_forward_hook(lambda m, i, out: out * float("inf"))
         if fault == "hang" and number == FAULT_STEP and rank == 1:
             time.sleep(600)
-        result, counted = step_of(trainer, batches, world, factor, votes, failure)
+        result = step_of(trainer, batches, world, factor, votes, failure)
         if handle is not None:
             handle.remove()
         if fault == "spike" and number == FAULT_STEP:
-            result["loss"] *= 100
-        return result, counted
+            result = replace(result, loss=100 * result.loss)
+        return result
 
     stage.train_step = faulty
     if fault == "storage" and rank == 1:

@@ -10,10 +10,10 @@ import json
 import math
 from collections import deque
 from statistics import median
-from typing import Any
 
 from alignvlm.errors import UserError
 from alignvlm.training.callbacks.base import Callback, StageState
+from alignvlm.training.record import StepRecord
 from data_pipeline.files import write_atomic
 
 WINDOW = 50
@@ -29,9 +29,9 @@ class BadNumbers(Callback):
         self._in_a_row = 0
         self._losses: deque[float] = deque(maxlen=WINDOW)
 
-    def on_step(self, state: StageState, record: dict[str, Any]) -> None:
+    def on_step(self, state: StageState, record: StepRecord) -> None:
         limits = state.recipe.resilience
-        bad = record["skipped"] or not math.isfinite(record["loss"])
+        bad = record.skipped or not math.isfinite(record.loss)
         self._in_a_row = self._in_a_row + 1 if bad else 0
         if self._in_a_row >= limits.max_bad_steps:
             raise UserError(
@@ -43,9 +43,9 @@ class BadNumbers(Callback):
             return
         if limits.spike_factor and len(self._losses) >= MIN_STEPS:
             usual = median(self._losses)
-            if record["loss"] > limits.spike_factor * usual:
-                self._roll_back(state, record["loss"], usual)
-        self._losses.append(record["loss"])
+            if record.loss > limits.spike_factor * usual:
+                self._roll_back(state, record.loss, usual)
+        self._losses.append(record.loss)
 
     def _roll_back(self, state: StageState, loss: float, usual: float) -> None:
         """Leave out everything since the last checkpoint; the next start resumes there."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.run_folder import Run, StageFolder
 from alignvlm.training.checkpoints.store import CheckpointStore
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
+from alignvlm.training.record import StepRecord
 from alignvlm.training.signals import Signals
 from data_pipeline.loading.collate import MicroBatch
 from data_pipeline.order.plan import Plan
@@ -55,8 +55,8 @@ class Callback:
     def before_step(self, state: StageState, batches: Sequence[MicroBatch]) -> None:
         """Before the forward pass of step `state.step + 1` on these micro-batches of this rank."""
 
-    def on_step(self, state: StageState, record: dict[str, Any]) -> None:
-        """After a step; `record` is its line of metrics.jsonl and may be added to."""
+    def on_step(self, state: StageState, record: StepRecord) -> None:
+        """After a step; `record` is its line of metrics.jsonl, and `record.extra` takes further numbers."""
 
     def on_end(self, state: StageState) -> None:
         """After the last step of this start, also when an error ended it."""

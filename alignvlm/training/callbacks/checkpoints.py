@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from alignvlm.training.callbacks.base import Callback, StageState
+from alignvlm.training.record import StepRecord
 
 
 class Checkpoints(Callback):
@@ -17,7 +18,7 @@ class Checkpoints(Callback):
     def on_start(self, state: StageState) -> None:
         state.store.attach(state.trainer.engine)
 
-    def on_step(self, state: StageState, record: dict[str, Any]) -> None:
+    def on_step(self, state: StageState, record: StepRecord) -> None:
         due = state.step % state.recipe.checkpoint.every_steps == 0
         must = state.is_last_step or state.stop_reason is not None
         began = time.perf_counter()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from alignvlm.training.callbacks.base import Callback, StageState
+from alignvlm.training.record import StepRecord
 from data_pipeline.loading.collate import MicroBatch
 
 
@@ -16,7 +16,7 @@ class ConnectorStatistics(Callback):
         if (state.step + 1) % state.recipe.tracking.interval == 0:
             state.trainer.model.connector.collect_statistics = True
 
-    def on_step(self, state: StageState, record: dict[str, Any]) -> None:
+    def on_step(self, state: StageState, record: StepRecord) -> None:
         connector = state.trainer.model.connector
-        record |= {f"connector_{name}": value for name, value in connector.last_statistics.items()}
+        record.extra |= {f"connector_{name}": value for name, value in connector.last_statistics.items()}
         connector.last_statistics = {}

@@ -9,9 +9,10 @@ import json
 import socket
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from alignvlm.training.callbacks.base import Callback, StageState
+from alignvlm.training.record import StepRecord
 from data_pipeline.files import read_json_lines, write_json_lines
 
 
@@ -34,9 +35,9 @@ class MetricsLog(Callback):
                 file.write(json.dumps(attempt | {"host": socket.gethostname()}) + "\n")
             self._file = state.run.folder.metrics.open("a")
 
-    def on_step(self, state: StageState, record: dict[str, Any]) -> None:
+    def on_step(self, state: StageState, record: StepRecord) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write(json.dumps(record.to_json()) + "\n")
             self._file.flush()
 
     def on_end(self, state: StageState) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from alignvlm.progress import Progress
 from alignvlm.training.callbacks.base import Callback, StageState
+from alignvlm.training.record import StepRecord
 
 
 class ProgressBar(Callback):
@@ -19,9 +18,9 @@ class ProgressBar(Callback):
         self._bar = Progress(title, state.num_steps, start=state.step, enabled=state.world.is_main)
         self._bar.__enter__()
 
-    def on_step(self, state: StageState, record: dict[str, Any]) -> None:
+    def on_step(self, state: StageState, record: StepRecord) -> None:
         if self._bar is not None:
-            self._bar.advance(notes=f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tokens/s")
+            self._bar.advance(notes=f"loss {record.loss:.3f}  {record.tokens_per_second:,.0f} tokens/s")
 
     def on_end(self, state: StageState) -> None:
         if self._bar is not None:

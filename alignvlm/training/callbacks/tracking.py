@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from alignvlm.training.callbacks.base import Callback, StageState
+from alignvlm.training.record import StepRecord
 from alignvlm.training.tracking.tracker import Tracker
 
 
@@ -17,7 +16,7 @@ class Tracking(Callback):
     def on_start(self, state: StageState) -> None:
         self._tracker.notify()
 
-    def on_step(self, state: StageState, record: dict[str, Any]) -> None:
+    def on_step(self, state: StageState, record: StepRecord) -> None:
         if state.step % state.recipe.tracking.interval == 0:
             self._tracker.notify()
 

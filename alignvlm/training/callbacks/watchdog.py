@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 from alignvlm.training.callbacks.base import Callback, StageState
+from alignvlm.training.record import StepRecord
 from data_pipeline.files import write_atomic
 from data_pipeline.loading.collate import MicroBatch
 
@@ -45,7 +46,7 @@ class Watchdog(Callback):
     def before_step(self, state: StageState, batches: Sequence[MicroBatch]) -> None:
         self._begin(state, [key for batch in batches for key in batch.keys])
 
-    def on_step(self, state: StageState, record: dict[str, Any]) -> None:
+    def on_step(self, state: StageState, record: StepRecord) -> None:
         self._durations.append(time.monotonic() - self._beat["since"])
         self._begin(state, [], phase="between steps")
 
