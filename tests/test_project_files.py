@@ -92,7 +92,9 @@ def test_pre_commit_runs_what_make_check_runs() -> None:
 
 def test_example_of_a_connector_is_the_code() -> None:
     example = (ROOT / "CONTRIBUTING.md").read_text().split("```python\n")[1].split("```")[0]
-    assert example in (ROOT / "alignvlm" / "connectors" / "mlp.py").read_text()
+    options, connector = example.split("\n\n\n")
+    assert options in (ROOT / "alignvlm" / "connectors" / "options.py").read_text()
+    assert connector in (ROOT / "alignvlm" / "connectors" / "mlp.py").read_text()
 
 
 def test_one_version_everywhere() -> None:

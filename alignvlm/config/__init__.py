@@ -1,4 +1,4 @@
-"""The single truth of a run: the schema of recipes and what reads them. Loads torch, for the connectors."""
+"""The single truth of a run: the schema of recipes and what reads them. Nothing heavy is imported here."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from alignvlm.config.schema import Recipe
 from alignvlm.config.tree import Value, join
 from alignvlm.config.types import child_type, describe, field_types, section_of
-from alignvlm.connectors import ConnectorOptions, connector_class, connector_kinds
+from alignvlm.connectors.options import ConnectorOptions, connector_kinds, options_class
 from alignvlm.errors import UserError
 from data_pipeline.errors import did_you_mean, nearest
 
@@ -29,11 +29,11 @@ def build(tree: Value) -> Recipe:
         UserError: an unknown key, or a value that its key does not take.
     """
     connector = _at(tree, CONNECTOR)
-    options_class = None if connector is None else _options_class(connector)
+    options = None if connector is None else _options_class(connector)
     _check_keys(Recipe, tree, "")
     plain = tree.plain()
-    if connector is not None and options_class is not None:
-        plain["model"]["connector"] = _validated(options_class, connector, CONNECTOR)
+    if connector is not None and options is not None:
+        plain["model"]["connector"] = _validated(options, connector, CONNECTOR)
     return _validated(Recipe, tree, (), plain)
 
 
@@ -49,7 +49,7 @@ def _options_class(connector: Value) -> type[ConnectorOptions]:
     kind = connector.data.get("kind") if isinstance(connector.data, dict) else None
     name = "align" if kind is None else kind.plain()
     try:
-        return connector_class(str(name)).options_class
+        return options_class(str(name))
     except ValueError as error:
         where = connector.where if kind is None else kind.where
         hint = nearest(str(name), connector_kinds())
@@ -107,7 +107,7 @@ def _check_keys(kind: Any, tree: Value, key: str) -> None:
 def _hint(section: Any, name: str, known: dict[str, Any]) -> str:
     """Nearest known keys; for a connector's option, the kind that has it."""
     if issubclass(section, ConnectorOptions):
-        kinds = [kind for kind in connector_kinds() if name in field_types(connector_class(kind).options_class)]
+        kinds = [kind for kind in connector_kinds() if name in field_types(options_class(kind))]
         if kinds:
             return f"it is an option of {' and '.join(kinds)}, not of {section().kind}"
     return nearest(name, known)

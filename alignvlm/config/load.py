@@ -17,7 +17,7 @@ from alignvlm.config.schema import Recipe
 from alignvlm.config.tree import RecipeDumper, Value, join, merge, parse_override, read_tree
 from alignvlm.config.types import child_type, field_types, section_of
 from alignvlm.config.validate import check_recipe, ignored_settings
-from alignvlm.connectors import ConnectorOptions
+from alignvlm.connectors.options import ConnectorOptions
 from alignvlm.errors import UserError
 from alignvlm.plugins import import_plugins
 from alignvlm.resources import resource

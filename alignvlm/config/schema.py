@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from alignvlm.connectors import AlignOptions, ConnectorOptions
+from alignvlm.connectors.options import AlignOptions, ConnectorOptions
 from alignvlm.settings import (
     Bool,
     Count,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union
 
 from annotated_types import Ge, Gt, Le
 
-from alignvlm.connectors import AlignOptions, ConnectorOptions, connector_class
+from alignvlm.connectors.options import AlignOptions, ConnectorOptions, options_class
 from alignvlm.settings import FILLED
 
 NONE = type(None)
@@ -49,7 +49,7 @@ def section_of(kind: Any, value: Any = None) -> Any:
         kind = next(section_of(option) for option in typing.get_args(kind) if option is not NONE)
     if kind is ConnectorOptions:
         name = value.get("kind") if isinstance(value, dict) else None
-        return AlignOptions if name is None else connector_class(str(name)).options_class
+        return AlignOptions if name is None else options_class(str(name))
     return kind
 
 

@@ -6,39 +6,20 @@ declared part of the token ids) and the statistics.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alignvlm.connectors.base import Connector, ConnectorOptions, Sizes
+from alignvlm.connectors.base import Connector, Sizes
+from alignvlm.connectors.options import AlignOptions
 from alignvlm.connectors.registry import register
 from alignvlm.kernels import Moments, moments_pay_off, vocab_moments, vocab_softmax
 from alignvlm.kernels.matmul import wide_dtype
-from alignvlm.settings import Bool, PositiveFloat, PositiveInt, filled, settings
 
 EPS = 1e-5
 """Of both LayerNorms."""
 STATISTICS_ROWS = 64
-
-
-@settings
-class AlignOptions(ConnectorOptions):
-    """Options of the ALIGN connector; the defaults are the paper's."""
-
-    kind: Literal["align"] = "align"
-    """A weighted average of the LLM's own text embeddings."""
-    gain: PositiveFloat = 1.0
-    """Initial gamma of the LayerNorm over the vocabulary. Which value learns soonest depends on the LM and its
-    initialisation: the quickstart takes 0.5."""
-    temperature: PositiveFloat = 1.0
-    """The logits are divided by it before the softmax. The paper states none."""
-    norm_hidden: Bool = True
-    """LayerNorm over D after W1."""
-    norm_vocab: Bool = True
-    """LayerNorm over V before the softmax."""
-    num_active: PositiveInt | None = filled()
-    """Rows of W2 in an export whose vocabulary `alignvlm analyze vocab` has restricted."""
 
 
 @register

@@ -8,15 +8,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from alignvlm.settings import settings
-
-
-@settings
-class ConnectorOptions:
-    """Options of one kind of connector; a subclass adds its own and gives `kind` its name as default."""
-
-    kind: str = ""
-    """Which connector."""
+from alignvlm.connectors.options import ConnectorOptions
 
 
 @dataclass(frozen=True)
@@ -34,8 +26,9 @@ class Sizes:
 class Connector(nn.Module):
     """Maps the features of tiles to the LLM's input space.
 
-    A kind is one file: a subclass of `ConnectorOptions`, a subclass of this class that names it as `options_class`, and
-    `@register` above it. Everything else (parameters, FLOPs, memory, export) follows from the module itself.
+    A kind is a subclass of `ConnectorOptions` with its options, a subclass of this class that names it as
+    `options_class`, and `@register` above it. Everything else (parameters, FLOPs, memory, export) follows from the
+    module itself.
 
     `forward(features, embedding)` takes features [K, T, d] of K tiles and the LLM's input embedding weight [V, D] (an
     argument and not a submodule, so that ZeRO-3 and shared gradients work), and returns [K, T', D] with

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import nn
 
-from alignvlm.connectors.base import Connector, ConnectorOptions, Sizes
+from alignvlm.connectors.base import Connector, Sizes
+from alignvlm.connectors.options import MLPOptions
 from alignvlm.connectors.registry import register
-from alignvlm.settings import PositiveInt, settings
-
-
-@settings
-class MLPOptions(ConnectorOptions):
-    """Options of the MLP connector."""
-
-    kind: Literal["mlp"] = "mlp"
-    """Two linear layers with a GELU between them."""
-    hidden_size: PositiveInt | None = None
-    """Width between the two layers; null takes the LLM's width."""
 
 
 @register

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import nn
 
-from alignvlm.connectors.base import Connector, ConnectorOptions, Sizes
+from alignvlm.connectors.base import Connector, Sizes
+from alignvlm.connectors.options import OvisOptions
 from alignvlm.connectors.registry import register
 from alignvlm.kernels import vocab_softmax
-from alignvlm.settings import PositiveInt, settings
-
-
-@settings
-class OvisOptions(ConnectorOptions):
-    """Options of the Ovis connector."""
-
-    kind: Literal["ovis"] = "ovis"
-    """A weighted average of learned visual words."""
-    visual_vocab_size: PositiveInt = 8192
-    """Rows of the visual embedding table."""
 
 
 @register

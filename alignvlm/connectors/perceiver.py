@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from alignvlm.connectors.base import Connector, ConnectorOptions, Sizes
+from alignvlm.connectors.base import Connector, Sizes
+from alignvlm.connectors.options import ConnectorOptions, PerceiverOptions
 from alignvlm.connectors.registry import register
-from alignvlm.settings import PositiveInt, settings
-
-
-@settings
-class PerceiverOptions(ConnectorOptions):
-    """Options of the Perceiver resampler."""
-
-    kind: Literal["perceiver"] = "perceiver"
-    """Learned queries that attend to the features of a tile."""
-    hidden_size: PositiveInt | None = None
-    """Width of the resampler; null takes the LLM's width."""
-    num_latents: PositiveInt = 64
-    """Latent queries, and so visual tokens, per tile."""
-    num_layers: PositiveInt = 2
-    """Cross-attention layers."""
-    num_heads: PositiveInt = 8
-    """Attention heads; they divide the width."""
 
 
 @register

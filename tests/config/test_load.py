@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -265,6 +267,11 @@ def test_evaluation_needs_held_out_sources(base: Path) -> None:
     assert "did you mean 'pages'?" in error_of(base, "evaluation={tasks: {read: {source: page}}}")
     message = error_of(base, "evaluation={tasks: {read: {source: pages}}}")
     assert "which stage 'connector' trains on" in message
+
+
+def test_recipes_are_read_without_torch() -> None:
+    code = "import sys, alignvlm.config; alignvlm.config.load_recipe('quickstart'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_every_recipe_of_the_package_loads_and_returns() -> None:

@@ -1,0 +1,119 @@
+"""Options of the built-in connectors, and which kinds there are. Recipes are checked with them, and without torch.
+
+A connector of your own may keep its options in its own file: `register` makes both known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Literal
+
+from alignvlm.settings import Bool, PositiveFloat, PositiveInt, filled, settings
+
+
+@settings
+class ConnectorOptions:
+    """Options of one kind of connector; a subclass adds its own and gives `kind` its name as default."""
+
+    kind: str = ""
+    """Which connector."""
+
+
+@settings
+class AlignOptions(ConnectorOptions):
+    """Options of the ALIGN connector; the defaults are the paper's."""
+
+    kind: Literal["align"] = "align"
+    """A weighted average of the LLM's own text embeddings."""
+    gain: PositiveFloat = 1.0
+    """Initial gamma of the LayerNorm over the vocabulary. Which value learns soonest depends on the LM and its
+    initialisation: the quickstart takes 0.5."""
+    temperature: PositiveFloat = 1.0
+    """The logits are divided by it before the softmax. The paper states none."""
+    norm_hidden: Bool = True
+    """LayerNorm over D after W1."""
+    norm_vocab: Bool = True
+    """LayerNorm over V before the softmax."""
+    num_active: PositiveInt | None = filled()
+    """Rows of W2 in an export whose vocabulary `alignvlm analyze vocab` has restricted."""
+
+
+@settings
+class MLPOptions(ConnectorOptions):
+    """Options of the MLP connector."""
+
+    kind: Literal["mlp"] = "mlp"
+    """Two linear layers with a GELU between them."""
+    hidden_size: PositiveInt | None = None
+    """Width between the two layers; null takes the LLM's width."""
+
+
+@settings
+class OvisOptions(ConnectorOptions):
+    """Options of the Ovis connector."""
+
+    kind: Literal["ovis"] = "ovis"
+    """A weighted average of learned visual words."""
+    visual_vocab_size: PositiveInt = 8192
+    """Rows of the visual embedding table."""
+
+
+@settings
+class PerceiverOptions(ConnectorOptions):
+    """Options of the Perceiver resampler."""
+
+    kind: Literal["perceiver"] = "perceiver"
+    """Learned queries that attend to the features of a tile."""
+    hidden_size: PositiveInt | None = None
+    """Width of the resampler; null takes the LLM's width."""
+    num_latents: PositiveInt = 64
+    """Latent queries, and so visual tokens, per tile."""
+    num_layers: PositiveInt = 2
+    """Cross-attention layers."""
+    num_heads: PositiveInt = 8
+    """Attention heads; they divide the width."""
+
+
+BUILT_IN = {
+    "align": "alignvlm.connectors.align",
+    "mlp": "alignvlm.connectors.mlp",
+    "ovis": "alignvlm.connectors.ovis",
+    "perceiver": "alignvlm.connectors.perceiver",
+}
+"""Kind -> the module whose import registers its connector."""
+
+_OPTIONS: dict[str, type[ConnectorOptions]] = {
+    options().kind: options for options in (AlignOptions, MLPOptions, OvisOptions, PerceiverOptions)
+}
+
+
+def register_options(options: type[ConnectorOptions]) -> None:
+    """Make a kind known by its options. Raises ValueError when it has no name, or its name is taken."""
+    kind = options().kind
+    known = _OPTIONS.get(kind, options)
+    if not kind or (known.__module__, known.__qualname__) != (options.__module__, options.__qualname__):
+        raise ValueError(f"{options.__qualname__}: the connector kind {kind!r} has no name or is taken")
+    _OPTIONS[kind] = options
+
+
+def connector_kinds() -> list[str]:
+    """Names of all kinds, in the order of their registration."""
+    return list(_OPTIONS)
+
+
+def options_class(kind: str) -> type[ConnectorOptions]:
+    """The options of a kind. Raises ValueError naming the kinds that there are."""
+    if kind not in _OPTIONS:
+        raise ValueError(
+            f"connector kind {kind!r} is unknown; known: {', '.join(_OPTIONS)}. A kind of your own is known once its "
+            "module is imported: name it in the recipe's `imports`, or in ALIGNVLM_IMPORTS"
+        )
+    return _OPTIONS[kind]
+
+
+def connector_options(saved: Mapping[str, Any]) -> ConnectorOptions:
+    """Options from the config of an export; options of other kinds, which older exports hold too, are left out."""
+    chosen = options_class(str(saved.get("kind", "align")))
+    names = {field.name for field in fields(chosen)}
+    return chosen(**{name: value for name, value in saved.items() if name in names})
