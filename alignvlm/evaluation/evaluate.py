@@ -16,7 +16,7 @@ from PIL import Image
 
 from alignvlm.config.schema import Recipe, TaskConfig
 from alignvlm.errors import UserError
-from alignvlm.evaluation.generate import Answerer, ModelAnswerer
+from alignvlm.evaluation.answering import Answerer, ModelAnswerer
 from alignvlm.evaluation.items import Item, items_of
 from alignvlm.evaluation.scores import score, task_scores
 from alignvlm.metrics import Metric, find_metric

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alignvlm.evaluation.generate import ModelAnswerer
+from alignvlm.evaluation.answering import ModelAnswerer
 from alignvlm.evaluation.items import Item, items_of
 from alignvlm.evaluation.vocabulary_view import tile_boxes, token_text, top_tokens, vocabulary_view
 from alignvlm.model.tiling import TilingSpec
