@@ -29,6 +29,7 @@ FREE_TO_CHANGE = (
 
 INITIAL = "init"
 """Name of stage 0, the model before any training."""
+EVALUATION = "evaluation"
 VIEW_SUFFIX = ".vocabulary.json"
 _STAGE_FOLDER = re.compile(r"(\d+)-(.+)")
 PACKAGES = ("alignvlm", "torch", "deepspeed", "transformers", "webdataset", "mlflow", "flash-attn", "numpy")
@@ -71,7 +72,7 @@ class StageFolder:
         self.export = path / "export"
         self.checkpoints = path / "checkpoints"
         self.skipped_steps = path / "skipped_steps.json"
-        self.evaluation = EvaluationFolder(path / "evaluation")
+        self.evaluation = EvaluationFolder(path / EVALUATION)
 
     @property
     def has_export(self) -> bool:
@@ -160,6 +161,17 @@ class Run:
         write_atomic(config, recipe_to_yaml(self.recipe))
         if not self.folder.environment.exists():
             write_atomic(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
+
+
+def check_export(folder: Path) -> None:
+    """Raise UserError when a folder holds no exported model."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not an export folder (no config.json); give runs/<name>/<n>-<stage>/export")
+
+
+def evaluation_folder(export: Path, limit: int | None = None) -> Path:
+    """Folder of the evaluation of an export, beside it; one of its own for the first `limit` samples of each task."""
+    return export.parent / (EVALUATION if limit is None else f"{EVALUATION}-{limit}")
 
 
 def run_of_export(export: Path) -> RunFolder:

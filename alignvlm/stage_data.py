@@ -196,6 +196,49 @@ def plan_summaries(
     return {"recipe": recipe.name, "stages": summaries}
 
 
+def saved_or_new_plans(target: str, progress: Progress | None = None) -> dict[str, Any]:
+    """What `plan_summaries` says: read from a `.json` file, or made for all stages of a recipe."""
+    from alignvlm.config import load_recipe
+
+    if not target.endswith(".json"):
+        recipe = load_recipe(target)
+        return plan_summaries(recipe, recipe.stages.values(), progress=progress)
+    try:
+        plans = json.loads(Path(target).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{target}: not a saved plan ({error}); write one with `alignvlm data plan RECIPE --json`"
+        ) from error
+    return plans if isinstance(plans, dict) else {"plan": plans}
+
+
+def shard_folders(target: str) -> list[str]:
+    """Folders or URLs of shards: the folder `target`, or those of all sources that a recipe uses."""
+    from alignvlm.config import load_recipe
+
+    return [target] if Path(target).is_dir() else [source.folder for source in used_sources(load_recipe(target))]
+
+
+def batch_page(recipe: Recipe, stage: StageConfig, step: int, max_packs: int, progress: Progress | None = None) -> str:
+    """HTML of the packs of one optimizer step, images and labels drawn. Raises UserError for a step out of range."""
+    from data_pipeline.loading.show import render_batch
+
+    processor = prepare(recipe, [stage], progress)
+    plan = stage_plan(recipe, stage, processor)
+    if not 0 <= step < plan.num_steps:
+        raise UserError(f"step {step}: stage {stage.name} has steps 0 to {plan.num_steps - 1}")
+    return render_batch(
+        next(plan.batches(step)),
+        [open_reader(recipe.data.sources[name]) for name in plan.names],
+        stage_encoder(stage, processor),
+        sequence_length=plan.settings.sequence_length,
+        decode_token=lambda token: processor.tokenizer.decode([token]),
+        image_token_id=processor.image_token_id,
+        max_packs=max_packs,
+        title=f"{recipe.name}, stage {stage.name}",
+    )
+
+
 def _texts(readers: Iterable[SourceReader]) -> Iterator[str]:
     """Everything that is said in the samples, roles included."""
     for reader in readers:

@@ -1,4 +1,4 @@
-"""The `alignvlm` command. Each subcommand has a file here; heavy imports wait until one of them runs."""
+"""The `alignvlm` command: its files parse arguments, call a function and print; heavy imports wait until then."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from collections.abc import Sequence
 
 from alignvlm import __version__
 
-COMMANDS = ("data", "train", "estimate", "eval", "analyze", "report", "export", "track", "chat", "config", "launch")
-MODULES = {"eval": "evaluate", "train": "training"}
-"""Where the file is not called like the command."""
+MODULES = ("data", "training", "estimate", "evaluate", "analyze", "runs", "chat", "config", "launch")
+"""Each adds its commands, in the order of the help."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,8 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        importlib.import_module(f"alignvlm.cli.{MODULES.get(command, command)}").add_parser(subparsers)
+    for module in MODULES:
+        importlib.import_module(f"alignvlm.cli.{module}").add_parser(subparsers)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`alignvlm chat`: ask an exported model about images, in the terminal or once with --question."""
+"""`alignvlm chat`: talk with an exported model about images, or ask one question."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from typing import Any
 
 
 def add_parser(subparsers: Any) -> None:
+    """Add `chat` to the command line."""
     parser = subparsers.add_parser("chat", help="ask an exported model about images")
-    parser.add_argument("export", type=Path, help="folder of an exported model")
-    parser.add_argument("--image", type=Path, action="append", default=[], help="an image; may be given several times")
-    parser.add_argument("--question", help="answer this and end")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--device", help="cpu, cuda, …; default: CUDA when there is one")
+    parser.add_argument("export", type=Path, help="export folder of a model")
+    parser.add_argument("--image", type=Path, action="append", default=[], help="image file; may be repeated")
+    parser.add_argument("--question", help="answer this question and exit")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, … (default: CUDA where there is a GPU)")
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Print one answer, or hold a conversation."""
     from alignvlm.serving.chat import ChatSession
 
     session = ChatSession(arguments.export, arguments.image, arguments.device, arguments.max_new_tokens)
     if arguments.question is not None:
         print(session.ask(arguments.question))
         return 0
-    print("an empty line or Ctrl-D ends the conversation")
+    print("Press Ctrl-D or enter an empty line to quit.")
     while True:
         try:
             question = input("you: ").strip()

@@ -5,23 +5,23 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from alignvlm.cli.arguments import add_recipe
+
 
 def add_parser(subparsers: Any) -> None:
     """Add `config` and its actions to the command line."""
     parser = subparsers.add_parser("config", help="show, list and check recipes")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    show = actions.add_parser("show", help="print a recipe with everything it inherits and every default")
-    show.add_argument("recipe", help="name or path")
-    show.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.precision=fp32")
+    show = actions.add_parser("show", help="print a recipe with all inherited values and defaults")
+    add_recipe(show, "train.precision=fp32")
     show.set_defaults(handler=run_show)
 
-    listing = actions.add_parser("list", help="list the recipes and DeepSpeed strategies that come with the package")
+    listing = actions.add_parser("list", help="list the built-in recipes and DeepSpeed strategies")
     listing.set_defaults(handler=run_list)
 
-    check = actions.add_parser("check", help="say whether a recipe is right, and where not")
-    check.add_argument("recipe", help="name or path")
-    check.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.precision=fp32")
+    check = actions.add_parser("check", help="check a recipe; name the first mistake with its line")
+    add_recipe(check, "train.precision=fp32")
     check.set_defaults(handler=run_check)
 
 

@@ -6,6 +6,7 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from alignvlm.cli.arguments import add_recipe
 from alignvlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:
     """Add `estimate` to the command line, and `plan`, its former name, which only says so."""
     parser = subparsers.add_parser("estimate", help="parameters, memory, FLOPs and hours of a recipe, before it runs")
-    parser.add_argument("recipe", help="name or path")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.deepspeed=zero2")
+    add_recipe(parser, "train.deepspeed=zero2")
     parser.add_argument("--world-size", type=int, help="GPUs (default: the recipe's train.processes)")
     parser.add_argument("--gpu-memory", type=float, default=80.0, help="GiB of one GPU (default: %(default)g)")
     parser.add_argument("--mfu", type=float, default=0.4, help="model FLOPs utilisation (default: %(default)g)")

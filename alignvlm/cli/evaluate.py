@@ -5,46 +5,48 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from alignvlm.config.schema import Recipe
+from typing import Any
 
 
 def add_parser(subparsers: Any) -> None:
+    """Add `eval` to the command line."""
     parser = subparsers.add_parser(
         "eval",
         help="evaluate an exported model on held-out data",
-        description="Greedy answers to the tasks of a recipe's `evaluation` section. Results that are still valid are "
-        "not computed again. Under a launcher (torchrun, DeepSpeed, srun) the samples are shared by all processes.",
+        description="Answer the tasks of a recipe's `evaluation` section by greedy decoding and score the answers. "
+        "Results that are still valid are not computed again. Under a launcher (torchrun, DeepSpeed, srun) all "
+        "processes share the samples.",
     )
     parser.add_argument(
-        "target", metavar="RECIPE_or_EXPORT", help="a recipe (the newest stage of its run) or an export folder"
+        "target", metavar="RECIPE_or_EXPORT", help="a recipe (the newest export of its run), or an export folder"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe settings to change")
-    parser.add_argument("--recipe", help="recipe for an export folder that lies outside its run")
-    parser.add_argument("--stage", help="a stage's export instead of the newest (init: before training)")
-    parser.add_argument("--task", action="append", metavar="NAME", help="only this task; may be given again")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the recipe to change")
+    parser.add_argument("--recipe", help="the recipe with the tasks, for an export folder outside a run")
+    parser.add_argument("--stage", help="the export of this stage instead of the newest (init: before training)")
+    parser.add_argument("--task", action="append", metavar="NAME", help="only this task; may be repeated")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N samples of each task")
     parser.add_argument("--processes", type=int, default=1, metavar="P", help="processes to start on this machine")
-    parser.add_argument("--device", help="such as cuda:1 or cpu; default: the GPU of this process, if any")
-    parser.add_argument("--out", type=Path, help="folder of the results; default: `evaluation` beside the export")
+    parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU of this process, else the CPU)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: `evaluation` beside the export)")
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Evaluate in this process, or start several that share the samples; rank 0 prints the table."""
     from alignvlm.errors import UserError
     from alignvlm.evaluation.evaluate import evaluate
+    from alignvlm.evaluation.target import find_target
     from alignvlm.launch.local import is_launched, run_local
+    from alignvlm.run_folder import evaluation_folder
 
     if arguments.limit is not None and arguments.limit < 1:
-        raise UserError(f"--limit {arguments.limit}: at least 1")
-    recipe, export = find_model(arguments)
+        raise UserError(f"--limit {arguments.limit}: must be at least 1")
+    recipe, export = find_target(arguments.target, arguments.overrides, arguments.recipe, arguments.stage)
     if not recipe.evaluation.tasks:
         raise UserError(f"recipe {recipe.name!r} has no evaluation.tasks; name at least one held-out source there")
     if arguments.processes > 1 and not is_launched():
-        return run_local(_again(arguments), arguments.processes)
-    out = arguments.out or export.parent / ("evaluation" if not arguments.limit else f"evaluation-{arguments.limit}")
+        return run_local(_same_command(arguments), arguments.processes)
+    out = arguments.out or evaluation_folder(export, arguments.limit)
     options: dict[str, Any] = {"tasks": arguments.task, "limit": arguments.limit, "device": arguments.device}
     if not is_launched():
         show(evaluate(export, recipe, out, progress=True, **options), out)
@@ -62,51 +64,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def find_model(arguments: argparse.Namespace) -> tuple[Recipe, Path]:
-    """The recipe that names the tasks, and the export folder.
-
-    Raises:
-        UserError: an export without a recipe, a run without an export, or an unknown stage.
-    """
-    from alignvlm.config import load_recipe
-    from alignvlm.errors import UserError
-    from alignvlm.run_folder import Run, run_of_export
-    from data_pipeline.errors import nearest
-
-    export = Path(arguments.target)
-    if export.is_dir():
-        resolved = run_of_export(export).config
-        if not (export / "config.json").is_file():
-            raise UserError(f"{export} is no export folder (no config.json); give runs/<name>/<n>-<stage>/export")
-        if not arguments.recipe and not resolved.is_file():
-            raise UserError(f"{export} lies in no run: say which recipe's tasks with --recipe")
-        return load_recipe(arguments.recipe or str(resolved), arguments.overrides), export
-    recipe = load_recipe(arguments.target, arguments.overrides)
-    run = Run(recipe)
-    if arguments.stage is None:
-        newest = run.newest_export()
-        if newest is None:
-            raise UserError(f"{run.folder.path} has no export yet; train it first: alignvlm train {arguments.target}")
-        return recipe, newest
-    folders = {folder.name: folder for folder in run.stage_folders()}
-    if arguments.stage not in folders:
-        raise UserError(f"recipe {recipe.name!r} has no stage {arguments.stage!r}: {nearest(arguments.stage, folders)}")
-    folder = folders[arguments.stage]
-    if not folder.has_export:
-        raise UserError(f"stage {arguments.stage!r} has no export yet ({folder.export})")
-    return recipe, folder.export
-
-
 def show(results: dict[str, Any], out: Path) -> None:
-    """The table that people read, and where the files are."""
+    """Print the scores as a table, and where the files are."""
     from rich.console import Console
     from rich.table import Table
 
     from alignvlm.evaluation.scores import metrics_of
 
-    metrics = {
-        name: metric["title"] for entry in results["tasks"].values() for name, metric in metrics_of(entry).items()
-    }
+    entries = results["tasks"].values()
+    metrics = {name: metric["title"] for entry in entries for name, metric in metrics_of(entry).items()}
     table = Table(title=str(results["model"]), title_justify="left")
     table.add_column("Task")
     for title in ("Items", *metrics.values(), "Baseline"):
@@ -116,11 +82,11 @@ def show(results: dict[str, Any], out: Path) -> None:
         table.add_row(task, f"{entry['items']:,}", *scores, f"{entry['baseline']:.3f}")
     console = Console()
     console.print(table)
-    console.print("Baseline: always giving the most frequent answer, by the task's first metric")
-    console.print(f"predictions and results.json: {out}", soft_wrap=True)
+    console.print("Baseline: the most frequent answer given to every item, scored by the task's first metric")
+    console.print(f"Predictions and results.json: {out}", soft_wrap=True)
 
 
-def _again(arguments: argparse.Namespace) -> list[str]:
+def _same_command(arguments: argparse.Namespace) -> list[str]:
     """This command line for the processes that `run_local` starts."""
     line = [sys.executable, "-m", "alignvlm", "eval", arguments.target, *arguments.overrides]
     for name in ("recipe", "stage", "limit", "device", "out"):

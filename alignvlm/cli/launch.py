@@ -12,34 +12,40 @@ import subprocess
 import sys
 from typing import Any
 
+from alignvlm.cli.arguments import add_recipe
+
 
 def add_parser(subparsers: Any) -> None:
     """Add `launch` and its kinds of clusters to the command line."""
     parser = subparsers.add_parser(
         "launch",
         help="start a recipe on a cluster",
-        description="Check a recipe against the machines it shall run on, and start it. Overrides follow the recipe.",
+        description="Check that a recipe fits the machines, and start it there.",
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
 
-    slurm = _add_kind(kinds, "slurm", "submit to Slurm: one process per GPU, requeued until the model is trained")
+    slurm = _add_kind(kinds, "slurm", "submit to Slurm: one process per GPU, requeued until training ends")
     slurm.add_argument("--nodes", type=_positive, default=1)
     slurm.add_argument("--gpus-per-node", type=_count, default=8, help="0 trains on CPUs (default: %(default)s)")
     slurm.add_argument("--processes-per-node", type=_positive, help="default: one per GPU, else train.processes")
     slurm.add_argument("--cpus-per-process", type=_positive, help="default: data.num_workers + 1")
-    slurm.add_argument("--time", default="24:00:00", help="limit of one attempt (default: %(default)s)")
+    slurm.add_argument("--time", default="24:00:00", help="time limit of one job (default: %(default)s)")
     slurm.add_argument(
         "--signal-seconds", type=_positive, default=300,
-        help="save and requeue so long before the limit (default: %(default)s)",
+        help="save and requeue this many seconds before the time limit (default: %(default)s)",
     )  # fmt: skip
     slurm.add_argument("--partition")
     slurm.add_argument("--account")
     slurm.add_argument(
-        "--sbatch", action="append", default=[], metavar="OPTION", help="another option, --sbatch=--qos=low"
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="another option of sbatch, such as --sbatch=--qos=low; may be repeated",
     )
     slurm.set_defaults(handler=run_slurm)
 
-    torchrun = _add_kind(kinds, "torchrun", "start torchrun on this host; run the same line on every host")
+    torchrun = _add_kind(kinds, "torchrun", "start torchrun on this host; run the same command on every host")
     torchrun.add_argument("--nodes", default="1", help="number of hosts, or MIN:MAX")
     torchrun.add_argument("--processes-per-node", type=_positive, help="default: one per GPU, else 1")
     torchrun.add_argument("--rendezvous", default="localhost:29400", metavar="HOST:PORT", help="default: %(default)s")
@@ -47,10 +53,12 @@ def add_parser(subparsers: Any) -> None:
 
     hosts = _add_kind(kinds, "hosts", "start the hosts of a DeepSpeed hostfile over ssh")
     hosts.add_argument("--hostfile", required=True)
-    hosts.add_argument("--node-rank", type=_count, help="do without ssh: run on every host with its place in the file")
+    hosts.add_argument(
+        "--node-rank", type=_count, help="start this host only, without ssh; its position in the hostfile, from 0"
+    )
     hosts.set_defaults(handler=run_hosts)
 
-    local = _add_kind(kinds, "local", "this machine only; started again after crashes")
+    local = _add_kind(kinds, "local", "train on this machine; restart after crashes")
     local.set_defaults(handler=run_local)
 
     kubernetes = _add_kind(kinds, "kubernetes", "print a manifest for `kubectl apply -f -`", dry_run=False)
@@ -58,21 +66,20 @@ def add_parser(subparsers: Any) -> None:
     kubernetes.add_argument("--nodes", type=_positive, default=1)
     kubernetes.add_argument("--gpus-per-node", type=_positive, default=8)
     kubernetes.add_argument("--image", required=True, help="container image with alignvlm installed")
-    kubernetes.add_argument("--claim", required=True, help="persistent volume claim (many writers) with data and runs")
+    kubernetes.add_argument("--claim", required=True, help="persistent volume claim (ReadWriteMany) for data and runs")
     kubernetes.set_defaults(handler=run_kubernetes)
 
 
 def _add_kind(kinds: Any, name: str, text: str, dry_run: bool = True) -> argparse.ArgumentParser:
     parser = kinds.add_parser(name, help=text, description=text)
-    parser.add_argument("recipe", help="name or path")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, right after the recipe")
+    add_recipe(parser, "train.precision=fp32")
     if dry_run:
-        parser.add_argument("--dry-run", action="store_true", help="print exactly what would run, and run nothing")
+        parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
     return parser
 
 
 def run_slurm(arguments: argparse.Namespace) -> int:
-    """Submit, and say where to look."""
+    """Submit the job and print its number and logs."""
     from alignvlm.config import load_recipe
     from alignvlm.errors import UserError
     from alignvlm.launch import SlurmJob
@@ -107,7 +114,7 @@ def run_slurm(arguments: argparse.Namespace) -> int:
         )
     except FileNotFoundError as error:
         raise UserError(
-            "sbatch is not on the PATH: submit from a login node of the cluster, or use --dry-run"
+            "sbatch is not on the PATH; submit from a login node of the cluster, or use --dry-run"
         ) from error
     if submitted.returncode:
         raise UserError(f"sbatch refused the job (exit code {submitted.returncode}): {job.shell_line(recipe)}")
@@ -117,25 +124,25 @@ def run_slurm(arguments: argparse.Namespace) -> int:
 
 
 def run_torchrun(arguments: argparse.Namespace) -> int:
-    """Become launch/torchrun.sh."""
+    """Replace this process by launch/torchrun.sh."""
     variables = {"ALIGNVLM_NODES": arguments.nodes, "ALIGNVLM_RENDEZVOUS": arguments.rendezvous}
     if arguments.processes_per_node:
         variables["ALIGNVLM_PROCESSES"] = str(arguments.processes_per_node)
-    return _become("torchrun.sh", arguments, variables)
+    return _exec_script("torchrun.sh", arguments, variables)
 
 
 def run_hosts(arguments: argparse.Namespace) -> int:
-    """Become launch/deepspeed_hosts.sh."""
+    """Replace this process by launch/deepspeed_hosts.sh."""
     variables = {} if arguments.node_rank is None else {"ALIGNVLM_NODE_RANK": str(arguments.node_rank)}
-    return _become("deepspeed_hosts.sh", arguments, variables, arguments.hostfile)
+    return _exec_script("deepspeed_hosts.sh", arguments, variables, arguments.hostfile)
 
 
 def run_local(arguments: argparse.Namespace) -> int:
-    """Become launch/local.sh."""
-    return _become("local.sh", arguments, {})
+    """Replace this process by launch/local.sh."""
+    return _exec_script("local.sh", arguments, {})
 
 
-def _become(script: str, arguments: argparse.Namespace, variables: dict[str, str], *first: str) -> int:
+def _exec_script(script: str, arguments: argparse.Namespace, variables: dict[str, str], *first: str) -> int:
     """Replace this process by a script of launch/, so that signals and exit codes are the script's."""
     from alignvlm.config import load_recipe
     from alignvlm.launch import find_launcher

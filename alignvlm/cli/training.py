@@ -7,15 +7,17 @@ import os
 import sys
 from typing import Any
 
+from alignvlm.cli.arguments import add_recipe
+
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a recipe, or resume it",
-        description="Prepare the data, train all stages, evaluate and report; find the newest valid checkpoint first.",
+        description="Prepare the data, train all stages, evaluate and report. A run that stopped resumes from its "
+        "newest valid checkpoint.",
     )
-    parser.add_argument("recipe", help="name of a recipe or path of a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, e.g. seed=1")
+    add_recipe(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")
     parser.set_defaults(handler=run)
 

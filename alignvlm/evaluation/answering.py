@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from alignvlm.errors import UserError
 from alignvlm.evaluation.items import Item
+from alignvlm.run_folder import check_export
 
 
 class Answerer(Protocol):
@@ -39,8 +39,7 @@ class ModelAnswerer:
         from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 
         folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} holds no exported model (no config.json); give the `export` folder of a stage")
+        check_export(folder)
         model = AlignVLMForConditionalGeneration.from_pretrained(folder)
         return cls(model, AlignVLMProcessor.from_pretrained(folder), device or default_device())
 

@@ -17,7 +17,7 @@ from PIL import Image
 from alignvlm.config.schema import Recipe, TaskConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import Answerer, ModelAnswerer
-from alignvlm.evaluation.items import Item, items_of
+from alignvlm.evaluation.items import Item, items_of, spread
 from alignvlm.evaluation.scores import score, task_scores
 from alignvlm.metrics import Metric, find_metric
 from alignvlm.progress import Progress
@@ -161,12 +161,6 @@ def _merge_parts(out: EvaluationFolder, name: str, metrics: Sequence[Metric], wo
         "unreadable": len(rows) - len(predictions),
         "seconds": round(max(row["seconds"] for row in lines if "seconds" in row), 3),
     }
-
-
-def spread(num_samples: int, count: int) -> list[int]:
-    """`count` indexes evenly over all samples: the same ones in every stage, whoever evaluates them."""
-    count = min(count, num_samples)
-    return [i * num_samples // count for i in range(count)]
 
 
 def _choose_tasks(recipe: Recipe, names: Sequence[str] | None) -> dict[str, TaskConfig]:

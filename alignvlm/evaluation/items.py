@@ -29,6 +29,12 @@ class Item:
     """The images of `messages`, in order."""
 
 
+def spread(num_samples: int, count: int) -> list[int]:
+    """Numbers of up to `count` samples, evenly over all of them: the same ones whoever asks."""
+    count = min(count, num_samples)
+    return [i * num_samples // count for i in range(count)]
+
+
 def items_of(sample: Sample) -> list[Item]:
     """Every assistant turn of a sample as an item; later turns never see the model's own earlier answers.
 

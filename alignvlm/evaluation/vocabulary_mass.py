@@ -6,7 +6,7 @@ The paper finds that about 3.4K of 128K tokens matter after training; this measu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from alignvlm.connectors.align import AlignConnector
 from alignvlm.errors import UserError
+from alignvlm.evaluation.items import spread
+from data_pipeline.samples.schema import SampleError
+from data_pipeline.shards.reader import SourceReader
 
 if TYPE_CHECKING:
     from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
@@ -43,6 +46,21 @@ class VocabularyMass:
         sorted_mass, ids = self.mass.sort(descending=True, stable=True)
         reached = sorted_mass.cumsum(0) >= keep_mass * sorted_mass.sum() * (1 - 1e-12)
         return ids[: int(reached.to(torch.int8).argmax()) + 1]
+
+
+def images_of(folders: Sequence[Path], count: int) -> Iterator[Image.Image]:
+    """About `count` images of shards: as many from each folder, evenly spread over its samples, the first of each.
+
+    Samples that cannot be read, or have no image, are left out.
+    """
+    for position, folder in enumerate(folders):
+        reader = SourceReader(folder)
+        wanted = count * (position + 1) // len(folders) - count * position // len(folders)
+        for number in spread(len(reader), wanted):
+            try:
+                yield from reader[number].images[:1]
+            except SampleError:
+                continue
 
 
 @torch.inference_mode()

@@ -1,1 +1,1 @@
-"""Using an exported model: chat in the terminal."""
+"""Serving an exported model: chat in the terminal."""

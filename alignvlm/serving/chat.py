@@ -8,18 +8,18 @@ from typing import Any
 from PIL import Image
 
 from alignvlm.errors import UserError
+from alignvlm.run_folder import check_export
 
 
 class ChatSession:
-    """Keeps the history; `ask` answers one question."""
+    """Keeps the messages so far; `ask` answers one question."""
 
     def __init__(self, export: Path, images: list[Path], device: str | None = None, max_new_tokens: int = 128) -> None:
         import torch
 
         from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 
-        if not (export / "config.json").exists():
-            raise UserError(f"{export}: no exported model here (config.json is missing)")
+        check_export(export)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = AlignVLMForConditionalGeneration.from_pretrained(export)
         self.model = model.to(self.device).eval()
@@ -29,7 +29,7 @@ class ChatSession:
         self.messages: list[dict[str, Any]] = []
 
     def ask(self, question: str) -> str:
-        """The answer to one more user turn; the images come with the first."""
+        """The answer to one more user message; the first one carries the images."""
         parts: list[dict[str, str]] = [{"type": "image"} for _ in self.images] if not self.messages else []
         self.messages.append({"role": "user", "content": [*parts, {"type": "text", "text": question}]})
         inputs = self.processor.prepare_generation([self.messages], [self.images]).to(self.device)
@@ -43,4 +43,4 @@ def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path).convert("RGB")
     except OSError as error:
-        raise UserError(f"{path}: not a readable image: {error}") from error
+        raise UserError(f"{path}: not a readable image ({error})") from error

@@ -42,6 +42,39 @@ def summarise(plan: Plan, num_batches: int = 3) -> dict[str, Any]:
     }
 
 
+def describe(stage: str, summary: dict[str, Any]) -> list[str]:
+    """A stage's plan as lines of text, from what `summarise` and `world_summary` (under "world") say."""
+    s = summary
+    lines = [
+        f"stage {stage}: {s['steps']} steps ({s['steps_per_epoch']} per epoch, {s['epochs']} epoch(s)), "
+        f"{s['global_batch_packs']} packs of {s['sequence_length']} tokens per step",
+        f"  one epoch: {s['samples_per_epoch']} samples, {s['packs_per_epoch']} packs {s['fill']:.2%} full, "
+        f"{s['tokens_per_epoch']} tokens, {s['tiles_per_epoch']} tiles",
+        f"  plan {s['fingerprint']} version {s['version']}, order {s['order'][:16]}",
+    ]
+    for source, row in s["mixture"].items():
+        dropped = row["dropped_too_long"] + row["dropped_unusable"]
+        lines.append(
+            f"  {source}: {row['realised']:.2%} of samples (weight {row['weight']:.2%}), {row['draws_per_epoch']} of "
+            f"{row['samples']} samples = {row['passes_per_epoch']:.2f} passes, {row['shards']} shards"
+            + (f", DROPPED {row['dropped_too_long']} too long, {row['dropped_unusable']} unusable" if dropped else "")
+        )
+    for batch in s["first_batches"]:
+        first = " ".join(batch["packs"][0]) if batch["packs"] else ""
+        lines.append(
+            f"  step {batch['step']}: {batch['samples']} samples, {batch['tokens']} tokens, {batch['tiles']} tiles; "
+            f"first pack: {first[:90]}"
+        )
+    if "world" in s:
+        world = s["world"]
+        lines.append(
+            f"  {world['world_size']} ranks x {world['micro_batch_packs']} packs x "
+            f"{world['accumulation_steps']} micro-batches; "
+            f"the busiest rank has {world['tile_imbalance']:.3f} times the mean number of tiles"
+        )
+    return lines
+
+
 def order_hash(batches: list[GlobalBatch]) -> str:
     """sha256 (hex) of the samples and pack borders of these batches, in order."""
     digest = hashlib.sha256()

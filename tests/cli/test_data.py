@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import subprocess
@@ -15,7 +14,6 @@ import pytest
 from PIL import Image
 
 from alignvlm import stage_data
-from alignvlm.cli.data import add_parser
 from alignvlm.config import with_names
 from alignvlm.config.schema import DataConfig, EvaluationConfig, Recipe, SourceConfig, StageConfig, TaskConfig
 from alignvlm.errors import UserError
@@ -23,13 +21,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.loading.ledger import Ledger
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.writer import write_shards
-
-
-def run(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    arguments = parser.parse_args(["data", *words])
-    return int(arguments.handler(arguments))
+from tests.fixtures.command import Command
 
 
 @pytest.fixture
@@ -92,19 +84,17 @@ def commands(recipe: Recipe, encoder: Any, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("alignvlm.stage_data.ensure_processor", lambda recipe: Processor(encoder))
 
 
-def test_own_data_becomes_shards(own_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_data_becomes_shards(own_data: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "shards"
-    assert (
-        run("write", "--from-jsonl", str(own_data / "rows.jsonl"), "--images", str(own_data / "images"), str(out)) == 0
-    )
-    assert "3 samples" in capsys.readouterr().out
+    own = ("--from-jsonl", own_data / "rows.jsonl", "--images", own_data / "images")
+    assert "3 samples" in command("data", "write", *own, out)
     reader = SourceReader(out)
     samples = [reader[i] for i in range(3)]
     assert [len(sample.images) for sample in samples] == [2, 1, 0]
     assert samples[0].meta["answers"] == ["both"]
     assert samples[1].messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "\nread"}]
     assert samples[2].key == "mine"
-    assert run("verify", "--decode", str(out)) == 0
+    assert f"{out}: OK" in command("data", "verify", "--decode", out)
 
 
 @pytest.mark.parametrize(
@@ -118,58 +108,52 @@ def test_own_data_becomes_shards(own_data: Path, tmp_path: Path, capsys: pytest.
         ('{"conversations": [{"from": "robot", "value": "x"}]}', "must be from"),
     ],
 )
-def test_mistakes_in_own_data_name_the_line(own_data: Path, tmp_path: Path, row: str, reason: str) -> None:
+def test_mistakes_in_own_data_name_the_line(
+    own_data: Path, tmp_path: Path, command: Command, row: str, reason: str
+) -> None:
     (own_data / "rows.jsonl").write_text(row + "\n")
-    with pytest.raises(DataError, match=reason) as caught:
-        run("write", "--from-jsonl", str(own_data / "rows.jsonl"), str(tmp_path / "out"))
-    assert "rows.jsonl, line 1" in str(caught.value)
+    message = command("data", "write", "--from-jsonl", own_data / "rows.jsonl", tmp_path / "out", code=2)
+    assert reason in message
+    assert "rows.jsonl, line 1" in message
     assert not (tmp_path / "out").exists()
 
 
-def test_index_and_verify_folders(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+def test_index_and_verify_folders(recipe: Recipe, command: Command) -> None:
     folder = Path(recipe.data.root) / "one"
     for path in [*folder.glob("*.jsonl"), folder / "manifest.json"]:
         path.unlink()
-    assert run("index", str(folder)) == 0
-    assert run("verify", str(folder)) == 0
+    assert "120 samples in 6 shards" in command("data", "index", folder)
+    command("data", "verify", folder)
     with (folder / "000002.tar").open("r+b") as file:
         file.seek(520)
         file.write(b"damage")
-    assert run("verify", str(folder)) == 1
-    assert "000002.tar" in capsys.readouterr().out
+    assert "000002.tar" in command("data", "verify", folder, code=1)
 
 
 @pytest.mark.usefixtures("commands")
-def test_plan_diff_and_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("plan", "tiny", "--world-size", "2") == 0
-    text = capsys.readouterr().out
+def test_plan_diff_and_show(tmp_path: Path, command: Command) -> None:
+    text = command("data", "plan", "tiny", "--world-size", "2")
     assert "stage first:" in text
-    assert "asked 75.00%" in text
+    assert "weight 75.00%" in text
     assert "2 ranks" in text
-    assert run("plan", "tiny", "--json") == 0
-    plan = json.loads(capsys.readouterr().out)
+    plan = json.loads(command("data", "plan", "tiny", "--json"))
     assert list(plan["stages"]) == ["first", "second"]
     assert plan["stages"]["first"]["order"] != plan["stages"]["second"]["order"]
     saved = tmp_path / "plan.json"
     saved.write_text(json.dumps(plan))
-    assert run("diff", str(saved), "tiny") == 0
+    assert "the plans are the same" in command("data", "diff", saved, "tiny")
     plan["stages"]["first"]["steps"] += 1
     saved.write_text(json.dumps(plan))
-    capsys.readouterr()
-    assert run("diff", str(saved), "tiny") == 1
-    assert "stages.first.steps" in capsys.readouterr().out
+    assert "stages.first.steps" in command("data", "diff", saved, "tiny", code=1)
     page = tmp_path / "page.html"
-    assert run("show", "tiny", "--step", "1", "--out", str(page)) == 0
+    assert command("data", "show", "tiny", "--step", "1", "--out", page).split()[-1] == str(page)
     html = page.read_text()
     assert "visual tokens" in html
     assert "data:image/png;base64" in html
     assert 'class="s"' in html
-    with pytest.raises(UserError, match="has steps 0 to"):
-        run("show", "tiny", "--step", "9999")
-    with pytest.raises(UserError, match="no stage 'third'"):
-        run("plan", "tiny", "--stage", "third")
-    with pytest.raises(UserError, match="not a saved plan"):
-        run("diff", "missing.json", "tiny")
+    assert "has steps 0 to" in command("data", "show", "tiny", "--step", "9999", code=2)
+    assert "no stage 'third'" in command("data", "plan", "tiny", "--stage", "third", code=2)
+    assert "not a saved plan" in command("data", "diff", "missing.json", "tiny", code=2)
 
 
 def test_the_glue_gives_every_stage_its_batches(recipe: Recipe, encoder: Any, tmp_path: Path) -> None:
@@ -222,7 +206,7 @@ def test_the_parser_and_the_plan_import_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_warnings_of_the_library_reach_the_user(own_data: Path, tmp_path: Path) -> None:
+def test_warnings_of_the_library_reach_the_user(own_data: Path, tmp_path: Path, command: Command) -> None:
     """In a process of its own: here pytest's handlers would show them."""
     code = (
         "import logging, sys; from alignvlm.cli import main; from data_pipeline.shards import storage\n"
@@ -230,8 +214,6 @@ def test_warnings_of_the_library_reach_the_user(own_data: Path, tmp_path: Path) 
         "assert main(['data', 'verify', sys.argv[1]]) == 0\n"
         "storage.log.warning('the disk is slow')"
     )
-    run(
-        "write", "--from-jsonl", str(own_data / "rows.jsonl"), "--images", str(own_data / "images"), str(tmp_path / "o")
-    )
+    command("data", "write", "--from-jsonl", own_data / "rows.jsonl", "--images", own_data / "images", tmp_path / "o")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "o")], capture_output=True, text=True, check=True)
     assert done.stderr == "WARNING: the disk is slow\n"

@@ -105,7 +105,7 @@ def test_mistakes_say_the_way_out(recipe: Path, command: Command) -> None:
         ((str(recipe), "--stage", "init"), "no export yet"),
         ((str(recipe), "--stage", "conector"), "known: init, connector"),
         ((str(recipe), "runs=elsewhere"), "train it first"),
-        (("runs/tiny",), "no export folder"),
+        (("runs/tiny",), "not an export folder"),
         ((export, "--limit", "0"), "at least 1"),
         ((export, "--task", "field"), "did you mean 'fields'"),
     ):

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from alignvlm.cli import estimate as command
-from alignvlm.cli import main
 from alignvlm.config import list_recipes, load_recipe, with_names
 from alignvlm.config.schema import DataConfig, SourceConfig, StageConfig
-from alignvlm.errors import UserError
 from alignvlm.estimates import estimate_run
 from data_pipeline.order.summary import summarise
 from data_pipeline.shards.writer import write_shards
-
-
-def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    parsed = parser.parse_args(["estimate", *arguments])
-    return parsed.handler(parsed)
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -98,33 +87,6 @@ def test_a_pack_shorter_than_a_tile_is_reported() -> None:
     overrides = ["stages.alignment.sequence_length=512", "stages.alignment.max_text_tokens=null"]
     estimate = estimate_run(load_recipe("paper_llama32_1b", overrides), 64)
     assert "one tile alone takes 729 tokens: set it to more than 7290" in estimate.stages[0].problems[-1]
-
-
-def test_command_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("paper_llama32_1b", "--world-size", "64") == 0
-    out = capsys.readouterr().out
-    for word in ("262.7 M", "alignment", "optimizer states", "one plain N x V tensor", "Everything fits."):
-        assert word in out
-
-
-def test_command_prints_json_and_fails_where_it_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("paper_llama31_8b", "--world-size", "64", "--gpu-memory", "16", "--json") == 1
-    data = json.loads(capsys.readouterr().out)
-    assert data["fits"] is False
-    assert data["w2_parameters"] == 525_336_576
-    assert data["stages"][0]["memory"]["gpu_total"] > 16 * 2**30
-
-
-def test_arguments_out_of_range_are_refused() -> None:
-    with pytest.raises(UserError, match="--mfu between 0 and 1"):
-        run("quickstart", "--mfu", "40")
-
-
-def test_the_former_name_says_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "quickstart", "seed=1", "--world-size", "8"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("alignvlm: alignvlm plan is now alignvlm estimate quickstart seed=1 --world-size 8 ")
-    assert said.count("\n") == 1
 
 
 @pytest.mark.slow

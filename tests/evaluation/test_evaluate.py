@@ -16,8 +16,8 @@ from PIL import Image
 from alignvlm.config import with_names
 from alignvlm.config.schema import DataConfig, EvaluationConfig, Recipe, SourceConfig, TaskConfig
 from alignvlm.errors import UserError
-from alignvlm.evaluation.evaluate import evaluate, spread
-from alignvlm.evaluation.items import Item, items_of
+from alignvlm.evaluation.evaluate import evaluate
+from alignvlm.evaluation.items import Item, items_of, spread
 from data_pipeline.files import read_json_lines
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.writer import write_shards
@@ -166,7 +166,7 @@ def test_each_turn_is_asked_with_the_true_history(recipe: Recipe, tmp_path: Path
 def test_mistakes_are_named(recipe: Recipe, model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'feilds'; did you mean 'fields'"):
         evaluate(model, recipe, tmp_path / "out", tasks=["feilds"], answerer=Fake())
-    with pytest.raises(UserError, match="no exported model"):
+    with pytest.raises(UserError, match="not an export folder"):
         evaluate(tmp_path, recipe, tmp_path / "out")
     with pytest.raises(ValueError, match="barrier"):
         evaluate(model, recipe, tmp_path / "out", world_size=2, answerer=Fake())

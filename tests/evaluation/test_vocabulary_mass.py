@@ -1,4 +1,4 @@
-"""Measuring the vocabulary's mass, and what `alignvlm analyze vocab` writes and refuses."""
+"""Measuring the vocabulary's mass, and an export with only the tokens that carry it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignvlm.cli import analyze
 from alignvlm.errors import UserError
 from alignvlm.evaluation.vocabulary_mass import VocabularyMass, measure_mass, write_restricted
-from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
-from data_pipeline.shards.writer import write_shards
-from tests.tiny import conversation, picture, tiny_model
+from tests.tiny import picture, tiny_model
 
 
 def test_fewest_tokens_by_falling_mass() -> None:
@@ -55,37 +52,7 @@ def test_restricted_export(tmp_path: Path) -> None:
     assert config["connector_config"]["num_active"] == summary["num_active"]
 
 
-def test_command_writes_an_export_that_loads(tmp_path: Path) -> None:
-    model, processor = tiny_model()
-    model.save_pretrained(tmp_path / "export")
-    processor.save_pretrained(tmp_path / "export")
-    records = (
-        {"key": f"{i:03}", "messages": conversation("read", "12", 1), "images": [picture(32, 32, seed=i)]}
-        for i in range(6)
-    )
-    write_shards(records, tmp_path / "source", source="s")
-    arguments = ["analyze", "vocab", str(tmp_path / "export"), "--data", str(tmp_path / "source"), "--images", "4"]
-    assert run(*arguments, "--keep-mass", "0.95") == 0
-    folder = tmp_path / "export-active"
-    loaded = AlignVLMForConditionalGeneration.from_pretrained(folder)
-    num_active = json.loads((folder / "vocabulary.json").read_text())["num_active"]
-    assert loaded.connector.w2.shape[0] == num_active < len(processor.tokenizer)
-    model.connector.keep_tokens(loaded.connector.active_ids)
-    tiles = torch.from_numpy(AlignVLMProcessor.from_pretrained(folder).spec.cut(picture(32, 32)))
-    with torch.no_grad():
-        torch.testing.assert_close(loaded.get_image_features(tiles), model.get_image_features(tiles))
-    with pytest.raises(UserError, match="exists already"):
-        run(*arguments)
-
-
-def test_mistakes(tmp_path: Path) -> None:
-    for arguments, message in (
-        (["--keep-mass", "1.5"], "keep-mass"),
-        (["--images", "0"], "images"),
-        ([], "no config.json"),
-    ):
-        with pytest.raises(UserError, match=message):
-            run("analyze", "vocab", str(tmp_path / "none"), "--data", str(tmp_path), *arguments)
+def test_what_cannot_be_measured_is_refused() -> None:
     model, processor = tiny_model({"kind": "mlp"})
     with pytest.raises(UserError, match="connector is mlp"):
         measure_mass(model, processor, [])
@@ -95,13 +62,3 @@ def test_mistakes(tmp_path: Path) -> None:
     model.connector.keep_tokens(torch.tensor([1, 2]))
     with pytest.raises(UserError, match="restricted already"):
         measure_mass(model, processor, [picture(8, 8)])
-
-
-def run(*arguments: str) -> int:
-    """The command without the other commands around it."""
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    analyze.add_parser(parser.add_subparsers())
-    parsed = parser.parse_args(arguments)
-    return parsed.handler(parsed)

@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from alignvlm.cli import main
+from tests.fixtures.command import Command
 from tests.jobs import ROOT, TINY
 
 LAUNCH = ROOT / "launch"
@@ -82,10 +82,9 @@ def test_shellcheck(script: Path) -> None:
     assert result.returncode == 0, result.stdout
 
 
-def manifests(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+def manifests(arguments: list[str], command: Command) -> list[dict[str, Any]]:
     options = ["--image=registry/alignvlm:1", "--claim=disk", "--gpus-per-node=2"]
-    assert main(["launch", "kubernetes", str(TINY), "name=my_run", *options, *arguments]) == 0
-    return list(yaml.safe_load_all(capsys.readouterr().out))
+    return list(yaml.safe_load_all(command("launch", "kubernetes", TINY, "name=my_run", *options, *arguments)))
 
 
 def check_pytorch_job(job: dict[str, Any]) -> None:
@@ -102,8 +101,8 @@ def test_manifests_are_valid_as_they_are() -> None:
     check_pytorch_job(yaml.safe_load((LAUNCH / "kubernetes" / "pytorchjob.yaml").read_text()))
 
 
-def test_indexed_job_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    service, job = manifests(["--nodes=2"], capsys)
+def test_indexed_job_of_a_recipe(command: Command) -> None:
+    service, job = manifests(["--nodes=2"], command)
     for document in (service, job):
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": "my-run"}
@@ -117,12 +116,12 @@ def test_indexed_job_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert container["command"] == ["alignvlm", "launch", "torchrun", str(TINY), "name=my_run"]
     assert container["args"] == ["--nodes=2", "--processes-per-node=2", "--rendezvous=my-run-0.my-run:29400"]
     assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "disk"
-    assert main(["launch", "torchrun", *container["command"][3:], *container["args"], "--dry-run"]) == 0
+    command("launch", "torchrun", *container["command"][3:], *container["args"], "--dry-run")
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_pytorch_job_of_a_recipe(nodes: int, capsys: pytest.CaptureFixture[str]) -> None:
-    (job,) = manifests([f"--nodes={nodes}", "--kind=pytorchjob"], capsys)
+def test_pytorch_job_of_a_recipe(nodes: int, command: Command) -> None:
+    (job,) = manifests([f"--nodes={nodes}", "--kind=pytorchjob"], command)
     check_pytorch_job(job)
     replicas = job["spec"]["pytorchReplicaSpecs"]
     assert sum(role["replicas"] for role in replicas.values()) == nodes

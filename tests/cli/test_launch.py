@@ -8,21 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from alignvlm.cli import main
 from alignvlm.errors import UserError
 from alignvlm.launch.slurm import seconds
+from tests.fixtures.command import Command
 from tests.jobs import ROOT, TINY
 
 
-def printed(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
-    assert main(["launch", *arguments]) == code
-    captured = capsys.readouterr()
-    return captured.out if code == 0 else captured.err
-
-
-def test_slurm_dry_run_prints_the_whole_submission(capsys: pytest.CaptureFixture[str]) -> None:
-    output = printed(
-        capsys, "slurm", str(TINY), "seed=3", "--nodes=2", "--gpus-per-node=2", "--time=1-00:00:00",
+def test_slurm_dry_run_prints_the_whole_submission(command: Command) -> None:
+    output = command(
+        "launch", "slurm", TINY, "seed=3", "--nodes=2", "--gpus-per-node=2", "--time=1-00:00:00",
         "--partition=a b", "--sbatch=--qos=low", "--sbatch=--exclusive", "--dry-run",
     )  # fmt: skip
     folder, line, *_ = output.splitlines()
@@ -39,7 +33,7 @@ def test_slurm_dry_run_prints_the_whole_submission(capsys: pytest.CaptureFixture
 
 
 def test_slurm_submits_what_the_dry_run_printed(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A stand-in for sbatch records its arguments and environment."""
     sbatch = tmp_path / "sbatch"
@@ -47,9 +41,9 @@ def test_slurm_submits_what_the_dry_run_printed(
     sbatch.chmod(0o755)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    arguments = ["slurm", str(TINY), "--gpus-per-node=0", "--processes-per-node=2"]
-    line = printed(capsys, *arguments, "--dry-run").splitlines()[1]
-    output = printed(capsys, *arguments)
+    arguments = ["slurm", TINY, "--gpus-per-node=0", "--processes-per-node=2"]
+    line = command("launch", *arguments, "--dry-run").splitlines()[1]
+    output = command("launch", *arguments)
     assert "submitted job 42" in output
     python, logs, *words = (tmp_path / "submitted").read_text().splitlines()
     assert [f"ALIGNVLM_PYTHON={python}", f"ALIGNVLM_LOGS={logs}", "sbatch", *words] == shlex.split(line)
@@ -68,12 +62,12 @@ def test_slurm_submits_what_the_dry_run_printed(
     ],
 )
 def test_slurm_refuses_in_one_line(
-    arguments: list[str], part: str, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], part: str, command: Command,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
-    error = printed(capsys, "slurm", str(TINY), *arguments, code=2)
+    error = command("launch", "slurm", TINY, *arguments, code=2)
     assert part in error
     assert error.count("\n") == 1
 
@@ -93,16 +87,16 @@ def test_what_is_no_slurm_time(time: str) -> None:
         seconds(time)
 
 
-def test_other_launchers_print_the_script_they_become(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_launchers_print_the_script_they_become(command: Command) -> None:
     python = f"ALIGNVLM_PYTHON={sys.executable}"
-    line = printed(capsys, "torchrun", str(TINY), "seed=3", "--nodes=2", "--rendezvous=a:1", "--dry-run")
+    line = command("launch", "torchrun", TINY, "seed=3", "--nodes=2", "--rendezvous=a:1", "--dry-run")
     script = str(ROOT / "launch" / "torchrun.sh")
     assert shlex.split(line) == [
         python, "ALIGNVLM_NODES=2", "ALIGNVLM_RENDEZVOUS=a:1", "bash", script, str(TINY), "seed=3",
     ]  # fmt: skip
-    line = printed(capsys, "hosts", str(TINY), "--hostfile=h", "--node-rank=1", "--dry-run")
+    line = command("launch", "hosts", TINY, "--hostfile=h", "--node-rank=1", "--dry-run")
     script = str(ROOT / "launch" / "deepspeed_hosts.sh")
     assert shlex.split(line) == [python, "ALIGNVLM_NODE_RANK=1", "bash", script, "h", str(TINY)]
-    line = printed(capsys, "local", str(TINY), "--dry-run")
+    line = command("launch", "local", TINY, "--dry-run")
     assert shlex.split(line) == [python, "bash", str(ROOT / "launch" / "local.sh"), str(TINY)]
-    assert "unknown" in printed(capsys, "local", str(TINY), "sede=3", "--dry-run", code=2)
+    assert "unknown" in command("launch", "local", TINY, "sede=3", "--dry-run", code=2)

@@ -1,0 +1,74 @@
+"""`alignvlm report|export|track`: what is made from the files of a run, finished or not."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from alignvlm.cli.arguments import add_recipe
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `report`, `export` and `track` to the command line."""
+    report = subparsers.add_parser(
+        "report",
+        help="build the HTML report of a run",
+        description="Write one self-contained page with results, curves and a gallery, from the run's files so far.",
+    )
+    report.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/quickstart")
+    report.set_defaults(handler=run_report)
+
+    export = subparsers.add_parser(
+        "export",
+        help="convert a checkpoint into a Hugging Face folder",
+        description="Convert a checkpoint into a Hugging Face folder. Every stage does this at its end; this command "
+        "is for the checkpoints before.",
+    )
+    export.add_argument("checkpoint", type=Path, help="runs/<name>/<n>-<stage>/checkpoints/step-…")
+    export.add_argument("output", type=Path, help="new folder")
+    export.set_defaults(handler=run_export)
+
+    track = subparsers.add_parser(
+        "track",
+        help="upload to MLflow what the server lacks",
+        description="Upload to MLflow what a run could not upload while the server was unreachable.",
+    )
+    add_recipe(track, "runs=/data/runs")
+    track.set_defaults(handler=run_track)
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """Build the page and print its path."""
+    from alignvlm.report.report import build_report
+
+    print(f"report {build_report(args.run)}")
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Export the checkpoint and print the folder."""
+    from alignvlm.errors import UserError
+    from alignvlm.training.checkpoints.export import export_checkpoint
+
+    if args.output.exists():
+        raise UserError(f"{args.output} already exists; give another folder")
+    export_checkpoint(args.checkpoint, args.output)
+    print(f"wrote {args.output}")
+    return 0
+
+
+def run_track(args: argparse.Namespace) -> int:
+    """Upload, and print where the run is found."""
+    from alignvlm.config import load_recipe
+    from alignvlm.errors import UserError
+    from alignvlm.run_folder import Run
+    from alignvlm.training.tracking.mirror import Mirror
+
+    run = Run(load_recipe(args.recipe, args.overrides))
+    if not run.folder.config.exists():
+        raise UserError(f"{run.folder.path}: no such run; start it with `alignvlm train {args.recipe}`")
+    mirror = Mirror(run)
+    mirror.sync()
+    print(f"{run.folder.path} is up to date at {mirror.uri}, run {mirror.state['parent']}")
+    return 0
