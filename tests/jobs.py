@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,17 +29,39 @@ def job_environment(**extra: str) -> dict[str, str]:
     return inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | extra
 
 
-def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    """`alignvlm <arguments>` in a process group of its own, output captured."""
+@functools.cache
+def empty_store() -> Path:
+    """An MLflow database without runs, made once per session: making its tables takes two seconds each time."""
+    from mlflow import MlflowClient
+
+    folder = Path(tempfile.mkdtemp(prefix="alignvlm-mlflow-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+    return folder / "mlflow.db"
+
+
+def copy_store(runs: Path) -> None:
+    """Put the empty database where runs in this folder track themselves, unless there is one."""
+    runs.mkdir(parents=True, exist_ok=True)
+    if not (runs / "mlflow.db").exists():
+        shutil.copy(empty_store(), runs / "mlflow.db")
+
+
+def start(*arguments: str, cwd: Path, new_store: bool = False, **environment: str) -> subprocess.Popen[str]:
+    """`alignvlm <arguments>` in its own process group, output captured; `new_store` lets MLflow make its tables."""
+    if arguments[0] == "train" and not new_store:
+        copy_store(cwd / "runs")
     return subprocess.Popen(
         [sys.executable, "-m", "alignvlm", *arguments], cwd=cwd, env=job_environment(**environment), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
 
 
-def run(*arguments: str, cwd: Path, timeout: float = 240, code: int = 0, **environment: str) -> str:
+def run(
+    *arguments: str, cwd: Path, timeout: float = 240, code: int = 0, new_store: bool = False, **environment: str
+) -> str:
     """Run to the end, check the exit code, return the output."""
-    process = start(*arguments, cwd=cwd, **environment)
+    process = start(*arguments, cwd=cwd, new_store=new_store, **environment)
     try:
         output, _ = process.communicate(timeout=timeout)
     finally:

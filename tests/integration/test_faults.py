@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.jobs import ROOT, TINY, job_environment, metrics, run
+from tests.jobs import ROOT, TINY, copy_store, job_environment, metrics, run
 
 SHORT = ["stages.instruct.max_steps=1", "evaluation.tasks.test.limit=1"]
 
@@ -18,6 +18,7 @@ def train_with(fault: str, folder: Path, *overrides: str, code: int = 0) -> str:
     """Run to the end with a fault; the output."""
     environment = job_environment(PYTHONPATH=str(ROOT))
     command = [sys.executable, "-m", "tests.integration.fault_worker", fault, str(TINY), *SHORT, *overrides]
+    copy_store(folder / "runs")
     result = subprocess.run(
         command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240
     )

@@ -19,7 +19,7 @@ STAGES = ["connector"] * 8 + ["instruct"] * 4
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run with two processes; the folder it was started in."""
     folder = tmp_path_factory.mktemp("finished")
-    output = run("train", str(TINY), cwd=folder)
+    output = run("train", str(TINY), cwd=folder, new_store=True)
     assert "finished: runs/tiny" in output
     return folder
 

@@ -20,7 +20,7 @@ from alignvlm.launch.local import free_port
 from alignvlm.run_folder import Run
 from alignvlm.training.tracking.mirror import Mirror
 from alignvlm.training.tracking.tracker import Tracker
-from tests.jobs import TINY
+from tests.jobs import TINY, copy_store
 
 
 @pytest.fixture
@@ -31,6 +31,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     recipe = replace(load_recipe(str(TINY)), runs=str(tmp_path / "runs"))
     run = Run(recipe)
     run.open()
+    copy_store(tmp_path / "runs")
     return run
 
 
