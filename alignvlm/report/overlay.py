@@ -27,7 +27,7 @@ def draw_view(view: dict[str, Any], image_uri: str, size: tuple[int, int]) -> Ma
             if x < width - 1 and y < height - 1 and x + cell_width > 1 and y + cell_height > 1:
                 cells.append(_cell(cell, x, y, cell_width, cell_height))
     return Markup(
-        f'<svg class="overlay" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="Top tokens per patch">'
+        f'<svg class="overlay" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="Top token of every patch">'
         f'<image href="{image_uri}" width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none"/>'
         f'<rect class="veil" width="{width:.1f}" height="{height:.1f}"/>{"".join(cells)}</svg>'
     )

@@ -26,7 +26,7 @@ PARTS = ("vision", "connector", "language")
 
 
 def build_report(run_folder: str | Path) -> Path:
-    """Write `<run>/report/index.html` and `<run>/report/results.json`; also for a run that is not finished.
+    """Write `<run>/report/index.html` and `<run>/report/results.json` of a run, finished or not.
 
     Returns:
         The path of the page.
@@ -78,7 +78,7 @@ def _in_text(title: str) -> str:
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
-    """What the head of the page says, only what is known."""
+    """The facts in the head of the page, as far as they are known."""
     facts: list[tuple[str, str]] = []
     environment = run.environment
     planned = (run.config.get("train") or {}).get("processes")
@@ -88,7 +88,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         facts.append(("Tokens", format_number(sum(step.get("tokens") or 0 for step in run.steps))))
         facts.append(("Samples", format_number(sum(step.get("samples") or 0 for step in run.steps))))
         facts.append(("Training time", format_duration(sum(step.get("seconds") or 0.0 for step in run.steps))))
-        facts.append(("Held up by saves", f"{sum(step.get('checkpoint_stall') or 0.0 for step in run.steps):.1f} s"))
+        facts.append(("Checkpoint wait", f"{sum(step.get('checkpoint_stall') or 0.0 for step in run.steps):.1f} s"))
     if world_size:
         facts.append(("Processes", str(world_size)))
     if run.attempts:
@@ -116,15 +116,20 @@ def _charts(run: RunData) -> list[Chart]:
         Chart("Learning rate", [Series(part, i % 5, rate(part)) for i, part in enumerate(order)], zero=True),
         Chart("Gradient norm", one("norm", 1, "grad_norm"), "before clipping", log=True, smooth=True),
         Chart("Throughput", one("tokens/s", 2, "tokens_per_second"), "tokens per second", smooth=True, zero=True),
-        Chart("Packing fill", one("fill", 3, "fill"), "part of the pack that is not padding"),
+        Chart("Packing fill", one("fill", 3, "fill"), "fraction of each pack that is not padding"),
         Chart("Connector entropy", one("entropy", 4, "connector_entropy"), "nats per visual token"),
-        Chart("Connector top token", one("mass", 0, "connector_top_mass"), "mean largest probability", zero=True),
-        Chart("Waiting for data", one("seconds", 1, "data_wait"), "seconds per step", zero=True),
+        Chart(
+            "Connector top probability",
+            one("probability", 0, "connector_top_mass"),
+            "mean over visual tokens",
+            zero=True,
+        ),
+        Chart("Data wait", one("seconds", 1, "data_wait"), "seconds per step", zero=True),
     ]
 
 
 def _gallery(run: RunData, task: str) -> list[dict[str, Any]]:
-    """Samples with pictures, each with its questions and every stage's answers."""
+    """Samples with images, each with its questions and the answers of every stage."""
     samples: dict[int, dict[str, Any]] = {}
     for stage in run.stages:
         for row in stage.predictions(task):

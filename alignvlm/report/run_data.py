@@ -1,4 +1,4 @@
-"""A run folder as the report needs it: facts, steps, results, predictions, bad samples. Reads what exists so far."""
+"""Reads a run folder for the report: facts, steps, results, predictions, skipped samples; what exists so far."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class RunData:
 
     @property
     def tasks(self) -> list[str]:
-        """Tasks with results, in the recipe's order, others behind."""
+        """Tasks with results, in the order of the recipe; tasks that it no longer has come last."""
         planned = list((self.config.get("evaluation") or {}).get("tasks") or {})
         seen = [task for stage in self.stages for task in stage.results]
         return [t for t in dict.fromkeys(planned + seen) if t in seen]
@@ -81,10 +81,10 @@ def read_run(folder: str | Path) -> RunData:
     """
     run = RunFolder(folder)
     if not run.path.is_dir():
-        raise UserError(f"no run folder {run.path}; give the folder that training wrote, such as runs/quickstart")
+        raise UserError(f"{run.path}: there is no run folder; give one that training wrote, such as runs/quickstart")
     stages = [_stage(stage) for stage in run.stages()]
     if not stages and not run.config.is_file():
-        raise UserError(f"{run.path} holds no run (no {run.config.name} and no stage folders such as 0-init)")
+        raise UserError(f"{run.path} is not a run folder (no {run.config.name} and no stage folders such as 0-init)")
     return RunData(
         folder=run,
         config=yaml.safe_load(run.config.read_text(encoding="utf-8")) or {} if run.config.is_file() else {},
@@ -97,7 +97,7 @@ def read_run(folder: str | Path) -> RunData:
 
 
 def quarantine_summary(quarantine: list[dict[str, Any]]) -> list[tuple[str, str, int, str]]:
-    """(source, error without its particulars, how many, one key) by falling count."""
+    """(source, error with its numbers replaced by #, count, one key), the most frequent first."""
     kinds: Counter[tuple[str, str]] = Counter()
     example: dict[tuple[str, str], str] = {}
     for line in quarantine:
@@ -113,7 +113,7 @@ def _stage(folder: StageFolder) -> StageData:
 
 
 def _read_steps(path: Path, stage_order: dict[str, int]) -> list[dict[str, Any]]:
-    """A resumed run repeats the steps after its checkpoint: the last line of a step counts."""
+    """Steps in order; a resumed run repeats those after its checkpoint, and the last line of a step counts."""
     steps = {(line["stage"], line["step"]): line for line in _lines(path)}
     order = {name: number for number, name in enumerate(dict.fromkeys(stage for stage, _ in steps))}
     return sorted(
@@ -123,5 +123,5 @@ def _read_steps(path: Path, stage_order: dict[str, int]) -> list[dict[str, Any]]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a file; [] while it does not exist."""
+    """Rows of a JSON-lines file; [] while it does not exist."""
     return read_json_lines(path) if path.is_file() else []

@@ -110,7 +110,7 @@ def test_mistakes_say_the_way_out(recipe: Path, command: Command) -> None:
         ((export, "--task", "field"), "did you mean 'fields'"),
     ):
         assert message in command("eval", *line, code=2)
-    assert "no run folder" in command("report", "runs/nothing", code=2)
+    assert "there is no run folder" in command("report", "runs/nothing", code=2)
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_unfinished_run_gives_a_page_too(unfinished_run: Path) -> None:
         (unfinished_run / name).unlink()
     shutil.rmtree(unfinished_run / "1-connector")
     shutil.rmtree(unfinished_run / "0-init" / "evaluation")
-    assert "No sample was left out." in Page(build_report(unfinished_run).read_text(encoding="utf-8")).text
+    assert "No samples were skipped." in Page(build_report(unfinished_run).read_text(encoding="utf-8")).text
 
 
 def test_steps_repeated_after_a_resume_count_once(run_folder: Path) -> None:
@@ -115,9 +115,9 @@ def test_quarantine_is_summed_up_by_kind(run_folder: Path) -> None:
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(UserError, match="there is no run folder"):
         build_report(tmp_path / "missing")
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         build_report(tmp_path)
 
 
@@ -131,8 +131,11 @@ def test_charts_keep_long_runs_small_and_skip_what_is_not_there() -> None:
     assert draw(Chart("Late", [Series("late", 0, lambda step: step["late"])]), steps) is None
     assert draw(Chart("Nothing", [loss]), []) is None
     bad = [{"stage": "a", "step": 1, "loss": float("nan")}, {"stage": "a", "step": 2, "loss": 0.0}]
-    flat = draw(Chart("Flat", [loss], log=True), bad)
-    assert flat is None or "nan" not in flat
+    assert draw(Chart("Bad", [loss], log=True), bad) is None  # a logarithmic axis has no place for NaN and 0
+    flat = draw(Chart("Flat", [loss]), bad)
+    assert flat is not None
+    assert flat.count("<circle") == 1
+    assert "nan" not in flat
 
 
 @pytest.mark.parametrize(
