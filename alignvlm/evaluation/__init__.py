@@ -1,1 +1,1 @@
-"""Held-out evaluation and the report: metrics, answers to tasks, what the connector reads. No training here."""
+"""Evaluation on held-out data: tasks, answers, scores, and the vocabulary tokens that the connector uses."""

@@ -1,6 +1,6 @@
-"""Which vocabulary tokens carry the connector's mass, and an export restricted to them.
+"""The probability mass of every vocabulary token over many images, and an export with only those that carry it.
 
-The paper finds that about 3.4K of 128K tokens matter after training; this measures it on one's own images.
+The paper finds that about 3.4K of 128K tokens matter after training; this measures it on the user's own images.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from torch import Tensor
 from alignvlm.connectors.align import AlignConnector
 from alignvlm.errors import UserError
 from alignvlm.evaluation.items import spread
+from alignvlm.evaluation.vocabulary_view import probability_chunks
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.reader import SourceReader
 
 if TYPE_CHECKING:
     from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 
-_ROWS = 256
-"""Visual tokens whose probabilities over the vocabulary are held at once."""
 _TILES = 4
 """Tiles that go through the vision encoder at once."""
 
@@ -79,12 +78,12 @@ def measure_mass(
         tiles = torch.from_numpy(processor.spec.cut(image.convert("RGB")))
         for part in tiles.split(_TILES):
             features = model.encode_tiles(part.to(model.device)).flatten(0, 1)  # [N, d]
-            for rows in features.split(_ROWS):
-                total += connector.probabilities(rows).sum(dim=0, dtype=torch.float64)
-                num_tokens += rows.shape[0]
+            for p in probability_chunks(connector, features):
+                total += p.sum(dim=0, dtype=torch.float64)
+                num_tokens += p.shape[0]
         num_images += 1
     if not num_images:
-        raise UserError("the sources hold no images: give --data a source with images")
+        raise UserError("the sources have no images; give --data a folder of shards with images")
     return VocabularyMass((total / num_tokens).cpu(), num_images, num_tokens)
 
 
@@ -119,7 +118,7 @@ def _align_connector(model: Any) -> AlignConnector:
     connector = model.connector
     if not isinstance(connector, AlignConnector):
         kind = model.config.connector_config["kind"]
-        raise UserError(f"the model's connector is {kind}: only align has a vocabulary to analyse")
+        raise UserError(f"the model's connector is {kind}: only align has probabilities over a vocabulary")
     if connector.is_restricted:
-        raise UserError("the model's vocabulary is restricted already: analyse the export it was made from")
+        raise UserError("the model's vocabulary is already restricted; analyse the export that it was made from")
     return connector

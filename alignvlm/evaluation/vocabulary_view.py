@@ -1,27 +1,37 @@
-"""What the ALIGN connector reads in an image: the vocabulary tokens with most mass, for every visual token.
+"""The vocabulary tokens with the largest probability, for every visual token of an image (ALIGN connector).
 
-Of few images and in chunks: the probabilities themselves are held, which training never does.
+For a few images and in chunks: the probabilities themselves are held, which training never does.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from alignvlm.connectors.align import AlignConnector
 from alignvlm.model.tiling import TilingSpec
 
 MAX_CELLS = 1024
 """Images with more visual tokens are shown by their first tile alone, which is the overview where there is one."""
 CHUNK = 256
-"""Visual tokens whose logits over the vocabulary are held at once."""
+"""Visual tokens whose probabilities over the vocabulary are held at once."""
 
 
-def top_tokens(connector: Any, features: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows of P_vocab = softmax(LN_V(W2 LN_D(W1 F)) / temperature) (paper, section 3.2), only their heads.
+def probability_chunks(connector: AlignConnector, features: torch.Tensor) -> Iterator[torch.Tensor]:
+    """P_vocab of features [N, d], at most CHUNK rows at a time: [n, V], or [n, V_active] by `active_ids`."""
+    for chunk in features.split(CHUNK):
+        yield connector.probabilities(chunk.to(connector.w1.weight.dtype))
+
+
+def top_tokens(
+    connector: AlignConnector, features: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The k largest entries of every row of P_vocab (paper, section 3.2).
 
     Args:
         connector: an ALIGN connector.
@@ -32,8 +42,8 @@ def top_tokens(connector: Any, features: torch.Tensor, k: int) -> tuple[torch.Te
     """
     values, ids, entropies = [], [], []
     with torch.no_grad():
-        for chunk in features.split(CHUNK):
-            p = connector.probabilities(chunk.to(connector.w1.weight.dtype)).float()  # [n, V or active tokens]
+        for chunk in probability_chunks(connector, features):
+            p = chunk.float()
             value, index = p.topk(k, dim=-1)
             values.append(value)
             ids.append(connector.active_ids[index] if connector.is_restricted else index)

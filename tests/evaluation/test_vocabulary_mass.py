@@ -60,5 +60,5 @@ def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(UserError, match="no images"):
         measure_mass(model, processor, [])
     model.connector.keep_tokens(torch.tensor([1, 2]))
-    with pytest.raises(UserError, match="restricted already"):
+    with pytest.raises(UserError, match="already restricted"):
         measure_mass(model, processor, [picture(8, 8)])

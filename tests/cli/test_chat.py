@@ -1,0 +1,58 @@
+"""`alignvlm chat` with a tiny real export: one question, a conversation, mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from alignvlm.evaluation.answering import ModelAnswerer
+from alignvlm.evaluation.items import Item
+from alignvlm.serving.chat import ChatSession
+from tests.fixtures.command import Command
+from tests.tiny import picture, tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `export` and `page.png`."""
+    folder = tmp_path_factory.mktemp("chat")
+    model, processor = tiny_model(text={"tie_word_embeddings": False, "initializer_range": 0.5})  # says various things
+    model.save_pretrained(folder / "export")
+    processor.save_pretrained(folder / "export")
+    picture(70, 40).save(folder / "page.png")
+    return folder
+
+
+def test_one_question_is_answered_as_in_an_evaluation(folder: Path, command: Command) -> None:
+    words = ("--image", folder / "page.png", "--question", "what is the total", "--max-new-tokens", "6")
+    content = [{"type": "image"}, {"type": "text", "text": "what is the total"}]
+    item = Item("k", 0, "", ["12"], [{"role": "user", "content": content}], [picture(70, 40)])
+    (answer,) = ModelAnswerer.load(folder / "export", "cpu").answer([item], 6)
+    assert answer
+    assert command("chat", folder / "export", *words, "--device", "cpu").splitlines()[-1] == answer
+
+
+def test_a_session_keeps_the_messages_and_sends_the_images_once(folder: Path) -> None:
+    session = ChatSession(folder / "export", [folder / "page.png"], "cpu", max_new_tokens=4)
+    answers = [session.ask(question) for question in ("what is the total", "read the field")]
+    assert [message["role"] for message in session.messages] == ["user", "assistant"] * 2
+    assert [part["type"] for part in session.messages[0]["content"]] == ["image", "text"]
+    assert [part["type"] for part in session.messages[2]["content"]] == ["text"]
+    assert [session.messages[i]["content"][0]["text"] for i in (1, 3)] == answers
+
+
+def test_an_empty_line_ends_the_conversation(folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: Iterator[str] = iter(["what is the total", "  "])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    output = command("chat", folder / "export", "--device", "cpu", "--max-new-tokens", "4")
+    assert output.count("model: ") == 1
+    assert next(lines, None) is None
+
+
+def test_mistakes_are_named(folder: Path, command: Command) -> None:
+    assert "is not an export folder" in command("chat", folder, "--question", "?", code=2)
+    (folder / "text.png").write_text("no image")
+    message = command("chat", folder / "export", "--image", folder / "text.png", "--question", "?", code=2)
+    assert "text.png: not a readable image" in message

@@ -1,0 +1,48 @@
+"""The command line as a whole: where arguments may stand, what it refuses, what it does not load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignvlm.cli import main
+from tests.checkout import ROOT
+from tests.fixtures.command import Command
+
+
+def test_overrides_may_follow_options(command: Command, tmp_path: Path) -> None:
+    output = command("train", "quickstart", f"runs={tmp_path}", "--dry-run", "train.processes=3")
+    assert output.startswith(f"run {tmp_path}/quickstart: 3 process(es)")
+
+
+@pytest.mark.parametrize("words", [["config", "check", "quickstart", "--sede=5"], ["report", "runs/x", "seed=5"]])
+def test_what_no_command_knows_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err
+
+
+def test_only_rank_zero_reports_a_mistake(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert command("report", "runs/nothing", code=2) == ""
+    monkeypatch.setenv("RANK", "0")
+    assert command("report", "runs/nothing", code=2).startswith("alignvlm: runs/nothing: there is no run folder")
+
+
+def test_export_and_track_say_the_way_out(command: Command, tmp_path: Path) -> None:
+    assert "already exists; give another folder" in command("export", "checkpoint", tmp_path, code=2)
+    message = command("track", "quickstart", f"runs={tmp_path}", code=2)
+    assert "no such run; start it with `alignvlm train quickstart`" in message
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from alignvlm.cli import build_parser; build_parser().format_help();"
+        "print(sorted({'torch', 'numpy', 'transformers', 'pydantic', 'rapidfuzz'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
