@@ -15,6 +15,7 @@ from alignvlm.connectors.base import Connector, Sizes
 from alignvlm.connectors.options import AlignOptions
 from alignvlm.connectors.registry import register
 from alignvlm.kernels import Moments, moments_pay_off, vocab_moments, vocab_softmax
+from alignvlm.kernels.align import recomputed_flops, workspace_bytes
 from alignvlm.kernels.matmul import wide_dtype
 
 EPS = 1e-5
@@ -59,6 +60,12 @@ class AlignConnector(Connector):
         self._inference_moments: Moments | None = None
         self._inference_tokens = 0
         self.reset_parameters()
+
+    def recomputed_flops(self, num_tokens: int) -> float:
+        return recomputed_flops(num_tokens, self.w2)
+
+    def workspace_bytes(self, num_tokens: int) -> float:
+        return workspace_bytes(num_tokens, self.w2)
 
     @property
     def is_restricted(self) -> bool:

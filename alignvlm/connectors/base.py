@@ -27,8 +27,8 @@ class Connector(nn.Module):
     """Maps the features of tiles to the LLM's input space.
 
     A kind is a subclass of `ConnectorOptions` with its options, a subclass of this class that names it as
-    `options_class`, and `@register` above it. Everything else (parameters, FLOPs, memory, export) follows from the
-    module itself.
+    `options_class`, and `@register` above it. Everything else follows from the module itself: parameters and export
+    from what it holds, FLOPs and memory from running it on PyTorch's meta device.
 
     `forward(features, embedding)` takes features [K, T, d] of K tiles and the LLM's input embedding weight [V, D] (an
     argument and not a submodule, so that ZeRO-3 and shared gradients work), and returns [K, T', D] with
@@ -53,6 +53,14 @@ class Connector(nn.Module):
 
     def forward(self, features: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
+
+    def recomputed_flops(self, num_tokens: int) -> float:
+        """FLOPs of what the backward pass of so many visual tokens computes a second time on purpose."""
+        return 0.0
+
+    def workspace_bytes(self, num_tokens: int) -> float:
+        """Bytes on a GPU, for so many visual tokens, that are neither saved tensors nor parameters nor gradients."""
+        return 0.0
 
     def reset_parameters(self) -> None:
         """Initialise the parameters that belong to this module itself."""

@@ -9,6 +9,7 @@ from alignvlm.connectors.base import Connector, Sizes
 from alignvlm.connectors.options import OvisOptions
 from alignvlm.connectors.registry import register
 from alignvlm.kernels import vocab_softmax
+from alignvlm.kernels.align import recomputed_flops, workspace_bytes
 
 
 @register
@@ -25,6 +26,12 @@ class OvisConnector(Connector):
         self.head = nn.Parameter(torch.empty(options.visual_vocab_size, sizes.feature_size))
         self.table = nn.Parameter(torch.empty(options.visual_vocab_size, sizes.hidden_size))
         self.reset_parameters()
+
+    def recomputed_flops(self, num_tokens: int) -> float:
+        return recomputed_flops(num_tokens, self.head)
+
+    def workspace_bytes(self, num_tokens: int) -> float:
+        return workspace_bytes(num_tokens, self.head)
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.head, std=0.02)

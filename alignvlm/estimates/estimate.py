@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from alignvlm.config.deepspeed import accumulation_steps, check_partition_groups, read_strategy
 from alignvlm.config.schema import PARTS, Recipe, StageConfig
+from alignvlm.connectors import AlignConnector
 from alignvlm.errors import UserError
 from alignvlm.estimates.memory import GIB, Memory, estimate_memory, naive_vocabulary_bytes
 from alignvlm.estimates.steps import Volume, stage_volume
-from alignvlm.model.flops import PartFlops, training_flops
+from alignvlm.model.flops import PartFlops, count_flops
 from alignvlm.model.network import Network, build_network
 
 HEADROOM = 0.92
@@ -112,7 +115,7 @@ def estimate_run(
             "estimate: --world-size, --gpu-memory and --peak-tflops must be positive, --mfu between 0 and 1"
         )
     network = build_network(recipe)
-    dims = network.dims
+    dims, w2 = network.dims, _vocabulary_projection(network)
     rate = world_size * peak_tflops * 1e12 * mfu
     stages = [_estimate_stage(recipe, stage, network, world_size, gpu_memory, rate) for stage in recipe.stages.values()]
     return RunEstimate(
@@ -122,8 +125,8 @@ def estimate_run(
         mfu=mfu,
         peak_tflops=peak_tflops,
         parameters={part: network.parameters(part) for part in PARTS},
-        connector=dims.connector,
-        w2_parameters=dims.vocab_size * dims.hidden_size if dims.connector == "align" else 0,
+        connector=network.model.connector.options.kind,
+        w2_parameters=0 if w2 is None else w2.numel(),
         tokens_per_tile=dims.tokens_per_tile,
         max_tokens_per_image=_largest_image(recipe) * dims.tokens_per_tile,
         stages=stages,
@@ -143,7 +146,7 @@ def _estimate_stage(
     except UserError as error:
         problems.append(str(error))
     volume = stage_volume(recipe, stage, dims)
-    flops = training_flops(network, volume.work, stage.trainable, recipe.train.gradient_checkpointing)
+    flops = count_flops(network, stage.trainable, recipe.train.gradient_checkpointing).of(volume.work)
     memory = estimate_memory(recipe, stage, network, strategy, world_size)
     fit = _fit(recipe, stage, network, world_size, gpu_memory, memory)
     if not fit.fits:
@@ -156,8 +159,8 @@ def _estimate_stage(
             f"{dims.tokens_per_tile} tokens: set it to more than {_largest_image(recipe) * dims.tokens_per_tile}"
         )
     visual = stage.micro_batch_packs * stage.sequence_length // dims.tokens_per_tile * dims.tokens_per_tile
-    bytes_each = 2 if recipe.train.precision == "bf16" else 4
-    naive, ours = naive_vocabulary_bytes(dims, visual, bytes_each) if dims.connector == "align" else (0.0, 0.0)
+    w2 = _vocabulary_projection(network)
+    naive, ours = (0.0, 0.0) if w2 is None else naive_vocabulary_bytes(w2, visual)
     return StageEstimate(
         name=stage.name,
         strategy=stage.deepspeed,
@@ -173,6 +176,12 @@ def _estimate_stage(
         our_vocabulary=ours,
         problems=problems,
     )
+
+
+def _vocabulary_projection(network: Network) -> torch.Tensor | None:
+    """W2 [V, D] of an ALIGN connector."""
+    connector = network.model.connector
+    return connector.w2 if isinstance(connector, AlignConnector) else None
 
 
 def _largest_image(recipe: Recipe) -> int:

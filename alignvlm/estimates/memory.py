@@ -1,8 +1,8 @@
 """GPU memory of one rank, kind by kind. Sizes in bytes; an upper estimate for the fullest micro-batch.
 
 Model states follow ZeRO (arXiv 1910.02054, section 3): 2 + 2 + 12 bytes per parameter in bf16 with AdamW, divided by
-the world size as far as the stage partitions them. Activations are counted as Korthikanti et al. (arXiv 2205.05198,
-section 4) count them, for the layers of transformers' SigLIP and Llama and attention kernels that keep no scores.
+the world size as far as the stage partitions them. Activations are what autograd saves on the meta device
+(activations.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from alignvlm.config.schema import Recipe, StageConfig
+from alignvlm.estimates.activations import Activations
 from alignvlm.kernels.align import default_block
-from alignvlm.model.network import Dimensions, Network
+from alignvlm.model.network import Network
 
 GIB = 2**30
 RUNTIME = 2 * GIB
@@ -48,60 +49,21 @@ def estimate_memory(
     tokens = stage.micro_batch_packs * stage.sequence_length
     tiles = max(1, tokens // dims.tokens_per_tile)
     gpu, host = _states(network, stage.trainable, strategy, world_size, bytes_each)
-    vision_learns = network.parameters("vision", stage.trainable) > 0
-    saved = recipe.train.gradient_checkpointing
-    gpu["vision activations"] = _layers(
-        vision_layer_bytes(dims, bytes_each) * tiles * dims.patches,
-        dims.vision_size * bytes_each * tiles * dims.patches,
-        dims.vision_layers,
-        saved,
-        vision_learns,
-    ) + tiles * 3 * dims.tile_size**2 * (1 + 4 + bytes_each)
-    gpu["language activations"] = _layers(
-        language_layer_bytes(dims, bytes_each) * tokens,
-        dims.hidden_size * bytes_each * tokens,
-        dims.num_layers,
-        saved,
-        True,
-    )
-    gpu["connector"] = _connector(dims, tiles, bytes_each)
+    activations = Activations(network, recipe.train.gradient_checkpointing)
+    pixels = tiles * 3 * dims.tile_size**2 * (1 + 4 + bytes_each)  # uint8, normalised in fp32, and as the encoder's
+    gpu["vision activations"] = pixels + activations.vision(tiles, network.parameters("vision", stage.trainable) > 0)
+    gpu["language activations"] = activations.language(tokens)
+    gpu["connector"] = activations.connector(tiles)
     gpu["logits and loss"] = _loss(network, stage, min(recipe.train.loss_chunk, tokens), bytes_each)
     gpu["gathered weights, buckets"] = _buffers(network, stage.trainable, strategy, world_size, bytes_each)
     gpu["runtime"] = RUNTIME
     return Memory({kind: float(size) for kind, size in gpu.items()}, {kind: float(size) for kind, size in host.items()})
 
 
-def naive_vocabulary_bytes(dims: Dimensions, visual_tokens: float, bytes_each: int) -> tuple[float, float]:
-    """(one N x V tensor of ALIGN's plain form, one N x block buffer of our operator): what `P_vocab` takes, bytes."""
-    dtype = torch.bfloat16 if bytes_each == 2 else torch.float32
-    block = default_block(int(visual_tokens), dims.vocab_size, dtype, torch.device("cuda"))
-    return visual_tokens * dims.vocab_size * bytes_each, visual_tokens * block * bytes_each
-
-
-def language_layer_bytes(dims: Dimensions, bytes_each: int) -> float:
-    """Activations per token of one Llama layer.
-
-    Two RMSNorms (fp32 input, normalised input, output), q, k, v and the attention's output, and four tensors of the
-    gated feed-forward layer.
-    """
-    norms = 2 * dims.hidden_size * (4 + 2 * bytes_each)
-    attention = (2 * dims.attention_size + 2 * dims.key_size) * bytes_each
-    return norms + attention + 4 * dims.inner_size * bytes_each
-
-
-def vision_layer_bytes(dims: Dimensions, bytes_each: int) -> float:
-    """Activations per patch of one SigLIP layer.
-
-    Two LayerNorms (input, output), q, k, v, the attention's output, and two tensors of the feed-forward layer.
-    """
-    return (8 * dims.vision_size + 2 * dims.vision_inner) * bytes_each
-
-
-def _layers(layer: float, boundary: float, num_layers: int, checkpointing: bool, learns: bool) -> float:
-    """A frozen stack keeps nothing but the layer at work; a checkpointed one keeps the inputs of layers besides."""
-    if not learns:
-        return layer
-    return layer + boundary * num_layers if checkpointing else layer * num_layers
+def naive_vocabulary_bytes(w2: torch.Tensor, num_tokens: int) -> tuple[float, float]:
+    """Bytes of (one N x V tensor of ALIGN's plain form, one N x block buffer of our operator) for W2 [V, D]."""
+    block = default_block(num_tokens, len(w2), w2.dtype, torch.device("cuda"))
+    return float(num_tokens * len(w2) * w2.dtype.itemsize), float(num_tokens * block * w2.dtype.itemsize)
 
 
 def _states(
@@ -159,16 +121,6 @@ def _buffers(
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     update = 0.0 if offloaded else 4 * min(partition, zero.get("sub_group_size", 1e9))
     return gathered + bucket + whole + update
-
-
-def _connector(dims: Dimensions, tiles: float, bytes_each: int) -> float:
-    """Its saved inputs and outputs, and ALIGN's workspace: four blocks of N x block, fp32 sums N x D and D x D."""
-    visual = tiles * dims.tokens_per_tile
-    kept = visual * (dims.feature_size + 3 * dims.hidden_size) * bytes_each
-    if dims.connector != "align":
-        return kept
-    _, block = naive_vocabulary_bytes(dims, visual, bytes_each)
-    return kept + 4 * block + 8 * visual * dims.hidden_size + 8 * dims.hidden_size**2
 
 
 def _loss(network: Network, stage: StageConfig, chunk: int, bytes_each: int) -> float:

@@ -1,19 +1,24 @@
-"""Floating point operations of training, part by part. One multiply-add is two operations.
+"""Floating point operations of training, counted by PyTorch while the parts run on the meta device.
 
-Matrix products and attention only, attention without a discount for causality: the convention of PaLM (arXiv
-2204.02311, appendix B), in which model FLOPs utilisation is usually quoted. Recomputed activations are no model FLOPs.
+One multiply-add is two operations. Matrix products and attention only, attention without a discount for causality: the
+convention of PaLM (arXiv 2204.02311, appendix B), in which model FLOPs utilisation is usually quoted. Recomputed
+activations are no model FLOPs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 
-from torch import nn
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from alignvlm.config.schema import PARTS
-from alignvlm.model.network import Dimensions, Network, matches
+from alignvlm.model.network import Network, measure_layers
+
+COUNTED_TOKENS = 16
+"""Length of the document whose decoder pass is counted, and half that of the second one."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +33,6 @@ class Work:
     attended: float
     """Sum over documents of their squared length."""
 
-    def times(self, factor: float) -> Work:
-        return Work(self.tokens * factor, self.tiles * factor, self.supervised * factor, self.attended * factor)
-
-    def plus(self, other: Work) -> Work:
-        return Work(
-            self.tokens + other.tokens,
-            self.tiles + other.tiles,
-            self.supervised + other.supervised,
-            self.attended + other.attended,
-        )
-
 
 @dataclass(frozen=True)
 class PartFlops:
@@ -47,7 +41,7 @@ class PartFlops:
     forward: float
     backward: float
     recomputed: float
-    """Activations recomputed by checkpointing, and the logits that ALIGN's backward recomputes."""
+    """Activations recomputed by checkpointing, and what the connector's backward recomputes (ALIGN: the logits)."""
 
     @property
     def model(self) -> float:
@@ -55,114 +49,68 @@ class PartFlops:
         return self.forward + self.backward
 
 
-def training_flops(
-    network: Network, work: Work, trainable: Sequence[str] = ("*",), checkpointing: bool = False
-) -> dict[str, PartFlops]:
-    """FLOPs of `work` per part, frozen parameters accounted for.
+@dataclass(frozen=True)
+class TrainingFlops:
+    """FLOPs of a training step as a linear function of its work."""
 
-    A part's backward costs one forward for the gradients of its trainable weights (in proportion to them), and one
-    more for those of its inputs when anything before it, or inside it, learns. Attention has no weights and twice the
-    products. Nothing runs backward before the first part that learns.
+    rates: Mapping[str, np.ndarray]
+    """Part -> [3, 4]: forward, backward and recomputed FLOPs per unit of each field of `Work`."""
+
+    def of(self, work: Work) -> dict[str, PartFlops]:
+        """Part -> FLOPs of this work."""
+        units = astuple(work)
+        return {part: PartFlops(*(rates @ units).tolist()) for part, rates in self.rates.items()}
+
+
+def count_flops(network: Network, trainable: Sequence[str] = ("*",), checkpointing: bool = False) -> TrainingFlops:
+    """Count a forward and a backward pass of each part with these parameters learning; under a second for 8B.
+
+    A part's backward begins where autograd finds something that learns, in it or before it.
     """
-    dims = network.dims
-    forward = {
-        "vision": _vision_forward(network, work),
-        "connector": _connector_forward(network, work),
-        "language": _language_forward(network, work),
+    network.set_trainable(trainable)
+    learns = {part: network.parameters(part, trainable) > 0 for part in PARTS}
+    # The embedding lies in the language model, but its gradient passes the decoder's input as those of images do.
+    before = learns["vision"] or learns["connector"] or network.learns(network.embedding, trainable)
+    vision = measure_layers(network.part("vision"), lambda: _count(lambda: network.run_vision(1))).total
+    connector = _count(lambda: network.run_connector(1, learns["vision"]))
+    decoder = network.model.language.get_decoder()
+    hidden_learns = before or any(parameter.requires_grad for parameter in decoder.parameters())
+    head = _count(lambda: network.run_head(1, hidden_learns))
+    linear, quadratic = _decoder(network, before)
+    zero = np.zeros(2)
+    model = {
+        "vision": np.stack([zero, vision, zero, zero], axis=1),
+        "connector": np.stack([zero, connector, zero, zero], axis=1),
+        "language": np.stack([linear, zero, head, quadratic], axis=1),
     }
-    result: dict[str, PartFlops] = {}
-    learning_before = False
+    rates: dict[str, np.ndarray] = {}
     for part in PARTS:
-        linear, attention = forward[part]
-        share = _trainable_share(network, part, trainable)
-        learns = learning_before or share > 0
-        backward = linear * share + (linear + 2 * attention if learns else 0.0)
-        recomputed = linear + attention if checkpointing and learns and part != "connector" else 0.0
-        if part == "connector" and dims.connector == "align":
-            backward, recomputed = _align_backward(network, work, trainable, learning_before)
-        result[part] = PartFlops(linear + attention, backward, recomputed)
-        learning_before = learns
-    return result
+        forward, backward = model[part]
+        recomputed = np.zeros_like(forward)
+        if part == "connector" and backward.any():
+            recomputed[1] = network.model.connector.recomputed_flops(network.dims.tokens_per_tile)
+        elif checkpointing and backward.any():
+            recomputed = forward
+        rates[part] = np.stack([forward, backward, recomputed])
+    return TrainingFlops(rates)
 
 
-def linear_weights(module: nn.Module, skip: Sequence[nn.Module] = ()) -> int:
-    """Elements of all matrices of linear and convolution layers: each costs two operations per token that enters."""
-    skipped = {id(part) for part in skip}
-    return sum(
-        layer.weight.numel()
-        for layer in module.modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d) and id(layer) not in skipped
+def _count(run: Callable[[], torch.Tensor]) -> np.ndarray:
+    """(forward, backward) FLOPs of what `run` computes."""
+    with FlopCounterMode(display=False) as forward:
+        output = run()
+    with FlopCounterMode(display=False) as backward:
+        if output.requires_grad:
+            output.sum().backward()
+    return np.array([forward.get_total_flops(), backward.get_total_flops()], dtype=float)
+
+
+def _decoder(network: Network, needs_grad: bool) -> tuple[np.ndarray, np.ndarray]:
+    """((forward, backward) per token, the same per squared token of a document), from documents of two lengths."""
+    language, length = network.part("language"), COUNTED_TOKENS
+    short, long = (
+        measure_layers(language, lambda n=n: _count(lambda: network.run_decoder(n, needs_grad))).total  # type: ignore[misc]
+        for n in (length, 2 * length)
     )
-
-
-def _vision_forward(network: Network, work: Work) -> tuple[float, float]:
-    """(linear, attention): the encoder sees every patch of every tile, and attends within a tile."""
-    dims = network.dims
-    patches = work.tiles * dims.patches
-    linear = 2 * linear_weights(network.part("vision")) * patches
-    return linear, 4 * dims.vision_layers * dims.vision_size * dims.patches * patches
-
-
-def _connector_forward(network: Network, work: Work) -> tuple[float, float]:
-    """(linear, attention). ALIGN: W1, the logits and the weighted average, 2 N d D + 4 N D V (paper, equation 1)."""
-    dims = network.dims
-    visual = work.tiles * dims.tokens_per_tile
-    if dims.connector == "align":
-        return _align_products(dims, visual)
-    module: Any = network.part("connector")
-    if dims.connector == "ovis":
-        return 2 * sum(p.numel() for p in module.parameters()) * visual, 0.0
-    if dims.connector == "mlp":
-        return 2 * linear_weights(module) * visual, 0.0
-    context = work.tiles * dims.patches * dims.vision_size / dims.feature_size
-    inner = module.latents.shape[1]
-    linear = 2 * (linear_weights(module.project_in) * context + linear_weights(module.project_out) * visual)
-    attention = 0.0
-    for layer in module.layers:
-        linear += 2 * linear_weights(layer.to_key_value) * (context + visual)
-        linear += 2 * linear_weights(layer, [layer.to_key_value]) * visual
-        attention += 4 * inner * visual * (context + visual) / max(work.tiles, 1)
-    return linear, attention
-
-
-def _align_products(dims: Dimensions, visual: float) -> tuple[float, float]:
-    w1 = 2 * visual * dims.feature_size * dims.hidden_size
-    return w1 + 4 * visual * dims.hidden_size * dims.vocab_size, 0.0
-
-
-def _align_backward(
-    network: Network, work: Work, trainable: Sequence[str], learning_before: bool
-) -> tuple[float, float]:
-    """(backward, recomputed): one product of 2 N D V each for dp, dE, dh and dW2, and one to recompute the logits."""
-    dims = network.dims
-    visual = work.tiles * dims.tokens_per_tile
-    product = 2 * visual * dims.hidden_size * dims.vocab_size
-    w1 = 2 * visual * dims.feature_size * dims.hidden_size
-    learns_w1 = matches("connector.w1.weight", trainable)
-    learns_w2 = matches("connector.w2", trainable)
-    learns_h = learns_w1 or learning_before or matches("connector.ln_hidden.weight", trainable)
-    learns_e = network.learns(network.embedding, trainable)
-    if not (learns_w2 or learns_h or learns_e):
-        return 0.0, 0.0
-    into_logits = learns_w2 or learns_h
-    backward = product * (into_logits + learns_e + learns_h + learns_w2) + w1 * (learns_w1 + learning_before)
-    return backward, product
-
-
-def _language_forward(network: Network, work: Work) -> tuple[float, float]:
-    """(linear, attention): the decoder on every token, the LM head on supervised ones."""
-    dims = network.dims
-    language = network.part("language")
-    head: Any = network.model.get_output_embeddings()
-    linear = 2 * linear_weights(language, [head]) * work.tokens + 2 * network.head.numel() * work.supervised
-    return linear, 4 * dims.num_layers * dims.attention_size * work.attended
-
-
-def _trainable_share(network: Network, part: str, trainable: Sequence[str]) -> float:
-    """Part of the matrices' elements whose gradients are wanted."""
-    wanted = total = 0
-    for name, parameter in network.model.named_parameters():
-        if name.startswith(f"{part}.") and parameter.dim() > 1:
-            total += parameter.numel()
-            wanted += parameter.numel() * matches(name, trainable)
-    return wanted / total if total else 0.0
+    quadratic = (long - 2 * short) / (2 * length**2)
+    return short / length - quadratic * length, quadratic

@@ -1,9 +1,13 @@
-"""The recipe's network without its weights: built on PyTorch's meta device, then counted. Nothing is downloaded."""
+"""The recipe's network without its weights, built and run on PyTorch's meta device. Nothing is downloaded.
+
+Tensors there take no memory and products no time: both can be counted for a model of any size.
+"""
 
 from __future__ import annotations
 
+import copy
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from alignvlm.config.schema import PARTS, Recipe
 from alignvlm.errors import UserError
+from alignvlm.model.attention import SDPA, Documents, attention_kwargs
 from alignvlm.model.backbones import config_from_fields, vision_config
 from alignvlm.model.configuration import AlignVLMConfig
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
@@ -23,30 +28,16 @@ from alignvlm.model.modeling import AlignVLMForConditionalGeneration
 class Dimensions:
     """The sizes that memory and FLOPs depend on, in the letters of the paper where it has them."""
 
-    patches: int
-    """t: patch features of one tile."""
-    tokens_per_tile: int
-    """Visual tokens that one tile gives to the LLM."""
     tile_size: int
     """Side of a tile in pixels."""
-    vision_size: int
-    """Width of the vision encoder."""
-    vision_inner: int
-    """Width of its feed-forward layers."""
-    vision_layers: int
+    features_per_tile: int
+    """Features of one tile that enter the connector, neighbours merged."""
     feature_size: int
-    """d: width of a feature that enters the connector, neighbours merged."""
-    connector: str
-    """Kind of the connector."""
+    """d: width of such a feature."""
+    tokens_per_tile: int
+    """Visual tokens that one tile gives to the LLM."""
     hidden_size: int
     """D: width of the LLM."""
-    inner_size: int
-    """Width of its feed-forward layers."""
-    num_layers: int
-    attention_size: int
-    """Query heads x head width."""
-    key_size: int
-    """Key heads x head width."""
     vocab_size: int
     """V."""
 
@@ -90,10 +81,91 @@ class Network:
         """The same over all parts."""
         return sum(self.parameters(part, trainable) for part in PARTS)
 
+    def set_trainable(self, trainable: Sequence[str]) -> None:
+        """Let gradients reach exactly the parameters that match one of the globs."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(matches(name, trainable))
+
+    def empty(self, *shape: int, needs_grad: bool = False) -> torch.Tensor:
+        """A tensor of the model's dtype on the meta device."""
+        return torch.empty(*shape, dtype=self.model.dtype, device="meta", requires_grad=needs_grad)
+
+    def run_vision(self, num_tiles: int) -> torch.Tensor:
+        """Features [K, T, d] of so many tiles."""
+        return self.model.encode_tiles(self.empty(num_tiles, 3, self.dims.tile_size, self.dims.tile_size))
+
+    def run_connector(self, num_tiles: int, needs_grad: bool) -> torch.Tensor:
+        """Visual tokens [K, T', D]; `needs_grad`: the vision encoder learns too."""
+        shape = (num_tiles, self.dims.features_per_tile, self.dims.feature_size)
+        return self.model.connector(self.empty(*shape, needs_grad=needs_grad), self.embedding)
+
+    def run_decoder(self, num_tokens: int, needs_grad: bool) -> torch.Tensor:
+        """Last hidden states [1, T, D] of one document; `needs_grad`: something before the decoder learns."""
+        device = torch.device("meta")
+        documents = Documents(torch.empty(2, dtype=torch.int32, device=device), max_seqlen=1)  # passes any window
+        # A mask in four dimensions is taken as it is: transformers looks at values to make one itself. SDPA per
+        # document ignores it.
+        mask = torch.empty(1, 1, num_tokens, num_tokens, dtype=torch.bool, device=device)
+        embeds = self.empty(1, num_tokens, self.dims.hidden_size, needs_grad=needs_grad)
+        decoder: Any = self.model.language.get_decoder()
+        outputs = decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **attention_kwargs(documents))
+        return outputs.last_hidden_state
+
+    def run_head(self, num_tokens: int, needs_grad: bool) -> torch.Tensor:
+        """Logits [1, T, V] of hidden states; `needs_grad`: these depend on something that learns."""
+        head: Any = self.model.get_output_embeddings()
+        return head(self.empty(1, num_tokens, self.dims.hidden_size, needs_grad=needs_grad))
+
 
 def matches(name: str, globs: Sequence[str]) -> bool:
     """Whether a parameter's name matches one of a stage's `trainable` globs."""
     return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """A measurement of a part: its equal layers, and what remains without any."""
+
+    layer: Any
+    num_layers: int
+    rest: Any
+
+    @property
+    def total(self) -> Any:
+        return self.rest + self.num_layers * self.layer
+
+
+def measure_layers(part: nn.Module, measure: Callable[[], Any]) -> PerLayer:
+    """What `measure` returns (a number, or an array of them) when it runs the part, whose layers are all equal.
+
+    The part runs with one layer and with two, for time: all layers take seconds. A part without a list of equal layers
+    runs once as it is, and its layers count as equal shares.
+    """
+    parent, name, layers = _largest_list(part)
+    if len(layers) < 2 or len({_signature(layer) for layer in layers}) > 1:
+        whole, num_layers = measure(), max(1, len(layers))
+        return PerLayer(whole / num_layers, num_layers, 0 * whole)
+    try:
+        setattr(parent, name, layers[:1])
+        first = measure()
+        setattr(parent, name, layers[:2])
+        layer = measure() - first
+    finally:
+        setattr(parent, name, layers)
+    return PerLayer(layer, len(layers), first - layer)
+
+
+def _largest_list(part: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
+    """The module list with the most parameters, with its parent and its name there: the part's layers."""
+    found: list[tuple[nn.Module, str, nn.ModuleList]] = []
+    for parent in part.modules():
+        found += [(parent, name, child) for name, child in parent.named_children() if isinstance(child, nn.ModuleList)]
+    size = lambda entry: sum(p.numel() for p in entry[2].parameters())
+    return max(found, key=size, default=(part, "", nn.ModuleList()))
+
+
+def _signature(module: nn.Module) -> tuple[Any, ...]:
+    return type(module), *((name, p.shape, p.requires_grad) for name, p in module.named_parameters())
 
 
 def build_network(recipe: Recipe) -> Network:
@@ -105,38 +177,29 @@ def build_network(recipe: Recipe) -> Network:
             connector_config=asdict(recipe.model.connector),
             tiles_config=asdict(recipe.model.tiles),
         )
-        return network_of(config)
+        return network_of(config, torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32)
     except ValueError as error:
         raise UserError(f"recipe {recipe.name!r}: this model cannot be built: {error}") from error
 
 
-def network_of(config: AlignVLMConfig) -> Network:
-    """The network that a model's config describes, on the meta device."""
+def network_of(config: AlignVLMConfig, dtype: torch.dtype = torch.bfloat16) -> Network:
+    """The network that a model's config describes, on the meta device, in training mode."""
+    config = copy.deepcopy(config)  # its attention is set below
     with torch.device("meta"):
-        model = AlignVLMForConditionalGeneration(config)
+        model = AlignVLMForConditionalGeneration(config).train()
+    model.to(dtype=dtype)
+    config.vision_config._attn_implementation, config.text_config._attn_implementation = "sdpa", SDPA
     vision: Any = config.vision_config
-    text: Any = config.text_config
-    connector: Any = config.connector_config
-    tiles: Any = config.tiles_config
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    key_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    merge = config.tiles_config["merge"]
     return Network(
         model,
         Dimensions(
-            patches=(vision.image_size // vision.patch_size) ** 2,
-            tokens_per_tile=config.tiling.tokens_per_tile,
             tile_size=vision.image_size,
-            vision_size=vision.hidden_size,
-            vision_inner=vision.intermediate_size,
-            vision_layers=vision.num_hidden_layers,
-            feature_size=vision.hidden_size * tiles.get("merge", 1) ** 2,
-            connector=connector["kind"],
-            hidden_size=text.hidden_size,
-            inner_size=text.intermediate_size,
-            num_layers=text.num_hidden_layers,
-            attention_size=text.num_attention_heads * head_dim,
-            key_size=key_heads * head_dim,
-            vocab_size=text.vocab_size,
+            features_per_tile=(vision.image_size // vision.patch_size // merge) ** 2,
+            feature_size=vision.hidden_size * merge**2,
+            tokens_per_tile=config.tiling.tokens_per_tile,
+            hidden_size=config.text_config.hidden_size,
+            vocab_size=config.text_config.vocab_size,
         ),
     )
 

@@ -10,7 +10,7 @@ import torch
 
 from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.model import AlignVLMConfig
-from alignvlm.model.flops import Work, training_flops
+from alignvlm.model.flops import Work, count_flops
 from alignvlm.model.network import network_of
 from alignvlm.training.distributed import World
 from alignvlm.training.step import StepCounts
@@ -45,15 +45,14 @@ class Throughput:
     def __init__(self, recipe: Recipe, stage: StageConfig, config: AlignVLMConfig, world: World) -> None:
         self._world = world
         self._process = psutil.Process()
-        self._network = network_of(config)
-        self._trainable = stage.trainable
+        self._flops = count_flops(network_of(config), stage.trainable)
         self._peak = peak_flops(world.device, recipe.train.precision) * world.size
 
     def measure(self, counts: StepCounts, seconds: float, data_wait: float) -> Speed:
         """Speed of a step that computed for `seconds`; waiting for data counts as part of the step."""
         wall = seconds + data_wait
         work = Work(counts.tokens, counts.tiles, counts.supervised, counts.attended)
-        flops = sum(part.model for part in training_flops(self._network, work, self._trainable).values())
+        flops = sum(part.model for part in self._flops.of(work).values())
         return Speed(
             seconds=wall,
             tokens_per_second=counts.tokens / wall,

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, SiglipVisionConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
-from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from alignvlm.config import load_recipe
 from alignvlm.config.deepspeed import read_strategy
-from alignvlm.estimates.memory import Memory, estimate_memory, language_layer_bytes, vision_layer_bytes
-from alignvlm.model.network import Dimensions, build_network
+from alignvlm.estimates.activations import Activations
+from alignvlm.estimates.memory import Memory, estimate_memory
+from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
+from alignvlm.model.attention import SDPA, Documents, attention_kwargs
+from alignvlm.model.network import build_network, network_of
 
-TOKENS, SIZE, INNER = 128, 256, 1024
-DIMS = Dimensions(
-    patches=TOKENS,
-    tokens_per_tile=TOKENS,
-    tile_size=1,
-    vision_size=SIZE,
-    vision_inner=INNER,
-    vision_layers=1,
-    feature_size=SIZE,
-    connector="align",
-    hidden_size=SIZE,
-    inner_size=INNER,
-    num_layers=1,
-    attention_size=SIZE,
-    key_size=SIZE // 4,
-    vocab_size=1000,
-)
+TOKENS, TILES = 128, 3
+SIZES = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 8}
+TEXT = SIZES | {"num_key_value_heads": 2, "head_dim": 32, "vocab_size": 300, "pad_token_id": 0}
+VISION = SIZES | {"image_size": 32, "patch_size": 4}
+
+
+def config_of(text: str, vision: str, connector: dict[str, Any]) -> AlignVLMConfig:
+    return AlignVLMConfig(
+        vision_config={"model_type": vision, **VISION},
+        text_config={"model_type": text, **TEXT},
+        connector_config=connector,
+    )
 
 
 def saved_bytes(module: nn.Module, forward: Callable[[], object]) -> int:
@@ -51,30 +47,40 @@ def saved_bytes(module: nn.Module, forward: Callable[[], object]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_activations_of_a_language_layer(dtype: torch.dtype) -> None:
-    config = LlamaConfig(
-        hidden_size=SIZE,
-        intermediate_size=INNER,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        attn_implementation="sdpa",
-    )
-    layer = LlamaDecoderLayer(config, 0).to(dtype)
-    hidden = torch.randn(1, TOKENS, SIZE, dtype=dtype, requires_grad=True)
-    rotary = LlamaRotaryEmbedding(config)(hidden, torch.arange(TOKENS)[None])
-    measured = saved_bytes(layer, lambda: layer(hidden, position_embeddings=rotary, attention_mask=None))
-    assert language_layer_bytes(DIMS, dtype.itemsize) * TOKENS == pytest.approx(measured, rel=0.03)
+BF16, FP32 = torch.bfloat16, torch.float32
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_activations_of_a_vision_layer(dtype: torch.dtype) -> None:
-    config = SiglipVisionConfig(hidden_size=SIZE, intermediate_size=INNER, num_attention_heads=8)
-    config._attn_implementation = "sdpa"
-    layer = SiglipEncoderLayer(config).to(dtype)
-    hidden = torch.randn(1, TOKENS, SIZE, dtype=dtype, requires_grad=True)
-    measured = saved_bytes(layer, lambda: layer(hidden, attention_mask=None))
-    assert vision_layer_bytes(DIMS, dtype.itemsize) * TOKENS == pytest.approx(measured, rel=0.03)
+@pytest.mark.parametrize(
+    ("text", "vision", "connector", "dtype"),
+    [
+        ("llama", "siglip_vision_model", {"kind": "align"}, BF16),  # in fp32 a CPU has another form of the operator
+        ("qwen3", "clip_vision_model", {"kind": "ovis", "visual_vocab_size": 200}, BF16),
+        ("qwen2", "siglip_vision_model", {"kind": "mlp"}, FP32),
+        ("llama", "clip_vision_model", {"kind": "perceiver", "num_latents": 16}, FP32),
+    ],
+)
+def test_activations_are_what_a_real_model_saves(
+    text: str, vision: str, connector: dict[str, Any], dtype: torch.dtype
+) -> None:
+    config = config_of(text, vision, connector)
+    network = network_of(config, dtype)
+    config.vision_config._attn_implementation, config.text_config._attn_implementation = "sdpa", SDPA
+    model = AlignVLMForConditionalGeneration(config).to(dtype).train()  # type: ignore[arg-type]
+    tiles = torch.randn(TILES, 3, 32, 32, dtype=dtype)
+    features = torch.randn(TILES, 64, 256, dtype=dtype, requires_grad=True)
+    embeds = torch.randn(1, TOKENS, 256, dtype=dtype, requires_grad=True)
+    documents = attention_kwargs(Documents(torch.tensor([0, TOKENS], dtype=torch.int32), TOKENS))
+    decoder: Any = model.language.get_decoder()
+    measured = {
+        "vision": saved_bytes(model, lambda: model.encode_tiles(tiles)),
+        "connector": saved_bytes(model, lambda: model.connector(features, model.get_input_embeddings().weight)),
+        "language": saved_bytes(model, lambda: decoder(inputs_embeds=embeds, use_cache=False, **documents)),
+    }
+    activations = Activations(network, checkpointing=False)
+    workspace = network.model.connector.workspace_bytes(TILES * network.dims.tokens_per_tile)
+    assert activations.vision(TILES, learns=True) == pytest.approx(measured["vision"], rel=0.02)
+    assert activations.connector(TILES) - workspace == pytest.approx(measured["connector"], rel=0.02)
+    assert activations.language(TOKENS) == pytest.approx(measured["language"], rel=0.02)
 
 
 def memory(world_size: int, *overrides: str) -> tuple[Memory, int]:

@@ -1,5 +1,6 @@
 """The vocabulary softmax of ALIGN: a reference, blocks of the vocabulary, chunks of tokens. Use it from here."""
 
+from alignvlm.kernels.align.costs import recomputed_flops, workspace_bytes
 from alignvlm.kernels.align.dispatch import IMPLEMENTATIONS, vocab_softmax
 from alignvlm.kernels.align.moments import Moments, moments_pay_off, vocab_moments
 from alignvlm.kernels.align.reference import vocab_probabilities, vocab_softmax_reference
@@ -10,8 +11,10 @@ __all__ = [
     "Moments",
     "default_block",
     "moments_pay_off",
+    "recomputed_flops",
     "vocab_moments",
     "vocab_probabilities",
     "vocab_softmax",
     "vocab_softmax_reference",
+    "workspace_bytes",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from alignvlm.kernels.align.common import Settings
+from alignvlm.kernels.align.costs import VocabSoftmaxOnMeta
 from alignvlm.kernels.align.moments import Moments
 from alignvlm.kernels.align.reference import vocab_softmax_reference
 from alignvlm.kernels.align.rows_torch import TorchRows
@@ -100,7 +101,7 @@ def vocab_softmax(
             CPU, float32 and float64), "vocab_blocks" (all tokens against blocks of the vocabulary; plain PyTorch, any
             device and dtype), "triton" (the same with Triton kernels; float32 and bfloat16 on CUDA, or on a CPU under
             TRITON_INTERPRET=1). None takes token_chunks on a CPU and triton on CUDA where they know the dtype, else
-            vocab_blocks.
+            vocab_blocks. On the meta device there is one form only, for counting (costs.py).
 
     Returns:
         [N, D_e] in the dtype of e.
@@ -108,10 +109,13 @@ def vocab_softmax(
     Raises:
         ValueError: shapes, dtypes, devices or values that do not fit; the message names the argument.
     """
-    autocast = torch.is_autocast_enabled(h.device.type) and h.dtype != torch.float64
+    autocast = not h.is_meta and torch.is_autocast_enabled(h.device.type) and h.dtype != torch.float64
     _check_matrices(h, w2, e, check_dtype=not autocast)
     _check_vectors(h, w2, {"gamma": gamma, "beta": beta})
     _check_options(w2, eps, normalize, moments, block)
+    if h.is_meta:
+        on_meta: Tensor = VocabSoftmaxOnMeta.apply(h, w2, e, gamma, beta)
+        return on_meta
     if autocast:
         dtype = torch.get_autocast_dtype(h.device.type)
         h, w2, e = h.to(dtype), w2.to(dtype), e.to(dtype)

@@ -1,0 +1,85 @@
+"""Activation memory: bytes that autograd saves for the backward pass while a part runs on the meta device."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from alignvlm.model.network import Network, PerLayer, measure_layers
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Activations of the parts of a network, in bytes.
+
+    All parameters count as learning: ZeRO-3's linear layers save their inputs for frozen weights too.
+    """
+
+    network: Network
+    checkpointing: bool
+    """Whether layers are recomputed in the backward pass."""
+
+    def vision(self, num_tiles: int, learns: bool) -> float:
+        """Of the vision encoder; a frozen one keeps nothing but the layer at work."""
+        dims, saved = self.network.dims, _saved(self.network, "vision", num_tiles)
+        return self._kept(saved, num_tiles * dims.features_per_tile * dims.feature_size) if learns else saved.layer
+
+    def connector(self, num_tiles: int) -> float:
+        """Of the connector, with the workspace that its class states."""
+        num_tokens = num_tiles * self.network.dims.tokens_per_tile
+        saved = _saved(self.network, "connector", num_tiles)
+        return saved.total + self.network.model.connector.workspace_bytes(num_tokens)
+
+    def language(self, num_tokens: int) -> float:
+        """Of the decoder; the loss is apart."""
+        saved = _saved(self.network, "language", num_tokens)
+        return self._kept(saved, num_tokens * self.network.dims.hidden_size)
+
+    def _kept(self, saved: PerLayer, input_size: int) -> float:
+        """With checkpointing the inputs of all layers, of `input_size` elements each, and one layer whole."""
+        if not self.checkpointing:
+            return saved.total
+        return saved.rest + saved.layer + saved.num_layers * input_size * self.network.model.dtype.itemsize
+
+
+@functools.lru_cache(maxsize=64)
+def _saved(network: Network, part: str, size: int) -> PerLayer:
+    """Bytes that a part saves for so many tiles (the language model: tokens)."""
+    network.set_trainable(["*"])
+    if part == "connector":  # runs whole: its layers are few, and need not be a stack
+        return PerLayer(saved_bytes(network.model, lambda: network.run_connector(size, needs_grad=True)), 1, 0.0)
+    run = (lambda: network.run_vision(size)) if part == "vision" else lambda: network.run_decoder(size, needs_grad=True)
+    return measure_layers(network.part(part), lambda: saved_bytes(network.model, run))
+
+
+def saved_bytes(model: nn.Module, run: Callable[[], object]) -> float:
+    """Bytes that autograd saves in `run`, shared storages once, without the model's parameters and buffers."""
+    known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _FusedAttention():
+        run()
+    return float(sum(storage.nbytes() for storage in saved.values()))
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as the kernels of GPUs compute it, which save no scores: on the meta device SDPA has none of them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            query, key, value = args
+            return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        return func(*args, **(kwargs or {}))
