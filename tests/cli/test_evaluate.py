@@ -12,17 +12,12 @@ import yaml
 from alignvlm.metrics import registry
 from data_pipeline.files import read_json_lines
 from data_pipeline.shards.writer import write_shards
+from tests.checkout import ROOT
 from tests.fixtures.command import Command
 from tests.tiny import picture, tiny_model
 
-OWN_METRIC = """
-from alignvlm.metrics import register_metric
-
-@register_metric("Length ratio", "shorter over longer text")
-def length_ratio(prediction, answers):
-    lengths = sorted((len(prediction), len(answers[0])))
-    return lengths[0] / lengths[1]
-"""
+OWN_METRIC = (ROOT / "docs" / "evaluation.md").read_text().split("```python\n")[1].split("```")[0]
+"""The metric `contains` of the documentation."""
 
 
 @pytest.fixture
@@ -71,7 +66,7 @@ def test_a_metric_from_outside_reaches_results_table_and_report(
     monkeypatch.setattr(registry, "_METRICS", dict(registry._METRICS))
     Path("own_metric.py").write_text(OWN_METRIC)
     config = yaml.safe_load(recipe.read_text()) | {"imports": ["own_metric.py"]}
-    config["evaluation"]["tasks"]["fields"]["metrics"] = ["length_ratio", "anls"]
+    config["evaluation"]["tasks"]["fields"]["metrics"] = ["contains", "anls"]
     recipe.write_text(yaml.safe_dump(config, sort_keys=False))
     try:
         printed = command("eval", recipe)
@@ -80,17 +75,17 @@ def test_a_metric_from_outside_reaches_results_table_and_report(
     folder = recipe.parent / "runs" / "tiny" / "1-connector" / "evaluation"
     entry = json.loads((folder / "results.json").read_text())["tasks"]["fields"]
     rows = read_json_lines(folder / "fields.jsonl")
-    assert entry["length_ratio"] == sum(row["length_ratio"] for row in rows) / len(rows)
+    assert entry["contains"] == sum(row["contains"] for row in rows) / len(rows)
     assert entry["baseline"] == 1.0
     assert "exact_match" not in entry
-    assert "Length ratio" in printed
-    assert f"{entry['length_ratio']:.3f}" in printed
-    registry._METRICS.pop("length_ratio")  # the report of a run needs none of the modules that the run imported
+    assert "Contains" in printed
+    assert f"{entry['contains']:.3f}" in printed
+    registry._METRICS.pop("contains")  # the report of a run needs none of the modules that the run imported
     page = Path(command("report", "runs/tiny").split()[-1])
-    assert '<th class="wide">Length ratio</th>' in page.read_text()
-    assert "shorter over longer text" in page.read_text()
+    assert '<th class="wide">Contains</th>' in page.read_text()
+    assert "an accepted answer occurs in the prediction" in page.read_text()
     reported = json.loads(page.with_name("results.json").read_text())["stages"]["connector"]["fields"]
-    assert list(reported) == ["length_ratio", "anls", "items", "baseline", "baseline_answer"]
+    assert list(reported) == ["contains", "anls", "items", "baseline", "baseline_answer"]
 
 
 def test_eval_of_an_export_folder_uses_its_runs_recipe(recipe: Path, command: Command) -> None:
@@ -115,7 +110,7 @@ def test_mistakes_say_the_way_out(recipe: Path, command: Command) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_the_samples(recipe: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     command("eval", recipe, "--processes", "2", "--task", "fields", "--out", "two")
     command("eval", recipe, "--out", "one")
