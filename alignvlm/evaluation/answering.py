@@ -1,4 +1,4 @@
-"""Greedy answers of an exported model to batches of items. Which items and how they score is evaluate.py's business."""
+"""Greedy answers of an exported model to batches of items. evaluate.py chooses the items and scores the answers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from alignvlm.run_folder import check_export
 
 
 class Answerer(Protocol):
-    """Anything that answers items; tests use one without a model."""
+    """What answers items: a model, or a stand-in for one in tests."""
 
     def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
         """One stripped answer per item, in order."""
         ...
 
     def vocabulary_view(self, item: Item) -> dict[str, Any] | None:
-        """What the connector reads on the item's first image (vocabulary_view.py), None where nothing can be said."""
+        """Top vocabulary tokens on the item's first image (vocabulary_view.py); None where there are none to show."""
         ...
 
 
@@ -44,7 +44,7 @@ class ModelAnswerer:
         return cls(model, AlignVLMProcessor.from_pretrained(folder), device or default_device())
 
     def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
-        """Greedy answers; the batch is padded on the left, so short and long prompts end at the same place."""
+        """Greedy answers; padding is on the left, so that all prompts of a batch end at the same position."""
         import torch
 
         batch = self.processor.prepare_generation([item.messages for item in items], [item.images for item in items])
@@ -73,7 +73,7 @@ class ModelAnswerer:
 
 
 def default_device() -> str:
-    """`cuda:<LOCAL_RANK>` where CUDA is there, else `cpu`."""
+    """`cuda:<LOCAL_RANK>` where CUDA is available, else `cpu`."""
     import os
 
     import torch

@@ -1,6 +1,6 @@
-"""Held-out tasks of a recipe, answered by one exported model: predictions, scores and gallery files on disk.
+"""Evaluates an exported model on the held-out tasks of a recipe: predictions, scores and gallery images on disk.
 
-Works as one process or as many that share a file system; needs no process group, only a barrier from the caller.
+Runs in one process, or in several that share a file system: they need a barrier from the caller, no process group.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
 
-from alignvlm.config.schema import Recipe, TaskConfig
+from alignvlm.config.schema import EvaluationConfig, Recipe, SourceConfig, TaskConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import Answerer, ModelAnswerer
 from alignvlm.evaluation.items import Item, items_of, spread
@@ -31,8 +32,9 @@ from data_pipeline.shards.index import MANIFEST
 T = TypeVar("T")
 
 EVALUATION_VERSION = 2
-"""Raised when prompts, scores or files change, so that older results are not taken for today's."""
+"""Raised when prompts, scores or files change, so that older results are computed again."""
 VIEWS_PER_TASK = 2
+"""Samples per task whose image is saved with the connector's top tokens."""
 GALLERY_SIDE = 1280
 """Longest side in pixels of a gallery image."""
 
@@ -53,17 +55,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate an export folder on the recipe's tasks; every rank calls this and gets the same results.
 
-    Sample i of a task belongs to rank i % world_size. `<out>/<task>.jsonl` gets one prediction per line in order,
-    `<out>/gallery/` the images of `recipe.evaluation.gallery` samples per task, `<out>/results.json` the scores. A task
-    whose model files, shards and settings are those of the existing results.json is not repeated.
+    Rank i % world_size answers sample i of a task. Written are the predictions in order (`<out>/<task>.jsonl`), the
+    images of `recipe.evaluation.gallery` samples per task (`<out>/gallery/`) and the scores (`<out>/results.json`).
+    A task is skipped when results.json already has it for the same model files, shards, metrics and settings.
 
     Args:
-        progress: rank 0 shows its share of each task, with the time left.
+        progress: whether rank 0 shows its progress on each task.
         barrier: waits for all ranks; needed when `world_size` > 1. Called once per task and once at the end.
-        tasks: names of tasks; default: all.
-        limit: at most so many samples per task, besides the task's own limit.
-        device: a torch device or its name; default: this process's GPU, else the CPU.
-        answerer: used instead of loading `model_folder` (which still identifies the results).
+        tasks: names of tasks (default: all).
+        limit: most samples per task; the task's own limit holds as well.
+        device: a torch device or its name (default: this process's GPU, else the CPU).
+        answerer: used instead of loading `model_folder`, which still identifies the results.
 
     Returns:
         The content of results.json: {"model", "tasks": {task: scores, "items", "baseline", …}}.
@@ -74,23 +76,20 @@ def evaluate(
     if world_size > 1 and barrier is None:
         raise ValueError("evaluate needs a barrier when world_size > 1")
     out = EvaluationFolder(Path(out_folder))
-    chosen = _choose_tasks(recipe, tasks)
-    metrics = {name: [find_metric(metric) for metric in task.metrics] for name, task in chosen.items()}
-    identities = {
-        name: _identity(Path(model_folder), recipe, task, metrics[name], limit) for name, task in chosen.items()
-    }
-    known = read_results(out)
-    done = {name for name in chosen if known.get("tasks", {}).get(name, {}).get("identity") == identities[name]}
-    entries = {name: entry for name, entry in known.get("tasks", {}).items() if name in done}
-    for name, task in chosen.items():
+    jobs = {name: _Job.of(recipe, task, limit) for name, task in _choose_tasks(recipe, tasks).items()}
+    identities = {name: job.identity(Path(model_folder)) for name, job in jobs.items()}
+    known = read_results(out).get("tasks", {})
+    entries = {name: known[name] for name in jobs if known.get(name, {}).get("identity") == identities[name]}
+    done = set(entries)
+    for name, job in jobs.items():
         if name not in done:
             answerer = answerer or ModelAnswerer.load(model_folder, device)
-            _answer_part(answerer, recipe, task, metrics[name], out, rank, world_size, limit, progress)
+            _answer_part(job, answerer, out, rank, world_size, progress)
         if barrier is not None:
             barrier()
         if rank == 0 and name not in done:
-            entries[name] = _merge_parts(out, name, metrics[name], world_size) | {"identity": identities[name]}
-            results = {"model": str(model_folder), "tasks": {n: entries[n] for n in chosen if n in entries}}
+            entries[name] = _merge_parts(job, out, world_size) | {"identity": identities[name]}
+            results = {"model": str(model_folder), "tasks": {n: entries[n] for n in jobs if n in entries}}
             write_atomic(out.results, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     if barrier is not None:
         barrier()
@@ -98,24 +97,47 @@ def evaluate(
 
 
 def read_results(folder: EvaluationFolder) -> dict[str, Any]:
-    """The results of an evaluation, {} when there are none yet."""
+    """Content of results.json; {} before the first task is evaluated."""
     return json.loads(folder.results.read_text(encoding="utf-8")) if folder.results.is_file() else {}
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A task with everything that decides its prompts, answers and scores, the model apart."""
+
+    task: TaskConfig
+    source: SourceConfig
+    settings: EvaluationConfig
+    metrics: list[Metric]
+    limit: int | None
+
+    @classmethod
+    def of(cls, recipe: Recipe, task: TaskConfig, limit: int | None) -> _Job:
+        metrics = [find_metric(name) for name in task.metrics]
+        return cls(task, recipe.data.sources[task.source], recipe.evaluation, metrics, limit)
+
+    def identity(self, model_folder: Path) -> str:
+        """Changes with the model's files, the shards' manifest, or a setting that the results depend on."""
+        task, source = self.task, self.source
+        manifest = Path(source.folder) / MANIFEST
+        stats = [(p.name, p.stat()) for p in sorted(model_folder.iterdir())] if model_folder.is_dir() else []
+        state = [
+            EVALUATION_VERSION,
+            [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+            manifest.read_text(encoding="utf-8") if manifest.is_file() else source.path,
+            [source.prompt, task.limit, self.limit, task.max_new_tokens, self.settings.gallery],
+            [[metric.name, metric.version] for metric in self.metrics],
+        ]
+        return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+
+
 def _answer_part(
-    answerer: Answerer,
-    recipe: Recipe,
-    task: TaskConfig,
-    metrics: Sequence[Metric],
-    out: EvaluationFolder,
-    rank: int,
-    world_size: int,
-    limit: int | None,
-    progress: bool,
+    job: _Job, answerer: Answerer, out: EvaluationFolder, rank: int, world_size: int, progress: bool
 ) -> None:
-    reader = open_reader(recipe.data.sources[task.source])
-    num_samples = min(n for n in (len(reader), task.limit, limit) if n is not None)
-    gallery = spread(num_samples, recipe.evaluation.gallery)
+    """Answer and score this rank's samples, and write them to its part."""
+    task, reader = job.task, open_reader(job.source)
+    num_samples = min(n for n in (len(reader), task.limit, job.limit) if n is not None)
+    gallery = spread(num_samples, job.settings.gallery)
     viewed = set(gallery[:VIEWS_PER_TASK])
     mine = range(rank, num_samples, world_size)
     started = time.monotonic()
@@ -137,18 +159,19 @@ def _answer_part(
                 _save_view(out, task.name, index, answerer.vocabulary_view(sample_items[0]))
 
     with Progress(f"evaluate {task.name}", len(mine), enabled=progress and rank == 0) as bar:
-        for batch in _batches(items(), recipe.evaluation.batch_size):
+        for batch in _batches(items(), job.settings.batch_size):
             predictions = answerer.answer([item for _, item in batch], task.max_new_tokens)
             bar.advance(len({row["index"] for row, _ in batch if row["turn"] == 0}))
             for (row, item), prediction in zip(batch, predictions, strict=True):
-                rows.append(row | {"prediction": prediction} | score(metrics, prediction, item.answers))
+                rows.append(row | {"prediction": prediction} | score(job.metrics, prediction, item.answers))
     part = out.part(task.name, rank, world_size)
     part.parent.mkdir(parents=True, exist_ok=True)
     write_json_lines(part, [*rows, {"seconds": time.monotonic() - started}])
 
 
-def _merge_parts(out: EvaluationFolder, name: str, metrics: Sequence[Metric], world_size: int) -> dict[str, Any]:
-    """Join the ranks' parts into `<task>.jsonl`; the task's entry of results.json."""
+def _merge_parts(job: _Job, out: EvaluationFolder, world_size: int) -> dict[str, Any]:
+    """Join the parts of all ranks into `<task>.jsonl`; returns the task's entry of results.json."""
+    name = job.task.name
     paths = [out.part(name, rank, world_size) for rank in range(world_size)]
     lines = [row for path in paths for row in read_json_lines(path)]
     rows = sorted((row for row in lines if "index" in row), key=lambda row: (row["index"], row["turn"]))
@@ -157,7 +180,7 @@ def _merge_parts(out: EvaluationFolder, name: str, metrics: Sequence[Metric], wo
     for path in paths:
         path.unlink()
     return {
-        **task_scores(metrics, predictions),
+        **task_scores(job.metrics, predictions),
         "unreadable": len(rows) - len(predictions),
         "seconds": round(max(row["seconds"] for row in lines if "seconds" in row), 3),
     }
@@ -167,29 +190,12 @@ def _choose_tasks(recipe: Recipe, names: Sequence[str] | None) -> dict[str, Task
     tasks = recipe.evaluation.tasks
     for name in names or ():
         if name not in tasks:
-            raise UserError(f"recipe {recipe.name!r} has no evaluation task {name!r}; {nearest(name, tasks)}")
+            raise UserError(f"recipe {recipe.name!r} has no evaluation task {name!r}: {nearest(name, tasks)}")
     return {name: task for name, task in tasks.items() if not names or name in names}
 
 
-def _identity(
-    model_folder: Path, recipe: Recipe, task: TaskConfig, metrics: Sequence[Metric], limit: int | None
-) -> str:
-    """Changes with the model's files, the shards' manifest, or anything that decides prompts, answers and scores."""
-    source = recipe.data.sources[task.source]
-    manifest = Path(source.folder) / MANIFEST
-    stats = [(p.name, p.stat()) for p in sorted(model_folder.iterdir())] if model_folder.is_dir() else []
-    state = [
-        EVALUATION_VERSION,
-        [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
-        manifest.read_text(encoding="utf-8") if manifest.is_file() else source.path,
-        [source.prompt, task.limit, limit, task.max_new_tokens, recipe.evaluation.gallery],
-        [[metric.name, metric.version] for metric in metrics],
-    ]
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
-
-
 def _save_images(out: EvaluationFolder, name: str, index: int, images: Sequence[Image.Image]) -> list[str]:
-    """File names relative to the evaluation's folder."""
+    """Save images of a sample, scaled down; returns their paths relative to the evaluation's folder."""
     out.gallery.mkdir(parents=True, exist_ok=True)
     paths = [out.picture(name, index, number) for number in range(len(images))]
     for path, image in zip(paths, images, strict=True):

@@ -1,4 +1,4 @@
-"""From held-out samples to evaluation items: one item per assistant turn, asked after the true earlier turns."""
+"""Evaluation items of held-out samples: one per assistant turn, with the reference answers of earlier turns."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Item:
     """One question to the model."""
 
     key: str
-    """Of the sample."""
+    """Key of the sample."""
     turn: int
-    """0-based number of the assistant turn inside the sample."""
+    """Number of the assistant turn in its sample, from 0."""
     question: str
     """Text of the last user message before the turn."""
     answers: list[str]
     """Accepted answers, at least one."""
     messages: list[dict[str, Any]]
-    """Everything before the turn, true earlier answers included."""
+    """Everything before the turn; earlier answers are the reference ones."""
     images: list[Image.Image]
     """The images of `messages`, in order."""
 

@@ -129,6 +129,15 @@ def test_results_of_the_same_model_are_reused(recipe: Recipe, model: Path, tmp_p
     assert sum(again.batches) == first["tasks"]["fields"]["items"]
 
 
+def test_another_choice_of_metrics_is_evaluated_again(recipe: Recipe, model: Path, tmp_path: Path) -> None:
+    first = evaluate(model, recipe, tmp_path / "out", answerer=Fake())["tasks"]["fields"]
+    other = evaluate(model, _with_metrics(recipe, ["anls"]), tmp_path / "out", answerer=Fake())["tasks"]["fields"]
+    assert list(other["metrics"]) == ["anls"]
+    assert (other["anls"], other["baseline"]) == (first["anls"], first["baseline_anls"])
+    assert "exact_match" not in other
+    assert "exact_match" not in read_json_lines(tmp_path / "out" / "fields.jsonl")[0]
+
+
 def test_limits_and_batches(recipe: Recipe, model: Path, tmp_path: Path) -> None:
     fake = Fake()
     entry = evaluate(model, recipe, tmp_path / "out", answerer=fake, limit=3)["tasks"]["fields"]
@@ -164,10 +173,12 @@ def test_each_turn_is_asked_with_the_true_history(recipe: Recipe, tmp_path: Path
 
 
 def test_mistakes_are_named(recipe: Recipe, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'feilds'; did you mean 'fields'"):
+    with pytest.raises(UserError, match="'feilds': did you mean 'fields'"):
         evaluate(model, recipe, tmp_path / "out", tasks=["feilds"], answerer=Fake())
     with pytest.raises(UserError, match="not an export folder"):
         evaluate(tmp_path, recipe, tmp_path / "out")
+    with pytest.raises(UserError, match=r"unknown metric 'anl': did you mean 'anls'\? "):
+        evaluate(tmp_path / "never loaded", _with_metrics(recipe, ["anl"]), tmp_path / "out")
     with pytest.raises(ValueError, match="barrier"):
         evaluate(model, recipe, tmp_path / "out", world_size=2, answerer=Fake())
 
@@ -176,6 +187,11 @@ def test_spread_covers_the_whole_source() -> None:
     assert spread(100, 4) == [0, 25, 50, 75]
     assert spread(3, 12) == [0, 1, 2]
     assert spread(0, 12) == []
+
+
+def _with_metrics(recipe: Recipe, names: list[str]) -> Recipe:
+    task = replace(recipe.evaluation.tasks["fields"], metrics=names)
+    return replace(recipe, evaluation=replace(recipe.evaluation, tasks={"fields": task}))
 
 
 def _without_time(results: dict[str, Any]) -> dict[str, Any]:
