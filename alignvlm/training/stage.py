@@ -1,4 +1,4 @@
-"""One stage: build the engine, find where to go on, step to the end, export. Reads top to bottom."""
+"""One stage: find the newest checkpoint, build the engine, step to the end, export. Reads top to bottom."""
 
 from __future__ import annotations
 
@@ -57,10 +57,12 @@ def train_stage(
         store=store,
         num_steps=plan.num_steps,
         signals=signals,
+        callbacks=callbacks,
         step=found.step if found else 0,
     )
     try:
-        _run_steps(state, processor, callbacks)
+        restore_callbacks(callbacks, found)
+        _run_steps(state, processor)
         if state.stop_reason is None:
             export_stage(trainer.model, processor, folder.export, world)
     finally:
@@ -97,10 +99,18 @@ def resume_trainer(
     return trainer
 
 
-def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Sequence[Callback]) -> None:
+def restore_callbacks(callbacks: Sequence[Callback], found: CheckpointInfo | None) -> None:
+    """Give callbacks the state that the checkpoint holds for them; older checkpoints hold none."""
+    saved = found.state.get("callbacks", {}) if found else {}
+    for callback in callbacks:
+        if callback.name in saved:
+            callback.load_state(saved[callback.name])
+
+
+def _run_steps(state: StageState, processor: AlignVLMProcessor) -> None:
     ledger = Ledger(state.run.folder.quarantine, state.recipe.data.max_bad_fraction)
     throughput = Throughput(state.recipe, state.stage, state.trainer.config, state.world)
-    for callback in callbacks:
+    for callback in state.callbacks:
         callback.on_start(state)
     try:
         if state.step == state.num_steps:
@@ -114,7 +124,7 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
         state.signals.stepping = True
         for batches in step_batches(loader, range(state.step, state.num_steps), read_skips(state)):
             state.step = batches.step
-            for callback in callbacks:
+            for callback in state.callbacks:
                 callback.before_step(state, batches.micro_batches)
             factor = lr_factor(state.stage, state.step, state.num_steps)
             votes = Votes(stop=state.signals.received is not None, written=state.store.is_written)
@@ -126,7 +136,7 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
             speed = throughput.measure(result.counts, result.seconds, batches.data_wait)
             record = step_record(state, result, speed)
             state.checkpoint_stall = 0.0
-            for callback in callbacks:
+            for callback in state.callbacks:
                 callback.on_step(state, record)
             if state.stop_reason is not None:
                 return
@@ -134,7 +144,7 @@ def _run_steps(state: StageState, processor: AlignVLMProcessor, callbacks: Seque
     finally:
         gc.unfreeze()
         state.signals.stepping = False
-        for callback in callbacks:
+        for callback in state.callbacks:
             callback.on_end(state)
 
 

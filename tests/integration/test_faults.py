@@ -30,6 +30,12 @@ def stage_records(folder: Path) -> list[dict]:
     return [r for r in metrics(folder / "runs" / "tiny") if r["stage"] == "connector"]
 
 
+def window(folder: Path, step: int) -> list[float]:
+    """The losses that a checkpoint of the first stage keeps for the comparison with the next one."""
+    checkpoint = folder / "runs" / "tiny" / "1-connector" / "checkpoints" / f"step-{step:08d}"
+    return json.loads((checkpoint / "state.json").read_text())["callbacks"]["BadNumbers"]["losses"]
+
+
 def test_a_nan_on_one_rank_skips_the_step_on_all(tmp_path: Path) -> None:
     train_with("nan", tmp_path)
     records = stage_records(tmp_path)
@@ -72,10 +78,13 @@ def test_a_rank_whose_shards_cannot_be_read_says_so_in_one_line(tmp_path: Path) 
 
 def test_a_spike_goes_back_and_leaves_the_packs_out(tmp_path: Path) -> None:
     longer = ["stages.connector.max_steps=14", "checkpoint.every_steps=5", "resilience.spike_factor=10"]
+    longer += ["checkpoint.background=false"]  # step 10 is saved before step 12, however slow the disk is
     output = train_with("spike", tmp_path, *longer, code=75)
     assert "going back to step 10, steps 11 to 12 will be left out" in output
+    assert window(tmp_path, 10) == [r["loss"] for r in stage_records(tmp_path) if r["step"] <= 10]
     run("train", str(TINY), *SHORT, *longer, cwd=tmp_path)
     assert [r["step"] for r in stage_records(tmp_path)] == [*range(1, 11), 13, 14]
+    assert window(tmp_path, 14) == [r["loss"] for r in stage_records(tmp_path)], "the restart emptied the window"
     skipped = tmp_path / "runs" / "tiny" / "1-connector" / "skipped_steps.json"
     assert json.loads(skipped.read_text()) == [10, 11]
 

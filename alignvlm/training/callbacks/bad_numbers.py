@@ -10,6 +10,7 @@ import json
 import math
 from collections import deque
 from statistics import median
+from typing import Any
 
 from alignvlm.errors import UserError
 from alignvlm.training.callbacks.base import Callback, StageState
@@ -28,6 +29,13 @@ class BadNumbers(Callback):
     def __init__(self) -> None:
         self._in_a_row = 0
         self._losses: deque[float] = deque(maxlen=WINDOW)
+
+    def state(self) -> dict[str, Any]:
+        return {"in_a_row": self._in_a_row, "losses": list(self._losses)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._in_a_row = state["in_a_row"]
+        self._losses = deque(state["losses"], maxlen=WINDOW)
 
     def on_step(self, state: StageState, record: StepRecord) -> None:
         limits = state.recipe.resilience

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.run_folder import Run, StageFolder
@@ -30,6 +31,8 @@ class StageState:
     store: CheckpointStore
     num_steps: int
     signals: Signals
+    callbacks: Sequence[Callback]
+    """In the order they are called."""
     step: int = 0
     """Optimizer steps done."""
     is_written: bool = False
@@ -47,7 +50,26 @@ class StageState:
 
 
 class Callback:
-    """Hooks of a stage; each does nothing by default. They run on every rank."""
+    """Hooks of a stage; each does nothing by default. They run on every rank.
+
+    What a callback must remember over a restart it returns from `state`. Checkpoints keep that under the callback's
+    `name`, and a stage that resumes gives it back to `load_state`.
+    """
+
+    @property
+    def name(self) -> str:
+        """Key of the callback's state in a checkpoint; no two callbacks of a run share one."""
+        return type(self).__name__
+
+    def state(self) -> dict[str, Any]:
+        """What to keep in a checkpoint, as JSON; rank 0's is saved. Empty: nothing."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned when the checkpoint was saved, on every rank and before `on_start`.
+
+        Not called in a stage's first start, nor when the checkpoint has nothing under this name.
+        """
 
     def on_start(self, state: StageState) -> None:
         """Before the first step of this start; `state.step` is where it resumes."""
@@ -59,4 +81,4 @@ class Callback:
         """After a step; `record` is its line of metrics.jsonl, and `record.extra` takes further numbers."""
 
     def on_end(self, state: StageState) -> None:
-        """After the last step of this start, also when an error ended it."""
+        """After the last step of this start, also when an error ended it, perhaps before `on_start`."""

@@ -47,4 +47,5 @@ def describe(state: StageState) -> dict[str, Any]:
         "world_size": state.world.size,
         "num_steps": state.num_steps,
         "position": state.plan.position(state.step).to_json(),
+        "callbacks": {callback.name: kept for callback in state.callbacks if (kept := callback.state())},
     }

@@ -78,11 +78,12 @@ class CheckpointStore:
         problem = self.world.broadcast(problem)
         if problem is not None:
             return problem
+        text = json.dumps({"format": FORMAT, **state}, indent=2) + "\n"
         engine.save_checkpoint(str(partial), tag=TAG)
         assert self._writer is not None
         self._writer.save(_random_state(), str(partial / f"random-{self.world.rank:05d}.pt"))
         if self.world.is_main:
-            self._writer.save_text(partial / "state.json", json.dumps({"format": FORMAT, **state}, indent=2) + "\n")
+            self._writer.save_text(partial / "state.json", text)
         self._pending = final
         return None
 
