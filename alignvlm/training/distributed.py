@@ -55,6 +55,20 @@ class World:
         dist.all_gather_object(values, value, group=self.cpu_group)
         return values
 
+    def open_store(self, timeout: timedelta) -> dist.Store:
+        """A store of small values that rank 0's process serves to all ranks; every rank calls it.
+
+        Args:
+            timeout: of each later request.
+        """
+        host, server = os.environ["MASTER_ADDR"], None
+        if self.is_main:
+            server = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        port = self.broadcast(None if server is None else server.port)
+        store = dist.TCPStore(host, port, is_master=False) if server is None else server
+        store.set_timeout(timeout)
+        return store
+
 
 def start(timeout_minutes: float) -> World:
     """Join the process group that the launcher's environment describes; a lone process makes its own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from alignvlm import stage_data
 from alignvlm.config.schema import StageConfig
@@ -24,6 +24,7 @@ from alignvlm.training.record import StepRecord
 from alignvlm.training.signals import Signals
 from alignvlm.training.step import StepResult, Votes, train_step
 from alignvlm.training.throughput import Speed, Throughput
+from data_pipeline.loading.collate import MicroBatch
 from data_pipeline.loading.ledger import Ledger
 from data_pipeline.order.plan import Plan
 
@@ -107,20 +108,28 @@ def restore_callbacks(callbacks: Sequence[Callback], found: CheckpointInfo | Non
             callback.load_state(saved[callback.name])
 
 
-def _run_steps(state: StageState, processor: AlignVLMProcessor) -> None:
+def start_loader(state: StageState, processor: AlignVLMProcessor) -> Iterable[list[MicroBatch]]:
+    """The batches from `state.step` on, with the loader processes already running."""
+    if state.step == state.num_steps:
+        return []
     ledger = Ledger(state.run.folder.quarantine, state.recipe.data.max_bad_fraction)
+    loader = stage_data.stage_loader(
+        state.recipe, state.stage, state.plan, processor,
+        rank=state.world.rank, world_size=state.world.size, start_step=state.step, ledger=ledger,
+        pin_memory=state.world.device.type == "cuda",
+    )  # fmt: skip
+    return loader.start()
+
+
+def _run_steps(state: StageState, processor: AlignVLMProcessor) -> None:
     throughput = Throughput(state.recipe, state.stage, state.trainer.config, state.world)
-    for callback in state.callbacks:
-        callback.on_start(state)
+    gc.freeze()  # what lives now stays: no later collection walks through it, and loader processes share its pages
     try:
-        if state.step == state.num_steps:
-            return
-        gc.freeze()  # what lives now stays: no later collection walks through it, and loader processes share its pages
-        loader = stage_data.stage_loader(
-            state.recipe, state.stage, state.plan, processor,
-            rank=state.world.rank, world_size=state.world.size, start_step=state.step, ledger=ledger,
-            pin_memory=state.world.device.type == "cuda",
-        )  # fmt: skip
+        # Loader processes are forked: a lock that another thread holds at that moment stays locked in them for ever.
+        # So they start before the callbacks' threads (watchdog, MLflow), which end with the stage.
+        loader = start_loader(state, processor)
+        for callback in state.callbacks:
+            callback.on_start(state)
         state.signals.stepping = True
         for batches in step_batches(loader, range(state.step, state.num_steps), read_skips(state)):
             state.step = batches.step

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +113,7 @@ def test_a_real_server_that_comes_late_gets_everything(
     monkeypatch.setattr("alignvlm.training.tracking.tracker.RETRY_SECONDS", 0.5)
     began = time.monotonic()
     tracker = Tracker(run_folder)
+    tracker.start()
     log_steps(run_folder, 1, 25)
     tracker.notify()
     assert time.monotonic() - began < 2  # nobody waits for the server
@@ -137,11 +139,28 @@ def test_a_server_that_never_comes_loses_nothing(run_folder: Run, monkeypatch: p
     monkeypatch.setattr("alignvlm.training.tracking.tracker.CLOSE_SECONDS", 5.0)
     log_steps(run_folder, 1, 5)
     tracker = Tracker(run_folder)
+    tracker.start()
     tracker.close()
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     mirror = Mirror(run_folder)
     mirror.sync()
     assert [step for step, _ in delivered(run_folder, mirror)] == [1, 2, 3, 4, 5]
+
+
+def test_no_thread_is_left_while_the_tracker_pauses(run_folder: Run) -> None:
+    before = set(threading.enumerate())
+    tracker = Tracker(run_folder)
+    assert set(threading.enumerate()) == before
+    log_steps(run_folder, 1, 5)
+    for _ in range(2):
+        tracker.start()
+        assert set(threading.enumerate()) > before
+        tracker.pause()
+        assert set(threading.enumerate()) == before
+    log_steps(run_folder, 6, 10)
+    tracker.close()
+    assert set(threading.enumerate()) == before
+    assert [step for step, _ in delivered(run_folder, Mirror(run_folder))] == list(range(1, 11))
 
 
 def test_the_environment_variables_of_mlflow_are_honoured(run_folder: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Tells the tracker when there is something to deliver; the delivery itself is `alignvlm.training.tracking.mirror`."""
+"""Tells the tracker when there is something to deliver; `alignvlm.training.tracking` delivers it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from alignvlm.training.tracking.tracker import Tracker
 
 
 class Tracking(Callback):
-    """One delivery per tracking interval, on rank 0."""
+    """One delivery per tracking interval, on rank 0. The tracker's thread lives as long as the stage."""
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
 
     def on_start(self, state: StageState) -> None:
-        self._tracker.notify()
+        self._tracker.start()
 
     def on_step(self, state: StageState, record: StepRecord) -> None:
         if state.step % state.recipe.tracking.interval == 0:
             self._tracker.notify()
 
     def on_end(self, state: StageState) -> None:
-        self._tracker.notify()
+        self._tracker.pause()

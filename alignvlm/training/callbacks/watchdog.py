@@ -1,11 +1,13 @@
 """A step that never ends: who is behind, with which samples, and where every thread stands; then exit for a restart.
 
-Each rank's thread writes a heartbeat file now and then. When this rank's step takes far longer than its predecessors,
-the thread reads all heartbeats: ranks that have made fewer steps, or have not reached the waiting, are the culprits.
+Each rank's thread posts a heartbeat now and then, in memory of rank 0's process. When this rank's step takes far longer
+than those before, the thread reads all heartbeats: ranks that have made fewer steps, or are still waiting for data, are
+the culprits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -14,19 +16,52 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
+from datetime import timedelta
 from statistics import median
 from typing import Any
 
 from alignvlm.training.callbacks.base import Callback, StageState
+from alignvlm.training.distributed import World
 from alignvlm.training.record import StepRecord
-from data_pipeline.files import write_atomic
 from data_pipeline.loading.collate import MicroBatch
 
 HANG = 76
 """Exit code after a hang."""
 MAX_KEYS = 20
 BEAT_SECONDS = 5.0
+STORE_SECONDS = 10.0
+"""How long a rank waits for an answer of rank 0's process."""
+
+
+class Heartbeats:
+    """The last heartbeat of every rank. Neither a dead nor a frozen rank 0 stops the others from reporting."""
+
+    def __init__(self, world: World, beat: dict[str, Any]) -> None:
+        """Every rank calls it with its first heartbeat."""
+        self._keys = [f"heartbeat/{rank}" for rank in range(world.size)]
+        self._mine = self._keys[world.rank]
+        self._store = world.open_store(timedelta(seconds=STORE_SECONDS))
+        self.post(beat)
+        world.barrier()  # all keys exist: reading them waits for none
+
+    def post(self, beat: dict[str, Any]) -> None:
+        """Replace this rank's heartbeat."""
+        with contextlib.suppress(RuntimeError):  # rank 0 is gone; `read` says so when it matters
+            self._store.set(self._mine, json.dumps(beat))
+
+    def read(self) -> list[dict[str, Any]] | None:
+        """All ranks' heartbeats, in rank order; None when rank 0 does not answer in time."""
+        answer: list[dict[str, Any]] = []
+
+        def ask() -> None:
+            with contextlib.suppress(RuntimeError):
+                answer.extend(json.loads(beat) for beat in self._store.multi_get(self._keys))
+
+        # The store's own timeout does not cover every wait for a process that is stopped: hence a thread.
+        asking = threading.Thread(target=ask, name="heartbeats", daemon=True)
+        asking.start()
+        asking.join(STORE_SECONDS)
+        return answer or None
 
 
 class Watchdog(Callback):
@@ -40,7 +75,8 @@ class Watchdog(Callback):
 
     def on_start(self, state: StageState) -> None:
         self._begin(state, [])
-        self._thread = threading.Thread(target=self._watch, args=(state,), name="watchdog", daemon=True)
+        heartbeats = Heartbeats(state.world, self._heartbeat())
+        self._thread = threading.Thread(target=self._watch, args=(state, heartbeats), name="watchdog", daemon=True)
         self._thread.start()
 
     def before_step(self, state: StageState, batches: Sequence[MicroBatch]) -> None:
@@ -52,6 +88,8 @@ class Watchdog(Callback):
 
     def on_end(self, state: StageState) -> None:
         self._done.set()
+        if self._thread is not None:
+            self._thread.join(STORE_SECONDS)
 
     def _begin(self, state: StageState, keys: list[str], phase: str = "in a step") -> None:
         self._beat = {
@@ -65,47 +103,50 @@ class Watchdog(Callback):
         usual = median(self._durations) if self._durations else 0.0
         return max(60 * limits.watchdog_minutes, limits.watchdog_factor * usual)
 
-    def _watch(self, state: StageState) -> None:
-        folder = state.run.folder.path / "heartbeats"
-        folder.mkdir(parents=True, exist_ok=True)
-        mine = folder / f"rank-{state.world.rank:05d}.json"
+    def _heartbeat(self) -> dict[str, Any]:
+        return self._beat | {"seconds": time.monotonic() - self._beat["since"], "host": os.uname().nodename}
+
+    def _watch(self, state: StageState, heartbeats: Heartbeats) -> None:
         interval = min(BEAT_SECONDS, 60 * state.recipe.resilience.watchdog_minutes / 4)
         while not self._done.wait(interval):
-            seconds = time.monotonic() - self._beat["since"]
-            write_atomic(mine, json.dumps(self._beat | {"seconds": seconds, "host": os.uname().nodename}))
-            if seconds > self.limit(state):
-                self._give_up(state, folder, seconds)
+            beat = self._heartbeat()
+            heartbeats.post(beat)
+            if beat["seconds"] > self.limit(state):
+                self._give_up(state, heartbeats, beat["seconds"])
 
-    def _give_up(self, state: StageState, folder: Path, seconds: float) -> None:
-        time.sleep(min(BEAT_SECONDS, self.limit(state) / 2))  # the others write their last heartbeat meanwhile
+    def _give_up(self, state: StageState, heartbeats: Heartbeats, seconds: float) -> None:
+        pause = min(BEAT_SECONDS, self.limit(state) / 2)
+        time.sleep(pause)  # the others post their last heartbeat meanwhile
+        beats = heartbeats.read()
         print(
             f"rank {state.world.rank}: step {self._beat['step'] + 1} of stage {state.stage.name} has taken "
-            f"{seconds:.0f} s, the limit is {self.limit(state):.0f} s\n{describe_lag(folder, state.world.size)}",
+            f"{seconds:.0f} s, the limit is {self.limit(state):.0f} s\n"
+            + (describe_lag(beats) if beats is not None else describe_alone(self._heartbeat())),
             file=sys.stderr,
         )
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         sys.stderr.flush()
+        if state.world.is_main:
+            time.sleep(BEAT_SECONDS + pause)  # its process holds the heartbeats, which the others still have to read
         os._exit(HANG)
 
 
-def describe_lag(folder: Path, world_size: int) -> str:
-    """Which ranks are behind the others, in which phase and with which samples; ranks without a heartbeat first."""
-    beats = []
-    for rank in range(world_size):
-        path = folder / f"rank-{rank:05d}.json"
-        if not path.exists():
-            return f"rank {rank} never wrote a heartbeat: it did not start"
-        beats.append(json.loads(path.read_text()))
+def describe_lag(beats: Sequence[dict[str, Any]]) -> str:
+    """Which ranks are behind the others, in which phase and with which samples."""
     last = max(b["step"] for b in beats)
     stuck_before = [b for b in beats if b["phase"] == "between steps"]
     behind = [b for b in beats if b["step"] < last] or (stuck_before if len(stuck_before) < len(beats) else [])
-    if not behind:
-        behind, text = beats, "all ranks are in the same step: a collective hangs, or the slowest of them computes\n"
-    else:
-        text = ""
-    for beat in behind:
-        keys = ", ".join(beat["keys"]) or "no samples yet (waiting for data)"
-        text += (
-            f"  lagging: rank {beat['rank']} on {beat['host']}, {beat['phase']} {beat['step'] + 1}, samples {keys}\n"
-        )
-    return text.rstrip()
+    if behind:
+        return "\n".join(map(_describe, behind))
+    everyone = "\n".join(map(_describe, beats))
+    return f"all ranks are in the same step: a collective hangs, or the slowest of them computes\n{everyone}"
+
+
+def describe_alone(beat: dict[str, Any]) -> str:
+    """What a rank says that cannot read the heartbeats of the others."""
+    return f"rank 0 does not answer: its process or its host is gone or frozen. This rank:\n{_describe(beat)}"
+
+
+def _describe(beat: dict[str, Any]) -> str:
+    keys = ", ".join(beat["keys"]) or "no samples yet (waiting for data)"
+    return f"  lagging: rank {beat['rank']} on {beat['host']}, {beat['phase']} {beat['step'] + 1}, samples {keys}"

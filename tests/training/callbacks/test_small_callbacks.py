@@ -1,0 +1,107 @@
+"""Callbacks of a few lines: connector statistics, metrics.jsonl, the progress bar, tracking."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from alignvlm.config.schema import Recipe
+from alignvlm.training.callbacks.connector_statistics import ConnectorStatistics
+from alignvlm.training.callbacks.metrics_log import MetricsLog, keep_until
+from alignvlm.training.callbacks.progress_bar import ProgressBar
+from alignvlm.training.callbacks.tracking import Tracking
+from data_pipeline.files import read_json_lines
+from tests.training.fakes import FakeWorld, record, stage_state
+
+
+def test_statistics_are_asked_for_once_per_interval_and_reach_the_record(recipe: Recipe, tmp_path: Path) -> None:
+    connector = SimpleNamespace(collect_statistics=False, last_statistics={})
+    trainer = SimpleNamespace(model=SimpleNamespace(connector=connector))
+    state, callback = stage_state(recipe, tmp_path, trainer=trainer), ConnectorStatistics()
+    callback.before_step(state, [])
+    assert not connector.collect_statistics  # step 1; the interval is 2
+    state.step = 1
+    callback.before_step(state, [])
+    assert connector.collect_statistics
+    connector.last_statistics = {"entropy": 2.0, "top_mass": 0.5}
+    step = record(2)
+    callback.on_step(state, step)
+    assert step.extra == {"connector_entropy": 2.0, "connector_top_mass": 0.5}
+    after = record(3)
+    callback.on_step(state, after)
+    assert after.extra == {}
+
+
+def test_metrics_are_lines_at_once_and_a_resumed_stage_drops_those_it_repeats(recipe: Recipe, tmp_path: Path) -> None:
+    state = stage_state(recipe, tmp_path)
+    log = MetricsLog()
+    log.on_start(state)
+    for step in range(1, 5):
+        log.on_step(state, record(step))
+        assert read_json_lines(state.run.folder.metrics)[-1] == record(step).to_json()
+    log.on_end(state)
+    state.step, again = 2, MetricsLog()
+    again.on_start(state)
+    again.on_step(state, record(3, loss=0.25))
+    again.on_end(state)
+    lines = [(line["step"], line["loss"]) for line in read_json_lines(state.run.folder.metrics)]
+    assert lines == [(1, 1.0), (2, 1.0), (3, 0.25)]
+    attempts = read_json_lines(state.run.folder.attempts)
+    assert [(a["stage"], a["resumed_at"]) for a in attempts] == [("connector", 0), ("connector", 2)]
+
+
+def test_other_ranks_write_no_metrics(recipe: Recipe, tmp_path: Path) -> None:
+    state = stage_state(recipe, tmp_path, world=FakeWorld(size=2, rank=1))
+    log = MetricsLog()
+    log.on_start(state)
+    log.on_step(state, record())
+    log.on_end(state)
+    assert not state.run.folder.metrics.exists()
+
+
+def test_keep_until_keeps_other_stages_and_drops_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"stage": stage, "step": step} for stage in ("first", "second") for step in (1, 2, 3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"stage": "sec')
+    keep_until(path, "second", 1)
+    assert read_json_lines(path) == rows[:4]
+    assert path.read_text().endswith("\n")
+    keep_until(tmp_path / "missing.jsonl", "second", 1)
+    assert not (tmp_path / "missing.jsonl").exists()
+
+
+def test_the_bar_begins_where_the_stage_resumes(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("alignvlm.progress.LOG_SECONDS", 0.0)
+    state, bar = stage_state(recipe, tmp_path, step=40), ProgressBar()
+    bar.on_start(state)
+    bar.on_step(state, record(41, loss=0.5))
+    bar.on_end(state)
+    shown = capsys.readouterr().out
+    assert "stage 1/2 connector: 41/100  loss 0.500  50 tokens/s" in shown
+    ProgressBar().on_end(state)  # an error before the start
+
+
+class Calls:
+    """A tracker that notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda: self.calls.append(name)
+
+
+def test_the_tracker_lives_as_long_as_the_stage_and_hears_of_every_interval(recipe: Recipe, tmp_path: Path) -> None:
+    tracker = Calls()
+    state, callback = stage_state(recipe, tmp_path), Tracking(tracker)  # type: ignore[arg-type]
+    callback.on_start(state)
+    for state.step in range(1, 5):
+        callback.on_step(state, record(state.step))
+    callback.on_end(state)
+    assert tracker.calls == ["start", "notify", "notify", "pause"]
