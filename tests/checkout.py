@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("alignvlm", "data_pipeline", "benchmarks", "docs", "ds_configs", "launch", "scripts", "tests")
+FOLDERS = ("alignvlm", "data_pipeline", "benchmarks", "docs", "ds_configs", "examples", "launch", "scripts", "tests")
 
 
 def copy_checkout(target: Path) -> Path:

@@ -1,12 +1,17 @@
-"""The story of a run: prepare, evaluate, train stage after stage, report. Called again, it goes on where it was."""
+"""The story of a run: prepare, evaluate, train stage after stage, report. Called again, it resumes."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from alignvlm.config import load_recipe
 from alignvlm.config.schema import Recipe
+from alignvlm.errors import UserError
 from alignvlm.evaluation.evaluate import evaluate
+from alignvlm.launch.local import is_launched
 from alignvlm.report.report import build_report
 from alignvlm.run_folder import Run, StageFolder
 from alignvlm.training import distributed
@@ -25,8 +30,33 @@ from alignvlm.training.stage import train_stage
 from alignvlm.training.tracking.tracker import Tracker
 
 
-def train(recipe: Recipe) -> int:
-    """Run the recipe to its end, or to an early stop with everything saved; returns the exit code."""
+def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = ()) -> int:
+    """Run a recipe to its end, or to an early stop with everything saved. Called again, it resumes.
+
+    Every rank of a job calls it. It starts no processes: without a launcher it runs as one process, whatever
+    `train.processes` says. Start your script with `torchrun --nproc-per-node N script.py` for N ranks.
+
+    Args:
+        recipe: a recipe, the name of a built-in one, or the path of a YAML file.
+        callbacks: your own; they see a record that the built-in callbacks have completed and may add to it before it is
+            written, and checkpoints keep their state. The same objects serve all stages.
+
+    Returns:
+        The exit code: 0 when the run is finished, 75 when it stopped early (a signal, a loss spike) and the same call
+        resumes it.
+
+    Raises:
+        UserError: a setting or a callback cannot work. DataError: data cannot be read.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(str(recipe))
+    all_callbacks(None, callbacks)  # a mistake is reported before anything is prepared
+    if recipe.train.processes > 1 and not is_launched():
+        print(
+            f"train.processes: {recipe.train.processes} has no effect here: this script runs as one process. Start it "
+            f"with `torchrun --nproc-per-node {recipe.train.processes} {sys.argv[0]}`",
+            flush=True,
+        )
     run = Run(recipe)
     if os.environ.get("RANK", "0") == "0":
         prepare(run)
@@ -35,7 +65,8 @@ def train(recipe: Recipe) -> int:
         world.barrier()
         tracker = Tracker(run) if world.is_main else None
         try:
-            return _train(run, world, tracker, Signals())
+            with Signals() as signals:
+                return _train(run, world, tracker, signals, callbacks)
         finally:
             if tracker is not None:
                 tracker.close()
@@ -43,12 +74,12 @@ def train(recipe: Recipe) -> int:
         distributed.stop()
 
 
-def _train(run: Run, world: World, tracker: Tracker | None, signals: Signals) -> int:
+def _train(run: Run, world: World, tracker: Tracker | None, signals: Signals, own: Sequence[Callback]) -> int:
     processor = run_processor(run)
     evaluate_stage(run, run.initial, world)
     for stage in run.recipe.stages.values():
         if not run.stage_folder(stage).has_export:
-            reason = train_stage(run, stage, world, processor, callbacks(tracker), signals)
+            reason = train_stage(run, stage, world, processor, all_callbacks(tracker, own), signals)
             if reason is not None:
                 if world.is_main:
                     print(f"stopped in stage {stage.name}: {reason}; the same command resumes here", flush=True)
@@ -59,12 +90,27 @@ def _train(run: Run, world: World, tracker: Tracker | None, signals: Signals) ->
     return 0
 
 
-def callbacks(tracker: Tracker | None) -> Sequence[Callback]:
-    """In the order they act: the record is complete before it is written, and written before a checkpoint."""
-    shown: list[Callback] = [ConnectorStatistics(), BadNumbers(), MetricsLog(), ProgressBar(), Watchdog()]
-    if tracker is not None:
-        shown.append(Tracking(tracker))
-    return [*shown, Checkpoints()]
+def all_callbacks(tracker: Tracker | None, own: Sequence[Callback] = ()) -> list[Callback]:
+    """The callbacks of a stage in the order they are called.
+
+    First those that complete the record, then the user's own, then those that write and show it, the checkpoints last:
+    a checkpoint holds the state of all others after the step.
+
+    Raises:
+        UserError: two callbacks have the same name, or one of the user's is no callback.
+    """
+    for callback in own:
+        if not isinstance(callback, Callback):
+            raise UserError(f"callbacks: {callback!r} is not an instance of alignvlm.Callback")
+    tracking = [Tracking(tracker)] if tracker is not None else []
+    ordered: list[Callback] = [
+        ConnectorStatistics(), BadNumbers(), *own, MetricsLog(), ProgressBar(), Watchdog(), *tracking, Checkpoints()
+    ]  # fmt: skip
+    names = [callback.name for callback in ordered]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"callbacks: two are named {name!r}; give your own class another name")
+    return ordered
 
 
 def evaluate_stage(run: Run, folder: StageFolder, world: World) -> None:

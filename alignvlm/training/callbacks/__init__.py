@@ -1,4 +1,4 @@
-"""What happens around a step and is not the step: one callback per file, called in the order they are listed."""
+"""What happens around a step and is not the step: one callback per file; `training.run` says in which order."""
 
 from alignvlm.training.callbacks.base import Callback, StageState
 

@@ -1,0 +1,49 @@
+"""Signals: remembered while there are steps to save, the end of the process outside them, as before in the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+from alignvlm.training.signals import HANDLED, REQUEUE, Signals
+from tests.checkout import ROOT
+
+
+def test_between_steps_the_first_signal_is_remembered() -> None:
+    with Signals() as signals:
+        assert signals.received is None
+        signals.stepping = True
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert signals.received == "SIGUSR1"
+
+
+def test_the_handlers_that_were_there_come_back() -> None:
+    before = [signal.getsignal(number) for number in HANDLED]
+    with Signals():
+        assert [signal.getsignal(number) for number in HANDLED] != before
+    assert [signal.getsignal(number) for number in HANDLED] == before
+
+
+def ended_by(program: str) -> tuple[int, str]:
+    """Exit code and errors of a process that runs `program` under the handlers."""
+    code = (
+        "import os, signal\nfrom alignvlm.training.signals import Signals\n"
+        f"with Signals() as signals:\n    {program}\nprint('went on')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert "went on" not in done.stdout
+    return done.returncode, done.stderr
+
+
+def test_outside_the_steps_a_signal_ends_the_process_with_the_code_for_another_start() -> None:
+    code, errors = ended_by("os.kill(os.getpid(), signal.SIGTERM)")
+    assert code == REQUEUE
+    assert "SIGTERM: ending at once; the same command resumes" in errors
+
+
+def test_a_second_interrupt_ends_the_process_at_once() -> None:
+    interrupt = "os.kill(os.getpid(), signal.SIGINT)"
+    assert ended_by(f"signals.stepping = True; {interrupt}; {interrupt}")[0] == REQUEUE
