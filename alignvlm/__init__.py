@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from alignvlm.connectors import register as register_connector
     from alignvlm.errors import UserError
     from alignvlm.evaluation.evaluate import evaluate
+    from alignvlm.metrics import register_metric
     from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
     from alignvlm.report.report import build_report
     from alignvlm.training.callbacks import Callback, StageState
@@ -36,6 +37,7 @@ __all__ = [
     "evaluate",
     "load_recipe",
     "register_connector",
+    "register_metric",
     "train",
 ]
 
@@ -52,6 +54,7 @@ _HOMES = {
     "build_report": "report.report",
     "evaluate": "evaluation.evaluate",
     "load_recipe": "config",
+    "register_metric": "metrics",
     "train": "training.run",
 }
 

@@ -63,7 +63,7 @@ def train_stage(
     )
     try:
         restore_callbacks(callbacks, found)
-        _run_steps(state, processor)
+        run_steps(state, processor)
         if state.stop_reason is None:
             export_stage(trainer.model, processor, folder.export, world)
     finally:
@@ -121,7 +121,8 @@ def start_loader(state: StageState, processor: AlignVLMProcessor) -> Iterable[li
     return loader.start()
 
 
-def _run_steps(state: StageState, processor: AlignVLMProcessor) -> None:
+def run_steps(state: StageState, processor: AlignVLMProcessor) -> None:
+    """Take the stage's steps until its end or until a callback or a signal stops it."""
     throughput = Throughput(state.recipe, state.stage, state.trainer.config, state.world)
     gc.freeze()  # what lives now stays: no later collection walks through it, and loader processes share its pages
     try:

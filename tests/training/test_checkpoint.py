@@ -14,20 +14,7 @@ import torch
 from alignvlm.training.checkpoints import store as checkpoint
 from alignvlm.training.checkpoints.background import snapshot
 from alignvlm.training.checkpoints.store import MANIFEST, TAG, CheckpointStore
-
-
-class OneRank:
-    """A world of one without a process group."""
-
-    rank, size, is_main = 0, 1, True
-
-    def barrier(self) -> None: ...
-
-    def broadcast(self, value):
-        return value
-
-    def all_gather(self, value):
-        return [value]
+from tests.training.fakes import FakeWorld
 
 
 class Engine:
@@ -46,7 +33,7 @@ class Engine:
 
 @pytest.fixture
 def store(tmp_path: Path) -> CheckpointStore:
-    return CheckpointStore(tmp_path / "checkpoints", OneRank(), keep_last=2, keep_every=40)
+    return CheckpointStore(tmp_path / "checkpoints", FakeWorld(), keep_last=2, keep_every=40)
 
 
 def save(store: CheckpointStore, *steps: int, engine: Engine | None = None) -> None:
@@ -105,7 +92,7 @@ def test_an_unfinished_save_is_no_checkpoint_and_is_cleared_away(store: Checkpoi
     store.attach(engine)
     assert store.begin(engine, {"step": 20}) is None  # the process dies here
     store.close()
-    again = CheckpointStore(store.folder, OneRank(), 2, None)
+    again = CheckpointStore(store.folder, FakeWorld(), 2, None)
     found = again.newest(print)
     assert found is not None
     assert found.step == 10

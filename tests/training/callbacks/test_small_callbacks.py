@@ -99,7 +99,7 @@ class Calls:
 
 def test_the_tracker_lives_as_long_as_the_stage_and_hears_of_every_interval(recipe: Recipe, tmp_path: Path) -> None:
     tracker = Calls()
-    state, callback = stage_state(recipe, tmp_path), Tracking(tracker)  # type: ignore[arg-type]
+    state, callback = stage_state(recipe, tmp_path), Tracking(tracker)
     callback.on_start(state)
     for state.step in range(1, 5):
         callback.on_step(state, record(state.step))

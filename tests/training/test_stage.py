@@ -1,0 +1,151 @@
+"""The steps of a stage: who is called in which order, what ends them, what a callback and the record get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from alignvlm.config.schema import Recipe
+from alignvlm.training import stage as stage_module
+from alignvlm.training.callbacks import Callback, StageState
+from alignvlm.training.record import StepRecord
+from alignvlm.training.stage import run_steps
+from alignvlm.training.step import StepCounts, StepResult, Votes
+from alignvlm.training.throughput import Speed
+from data_pipeline.errors import DataError
+from data_pipeline.loading.collate import MicroBatch
+from tests.training.fakes import micro_batch, stage_state
+
+
+class Notes(Callback):
+    """Writes down every call, and stops the stage after step `stop_after`."""
+
+    def __init__(self, calls: list[Any], stop_after: int | None = None) -> None:
+        self.calls, self.stop_after, self.records = calls, stop_after, list[StepRecord]()
+
+    def on_start(self, state: StageState) -> None:
+        self.calls.append("start")
+
+    def before_step(self, state: StageState, batches: Sequence[MicroBatch]) -> None:
+        assert [batch.step for batch in batches] == [state.step]
+        self.calls.append(("before", state.step))
+
+    def on_step(self, state: StageState, record: StepRecord) -> None:
+        self.records.append(record)
+        self.calls.append(("after", state.step))
+        if state.step == self.stop_after:
+            state.stop_reason = "enough"
+
+    def on_end(self, state: StageState) -> None:
+        self.calls.append("end")
+
+
+class Loader:
+    """The loader of a stage: notes its start."""
+
+    def __init__(self, calls: list[Any], first: int) -> None:
+        self.calls, self.first = calls, first
+
+    def start(self) -> Loader:
+        self.calls.append("loader")
+        return self
+
+    def __iter__(self) -> Any:
+        return ([micro_batch([2, 3], step=step)] for step in range(self.first, 100))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Calls of loader and callbacks, in order; steps are taken by nobody."""
+    noted: list[Any] = []
+    counts = StepCounts(supervised=3, samples=4, tokens=192, tiles=1, attended=9)
+    result = StepResult(0, 0.5, {"vision": 1e-3}, 1.5, counts, Votes(), False, 0.25)
+    monkeypatch.setattr(stage_module, "train_step", lambda *arguments: result)
+    speed = Speed(0.5, 384.0, 8.0, 0.1, 0.25, 1.0)
+    monkeypatch.setattr(stage_module, "Throughput", lambda *a: SimpleNamespace(measure=lambda *a: speed))
+    monkeypatch.setattr(stage_module.stage_data, "stage_loader", lambda *a, start_step, **k: Loader(noted, start_step))
+    return noted
+
+
+def state_of(recipe: Recipe, folder: Path, callback: Callback, **changes: Any) -> StageState:
+    signals = SimpleNamespace(received=None, stepping=False)
+    trainer = SimpleNamespace(config=None)
+    return stage_state(recipe, folder, callbacks=[callback], signals=signals, trainer=trainer, **changes)
+
+
+def test_loader_processes_start_before_callbacks_and_every_step_has_its_own_batches(
+    recipe: Recipe, tmp_path: Path, calls: list[Any]
+) -> None:
+    state = state_of(recipe, tmp_path, Notes(calls), step=2, num_steps=4)
+    run_steps(state, None)
+    steps = [("before", 2), ("after", 3), ("before", 3), ("after", 4)]
+    assert calls == ["loader", "start", *steps, "end"]
+    assert (state.step, state.stop_reason, state.signals.stepping) == (4, None, False)
+
+
+def test_the_record_says_what_the_step_did(recipe: Recipe, tmp_path: Path, calls: list[Any]) -> None:
+    callback = Notes(calls)
+    state = state_of(recipe, tmp_path, callback, num_steps=2, checkpoint_stall=0.75)
+    run_steps(state, None)
+    first, second = callback.records
+    assert (first.stage, first.step, first.loss, first.lr, first.grad_norm) == (
+        "connector",
+        1,
+        0.5,
+        {"vision": 1e-3},
+        1.5,
+    )
+    assert (first.tokens, first.samples, first.supervised, first.tiles) == (192, 4, 3, 1)
+    assert (first.seconds, first.tokens_per_second, first.data_wait) == (0.5, 384.0, 0.25)
+    assert first.fill == 192 / (4 * 192)
+    assert (first.checkpoint_stall, second.checkpoint_stall) == (0.75, 0.0)
+
+
+def test_a_callback_stops_the_stage_after_its_step(recipe: Recipe, tmp_path: Path, calls: list[Any]) -> None:
+    state = state_of(recipe, tmp_path, Notes(calls, stop_after=1))
+    run_steps(state, None)
+    assert calls == ["loader", "start", ("before", 0), ("after", 1), "end"]
+    assert (state.step, state.stop_reason) == (1, "enough")
+
+
+def test_a_signal_at_another_rank_stops_the_stage(
+    recipe: Recipe, tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = StepCounts(1, 1, 1, 1, 1)
+    voted = StepResult(0, 0.5, {}, 1.0, counts, Votes(stop=1, written=1), False, 0.1)
+    monkeypatch.setattr(stage_module, "train_step", lambda *arguments: voted)
+    state = state_of(recipe, tmp_path, Notes(calls))
+    run_steps(state, None)
+    assert state.stop_reason == "signal at another rank"
+    assert state.is_written
+
+
+def test_left_out_steps_are_passed_over_also_at_the_end(recipe: Recipe, tmp_path: Path, calls: list[Any]) -> None:
+    state = state_of(recipe, tmp_path, Notes(calls), num_steps=4)
+    state.folder.skipped_steps.write_text("[0, 2, 3]")
+    run_steps(state, None)
+    assert calls == ["loader", "start", ("before", 1), ("after", 2), "end"]
+    assert state.step == 4
+
+
+def test_a_stage_without_steps_left_starts_no_loader(recipe: Recipe, tmp_path: Path, calls: list[Any]) -> None:
+    run_steps(state_of(recipe, tmp_path, Notes(calls), step=4, num_steps=4), None)
+    assert calls == ["start", "end"]
+
+
+def test_callbacks_end_when_a_step_fails(
+    recipe: Recipe, tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> StepResult:
+        raise DataError("no data")
+
+    monkeypatch.setattr(stage_module, "train_step", fail)
+    state = state_of(recipe, tmp_path, Notes(calls))
+    with pytest.raises(DataError, match="no data"):
+        run_steps(state, None)
+    assert calls == ["loader", "start", ("before", 0), "end"]
+    assert not state.signals.stepping
