@@ -1,7 +1,7 @@
 """Writes metric_references.json: what two independent implementations say about the pairs below.
 
     pip install --no-deps --target DIR lmms-eval==0.7.3 anls-star==1.0.1 munkres
-    PYTHONPATH=DIR python tests/evaluation/make_metric_references.py
+    PYTHONPATH=DIR python tests/metrics/make_metric_references.py
 
 `lmms_eval` itself is not imported (its dependencies are heavy): its functions are compiled from its own source files.
 Not a test, and not needed by the tests.
