@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
+from alignvlm.plugins import import_plugins
 from alignvlm.settings import Bool, PositiveFloat, PositiveInt, filled, settings
 
 
@@ -104,6 +105,8 @@ def connector_kinds() -> list[str]:
 
 def options_class(kind: str) -> type[ConnectorOptions]:
     """The options of a kind. Raises ValueError naming the kinds that there are."""
+    if kind not in _OPTIONS:
+        import_plugins()  # an export names its kind, and no module: ALIGNVLM_IMPORTS does
     if kind not in _OPTIONS:
         raise ValueError(
             f"connector kind {kind!r} is unknown; known: {', '.join(_OPTIONS)}. A kind of your own is known once its "

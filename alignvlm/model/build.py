@@ -14,6 +14,7 @@ from alignvlm.model.backbones import language_config, vision_config
 from alignvlm.model.configuration import AlignVLMConfig
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
 from alignvlm.model.processing import AlignVLMProcessor
+from alignvlm.model.tiling import TilingSpec
 from alignvlm.model.tokenizer import END
 
 
@@ -21,8 +22,9 @@ def load_processor(recipe: Recipe) -> AlignVLMProcessor:
     """The recipe's processor, with the tokenizer that it names or that was trained for it.
 
     Raises:
-        UserError: neither is there.
+        UserError: neither is there, or a tile cannot be divided as the recipe says.
     """
+    spec = tiling_of(recipe)
     language = recipe.model.language
     if language.tokenizer is not None:
         folder = tokenizer_folder(recipe)
@@ -33,14 +35,22 @@ def load_processor(recipe: Recipe) -> AlignVLMProcessor:
         tokenizer = AutoTokenizer.from_pretrained(language.path)
     else:
         raise UserError("model.language: give a path (pretrained weights and tokenizer) or a tokenizer to train")
-    spec = AlignVLMConfig(
-        vision_config=vision_config(recipe), connector_config=asdict(recipe.model.connector),
-        tiles_config=asdict(recipe.model.tiles),
-    ).tiling  # fmt: skip
     template = language.chat_template
     if template is not None and template.endswith(".jinja"):
         template = Path(template).read_text()
     return AlignVLMProcessor(tokenizer, tiling=asdict(spec), chat_template=template)
+
+
+def tiling_of(recipe: Recipe) -> TilingSpec:
+    """How the recipe's model cuts images. Raises UserError where a tile cannot be divided as its settings say."""
+    config = AlignVLMConfig(
+        vision_config=vision_config(recipe), connector_config=asdict(recipe.model.connector),
+        tiles_config=asdict(recipe.model.tiles),
+    )  # fmt: skip
+    try:
+        return config.tiling
+    except ValueError as error:
+        raise UserError(f"recipe {recipe.name!r}: {error}") from error
 
 
 def tokenizer_folder(recipe: Recipe) -> Path:
