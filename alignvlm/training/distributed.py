@@ -99,9 +99,11 @@ def start(timeout_minutes: float) -> World:
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group, so that this process can join another one."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        import deepspeed.comm
+
+        deepspeed.comm.destroy_process_group()  # torch's own would leave DeepSpeed with groups that are gone
 
 
 def _quiet() -> None:

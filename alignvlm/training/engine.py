@@ -92,7 +92,7 @@ def zero3_construction(config: dict[str, Any]) -> Iterator[None]:
 
 
 def share_embeddings(model: AlignVLMForConditionalGeneration) -> None:
-    """Tell ZeRO-3 who uses a parameter that another module owns: it gathers it for them too.
+    """Register with ZeRO-3 the parameters that a module uses and another one owns, so that it gathers them for both.
 
     The connector reads the input embedding; the loss reads the LM head's weight without calling the head.
     """

@@ -41,7 +41,7 @@ def set_trainable(model: nn.Module, stage: StageConfig) -> None:
 
 
 def parameter_groups(model: nn.Module, stage: StageConfig) -> list[Group]:
-    """Trainable parameters by part, matrices apart from what takes no weight decay (vectors, norms, embeddings)."""
+    """Group trainable parameters by part and by whether they take weight decay (vectors, norms, embeddings do not)."""
     no_decay = {
         f"{name}.weight" for name, module in model.named_modules() if isinstance(module, (nn.Embedding, nn.LayerNorm))
     }
@@ -62,7 +62,7 @@ def parameter_groups(model: nn.Module, stage: StageConfig) -> list[Group]:
 
 
 def optimizer_groups(model: nn.Module, groups: list[Group]) -> list[dict[str, Any]]:
-    """The groups as a torch optimizer takes them."""
+    """The groups in the form that torch optimizers take."""
     parameters = dict(model.named_parameters())
     return [
         {"params": [parameters[n] for n in g.names], "lr": g.lr, "weight_decay": g.weight_decay, "name": g.part}
@@ -94,5 +94,5 @@ def set_lr(optimizer: Any, groups: list[Group], factor: float) -> dict[str, floa
 
 
 def _dimensions(parameter: nn.Parameter) -> int:
-    """Also of a parameter that ZeRO-3 has partitioned (its own shape is then flat and empty)."""
+    """Number of dimensions, also where ZeRO-3 has partitioned the parameter (its own shape is then flat and empty)."""
     return len(getattr(parameter, "ds_shape", parameter.shape))

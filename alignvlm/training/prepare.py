@@ -1,4 +1,4 @@
-"""What must exist before the first step: shards, tokenizer, measured lengths, and the initial model's export."""
+"""What must exist before the first step: shards, tokenizer, sample lengths, and the initial model's export."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alignvlm.training.checkpoints.export import save_export
 
 
 def prepare(run: Run) -> None:
-    """Make whatever is missing; a second call finds everything and does nothing. One process only.
+    """Make what is missing; a second call does nothing. One process only.
 
     Raises:
         UserError: the run folder belongs to another recipe, shards are missing, a setting cannot work.

@@ -74,7 +74,7 @@ def train_stage(
 def resume_trainer(
     run: Run, stage: StageConfig, world: World, plan: Plan, store: CheckpointStore, found: CheckpointInfo | None
 ) -> Trainer:
-    """The stage's engine as it was at the checkpoint, also when that was saved by another number of ranks.
+    """Build the stage's engine and load the checkpoint, also one that another number of ranks saved.
 
     Raises:
         UserError: when the data is not what the checkpoint was trained on.

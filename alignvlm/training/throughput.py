@@ -25,7 +25,7 @@ PEAK_TFLOPS = {
     "A800": 312,
     "L40S": 362,
 }
-"""Dense bf16 matrix products per second, by data sheet; the name must be part of the device's."""
+"""TFLOPS of dense bf16 matrix products, from data sheets; the key is part of the device's name."""
 
 
 class Speed(NamedTuple):

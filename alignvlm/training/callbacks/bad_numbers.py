@@ -18,9 +18,9 @@ from alignvlm.training.record import StepRecord
 from data_pipeline.files import write_atomic
 
 WINDOW = 50
-"""Steps whose median a loss is compared with."""
+"""Latest steps whose median loss a new loss is compared with."""
 MIN_STEPS = 10
-"""So many steps must have been seen before a loss counts as a spike."""
+"""Steps that must have been seen before a loss counts as a spike."""
 
 
 class BadNumbers(Callback):

@@ -12,7 +12,7 @@ from alignvlm.training.record import StepRecord
 class Checkpoints(Callback):
     """Begins saves on time and finishes them when all ranks have written; a failed one never ends the training.
 
-    The ranks learn that all have written with the sum that every step makes anyway (`state.is_written`).
+    The sum that every step makes anyway tells the ranks when all of them have written (`state.is_written`).
     """
 
     def on_start(self, state: StageState) -> None:
