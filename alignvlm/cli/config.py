@@ -1,4 +1,4 @@
-"""`alignvlm config show|list|check`: look at recipes without running them."""
+"""`alignvlm config show|list|check|schema`: look at recipes without running them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ def add_parser(subparsers: Any) -> None:
     check = actions.add_parser("check", help="check a recipe; name the first mistake with its line")
     add_recipe(check, "train.precision=fp32")
     check.set_defaults(handler=run_check)
+
+    schema = actions.add_parser("schema", help="print the JSON schema of recipes, for editors")
+    schema.set_defaults(handler=run_schema)
 
 
 def run_show(args: argparse.Namespace) -> int:
@@ -50,4 +53,15 @@ def run_check(args: argparse.Namespace) -> int:
     for stage in recipe.stages.values():
         read_strategy(stage)
     print(f"{args.recipe}: OK ({len(recipe.stages)} stages: {', '.join(recipe.stages)})")
+    return 0
+
+
+def run_schema(args: argparse.Namespace) -> int:
+    import json
+
+    from alignvlm.config.json_schema import json_schema
+    from alignvlm.plugins import import_plugins
+
+    import_plugins()
+    print(json.dumps(json_schema(), indent=2))
     return 0

@@ -1,0 +1,47 @@
+"""The JSON schema for editors takes what the loader takes, and refuses what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from alignvlm.config import find_recipe, list_recipes, load_recipe, recipe_to_dict
+from alignvlm.config.json_schema import json_schema
+from alignvlm.config.tree import read_tree
+
+
+@pytest.fixture(scope="module")
+def validator() -> Draft202012Validator:
+    schema = json_schema()
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
+
+
+def test_shipped_recipes_fit_as_written_and_resolved(validator: Draft202012Validator) -> None:
+    for name in list_recipes():
+        validator.validate(read_tree(find_recipe(name)).plain())
+        validator.validate(recipe_to_dict(load_recipe(name)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sede: 1",
+        "stages: {connector: {epochs: 0}}",
+        "stages: {connector: {name: x}}",
+        "model: {connector: {kind: mlp, num_latents: 3}}",
+        "model: {connector: {kind: other}}",
+        "train: {precision: fp8}",
+    ],
+)
+def test_mistakes_do_not_fit(validator: Draft202012Validator, text: str) -> None:
+    assert list(validator.iter_errors(yaml.safe_load(text)))
+
+
+def test_keys_are_described(validator: Draft202012Validator) -> None:
+    schema: dict[str, Any] = json_schema()
+    described = [schema, *(d for d in schema["$defs"].values() if "properties" in d)]
+    assert all("description" in value or "$ref" in value for d in described for value in d["properties"].values())
