@@ -21,8 +21,9 @@ def json_schema() -> dict[str, Any]:
     for options in kinds.values():
         definitions[options.__name__] = _stated(TypeAdapter(options).json_schema(), options)
     references = {kind: f"#/$defs/{options.__name__}" for kind, options in kinds.items()}
+    # Not oneOf: a recipe that inherits its kind states options only, and several kinds may have them.
     definitions["ConnectorOptions"] = {
-        "oneOf": [{"$ref": reference} for reference in references.values()],
+        "anyOf": [{"$ref": reference} for reference in references.values()],
         "discriminator": {"propertyName": "kind", "mapping": references},
     }
     for name, section in _sections(Recipe).items():

@@ -41,6 +41,11 @@ def test_mistakes_do_not_fit(validator: Draft202012Validator, text: str) -> None
     assert list(validator.iter_errors(yaml.safe_load(text)))
 
 
+@pytest.mark.parametrize("options", ["{}", "{hidden_size: 4}", "{kind: mlp, hidden_size: 4}"])
+def test_the_kind_of_a_connector_may_be_inherited(validator: Draft202012Validator, options: str) -> None:
+    validator.validate(yaml.safe_load(f"{{extends: other, model: {{connector: {options}}}}}"))
+
+
 def test_keys_are_described(validator: Draft202012Validator) -> None:
     schema: dict[str, Any] = json_schema()
     described = [schema, *(d for d in schema["$defs"].values() if "properties" in d)]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from jsonschema import Draft202012Validator
 from safetensors.torch import load_file
 
 from alignvlm.config import list_recipes, load_recipe
@@ -78,6 +80,13 @@ def test_its_own_checks_are_errors_of_the_recipe(recipe: Path) -> None:
     for use in (load_processor, build_network):
         with pytest.raises(UserError, match=r"'own'.*connector.window = 3 does not divide the 4 features"):
             use(loaded)
+
+
+def test_the_schema_for_editors_has_it(recipe: Path, command: Command) -> None:
+    load_recipe(str(recipe))  # imports the connector into this process
+    validator = Draft202012Validator(json.loads(command("config", "schema")))
+    assert validator.is_valid(yaml.safe_load(RECIPE))
+    assert not validator.is_valid(yaml.safe_load(RECIPE.replace("window: 2", "windows: 2")))
 
 
 @pytest.mark.integration
