@@ -114,4 +114,4 @@ def test_changed_shards_are_refused(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "other" / "fields").rename(tmp_path / "data" / "fields")
     output = run("train", str(TINY), cwd=tmp_path, code=2)
     assert "Traceback" not in output
-    assert "trained on other data or in another order" in output
+    assert "source 'fields': data/fields was made with" in output

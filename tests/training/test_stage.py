@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from alignvlm.config.schema import Recipe
+from alignvlm.errors import UserError
 from alignvlm.training import stage as stage_module
 from alignvlm.training.callbacks import Callback, StageState
+from alignvlm.training.checkpoints.store import CheckpointInfo
 from alignvlm.training.record import StepRecord
-from alignvlm.training.stage import run_steps
+from alignvlm.training.stage import resume_trainer, run_steps
 from alignvlm.training.step import StepCounts, StepResult, Votes
 from alignvlm.training.throughput import Speed
 from data_pipeline.errors import DataError
@@ -149,3 +151,10 @@ def test_callbacks_end_when_a_step_fails(
         run_steps(state, None)
     assert calls == ["loader", "start", ("before", 0), "end"]
     assert not state.signals.stepping
+
+
+def test_a_checkpoint_of_other_data_is_refused_before_the_engine_is_built(recipe: Recipe, tmp_path: Path) -> None:
+    state = stage_state(recipe, tmp_path)
+    found = CheckpointInfo(tmp_path / "step-00000005", {"step": 5, "position": {"step": 4}, "world_size": 1})
+    with pytest.raises(UserError, match=r"step-00000005: trained on other data or in another order: .*step 5 is now"):
+        resume_trainer(state.run, state.stage, state.world, state.plan, state.store, found)
