@@ -169,10 +169,16 @@ def stage_loader(
     )
 
 
-def prepare(recipe: Recipe, stages: Iterable[StageConfig], progress: Progress | None = None) -> AlignVLMProcessor:
-    """Everything that plans of these stages need: shards, tokenizer, sample lengths. Returns the processor."""
-    stages = list(stages)
-    whole = recipe.model.language.tokenizer is not None  # the tokenizer is trained on the text of all stages
+def prepare(
+    recipe: Recipe, stages: Iterable[StageConfig] | None = None, progress: Progress | None = None
+) -> AlignVLMProcessor:
+    """Make what plans of these stages need: shards, tokenizer, sample lengths. Returns the processor.
+
+    Without `stages`, what the whole run needs, its evaluation included.
+    """
+    # A tokenizer of the recipe's own is trained on the text of all stages.
+    whole = stages is None or recipe.model.language.tokenizer is not None
+    stages = list(recipe.stages.values() if stages is None else stages)
     ensure_shards(used_sources(recipe) if whole else stage_sources(recipe, *stages), progress)
     processor = ensure_processor(recipe)
     ensure_lengths(recipe, stages, processor, progress)

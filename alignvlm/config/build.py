@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from alignvlm.config.schema import Recipe
 from alignvlm.config.tree import Value, join
-from alignvlm.config.types import child_type, describe, field_types, section_of
+from alignvlm.config.types import child_type, choices, describe, field_types, section_of
 from alignvlm.connectors.options import ConnectorOptions, connector_kinds, options_class
 from alignvlm.errors import UserError
 from data_pipeline.errors import did_you_mean, nearest
@@ -41,7 +41,7 @@ def origins(tree: Value, key: str = "") -> dict[str, str]:
     """Dotted key -> the place where it was written."""
     places = {key: tree.where}
     for name, child in _children(tree):
-        places |= origins(child, f"{key}[{name}]" if isinstance(name, int) else join(key, name))
+        places |= origins(child, join(key, name))
     return places
 
 
@@ -77,7 +77,7 @@ def _raise_wrong(section: type, tree: Value, location: tuple[int | str, ...], ke
         if child is None:  # a list that is too short: the list itself is wrong
             break
         kind = child_type(kind, step, tree.plain())
-        key = f"{key}[{step}]" if isinstance(step, int) else join(key, str(step))
+        key = join(key, step)
         tree = child
     data = tree.plain()
     shown = "null" if data is None else str(data).lower() if isinstance(data, bool) else repr(data)
@@ -86,9 +86,8 @@ def _raise_wrong(section: type, tree: Value, location: tuple[int | str, ...], ke
     hint = ""
     if allowed == "text" and not isinstance(data, dict | list | None):
         hint = " (put it in quotes)"
-    if allowed.startswith("one of "):
-        near = did_you_mean(str(data), allowed.removeprefix("one of ").split(", "))
-        hint = f"; {near}" if near else ""
+    if near := did_you_mean(str(data), choices(kind)):
+        hint = f"; {near}"
     raise UserError(f"{tree.where}: {key or 'recipe'} is {shown}, but must be {allowed}{hint}")
 
 
@@ -101,7 +100,7 @@ def _check_keys(kind: Any, tree: Value, key: str) -> None:
             raise UserError(f"{child.where}: unknown key {join(key, name)!r}: {_hint(section, name, known)}")
         below = child_type(section, name, None)
         if below is not None and below is not Any:
-            _check_keys(below, child, f"{key}[{name}]" if isinstance(name, int) else join(key, name))
+            _check_keys(below, child, join(key, name))
 
 
 def _hint(section: Any, name: str, known: dict[str, Any]) -> str:

@@ -59,8 +59,10 @@ for first, resolvers in RecipeLoader.yaml_implicit_resolvers.items():
         RecipeDumper.add_implicit_resolver(tag, pattern, [first])
 
 
-def join(parent: str, key: str) -> str:
-    """Dotted key of a child."""
+def join(parent: str, key: str | int) -> str:
+    """Dotted key of a child: of a mapping's entry by its name, of a list's by its number."""
+    if isinstance(key, int):
+        return f"{parent}[{key}]"
     return f"{parent}.{key}" if parent else key
 
 

@@ -53,6 +53,12 @@ def section_of(kind: Any, value: Any = None) -> Any:
     return kind
 
 
+def choices(kind: Any) -> list[str]:
+    """The values of a type that lists them; [] for any other."""
+    kind = section_of(kind)
+    return [str(value) for value in typing.get_args(kind)] if typing.get_origin(kind) is Literal else []
+
+
 def describe(kind: Any) -> str:
     """What a value of this type must be: "a whole number, at least 1"."""
     if typing.get_origin(kind) in (Union, types.UnionType):
@@ -69,7 +75,7 @@ def describe(kind: Any) -> str:
                 limits.append(f"at most {mark.le:g}")
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
+        return f"one of {', '.join(choices(kind))}"
     if origin is list:
         return "a list"
     if origin is tuple:

@@ -18,9 +18,7 @@ def prepare(run: Run) -> None:
     """
     run.open()
     recipe = run.recipe
-    stage_data.ensure_shards(stage_data.used_sources(recipe), data_progress)
-    processor = stage_data.ensure_processor(recipe)
-    stage_data.ensure_lengths(recipe, recipe.stages.values(), processor, data_progress)
+    processor = stage_data.prepare(recipe, progress=data_progress)
     if not run.initial.has_export:
         model = build_model(recipe, processor)
         save_export(model, model.state_dict(), processor, run.initial.export)

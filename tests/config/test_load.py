@@ -247,15 +247,15 @@ def test_another_kind_of_connector_leaves_the_former_options_behind(base: Path) 
 
 def test_names_and_defaults_are_resolved(base: Path) -> None:
     overrides = ["evaluation={tasks: {heldout: {}}}", "data={sources: {heldout: {}, pages: {path: s3://bucket/pages}}}"]
-    overrides += ["stages.connector.mixture.forms=null", "train.deepspeed=zero2", "data.root=/root", "name=mine"]
+    overrides += ["stages.connector.mixture.forms=null", "train.deepspeed=zero2", "data.root=/shards", "name=mine"]
     recipe = load_recipe(str(base), overrides)
     assert [(stage.name, stage.number, stage.deepspeed) for stage in recipe.stages.values()] == [
         ("connector", 1, "zero2")
     ]
     assert {name: (source.name, source.folder) for name, source in recipe.data.sources.items()} == {
         "pages": ("pages", "s3://bucket/pages"),
-        "forms": ("forms", "/root/forms"),
-        "heldout": ("heldout", "/root/heldout"),
+        "forms": ("forms", "/shards/forms"),
+        "heldout": ("heldout", "/shards/heldout"),
     }
     task = recipe.evaluation.tasks["heldout"]
     assert (task.name, task.source) == ("heldout", "heldout")
