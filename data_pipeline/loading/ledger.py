@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 from data_pipeline.errors import LoadError
-from data_pipeline.files import read_new_lines
+from data_pipeline.files import read_new_lines, reason
 from data_pipeline.shards.sources import BadSample
 
+log = logging.getLogger(__name__)
+
+LINE = {"source": str, "shard": str, "key": str}
+"""What every line of the ledger has."""
 MIN_BAD = 10
 """This many bad samples are tolerated regardless of their fraction."""
 
@@ -20,7 +25,8 @@ MIN_BAD = 10
 class Ledger:
     """`quarantine.jsonl`: one line {"source", "shard", "key", "error"} per bad sample.
 
-    Ranks may share the file: a line is written under a lock after reading what others wrote.
+    Ranks may share the file: a line is written under a lock after reading what others wrote. Lines that the disk does
+    not take wait for the next bad sample.
 
     Args:
         path: the file; it and its folder are created with the first bad sample.
@@ -33,6 +39,7 @@ class Ledger:
         self.num_seen = self.num_bad = 0
         self._known: set[tuple[str, str, str]] = set()
         self._read = 0
+        self._waiting: list[BadSample] = []
 
     def record(self, num_seen: int, bad: Iterable[BadSample]) -> None:
         """Count `num_seen` samples, the bad ones among them, and write down those that are new.
@@ -43,7 +50,12 @@ class Ledger:
         self.num_seen += num_seen
         self.num_bad += len(bad)
         if bad:
-            self._write(bad)
+            self._waiting += bad
+            try:
+                self._write(self._waiting)
+                self._waiting = []
+            except OSError as error:
+                log.warning("%s cannot be written (%s): its lines wait in memory", self.path, reason(error))
             if self.num_bad > MIN_BAD and self.num_bad > self.max_bad_fraction * self.num_seen:
                 last = bad[-1]
                 raise LoadError(
@@ -57,17 +69,17 @@ class Ledger:
         with self.path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             self._catch_up(file)
-            for sample in bad:
-                key = (sample.source, sample.shard, sample.key)
-                if key not in self._known:
-                    self._known.add(key)
-                    file.write(json.dumps(vars(sample), ensure_ascii=False).encode() + b"\n")
+            samples = {(sample.source, sample.shard, sample.key): sample for sample in bad}
+            new = {key: vars(sample) for key, sample in samples.items() if key not in self._known}
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new.values())
+            file.write(lines.encode(errors="backslashreplace"))
             file.flush()
+            self._known |= new.keys()
             self._read = os.fstat(file.fileno()).st_size
 
     def _catch_up(self, file: BinaryIO) -> None:
         """Read what other processes or an earlier run wrote. A last line that a crash cut off is ended first."""
-        rows, end = read_new_lines(file, self._read)
+        rows, end = read_new_lines(file, self._read, LINE)
         self._known.update((row["source"], row["shard"], row["key"]) for row in rows)
         if end < os.fstat(file.fileno()).st_size:
             file.write(b"\n")

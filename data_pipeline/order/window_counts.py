@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.files import open_atomic
+from data_pipeline.files import load_array, read_or_make, reason, save_array
 
+log = logging.getLogger(__name__)
 _SAVE_FROM = 8
 """Epochs of fewer windows are counted again faster than their file is found."""
 
@@ -72,18 +74,21 @@ class WindowCounts:
         if epoch not in self._packs:
             path = self._path(epoch)
             rows: list[tuple[int, int, int]] = []
-            if path is not None and path.exists():
-                array = np.load(path, allow_pickle=False)
-                if array.shape == (self.num_windows, 3):
-                    rows = [tuple(row) for row in array.tolist()]
+            if path is not None:
+                rows = read_or_make(path, self._read, lambda: [])
             self._rows[epoch] = rows
             self._packs[epoch] = np.concatenate([[0], np.cumsum([row[0] for row in rows], dtype=np.int64)]).tolist()
         return self._packs[epoch]
+
+    def _read(self, path: Path) -> list[tuple[int, int, int]]:
+        return [tuple(row) for row in load_array(path, np.int64, (self.num_windows, 3)).tolist()]
 
     def _save(self, epoch: int) -> None:
         path = self._path(epoch)
         if path is None or self.num_windows < _SAVE_FROM:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open_atomic(path) as file:
-            np.save(file, np.asarray(self._rows[epoch], dtype=np.int64), allow_pickle=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_array(path, np.asarray(self._rows[epoch], dtype=np.int64))
+        except OSError as error:  # the next start counts again
+            log.warning("%s cannot be written (%s)", path, reason(error))

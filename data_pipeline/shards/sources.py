@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import open_atomic, read_json_lines, write_json_lines
+from data_pipeline.files import (
+    has_shape,
+    load_array,
+    must_write,
+    read_needed,
+    read_or_make,
+    save_array,
+    write_json_lines,
+)
 from data_pipeline.parallel import pool, usable_cores
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import Encoder, SampleError
@@ -60,14 +69,9 @@ def open_source(name: str, folder: str | os.PathLike[str], encoder: Encoder, pro
         raise DataError(
             f"{reader.storage.url}: samples are not measured for this processor yet; run `alignvlm data plan RECIPE`"
         )
-    measures = np.load(path, mmap_mode="r", allow_pickle=False)
-    if measures.shape != (len(reader), 2) or measures.dtype != np.uint32:
-        raise DataError(
-            f"{path} is damaged: {measures.dtype} {measures.shape}, expected uint32 ({len(reader)}, 2); delete it"
-        )
-    bad_path = _bad_path(path)
-    unusable = [BadSample(name, **row) for row in read_json_lines(bad_path)] if bad_path.exists() else []
-    return Source(name, reader, _fingerprint(reader, encoder), measures, unusable)
+    way_out = "`alignvlm data plan RECIPE` measures its samples anew"
+    measures, bad = read_needed(path, lambda path: _read(path, len(reader)), way_out)
+    return Source(name, reader, _fingerprint(reader, encoder), measures, [BadSample(name, **row) for row in bad])
 
 
 def measure_source(
@@ -80,12 +84,19 @@ def measure_source(
 ) -> Path:
     """Measure every sample of a folder unless it was done before; returns the file `measures-<fingerprint>.npy` in it.
 
-    Samples that cannot be measured get 0 tokens and a line in `measures-<fingerprint>.bad.jsonl`.
+    Samples that cannot be measured get 0 tokens and a line in `measures-<fingerprint>.bad.jsonl`. Damaged measures are
+    made anew.
     """
     reader = SourceReader(folder, prompt=prompt)
     path = _measures_path(reader, encoder)
-    if path.exists():
-        return path
+    read_or_make(path, lambda path: _read(path, len(reader)), lambda: _make(reader, encoder, num_processes, progress))
+    return path
+
+
+def _make(
+    reader: SourceReader, encoder: Encoder, num_processes: int | None, progress: Progress
+) -> tuple[np.ndarray, list[dict[str, str]]]:
+    """Measure all samples, and save what was measured."""
     total = len(reader)
     chunk = min(max(total // ((num_processes or usable_cores()) * 8), _CHUNK[0]), _CHUNK[1])
     ranges = [(begin, min(begin + chunk, total)) for begin in range(0, total, chunk)]
@@ -98,8 +109,8 @@ def measure_source(
             measures[begin:end] = rows
             bad += errors
             advance(end - begin)
-    _save(path, measures, bad)
-    return path
+    _save(_measures_path(reader, encoder), measures, bad)
+    return measures, bad
 
 
 def _measure(
@@ -138,10 +149,22 @@ def _bad_path(measures: Path) -> Path:
 
 
 def _save(path: Path, measures: np.ndarray, bad: list[dict[str, str]]) -> None:
-    try:
+    with must_write(path, "measures lie beside the shards: make their folder writable"):
         if bad:
             write_json_lines(_bad_path(path), bad)
-        with open_atomic(path) as file:
-            np.save(file, measures, allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}); measures lie beside the shards") from error
+        else:
+            _bad_path(path).unlink(missing_ok=True)
+        save_array(path, measures)
+
+
+def _read(path: Path, num_samples: int) -> tuple[np.ndarray, list[dict[str, str]]]:
+    """The measures, and what is wrong with the samples of 0 tokens. Raises what damage makes it raise."""
+    measures = load_array(path, np.uint32, (num_samples, 2))
+    bad_path = _bad_path(path)
+    bad = [json.loads(line) for line in bad_path.read_bytes().splitlines()] if bad_path.exists() else []
+    if not has_shape(bad, [{"shard": str, "key": str, "error": str}]):
+        raise ValueError(f"{bad_path.name} is damaged")
+    num_unusable = int(np.count_nonzero(measures[:, 0] == 0))
+    if len(bad) != num_unusable:
+        raise ValueError(f"{bad_path.name} names {len(bad)} of {num_unusable} unusable samples")
+    return measures, bad

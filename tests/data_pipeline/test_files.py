@@ -1,4 +1,4 @@
-"""Atomic writing and JSON lines: a crash at any moment leaves the old file, and a cut-off line hides no other."""
+"""Files that outlive a crash, damage and a full disk: atomic writing, caches, records, and what is needed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,31 @@ import json
 import os
 import subprocess
 import sys
+import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_pipeline.files import open_atomic, read_json_lines, read_new_lines, write_atomic, write_json_lines
+from data_pipeline.errors import DataError
+from data_pipeline.files import (
+    JsonLinesLog,
+    has_shape,
+    load_array,
+    must_write,
+    open_atomic,
+    read_json,
+    read_json_lines,
+    read_needed,
+    read_new_lines,
+    read_or_make,
+    save_array,
+    write_atomic,
+    write_json_lines,
+)
+from tests.fixtures.damage import DAMAGES, full_disk
 
 
 def test_text_bytes_and_arrays_replace_the_old_file(tmp_path: Path) -> None:
@@ -80,7 +98,8 @@ def test_remains_inside_a_file_are_left_out_with_a_warning(tmp_path: Path, caplo
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": 2, "b\n\x00\x00\n[3]\n\n{"a": 4}\n')
     assert read_json_lines(path) == [{"a": 1}, {"a": 4}]
-    assert [str(path) in record.getMessage() for record in caplog.records] == [True] * 3
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{path}: left out 3 damaged line(s)")
 
 
 def test_a_reader_that_follows_a_file_sees_every_line_once(tmp_path: Path) -> None:
@@ -98,6 +117,151 @@ def test_a_reader_that_follows_a_file_sees_every_line_once(tmp_path: Path) -> No
     assert [row["number"] for row in seen] == list(range(20))
 
 
-def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        read_json_lines(tmp_path / "none.jsonl")
+def test_records_that_are_missing_are_empty(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert read_json_lines(tmp_path / "none.jsonl") == []
+    assert read_json(tmp_path / "none.json") == {}
+    assert not caplog.messages
+    (tmp_path / "folder.jsonl").mkdir()
+    assert read_json_lines(tmp_path / "folder.jsonl") == []
+    assert "Is a directory" in caplog.text
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_records_are_read_as_far_as_they_can_be(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"stage": "a", "step": step} for step in range(9)]
+    write_json_lines(tmp_path / "rows.jsonl", rows)
+    whole = (tmp_path / "rows.jsonl").read_bytes()
+    (tmp_path / "rows.jsonl").write_bytes(DAMAGES[damage](whole))
+    found = read_json_lines(tmp_path / "rows.jsonl", {"stage": str, "step": int})
+    assert all(row in rows for row in found)
+    assert len(found) == {"cut": 4, "NULs at the end": 9, "NULs in the middle": 8}.get(damage, 0)
+    assert len(caplog.messages) <= 1
+    caplog.clear()
+    (tmp_path / "one.json").write_bytes(DAMAGES[damage](b'{"stage": "a", "step": 3}'))
+    assert read_json(tmp_path / "one.json", {"stage": str, "step": int}) == {}
+    (warning,) = caplog.messages
+    assert str(tmp_path / "one.json") in warning
+
+
+def test_shapes_of_json() -> None:
+    shape = {
+        "name": str,
+        "score": float,
+        "tags?": [str],
+        "by_stage?": {str: int},
+        "even?": lambda value: value % 2 == 0,
+    }
+    good = {"name": "x", "score": 1, "tags": ["a"], "by_stage": {"joint": 3}, "even": 4, "more": None}
+    assert has_shape(good, shape)
+    assert has_shape({"name": "x", "score": 0.5, "tags": None}, shape)
+    for wrong in (
+        {"name": 1}, {"score": "1"}, {"score": True}, {"score": None}, {"tags": "a"}, {"tags": [1]},
+        {"by_stage": {"joint": 0.5}}, {"by_stage": {"joint": 1 << 63}}, {"by_stage": []}, {"even": 3},
+    ):  # fmt: skip
+        assert not has_shape(good | wrong, shape), wrong
+    assert not has_shape({"name": "x"}, shape)
+    assert not has_shape([good], shape)
+
+
+OTHER_NUMBERS: dict[str, Callable[[bytes], bytes]] = {
+    "other numbers": lambda data: data.replace(np.int64(7).tobytes(), np.int64(8).tobytes()),
+    "no checksum": lambda data: data[:-16],
+}
+
+
+@pytest.mark.parametrize("damage", [*(set(DAMAGES) - {"wrong types"}), *OTHER_NUMBERS])
+def test_a_damaged_cache_is_made_anew_with_one_warning(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "numbers.npy"
+    array = np.arange(12).reshape(6, 2)
+
+    def make() -> np.ndarray:
+        save_array(path, array)
+        return array
+
+    def get() -> list[list[int]]:
+        return read_or_make(path, lambda path: load_array(path, np.int64, (6, 2)), make).tolist()
+
+    assert get() == array.tolist()  # there is none yet
+    assert np.load(path).tolist() == array.tolist()
+    whole = path.read_bytes()
+    path.write_bytes((DAMAGES | OTHER_NUMBERS)[damage](whole))
+    assert path.read_bytes() != whole
+    assert not caplog.messages
+    assert get() == array.tolist()
+    assert path.read_bytes() == whole
+    assert get() == array.tolist()
+    (warning,) = caplog.messages
+    assert f"{path} cannot be read and is made anew" in warning
+
+
+def test_an_array_of_another_shape_or_type_or_with_objects_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.npy"
+    save_array(path, np.zeros((6, 2), dtype=np.uint32))
+    for dtype, shape in ((np.int64, (6, 2)), (np.uint32, (2, 6)), (np.uint32, (12,))):
+        with pytest.raises(ValueError, match=r"it holds uint32 \(6, 2\), not"):
+            load_array(path, dtype, shape)
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="checksum"):
+        load_array(path, object, (1,))
+    with path.open("ab") as file:
+        file.write(b"\ncrc32 %08x\n" % zlib.crc32(path.read_bytes()))
+    with pytest.raises(ValueError, match="Python objects"):
+        load_array(path, object, (1,))
+
+
+def test_a_cache_of_something_else_is_made_anew_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "cache").write_text("of something else")
+    assert read_or_make(tmp_path / "cache", lambda path: None, lambda: 3) == 3
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "missing"])
+def test_what_is_needed_and_damaged_is_one_line(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "needed.json"
+    if damage != "missing":
+        path.write_bytes(DAMAGES[damage](b'{"a": 1}'))
+    with pytest.raises(DataError) as caught:
+        read_needed(path, lambda path: 1 / (json.loads(path.read_bytes())["a"] == 1), "copy it again")
+    message = str(caught.value)
+    assert message.startswith(f"{path} cannot be read (")
+    assert message.endswith("); copy it again")
+    assert "\n" not in message
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/x cannot be written \(Not a directory\); give another"):  # noqa: SIM117
+        with must_write(tmp_path / "file" / "x", "give another"):
+            write_atomic(tmp_path / "file" / "x", "text")
+
+
+def test_lines_wait_in_memory_while_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": -1}\n{"step": 0, "lo')  # a crash cut the last line off
+    log = JsonLinesLog(path)
+    rows = [{"step": step, "loss": 0.125} for step in range(60)]
+    with full_disk(1000):
+        for row in rows[:40]:
+            log.append(row)
+    assert path.stat().st_size == 1000
+    assert len(caplog.messages) == 1
+    assert "its lines wait in memory" in caplog.messages[0]
+    for row in rows[40:]:
+        log.append(row)
+    log.close()
+    assert read_json_lines(path) == [{"step": -1}, *rows]
+    with full_disk(path.stat().st_size):
+        again = JsonLinesLog(path)
+        again.append(rows[0])
+        again.close()
+    assert "1 line(s) could not be written and are lost" in caplog.messages[-1]
+
+
+def test_text_that_utf8_cannot_hold_is_written_as_its_escape(tmp_path: Path) -> None:
+    rows = [{"text": "\udc80 é"}]
+    write_json_lines(tmp_path / "rows.jsonl", rows)
+    assert read_json_lines(tmp_path / "rows.jsonl") == rows

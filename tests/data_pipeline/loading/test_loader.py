@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from data_pipeline.errors import DataError, LoadError
+from data_pipeline.files import read_json_lines
 from data_pipeline.loading.collate import MicroBatch, collate
 from data_pipeline.loading.ledger import Ledger
 from data_pipeline.loading.loader import build_loader
@@ -23,6 +24,7 @@ from data_pipeline.order.settings import PlanSettings
 from data_pipeline.samples.schema import Encoded
 from data_pipeline.shards.sources import BadSample, Source, measure_source, open_source
 from data_pipeline.shards.writer import write_shards
+from tests.fixtures.damage import full_disk
 
 SMALL = PlanSettings(sequence_length=120, global_batch_packs=8, window_shards=3, mix_block=32, pack_window=100)
 
@@ -195,6 +197,20 @@ def test_the_ledger_is_shared_and_survives_a_cut_line(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     assert len(lines) == 3
     assert json.loads(lines[2])["error"] == "é"
+
+
+def test_a_full_disk_keeps_bad_samples_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "q.jsonl"
+    ledger, other = Ledger(path, 1.0), Ledger(path, 1.0)
+    bad = [BadSample("a", "0.tar", f"k{i}", "broken \udc80") for i in range(4)]
+    ledger.record(1, bad[:1])
+    with full_disk(path.stat().st_size + 30):
+        ledger.record(1, bad[1:2])
+        ledger.record(1, bad[2:3])
+    assert "its lines wait in memory" in caplog.text
+    other.record(1, bad[:1])
+    ledger.record(1, bad[2:])
+    assert [row["key"] for row in read_json_lines(path)] == ["k0", "k1", "k2", "k3"]
 
 
 def test_stale_measures_are_named(source: Source, plan: Plan, encoder: Any, tmp_path: Path) -> None:

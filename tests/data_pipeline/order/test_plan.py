@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,34 @@ def test_counts_are_kept_in_the_cache(synthetic: Any, tmp_path: Any, monkeypatch
     monkeypatch.setattr(Plan, "_measure_window", lambda self, epoch, window: pytest.fail("counted again"))
     again = Plan(sources, {"a": 1}, SMALL, cache=tmp_path)
     assert (again.num_steps, again.position(40)) == (steps, position)
+
+
+def test_damaged_counts_are_counted_again(
+    synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sources = {"a": synthetic(5000)}
+    steps = Plan(sources, {"a": 1}, SMALL, cache=tmp_path).num_steps
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    other = np.load(path)
+    other[:, 0] += 1
+    with path.open("wb") as file:
+        np.save(file, other)
+    for damaged in (path.read_bytes(), whole[:-100], b"", bytes(len(whole))):
+        path.write_bytes(damaged)
+        caplog.clear()
+        assert Plan(sources, {"a": 1}, SMALL, cache=tmp_path).num_steps == steps
+        assert [f"{path} cannot be read and is made anew" in message for message in caplog.messages] == [True]
+        assert path.read_bytes() == whole
+
+
+def test_counts_that_cannot_be_kept_are_a_warning(
+    synthetic: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "plans").touch()
+    plan = Plan({"a": synthetic(5000)}, {"a": 1}, SMALL, cache=tmp_path / "plans")
+    assert plan.num_steps == Plan({"a": synthetic(5000)}, {"a": 1}, SMALL).num_steps
+    assert "cannot be written" in caplog.text
 
 
 def test_window_spans_few_shards(synthetic: Any) -> None:

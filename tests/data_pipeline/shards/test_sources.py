@@ -6,15 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from data_pipeline.errors import DataError
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.sources import measure_source, open_source
 from tests.data_pipeline.tars import picture, write_tar
+from tests.fixtures.damage import DAMAGES, full_disk
 
 
-def test_images_that_cannot_be_used_are_named_when_measured(tmp_path: Path, encoder: Any) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six samples, four of which cannot be used."""
     folder = tmp_path / "bad"
     chat = json.dumps(
         {"messages": [{"role": "user", "content": "<image>hm"}, {"role": "assistant", "content": "a"}]}
@@ -28,9 +33,45 @@ def test_images_that_cannot_be_used_are_named_when_measured(tmp_path: Path, enco
     members.append(("text.json", b"{"))
     write_tar(folder / "0.tar", members)
     index_shards(folder, num_processes=1)
+    return folder
+
+
+def test_images_that_cannot_be_used_are_named_when_measured(folder: Path, encoder: Any) -> None:
     measure_source(folder, encoder, num_processes=1)
     source = open_source("bad", folder, encoder)
     assert [bad.key for bad in source.unusable] == ["broken", "none", "list", "text"]
     assert source.measures[:, 0].astype(bool).tolist() == [True, False, False, True, False, False]
     with pytest.raises(SampleError, match="truncated"):
         source.reader[3]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [*((s, d) for s in (".npy", ".bad.jsonl") for d in (*DAMAGES, "missing")), (".npy", "other numbers")],
+)
+def test_damaged_measures_are_made_anew(
+    folder: Path, encoder: Any, damage: str, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    measures = measure_source(folder, encoder, num_processes=1)
+    good = open_source("bad", folder, encoder)
+    lengths, unusable = good.measures.tolist(), good.unusable
+    path = measures.with_suffix(suffix)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "other numbers":
+        path.write_bytes(path.read_bytes().replace(np.uint32(1).tobytes(), np.uint32(2).tobytes()))
+    elif damage != "wrong types" or suffix != ".npy":
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    else:
+        np.save(path, good.measures.astype(np.float64))
+    with pytest.raises(DataError, match="`alignvlm data plan RECIPE`"):
+        open_source("bad", folder, encoder)
+    measure_source(folder, encoder, num_processes=1)
+    again = open_source("bad", folder, encoder)
+    assert (again.measures.tolist(), again.unusable) == (lengths, unusable)
+    assert len(caplog.messages) == ((damage, suffix) != ("missing", ".npy"))
+
+
+def test_measures_that_cannot_be_written_are_one_line(folder: Path, encoder: Any) -> None:
+    with full_disk(100), pytest.raises(DataError, match=r"\.npy cannot be written \(File too large\); .* writable"):
+        measure_source(folder, encoder, num_processes=1)
