@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import alignvlm.model  # noqa: F401  # makes the Auto classes know the model type "alignvlm"
@@ -30,7 +29,7 @@ def main() -> None:
 
     content = [{"type": "image"}, {"type": "text", "text": arguments.question}]
     conversation = [{"role": "user", "content": content}]
-    inputs = processor.prepare_generation([conversation], [[Image.open(arguments.image)]]).to(device)
+    inputs = processor.prepare_generation([conversation], [[arguments.image]]).to(device)
     tokens = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, do_sample=False)
     answer = processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     print(answer.strip())

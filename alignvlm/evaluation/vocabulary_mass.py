@@ -19,6 +19,7 @@ from alignvlm.connectors.align import AlignConnector
 from alignvlm.errors import UserError
 from alignvlm.evaluation.items import spread
 from alignvlm.evaluation.vocabulary_view import probability_chunks
+from data_pipeline.samples.images import decode_image
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.reader import SourceReader
 
@@ -75,7 +76,7 @@ def measure_mass(
     total = torch.zeros(connector.vocab_size, dtype=torch.float64, device=model.device)
     num_images = num_tokens = 0
     for image in images:
-        tiles = torch.from_numpy(processor.spec.cut(image.convert("RGB")))
+        tiles = torch.from_numpy(processor.spec.cut(decode_image(image)))
         for part in tiles.split(_TILES):
             features = model.encode_tiles(part.to(model.device)).flatten(0, 1)  # [N, d]
             for p in probability_chunks(connector, features):

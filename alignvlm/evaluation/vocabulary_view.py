@@ -15,6 +15,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from alignvlm.connectors.align import AlignConnector
 from alignvlm.model.tiling import TilingSpec
+from data_pipeline.samples.images import decode_image
 
 MAX_CELLS = 1024
 """Images with more visual tokens are shown by their first tile alone, which is the overview where there is one."""
@@ -63,7 +64,8 @@ def vocabulary_view(model: Any, processor: Any, image: Image.Image, k: int = 5) 
     side = math.isqrt(spec.tokens_per_tile)
     if model.config.connector_config["kind"] != "align" or side**2 != spec.tokens_per_tile:
         return None
-    tiles, boxes = spec.cut(image.convert("RGB")), tile_boxes(spec, *image.size)
+    image = decode_image(image)
+    tiles, boxes = spec.cut(image), tile_boxes(spec, *image.size)
     shown = slice(1, None) if spec.overview and len(tiles) > 1 else slice(None)
     if len(tiles[shown]) * spec.tokens_per_tile > MAX_CELLS:
         shown = slice(0, 1)

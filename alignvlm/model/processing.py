@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from alignvlm.model.chat import CHATML, IMAGE, render_prompt, render_supervised
 from alignvlm.model.tiling import TilingSpec
+from data_pipeline.samples.images import ImageSource, decode_image
 from data_pipeline.samples.schema import IGNORE_INDEX, Encoded, Sample, SampleError
 
 
@@ -99,7 +99,7 @@ class AlignVLMProcessor(ProcessorMixin):
         return Encoded(ids, labels, np.concatenate(tiles) if tiles else none)
 
     def prepare_generation(
-        self, conversations: list[list[dict[str, Any]]], images: list[list[Image.Image]]
+        self, conversations: list[list[dict[str, Any]]], images: Sequence[Sequence[ImageSource]]
     ) -> BatchFeature:
         """Left-padded inputs of `generate` for conversations that await the assistant's turn.
 
@@ -111,10 +111,13 @@ class AlignVLMProcessor(ProcessorMixin):
     def __call__(
         self, images: Any = None, text: str | list[str] | None = None, return_tensors: str = "pt", **kwargs: Any
     ) -> BatchFeature:
-        """Rendered text (`apply_chat_template(..., tokenize=False)`, one `<image>` per image) and images in order."""
+        """Rendered text (`apply_chat_template(..., tokenize=False)`, one `<image>` per image) and images in order.
+
+        Images are what `decode_image` takes, also in nested lists, and become the pixels that training sees.
+        """
         texts = [text] if isinstance(text, str) else list(text or [])
         flat = _flat_images(images)
-        tiles = [self.spec.cut(image.convert("RGB")) for image in flat]
+        tiles = [self.spec.cut(decode_image(image)) for image in flat]
         arrays = [np.asarray(ids, np.int64) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
         placeholders = [int((ids == self.image_token_id).sum()) for ids in arrays]
         if sum(placeholders) != len(flat):
@@ -152,9 +155,9 @@ class AlignVLMProcessor(ProcessorMixin):
         return np.repeat(ids, repeats), np.repeat(labels, repeats)
 
 
-def _flat_images(images: Any) -> list[Image.Image]:
+def _flat_images(images: Any) -> list[ImageSource]:
     if images is None:
         return []
-    if isinstance(images, Image.Image):
+    if isinstance(images, ImageSource):
         return [images]
     return [image for entry in images for image in _flat_images(entry)]

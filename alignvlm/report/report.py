@@ -17,6 +17,7 @@ from alignvlm.report.run_data import RunData, StageData, quarantine_summary, rea
 from alignvlm.resources import resource
 from alignvlm.run_folder import VIEW_SUFFIX
 from data_pipeline.files import write_atomic
+from data_pipeline.samples.images import decode_image, image_size
 
 VIEWS = 4
 """Images with vocabulary tokens drawn over them."""
@@ -165,7 +166,7 @@ def _views(run: RunData) -> list[dict[str, Any]]:
         ]
         views.append(
             {
-                "drawing": draw_view(view, embed(picture), image_size(picture)),
+                "drawing": draw_view(view, embed(picture), image_size(picture.read_bytes())),
                 "task": task,
                 "history": history,
                 "uniform": math.log(view["vocabulary"]),
@@ -176,24 +177,13 @@ def _views(run: RunData) -> list[dict[str, Any]]:
 
 def embed(path: Path) -> str:
     """A picture as a data URI: its own PNG when small, else JPEG."""
-    from PIL import Image
-
     data, kind = path.read_bytes(), "png"
     if len(data) > MAX_PNG_BYTES:
         buffer = io.BytesIO()
-        with Image.open(path) as image:
-            image.convert("RGB").save(buffer, "JPEG", quality=85, optimize=True)
+        decode_image(data).save(buffer, "JPEG", quality=85, optimize=True)
         if buffer.tell() < len(data):
             data, kind = buffer.getvalue(), "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return image.size
 
 
 def format_duration(seconds: float) -> str:

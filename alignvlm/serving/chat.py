@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from alignvlm.errors import UserError
 from alignvlm.run_folder import check_export
+from data_pipeline.samples.images import decode_image
+from data_pipeline.samples.schema import SampleError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class ChatSession:
@@ -41,6 +44,6 @@ class ChatSession:
 
 def _open(path: Path) -> Image.Image:
     try:
-        return Image.open(path).convert("RGB")
-    except OSError as error:
+        return decode_image(path)
+    except SampleError as error:
         raise UserError(f"{path}: not a readable image ({error})") from error

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
+from data_pipeline.samples.images import image_bytes
+from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.storage import check_name
 
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -59,6 +61,6 @@ def _read(folder: Path, name: Any) -> bytes:
         raise DataError(f"image {name!r} is not a file name")
     path = folder / check_name(name)
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"image {path}: {error.strerror}") from error
+        return image_bytes(path)
+    except SampleError as error:
+        raise DataError(f"image {path}: {error}") from error

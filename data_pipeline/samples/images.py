@@ -1,21 +1,28 @@
-"""Image members: which files are a sample's images, their size from the header, and safe decoding to upright RGB.
+"""From bytes to pixels: which files are a sample's images, their size from the header, and decoding to upright RGB.
 
-Only plain raster formats are opened: never formats whose decoder starts another program.
+Training, evaluation, chat, previews and importers all call `decode_image`; nothing else opens an image. Only plain
+raster formats are read, none whose decoder starts another program. Colour profiles are left alone: the model sees the
+numbers that the file holds.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
-from typing import BinaryIO
+from pathlib import Path
+from struct import unpack_from
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
-from data_pipeline.samples.schema import MAX_IMAGE_PIXELS, SampleError
+from data_pipeline.samples.schema import SampleError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+"""The formats that are read."""
 EXTENSIONS = {
     "PNG": "png",
     "JPEG": "jpg",
@@ -26,10 +33,30 @@ EXTENSIONS = {
     "PPM": "ppm",
     "MPO": "jpg",
 }
+"""PIL's name of a format that was read -> file extension; MPO is what PIL calls a JPEG with several pictures."""
+MAX_IMAGE_BYTES = 256 * 1024**2
+"""Largest image file or member that is read."""
+MAX_IMAGE_PIXELS = 100_000_000
+"""Largest image that is decoded, width x height: a guard against decompression bombs."""
+
+ImageSource = bytes | str | os.PathLike | Image.Image
+"""An image as bytes, as a file, or as PIL opened it."""
+
 _IMAGE = re.compile(r"(?:(\d{1,6})\.)?(?:jpg|jpeg|png|webp|tif|tiff|bmp|gif|ppm|pgm|pbm)\Z")
 _ORIENTATION = 0x0112
-_ORIENTED = ("JPEG", "MPO", "WEBP")
 _SIDEWAYS = (5, 6, 7, 8)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the image upright."""
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+_PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 
 
 def image_members(extensions: Iterable[str]) -> list[str]:
@@ -42,51 +69,132 @@ def image_members(extensions: Iterable[str]) -> list[str]:
     return [extension for _, extension in sorted(numbered)]
 
 
-def image_size(stream: BinaryIO) -> tuple[int, int]:
-    """(width, height) from the header, after the orientation its EXIF data asks for. Raises what PIL raises."""
-    with _open(stream) as image:
+def decode_image(source: ImageSource) -> Image.Image:
+    """The upright RGB pixels of an image. Raises SampleError.
+
+    It is the first frame, turned as its metadata says; transparent parts become white, 16 bits are scaled to 8 and
+    floats from 0 to 1 to 0 to 255. A PIL image that needs nothing of this is returned itself; none is changed.
+    """
+    with _sample_errors():
+        if isinstance(source, Image.Image):
+            image = source
+        else:
+            image = _open(source if isinstance(source, bytes) else image_bytes(source))
+        if image.format is not None and image.format not in EXTENSIONS:
+            raise SampleError(f"{image.format} images are not read, only {', '.join(FORMATS)}")
+        check_size(*image.size)
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        rgb = _rgb(image)
+        if turn is not None:
+            rgb = rgb.transpose(turn)
+        if rgb is not source:
+            rgb.info.clear()  # else it would be turned again, and previews would carry its colour profile
+        return rgb
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(width, height) as `decode_image` will give them, from the header. Raises SampleError."""
+    with _sample_errors():
+        image = _open(data)
+        if image.format == "PNG" and _metadata_behind_pixels(data):
+            check_size(*image.size)
+            image.load()
         width, height = image.size
-        sideways = _orientation(image) in _SIDEWAYS
-    return (height, width) if sideways else (width, height)
+        if image.format == "TIFF" and _ORIENTATION in image.tag_v2:  # type: ignore[attr-defined]
+            return width, height  # PIL has turned it already
+        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
 
 
 def image_extension(data: bytes) -> str:
     """The file extension that fits these bytes. Raises SampleError when they are no image of a known format."""
+    with _sample_errors():
+        return EXTENSIONS[str(_open(data).format)]
+
+
+def image_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The content of an image file. Raises SampleError when it is missing, no regular file or too large."""
     try:
-        with _open(BytesIO(data)) as image:
-            return EXTENSIONS[str(image.format)]
-    except (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError) as error:
-        raise SampleError(f"not an image that can be read: {error}") from error
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise SampleError("not a regular file")
+        if status.st_size > MAX_IMAGE_BYTES:
+            raise SampleError(f"image of {status.st_size:,} bytes; at most {MAX_IMAGE_BYTES:,} are read")
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise SampleError(getattr(error, "strerror", None) or str(error)) from error
 
 
-def decode_image(data: bytes) -> Image.Image:
-    """Bytes of an image member as upright RGB; transparent parts become white. Raises SampleError."""
+def check_size(width: int, height: int) -> None:
+    """Raises SampleError for an image without pixels, and for one with more than are decoded."""
+    if width < 1 or height < 1:
+        raise SampleError(f"image of {width} x {height} pixels")
+    if width * height > MAX_IMAGE_PIXELS:
+        raise SampleError(f"image of {width} x {height} pixels; at most {MAX_IMAGE_PIXELS:,} are decoded")
+
+
+@contextmanager
+def _sample_errors() -> Iterator[None]:
+    """Whatever a decoder says of damaged bytes, as a SampleError of one line."""
     try:
-        image = _open(BytesIO(data))
-        width, height = image.size
-        if width * height > MAX_IMAGE_PIXELS:
-            raise SampleError(f"image of {width} x {height} pixels; at most {MAX_IMAGE_PIXELS:,} are decoded")
-        image.load()
-        return _upright_rgb(image)
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise SampleError(f"image cannot be decoded: {error}") from error
+        yield
+    except SampleError:
+        raise
+    except UnidentifiedImageError as error:
+        raise SampleError(f"image cannot be decoded: not an image of the formats {', '.join(FORMATS)}") from error
+    except Exception as error:  # PIL's decoders raise almost anything, KeyError and struct.error among it
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise SampleError(f"image cannot be decoded: {said}") from error
 
 
-def _open(stream: BinaryIO) -> Image.Image:
-    return Image.open(stream, formats=FORMATS)
+def _open(data: bytes) -> Image.Image:
+    return Image.open(BytesIO(data), formats=FORMATS)
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation; 1 is upright. Cameras' formats only: PNG would decode all its pixels first, PIL turns TIFF."""
-    return int(image.getexif().get(_ORIENTATION, 1)) if image.format in _ORIENTED else 1
+    """EXIF (or XMP) orientation as far as the image has been read; 1 is upright. Metadata that is damaged says 1."""
+    try:
+        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))  # PNG's own getexif would decode all its pixels
+    except Exception:  # as in _sample_errors
+        return 1
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    if _orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
+def _metadata_behind_pixels(png: bytes) -> bool:
+    """Whether chunks that may hold an orientation follow the pixels, where PIL sees them only after decoding."""
+    position, pixels_seen = 8, False
+    while position + 8 <= len(png):
+        length, kind = unpack_from(">I4s", png, position)
+        pixels_seen = pixels_seen or kind == b"IDAT"
+        if pixels_seen and kind in _PNG_METADATA:
+            return True
+        position += 12 + length
+    return False
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The image as it lies, as RGB; itself when it is RGB without transparency."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # PIL would clip these instead of scaling
+        image = Image.fromarray(_eight_bits(image))
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey, which PIL would clip instead of scaling
-        image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """Grey levels of 12, 16 or 32 bits as uint8 [H, W]. Raises SampleError where black and white are not known."""
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    bits = 12 if tags.get(_BITS_PER_SAMPLE) == (12,) else 16
+    white = 1 if image.mode == "F" else 2**bits - 1
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= white):  # also with NaN
+        raise SampleError(f"grey levels from {low} to {high}, but black is 0 and white is {white}")
+    grey = (values * 255 + 0.5 if image.mode == "F" else values >> (bits - 8)).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero, which PIL minds for 8 bits only
+        grey = 255 - grey
+    if isinstance(image.info.get("transparency"), int):
+        grey[values == image.info["transparency"]] = 255
+    return grey

@@ -17,10 +17,6 @@ IMAGE_PLACEHOLDER = "<image>"
 ROLES = ("system", "user", "assistant", "tool")
 MAX_JSON_BYTES = 16 * 1024**2
 """Largest .json or .txt member that is read."""
-MAX_IMAGE_BYTES = 256 * 1024**2
-"""Largest image member that is read."""
-MAX_IMAGE_PIXELS = 100_000_000
-"""Largest image that is decoded, width x height: a guard against decompression bombs."""
 MAX_IMAGES = 256
 """Most images of one sample."""
 IGNORE_INDEX = -100

@@ -14,10 +14,8 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.samples.decoding import decode_member
-from data_pipeline.samples.images import image_members
+from data_pipeline.samples.images import MAX_IMAGE_BYTES, check_size, image_members
 from data_pipeline.samples.schema import (
-    MAX_IMAGE_BYTES,
-    MAX_IMAGE_PIXELS,
     MAX_IMAGES,
     MAX_JSON_BYTES,
     Sample,
@@ -180,8 +178,8 @@ class SourceReader:
         if num_images > MAX_IMAGES:
             raise SampleError(f"{num_images} images; at most {MAX_IMAGES} are read")
         for size in entry.image_sizes:
-            if size is not None and size[0] * size[1] > MAX_IMAGE_PIXELS:
-                raise SampleError(f"image of {size[0]} x {size[1]} pixels; at most {MAX_IMAGE_PIXELS:,} are decoded")
+            if size is not None:
+                check_size(*size)
         meta = decode_member("json", data["json"]) if "json" in data else {}
         if not isinstance(meta, dict):
             raise SampleError(f"the .json member is a {type(meta).__name__}, not an object")

@@ -11,13 +11,11 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import BinaryIO
-
-from PIL import Image
 
 from data_pipeline.errors import DataError
 from data_pipeline.samples.images import image_members, image_size
+from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.storage import check_name
 
 _MEMBER = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)\Z")
@@ -88,6 +86,6 @@ def _finish(sample: ScannedSample, images: dict[str, bytes], digest: hashlib._Ha
 def _header_size(data: bytes) -> tuple[int, int] | None:
     """(width, height); None for bytes that no decoder takes, whose sample is left out when it is measured."""
     try:
-        return image_size(BytesIO(data))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        return image_size(data)
+    except SampleError:
         return None

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from data_pipeline.errors import DataError
-from data_pipeline.samples.images import image_extension
+from data_pipeline.samples.images import decode_image, image_extension
 from data_pipeline.samples.schema import SampleError, check_key, normalise_messages
 from data_pipeline.shards.index import Manifest, index_shards
 
@@ -29,9 +29,9 @@ def write_shards(
 ) -> Manifest:
     """Write records as shards of at most `samples_per_shard` samples and about `shard_bytes` bytes.
 
-    A record is {"key": str, "messages": [...], "images": [PIL images or bytes of image files], **meta}. Images become
-    lossless PNG; bytes stay as they are. Written beside the folder and renamed at the end, so a crash leaves nothing
-    that looks whole.
+    A record is {"key": str, "messages": [...], "images": [PIL images or bytes of image files], **meta}. PIL images
+    become lossless PNG of the pixels that training sees; bytes stay as they are. Written beside the folder and renamed
+    at the end, so a crash leaves nothing that looks whole.
 
     Raises:
         DataError: the folder is not empty, a record is not a valid sample, or there is none.
@@ -102,5 +102,5 @@ def to_members(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _png(image: Image.Image) -> bytes:
     buffer = BytesIO()
-    image.save(buffer, "PNG")
+    decode_image(image).save(buffer, "PNG")
     return buffer.getvalue()

@@ -53,6 +53,14 @@ def test_small_and_page_sized_images() -> None:
     assert spec.num_tiles(5000, 5000) == 10
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 100_000), (100_000, 1), (3, 60_000)])
+def test_extreme_aspect_ratios_keep_some_ink(size: tuple[int, int]) -> None:
+    spec = TilingSpec(tile_size=32, tokens_per_tile=4)
+    tiles = spec.cut(Image.new("RGB", size))
+    assert tiles.shape == (spec.num_tiles(*size), 3, 32, 32)
+    assert all(tile.min() == 0 for tile in tiles)
+
+
 def test_a_grid_of_exact_tiles_keeps_every_pixel() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
     tiles = TilingSpec(tile_size=32, tokens_per_tile=4, overview=False).cut(Image.fromarray(pixels))
