@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,9 +16,12 @@ from data_pipeline.errors import DataError
 from data_pipeline.samples.images import image_members, image_size
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.storage import check_name
+from data_pipeline.shards.tarheaders import Member, TarDamage, read_members
 
 _MEMBER = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)\Z")
 _META_PREFIX = "__"
+_PIECE = 16 * 1024**2
+"""Bytes that are read at once."""
 
 
 @dataclass
@@ -36,45 +38,75 @@ class ScannedSample:
 
 
 def scan_tar(file: BinaryIO, size: int, name: str) -> Iterator[ScannedSample]:
-    """The samples of a tar stream of `size` bytes. Raises DataError for damaged, truncated or unsafe archives."""
+    """The samples of a tar file of `size` bytes.
+
+    Raises:
+        DataError: the archive is damaged, cut off or unsafe; the message names the place and the samples before it.
+    """
     current: ScannedSample | None = None
     images: dict[str, bytes] = {}
     digest = hashlib.sha256()
     seen: set[str] = set()
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (info := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]
-                if not info.isreg() or info.name.rsplit("/", 1)[-1].startswith(_META_PREFIX):
-                    continue
-                check_name(info.name)
-                match = _MEMBER.match(info.name.removeprefix("./"))
-                if match is None:
-                    continue
-                key, extension = match[1], match[2].lower()
-                if info.sparse is not None or info.offset_data + info.size > size:
-                    raise DataError(f"{name}: member {info.name!r} is sparse or cut off; write the shard again")
-                if current is None or key != current.key:
-                    if current is not None:
-                        yield _finish(current, images, digest)
-                    if key in seen:
-                        raise DataError(f"{name}: the key {key!r} comes twice; members of a sample must be neighbours")
-                    seen.add(key)
-                    current, images, digest = ScannedSample(key), {}, hashlib.sha256()
-                if extension in current.members:
-                    raise DataError(f"{name}: the member {info.name!r} comes twice")
-                stream = tar.extractfile(info)
-                assert stream is not None
-                data = stream.read()
-                current.members[extension] = (info.offset_data, info.size, zlib.crc32(data))
-                digest.update(f"{key}.{extension}:{len(data)}:".encode())
-                digest.update(data)
-                if image_members([extension]):
-                    images[extension] = data
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{name}: not a whole tar archive ({error}); write or download the shard again") from error
+        for member in read_members(file, size):
+            match = _MEMBER.match(member.name.removeprefix("./"))
+            if not member.is_file or member.name.rsplit("/", 1)[-1].startswith(_META_PREFIX):
+                continue
+            _check_name(member)
+            if match is None:
+                continue
+            key, extension = match[1], match[2].lower()
+            if member.is_sparse:
+                raise TarDamage(member.header, f"the member {member.name!r} is sparse")
+            if current is None or key != current.key:
+                if current is not None:
+                    yield _finish(current, images, digest)
+                if key in seen:
+                    raise TarDamage(member.header, f"the key {key!r} comes twice; a sample's members are neighbours")
+                seen.add(key)
+                current, images, digest = ScannedSample(key), {}, hashlib.sha256()
+            if extension in current.members:
+                raise TarDamage(member.header, f"the member {member.name!r} comes twice")
+            digest.update(f"{key}.{extension}:{member.size}:".encode())
+            crc, pieces, is_image = 0, [], bool(image_members([extension]))
+            for piece in _pieces(file, member):
+                crc = zlib.crc32(piece, crc)
+                digest.update(piece)
+                if is_image:
+                    pieces.append(piece)
+            current.members[extension] = (member.data, member.size, crc)
+            if is_image:
+                images[extension] = b"".join(pieces)
+    except TarDamage as damage:
+        last = f", the last one {current.key!r}" if current is not None else ""
+        way_out = "write or download the shard again"
+        if damage.offset == size:  # whole blocks, and nothing of a header
+            way_out += f", or, if no sample is missing, end it by `head -c 1024 /dev/zero >> {name}`"
+        raise DataError(
+            f"{name}: {damage} (byte {damage.offset:,}, after {len(seen)} samples{last}); {way_out}"
+        ) from damage
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
     if current is not None:
         yield _finish(current, images, digest)
+
+
+def _check_name(member: Member) -> None:
+    try:
+        check_name(member.name)
+    except DataError as error:
+        raise TarDamage(member.header, str(error)) from error
+
+
+def _pieces(file: BinaryIO, member: Member) -> Iterator[bytes]:
+    """The data of a member that the file stands at."""
+    left = member.size
+    while left:
+        piece = file.read(min(left, _PIECE))
+        if not piece:
+            raise TarDamage(member.header, f"the member {member.name!r} is cut off")
+        yield piece
+        left -= len(piece)
 
 
 def _finish(sample: ScannedSample, images: dict[str, bytes], digest: hashlib._Hash) -> ScannedSample:

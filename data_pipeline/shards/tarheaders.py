@@ -1,0 +1,185 @@
+"""The members of a tar archive, front to end: every header is checked, and damage is told from the end of the archive.
+
+Reads ustar, GNU and pax headers, nothing but where the members lie; samples are tarscan.py's business. Python's tarfile
+takes a damaged header, a zeroed block and the end of a cut file for the end of the archive, so it is not used here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+BLOCK = 512
+_ZEROS = bytes(BLOCK)
+_RECORD = 20 * BLOCK
+"""GNU tar, Python and webdataset fill an archive with zeros up to a multiple of this; others write the mark alone."""
+_MAX_PADDING = 1024**2
+"""More zeros at the end are no padding: downloads that were interrupted leave such files."""
+_MAX_EXTENDED = 1024**2
+"""Longest pax header or GNU long name that is read, bytes."""
+_FILES = (b"0", b"\0", b"7", b"S")
+_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
+_PAX, _PAX_OF_ALL = (b"x", b"X"), b"g"
+_LONG_NAME, _LONG_LINK, _SPARSE = b"L", b"K", b"S"
+
+
+class TarDamage(Exception):
+    """What is wrong with an archive, and at which byte."""
+
+    def __init__(self, offset: int, problem: str) -> None:
+        super().__init__(problem)
+        self.offset = offset
+
+
+class Member(NamedTuple):
+    """One entry of an archive. `header` and `data` are offsets, `size` counts bytes of data."""
+
+    name: str
+    header: int
+    data: int
+    size: int
+    is_file: bool
+    is_sparse: bool
+
+
+def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
+    """The members of a file of `size` bytes; when one is yielded, the file stands at its data and may be read.
+
+    An archive ends with zero blocks: two by the standard; one at the very end of the file will do, as old writers left
+    it. Archives that were joined are read one after the other.
+
+    Raises:
+        TarDamage: anything that is neither a header with a valid checksum and a possible size, nor the end.
+    """
+    start = position = 0
+    own: dict[str, bytes] = {}  # of the next member
+    common: dict[str, bytes] = {}  # of all members that follow
+    while True:
+        header = _read(file, position, min(BLOCK, size - position))
+        if header == _ZEROS and not own:
+            following = _behind_zeros(file, start, position, size)
+            if following is None:
+                return
+            start, position, common = following, following, {}
+            continue
+        if not header:
+            raise TarDamage(position, "the file ends without an end-of-archive mark")
+        if len(header) < BLOCK:
+            raise TarDamage(position, "the file is cut off inside a header")
+        kind, name, length = _parse(header, position, joined=0 < start == position)
+        data = position + BLOCK
+        if kind in _PAX or kind in (_PAX_OF_ALL, _LONG_NAME, _LONG_LINK):
+            if length > _MAX_EXTENDED or data + length > size:
+                raise TarDamage(position, f"an extended header of {length:,} bytes is longer than any that is read")
+            if kind == _LONG_NAME:
+                own.setdefault("path", _read(file, data, length).partition(b"\0")[0])
+            elif kind == _PAX_OF_ALL:
+                common |= _pax_records(_read(file, data, length), data)
+            elif kind in _PAX:
+                own = _pax_records(_read(file, data, length), data) | own
+        else:
+            stated = common | own
+            is_folder = kind == b"5" or (kind == b"\0" and name.endswith(b"/"))
+            name = stated["path"].rstrip(b"/") if "path" in stated else name
+            length = _decimal(stated["size"], position) if "size" in stated else length
+            if is_folder or kind in _WITHOUT_DATA:
+                length = 0
+            if data + length > size:
+                raise TarDamage(position, f"the member {_text(name)!r} of {length:,} bytes is cut off")
+            is_sparse = kind == _SPARSE or any(key.startswith("GNU.sparse.") for key in stated)
+            yield Member(_text(name), position, data, length, kind in _FILES and not is_folder, is_sparse)
+            own = {}
+        position = data + -(-length // BLOCK) * BLOCK
+
+
+def _behind_zeros(file: BinaryIO, start: int, begin: int, size: int) -> int | None:
+    """Where the next archive begins behind the zeros from `begin` on; None at the end of the file.
+
+    Zeros between two archives are as many as writers put there. Any others are a hole: the members there are lost.
+    """
+    position = begin
+    while position < size:
+        data = _read(file, position, min(1 << 16, size - position))
+        rest = data.lstrip(b"\0")
+        position += len(data) - len(rest)
+        if position - begin > _MAX_PADDING:
+            raise TarDamage(begin, f"more than {_MAX_PADDING:,} zero bytes are no padding but lost data")
+        if rest:
+            break
+    else:
+        return None
+    position -= position % BLOCK
+    mark = begin + 2 * BLOCK
+    filled = start + -(-(mark - start) // _RECORD) * _RECORD
+    if position not in (mark, filled):
+        raise TarDamage(begin, f"{position - begin:,} zero bytes with more data behind them are no end-of-archive mark")
+    return position
+
+
+def _read(file: BinaryIO, position: int, size: int) -> bytes:
+    """`size` bytes from `position`, none for a negative size."""
+    file.seek(position)
+    data = file.read(max(size, 0))
+    if len(data) < size:
+        raise TarDamage(position + len(data), "the file became shorter while it was read")
+    return data
+
+
+def _parse(header: bytes, position: int, joined: bool) -> tuple[bytes, bytes, int]:
+    """(type, name, size) of a header block whose checksum holds."""
+    checked = header[:148] + b" " * 8 + header[156:]
+    total = sum(checked)
+    try:
+        stated, size = _number(header[148:156]), _number(header[124:136])
+    except ValueError:
+        stated, size = -1, 0
+    if stated != total and stated != total - 256 * sum(byte > 127 for byte in checked):  # old writers' bytes had signs
+        if position == 0:
+            raise TarDamage(position, "not a tar archive; compressed ones are unpacked first")
+        what = "what lies behind the end-of-archive mark is not another archive" if joined else "a header is damaged"
+        raise TarDamage(position, what)
+    kind = header[156:157]
+    name, prefix = header[:100].partition(b"\0")[0], header[345:500].partition(b"\0")[0]
+    if size < 0:
+        raise TarDamage(position, f"the member {_text(name)!r} has the size {size:,}")
+    if prefix and kind not in (_LONG_NAME, _LONG_LINK, _SPARSE):
+        name = prefix + b"/" + name
+    return kind, name, size
+
+
+def _number(field: bytes) -> int:
+    """A number field: octal digits, or a signed binary number behind a set first bit."""
+    if field[0] & 0x80:
+        bits = 8 * len(field) - 1
+        value = int.from_bytes(field, "big") & ((1 << bits) - 1)
+        return value - (1 << bits) if field[0] & 0x40 else value
+    return int(field.partition(b"\0")[0].strip() or b"0", 8)
+
+
+def _pax_records(data: bytes, position: int) -> dict[str, bytes]:
+    """The records `LENGTH KEY=VALUE\\n` of a pax header."""
+    records = {}
+    begin = 0
+    while begin < len(data) and data[begin]:
+        digits = data[begin : begin + 20].partition(b" ")[0]
+        end = begin + (int(digits) if digits.isdigit() else 0)
+        key, equals, value = data[begin + len(digits) + 1 : end].partition(b"=")
+        if end > len(data) or not key or not equals or not value.endswith(b"\n"):
+            raise TarDamage(position + begin, "a pax header is damaged")
+        records[_text(key)] = value[:-1]
+        begin = end
+    return records
+
+
+def _decimal(value: bytes, position: int) -> int:
+    if not value.isdigit() or len(value) > 20:
+        raise TarDamage(position, f"a pax header states the size {_text(value)!r}")
+    return int(value)
+
+
+def _text(raw: bytes) -> str:
+    """A name; one that is not UTF-8 is read as Latin-1, in which every byte is a letter."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
