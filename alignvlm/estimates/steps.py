@@ -13,7 +13,8 @@ from alignvlm.model.build import load_processor, tokenizer_folder
 from alignvlm.model.flops import Work
 from alignvlm.model.network import Dimensions
 from alignvlm.stage_data import stage_plan, stage_sources
-from data_pipeline.shards.index import MANIFEST
+from data_pipeline.shards.sidecars import is_indexed
+from data_pipeline.shards.storage import open_storage
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def stage_volume(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume
 
 def shards_are_here(recipe: Recipe, stage: StageConfig) -> bool:
     """Whether all shards of the stage, and the tokenizer that measures them, are on this machine."""
-    if not all((Path(source.folder) / MANIFEST).is_file() for source in stage_sources(recipe, stage)):
+    if not all(is_indexed(open_storage(source.folder)) for source in stage_sources(recipe, stage)):
         return False
     path = recipe.model.language.path
     return (tokenizer_folder(recipe) if path is None else Path(path)).is_dir()
@@ -130,10 +131,10 @@ def _until(stage: StageConfig, steps: int) -> int:
 def _num_samples(source: SourceConfig, assumed: list[str]) -> int:
     """As many as the shards have where they are here, else as the recipe says."""
     from data_pipeline.shards.index import load_manifest
-    from data_pipeline.shards.storage import open_storage
 
-    if (Path(source.folder) / MANIFEST).is_file():
-        return load_manifest(open_storage(source.folder)).num_samples
+    storage = open_storage(source.folder)
+    if is_indexed(storage):
+        return load_manifest(storage).num_samples
     generated = source.generator_args.get("num_samples")
     stated = source.num_samples or (generated if isinstance(generated, int) else None)
     return int(_figure(stated, ASSUMED_SAMPLES, f"{source.name}.num_samples", assumed))

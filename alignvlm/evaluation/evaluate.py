@@ -27,7 +27,8 @@ from alignvlm.stage_data import open_reader
 from data_pipeline.errors import nearest
 from data_pipeline.files import read_json_lines, write_atomic, write_json_lines
 from data_pipeline.samples.schema import SampleError
-from data_pipeline.shards.index import MANIFEST
+from data_pipeline.shards.sidecars import MANIFEST, find_beside
+from data_pipeline.shards.storage import open_storage
 
 T = TypeVar("T")
 
@@ -119,12 +120,12 @@ class _Job:
     def identity(self, model_folder: Path) -> str:
         """Changes with the model's files, the shards' manifest, or a setting that the results depend on."""
         task, source = self.task, self.source
-        manifest = Path(source.folder) / MANIFEST
+        manifest = find_beside(open_storage(source.folder), MANIFEST)
         stats = [(p.name, p.stat()) for p in sorted(model_folder.iterdir())] if model_folder.is_dir() else []
         state = [
             EVALUATION_VERSION,
             [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
-            manifest.read_text(encoding="utf-8") if manifest.is_file() else source.path,
+            source.path if manifest is None else manifest.read_text(encoding="utf-8"),
             [source.prompt, task.limit, self.limit, task.max_new_tokens, self.settings.gallery],
             [[metric.name, metric.version] for metric in self.metrics],
         ]

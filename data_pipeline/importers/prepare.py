@@ -10,7 +10,8 @@ from typing import Any
 from data_pipeline.errors import DataError
 from data_pipeline.parallel import pool
 from data_pipeline.progress import Progress, silent
-from data_pipeline.shards.index import MANIFEST, Manifest, index_shards, load_manifest
+from data_pipeline.shards.index import Manifest, index_shards, load_manifest
+from data_pipeline.shards.sidecars import is_indexed
 from data_pipeline.shards.storage import open_storage
 from data_pipeline.shards.writer import write_shards
 
@@ -27,7 +28,7 @@ class FolderSpec:
 
 def prepare_folders(specs: Sequence[FolderSpec], progress: Progress = silent) -> None:
     """`prepare_folder` for several sources; those to be generated are generated at the same time, one per core."""
-    missing = [s for s in specs if s.generator is not None and not open_storage(s.folder).exists(MANIFEST)]
+    missing = [s for s in specs if s.generator is not None and not is_indexed(open_storage(s.folder))]
     with pool(None, len(missing)) as executor:
         if executor is not None:
             sizes = [int(spec.args.get("num_samples", 1)) for spec in missing]
@@ -59,7 +60,7 @@ def prepare_folder(
     storage = open_storage(folder)
     if generator is not None:
         return write_generated(name, folder, generator, args or {}, num_processes=num_processes, progress=progress)
-    if storage.exists(MANIFEST):
+    if is_indexed(storage):
         return load_manifest(storage)
     if not any(True for _ in storage.list(".tar")):
         raise DataError(
@@ -83,7 +84,7 @@ def write_generated(
 
     origin = {"generator": generator, "args": dict(args)}
     storage = open_storage(folder)
-    if storage.exists(MANIFEST):
+    if is_indexed(storage):
         manifest = load_manifest(storage)
         if manifest.origin != origin:
             raise DataError(

@@ -1,15 +1,17 @@
 """Sidecar indexes and the manifest of a folder of shards: what is where, and a fingerprint of the content.
 
-`<shard>.index.jsonl` lies beside `<shard>.tar`: a header line, then one line per sample. `manifest.json` lists the
+`<shard>.index.jsonl` belongs to `<shard>.tar`: a header line, then one line per sample. `manifest.json` lists the
 shards in the order that sample numbers follow. Own and foreign shards are indexed alike, by one pass over the tar.
+sidecars.py says where these files lie.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,20 +19,22 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.errors import DataError
-from data_pipeline.files import write_atomic
+from data_pipeline.errors import DataError, LoadError
+from data_pipeline.files import must_write, reason, write_atomic
 from data_pipeline.parallel import pool
 from data_pipeline.progress import Progress, silent
+from data_pipeline.shards.sidecars import MANIFEST, index_name, index_storage, searched, writable_place
 from data_pipeline.shards.storage import Storage, check_name, open_storage
 from data_pipeline.shards.tarscan import ScannedSample, scan_tar
 
-INDEX_VERSION = 1
-MANIFEST = "manifest.json"
+INDEX_VERSION = 2
+MANIFEST_VERSION = 1
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One line of the manifest; `sha256` is that of the shard's index: keys, places, checksums and content digest."""
+    """One line of the manifest; `sha256` is the digest of the shard's index: keys, places, checksums and content."""
 
     name: str
     samples: int
@@ -68,7 +72,7 @@ class Manifest:
     def save(self, folder: Path) -> None:
         rows = [[shard.name, shard.samples, shard.size, shard.sha256] for shard in self.shards]
         content = {
-            "version": INDEX_VERSION,
+            "version": MANIFEST_VERSION,
             "source": self.source,
             "fingerprint": self.fingerprint,
             "samples": self.num_samples,
@@ -83,33 +87,54 @@ class Manifest:
 
 def load_manifest(storage: Storage) -> Manifest:
     """The manifest of a folder. Raises DataError when it is missing, damaged, or of another version."""
-    if not storage.exists(MANIFEST):
-        raise DataError(
-            f"{storage.url}: no {MANIFEST}; run `alignvlm data index {storage.url}` on a folder of tar shards"
+    place = index_storage(storage)
+    path = f"{place.url}/{MANIFEST}"
+    if not place.exists(MANIFEST):
+        raise LoadError(
+            f"{storage.url}: no {MANIFEST}{searched(storage)}; "
+            f"run `alignvlm data index {storage.url}` on a folder of tar shards"
         )
     try:
-        content = json.loads(storage.read(MANIFEST))
-        if content["version"] != INDEX_VERSION:
-            raise DataError(
-                f"{storage.url}/{MANIFEST} has version {content['version']}, "
-                f"this code reads {INDEX_VERSION}; index again"
-            )
+        content = json.loads(place.read(MANIFEST))
+        if content["version"] != MANIFEST_VERSION:
+            raise DataError(f"{path} has version {content['version']}, this code reads {MANIFEST_VERSION}; index again")
         shards = [ShardInfo(check_name(name), samples, size, sha) for name, samples, size, sha in content["shards"]]
         manifest = Manifest(content["source"], shards, content.get("origin", {}))
+        stated = content["fingerprint"]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{storage.url}/{MANIFEST} is damaged ({error!r}); run `alignvlm data index {storage.url}`"
-        ) from error
-    if manifest.fingerprint != content["fingerprint"]:
-        raise DataError(
-            f"{storage.url}/{MANIFEST} was edited: its fingerprint does not match its shards; index the folder again"
-        )
+        raise DataError(f"{path} is damaged ({error!r}); run `alignvlm data index {storage.url}`") from error
+    if manifest.fingerprint != stated:
+        raise DataError(f"{path} was edited: its fingerprint does not match its shards; index the folder again")
     return manifest
 
 
-def index_name(shard: str) -> str:
-    """Name of the index beside a shard."""
-    return f"{shard.removesuffix('.tar')}.index.jsonl"
+def index_lines(storage: Storage, shard: ShardInfo) -> list[bytes]:
+    """The lines of a shard's index, one per sample.
+
+    An index that is missing or is not the manifest's is made anew from the shard, with a warning. Raises LoadError when
+    the shard too is another than the manifest's.
+    """
+    place, name = index_storage(storage), index_name(shard.name)
+    data = place.read(name) if place.exists(name) else b""
+    if index_digest(data) == shard.sha256:
+        return data.splitlines()[1:]
+    log.warning("%s/%s is damaged or missing and is made anew", place.url, name)
+    try:
+        data = scan_shard(storage, shard.name)
+    except DataError as error:
+        raise LoadError(str(error)) from error
+    if index_digest(data) != shard.sha256:
+        raise LoadError(
+            f"{storage.url}/{shard.name} is not the shard that {place.url}/{MANIFEST} lists; "
+            f"run `alignvlm data index {storage.url}`"
+        )
+    path = place.local_path(name)
+    try:
+        if path is not None:
+            write_atomic(path, data)
+    except OSError as error:
+        log.warning("%s cannot be written (%s)", path, reason(error))
+    return data.splitlines()[1:]
 
 
 def index_shards(
@@ -123,75 +148,100 @@ def index_shards(
     """Index every `*.tar` under a local folder and write its manifest. Raises DataError for damaged shards.
 
     Works on shards of any WebDataset writer, img2dataset's among them. Indexes that fit their shard by size and time
-    are kept.
+    are kept. What cannot be written beside the shards goes to a cache folder, and a line says so.
     """
     storage = open_storage(folder)
-    root = storage.local_path("x")
-    if root is None:
+    own = storage.local_path(MANIFEST)
+    if own is None:
         raise DataError(f"{storage.url}: only local folders are indexed")
-    root = root.parent
-    names = list(storage.list(".tar"))
+    root, names = own.parent, list(storage.list(".tar"))
     if not names:
         raise DataError(f"{root}: no .tar shards here")
+    place = writable_place(storage)
+    if place != root:
+        log.warning("%s cannot be written: its indexes are kept in %s", root, place)
     shards = []
     with pool(num_processes, len(names)) as executor, progress(f"index {source or root.name}", len(names)) as advance:
-        for shard in _indexed(executor, root, names):
+        for shard in _indexed(executor, storage, place, names):
             shards.append(shard)
             advance(1)
     manifest = Manifest(source or root.name, shards, origin or {})
-    manifest.save(root)
+    with must_write(place / MANIFEST, "make room or the folder writable"):
+        manifest.save(place)
+    if place != root and load_manifest(storage).fingerprint != manifest.fingerprint:
+        raise DataError(f"{root}/{MANIFEST} does not fit the shards and cannot be written; make {root} writable")
     return manifest
 
 
-def index_shard(root: Path, name: str) -> ShardInfo:
-    """Write the index of one shard; an index newer than its shard and of the same size is taken as it is."""
-    path, target = root / name, root / index_name(name)
-    size = path.stat().st_size
+def index_shard(storage: Storage, name: str, place: Path) -> ShardInfo:
+    """Write the index of one shard; one that is whole, newer than its shard and of the same size is taken as it is."""
+    path, target = storage.local_path(name), place / index_name(name)
+    assert path is not None
+    size = storage.size(name)
     if target.exists() and target.stat().st_mtime_ns >= path.stat().st_mtime_ns:
         data = target.read_bytes()
-        try:
-            header = json.loads(data.partition(b"\n")[0])
-            if (
-                header["version"] == INDEX_VERSION
-                and header["size"] == size
-                and data.count(b"\n") == header["samples"] + 1
-            ):
-                return ShardInfo(name, header["samples"], size, hashlib.sha256(data).hexdigest())
-        except (ValueError, KeyError, TypeError):
-            pass  # a damaged index is written anew below
-    with path.open("rb") as file:
-        data = index_bytes(list(scan_tar(file, size, str(path))), path.name, size)
-    write_atomic(target, data)
-    return ShardInfo(name, data.count(b"\n") - 1, size, hashlib.sha256(data).hexdigest())
+        header, digest = _header(data), index_digest(data)
+        if header.get("version") == INDEX_VERSION and header["size"] == size and header.get("digest") == digest:
+            return ShardInfo(name, header["samples"], size, digest)
+    data = scan_shard(storage, name)
+    with must_write(target, "make room or the folder writable"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, data)
+    return ShardInfo(name, data.count(b"\n") - 1, size, index_digest(data))
+
+
+def scan_shard(storage: Storage, name: str) -> bytes:
+    """The index of a shard, from the shard itself. Raises DataError for damaged shards."""
+    size, label = storage.size(name), storage.local_path(name) or f"{storage.url}/{name}"
+    with storage.open(name) as file:
+        return index_bytes(list(scan_tar(file, size, str(label))), name.rsplit("/", 1)[-1], size)
 
 
 def index_bytes(samples: list[ScannedSample], shard: str, size: int) -> bytes:
     """An index file: a header line, then one line per sample.
 
     {"key", "members": {extension: [offset, size, crc32]}, "sizes": [[width, height], …]}; the size of an image without
-    a readable header is null.
+    a readable header is null. The header's `sha256` is that of the content, its `digest` covers header and lines.
     """
     content = hashlib.sha256()
     for sample in samples:
         content.update(sample.digest)
-    header = {
-        "version": INDEX_VERSION,
-        "shard": shard,
-        "size": size,
-        "samples": len(samples),
-        "sha256": content.hexdigest(),
-    }
-    lines = [json.dumps(header)]
-    for sample in samples:
-        lines.append(
-            json.dumps(
-                {"key": sample.key, "members": sample.members, "sizes": sample.image_sizes}, separators=(",", ":")
-            )
-        )
-    return ("\n".join(lines) + "\n").encode()
+    header = {"shard": shard, "size": size, "samples": len(samples), "sha256": content.hexdigest()}
+    lines = "".join(
+        json.dumps({"key": sample.key, "members": sample.members, "sizes": sample.image_sizes}, separators=(",", ":"))
+        + "\n"
+        for sample in samples
+    ).encode()
+    head = {"version": INDEX_VERSION, **header, "digest": _digest(header, lines)}
+    return json.dumps(head).encode() + b"\n" + lines
 
 
-def _indexed(executor: ProcessPoolExecutor | None, root: Path, names: list[str]) -> Iterator[ShardInfo]:
+def index_digest(data: bytes) -> str:
+    """sha256 (hex) of an index file of any version, as the manifest has it; empty for damaged headers."""
+    header = _header(data)
+    return _digest(header, data.partition(b"\n")[2]) if header else ""
+
+
+def _digest(header: Mapping[str, Any], lines: bytes) -> str:
+    """Of the file that version 1 wrote, so that fingerprints stay and runs that began with it resume."""
+    first = {"version": 1, **{name: header[name] for name in ("shard", "size", "samples", "sha256")}}
+    return hashlib.sha256(json.dumps(first).encode() + b"\n" + lines).hexdigest()
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    """The header of an index file; empty when it is damaged."""
+    try:
+        header = json.loads(data.partition(b"\n")[0])
+    except ValueError:
+        return {}
+    needed = {"version", "shard", "size", "samples", "sha256"}
+    return header if isinstance(header, dict) and needed <= header.keys() else {}
+
+
+def _indexed(
+    executor: ProcessPoolExecutor | None, storage: Storage, place: Path, names: list[str]
+) -> Iterator[ShardInfo]:
     if executor is None:
-        return (index_shard(root, name) for name in names)
-    return executor.map(index_shard, [root] * len(names), names, chunksize=max(1, min(16, len(names) // 64)))
+        return (index_shard(storage, name, place) for name in names)
+    chunk = max(1, min(16, len(names) // 64))
+    return executor.map(index_shard, [storage] * len(names), names, [place] * len(names), chunksize=chunk)

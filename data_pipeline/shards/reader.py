@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.errors import DataError
 from data_pipeline.samples.decoding import decode_member
 from data_pipeline.samples.images import MAX_IMAGE_BYTES, check_size, image_members
 from data_pipeline.samples.schema import (
@@ -23,7 +22,7 @@ from data_pipeline.samples.schema import (
     caption_messages,
     normalise_messages,
 )
-from data_pipeline.shards.index import Manifest, index_name, load_manifest
+from data_pipeline.shards.index import Manifest, ShardInfo, index_lines, load_manifest
 from data_pipeline.shards.storage import Storage, open_storage
 
 MAX_OPEN_INDEXES = 256
@@ -48,14 +47,8 @@ def entry_label(source: str, entry: IndexEntry) -> str:
 class ShardIndex:
     """The lines of one index file; a line is parsed when it is asked for."""
 
-    def __init__(self, storage: Storage, shard: str, num_samples: int) -> None:
-        self.shard = shard
-        self.lines = storage.read(index_name(shard)).splitlines()[1:]
-        if len(self.lines) != num_samples:
-            raise DataError(
-                f"{storage.url}/{index_name(shard)} has {len(self.lines)} samples, "
-                f"the manifest says {num_samples}; index again"
-            )
+    def __init__(self, storage: Storage, shard: ShardInfo) -> None:
+        self.shard, self.lines = shard.name, index_lines(storage, shard)
 
     def __getitem__(self, number: int) -> IndexEntry:
         entry = json.loads(self.lines[number])
@@ -135,8 +128,7 @@ class SourceReader:
         shard = int(np.searchsorted(self.shard_starts, number, side="right")) - 1
         index = self._indexes.get(shard)
         if index is None:
-            info = self.manifest.shards[shard]
-            index = self._indexes[shard] = ShardIndex(self.storage, info.name, info.samples)
+            index = self._indexes[shard] = ShardIndex(self.storage, self.manifest.shards[shard])
             if len(self._indexes) > MAX_OPEN_INDEXES:
                 self._indexes.popitem(last=False)
         else:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, LoadError
 from data_pipeline.files import (
     has_shape,
     load_array,
@@ -24,6 +24,7 @@ from data_pipeline.parallel import pool, usable_cores
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import Encoder, SampleError
 from data_pipeline.shards.reader import SourceReader
+from data_pipeline.shards.sidecars import beside, searched, writable_place
 
 _CHUNK = (256, 20_000)
 """Fewest and most samples that one measuring task takes."""
@@ -64,14 +65,21 @@ class Source:
 def open_source(name: str, folder: str | os.PathLike[str], encoder: Encoder, prompt: str = "") -> Source:
     """A measured source. Raises DataError when the folder has no manifest or no measures for this encoder."""
     reader = SourceReader(folder, name, prompt)
-    path = _measures_path(reader, encoder)
-    if not path.exists():
-        raise DataError(
-            f"{reader.storage.url}: samples are not measured for this processor yet; run `alignvlm data plan RECIPE`"
-        )
-    way_out = "`alignvlm data plan RECIPE` measures its samples anew"
-    measures, bad = read_needed(path, lambda path: _read(path, len(reader)), way_out)
-    return Source(name, reader, _fingerprint(reader, encoder), measures, [BadSample(name, **row) for row in bad])
+    error: DataError = LoadError(
+        f"{reader.storage.url}: samples are not measured for this processor yet: no lengths"
+        f"{searched(reader.storage) or ' beside the shards'}; run `alignvlm data plan RECIPE`"
+    )
+    for path in beside(reader.storage, _measures_name(reader, encoder)):
+        try:
+            way_out = "`alignvlm data plan RECIPE` measures its samples anew"
+            measures, bad = read_needed(path, lambda path: _read(path, len(reader)), way_out)
+        except DataError as damaged:
+            error = damaged
+        else:
+            return Source(
+                name, reader, _fingerprint(reader, encoder), measures, [BadSample(name, **row) for row in bad]
+            )
+    raise error
 
 
 def measure_source(
@@ -82,21 +90,25 @@ def measure_source(
     num_processes: int | None = None,
     progress: Progress = silent,
 ) -> Path:
-    """Measure every sample of a folder unless it was done before; returns the file `measures-<fingerprint>.npy` in it.
+    """Measure every sample of a folder unless it was done before; returns the file `measures-<fingerprint>.npy`.
 
-    Samples that cannot be measured get 0 tokens and a line in `measures-<fingerprint>.bad.jsonl`. Damaged measures are
-    made anew.
+    It lies beside the shards, or in a cache folder where they cannot be written (sidecars.py). Samples that cannot be
+    measured get 0 tokens and a line in `measures-<fingerprint>.bad.jsonl`. Damaged measures are made anew.
     """
     reader = SourceReader(folder, prompt=prompt)
-    path = _measures_path(reader, encoder)
-    read_or_make(path, lambda path: _read(path, len(reader)), lambda: _make(reader, encoder, num_processes, progress))
+    name = _measures_name(reader, encoder)
+    for path in beside(reader.storage, name):
+        if read_or_make(path, lambda path: _read(path, len(reader)), lambda: None) is not None:
+            return path
+    path = writable_place(reader.storage) / name
+    _save(path, *_measure_all(reader, encoder, num_processes, progress))
     return path
 
 
-def _make(
+def _measure_all(
     reader: SourceReader, encoder: Encoder, num_processes: int | None, progress: Progress
 ) -> tuple[np.ndarray, list[dict[str, str]]]:
-    """Measure all samples, and save what was measured."""
+    """The measures of all samples, and what is wrong with those that have none."""
     total = len(reader)
     chunk = min(max(total // ((num_processes or usable_cores()) * 8), _CHUNK[0]), _CHUNK[1])
     ranges = [(begin, min(begin + chunk, total)) for begin in range(0, total, chunk)]
@@ -109,7 +121,6 @@ def _make(
             measures[begin:end] = rows
             bad += errors
             advance(end - begin)
-    _save(_measures_path(reader, encoder), measures, bad)
     return measures, bad
 
 
@@ -137,11 +148,8 @@ def _fingerprint(reader: SourceReader, encoder: Encoder) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _measures_path(reader: SourceReader, encoder: Encoder) -> Path:
-    path = reader.storage.local_path(f"measures-{_fingerprint(reader, encoder)}.npy")
-    if path is None:
-        raise DataError(f"{reader.storage.url}: measures are kept in local folders only")
-    return path
+def _measures_name(reader: SourceReader, encoder: Encoder) -> str:
+    return f"measures-{_fingerprint(reader, encoder)}.npy"
 
 
 def _bad_path(measures: Path) -> Path:
@@ -149,7 +157,7 @@ def _bad_path(measures: Path) -> Path:
 
 
 def _save(path: Path, measures: np.ndarray, bad: list[dict[str, str]]) -> None:
-    with must_write(path, "measures lie beside the shards: make their folder writable"):
+    with must_write(path, "make its folder writable"):
         if bad:
             write_json_lines(_bad_path(path), bad)
         else:

@@ -1,9 +1,9 @@
 """Where shards live: one small interface, chosen by the scheme of a folder's URL. Local folders now.
 
 A new kind of storage is a class with the methods of `Storage` and one entry of SCHEMES, which a user's own program may
-add too; readers never learn where bytes come from. Indexes, manifests and sample lengths are written to local folders
-only. `pipe:` would run a shell command from a data path and is refused; importers/fetch.py copies such shards when
-told so explicitly.
+add too; readers never learn where bytes come from. Indexes, manifests and sample lengths are written for local folders
+only (sidecars.py). `pipe:` would run a shell command from a data path and is refused; importers/fetch.py copies such
+shards when told so explicitly.
 """
 
 from __future__ import annotations
@@ -100,7 +100,10 @@ class LocalStorage:
 
     def read(self, name: str) -> bytes:
         with self.open(name) as file:
-            return file.read()
+            try:
+                return file.read()
+            except OSError as error:
+                raise LoadError(f"{self._path(name)} cannot be read: {error.strerror}") from error
 
     def list(self, suffix: str = "") -> Iterator[str]:
         if not self.folder.is_dir():

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.parallel import pool
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import SampleError
-from data_pipeline.shards.index import ShardInfo, index_bytes, index_name, load_manifest
+from data_pipeline.shards.index import ShardInfo, index_digest, load_manifest, scan_shard
 from data_pipeline.shards.reader import SourceReader
+from data_pipeline.shards.sidecars import index_name, index_storage
 from data_pipeline.shards.storage import open_storage
-from data_pipeline.shards.tarscan import scan_tar
 
 
 def verify_folder(
@@ -61,20 +59,19 @@ def _undecodable(reader: SourceReader, number: int) -> Iterator[str]:
 
 def _verify_shard(folder: str, shard: ShardInfo) -> list[str]:
     storage = open_storage(folder)
+    place, name = index_storage(storage), index_name(shard.name)
     if not storage.exists(shard.name):
         return [f"{shard.name}: missing"]
-    if not storage.exists(index_name(shard.name)):
-        return [f"{index_name(shard.name)}: missing"]
-    written = storage.read(index_name(shard.name))
-    if hashlib.sha256(written).hexdigest() != shard.sha256:
-        return [f"{index_name(shard.name)}: does not match the manifest; index again"]
-    size = storage.size(shard.name)
+    if not place.exists(name):
+        return [f"{name}: missing"]
+    written = place.read(name)
+    if index_digest(written) != shard.sha256:
+        return [f"{name}: does not match the manifest; index again"]
     try:
-        with storage.open(shard.name) as file:
-            found = index_bytes(list(scan_tar(file, size, shard.name)), Path(shard.name).name, size)
+        found = scan_shard(storage, shard.name)
     except DataError as error:
-        return [str(error)]
-    return [] if found == written else _differences(shard.name, written, found)
+        return [f"{shard.name}: damaged: {error}"]
+    return [] if index_digest(found) == shard.sha256 else _differences(shard.name, written, found)
 
 
 def _differences(shard: str, written: bytes, found: bytes) -> list[str]:

@@ -12,9 +12,12 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import must_write
 from data_pipeline.samples.images import decode_image, image_extension
 from data_pipeline.samples.schema import SampleError, check_key, normalise_messages
 from data_pipeline.shards.index import Manifest, index_shards
+
+_WAY_OUT = "choose a folder that can be written and has room"
 
 
 def write_shards(
@@ -43,7 +46,8 @@ def write_shards(
         raise DataError(f"{folder} is not empty; choose another folder or delete it")
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with must_write(partial, _WAY_OUT):
+        partial.mkdir(parents=True)
     files: list[BinaryIO] = []
 
     def opener(name: str) -> BinaryIO:  # webdataset's own opener would run `pipe:` names
@@ -66,7 +70,8 @@ def write_shards(
             if sample["__key__"] in seen:
                 raise DataError(f"{folder}: record {number}: the key {sample['__key__']!r} comes twice")
             seen.add(sample["__key__"])
-            writer.write(sample)
+            with must_write(partial, _WAY_OUT):
+                writer.write(sample)
     if not seen:
         shutil.rmtree(partial)
         raise DataError(f"{folder}: no records to write")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_pipeline.errors import DataError
-from data_pipeline.shards.index import index_name, index_shards, load_manifest
+from data_pipeline.errors import DataError, LoadError
+from data_pipeline.shards.index import index_shards, load_manifest
 from data_pipeline.shards.reader import SourceReader
+from data_pipeline.shards.sidecars import index_name
 from data_pipeline.shards.sources import measure_source, open_source
 from data_pipeline.shards.storage import open_storage
+from data_pipeline.shards.verify import verify_folder
 from data_pipeline.shards.writer import write_shards
 from tests.data_pipeline.tars import picture, write_tar
 
@@ -52,6 +57,72 @@ def test_indexing_again_keeps_what_fits_and_renews_the_rest(shard_folder: Path, 
     assert first.stat().st_mtime_ns == stamp
     first.write_text("{broken")
     assert index_shards(folder, source="copy", num_processes=1).fingerprint == manifest.fingerprint
+
+
+def exchange_members(index: Path) -> None:
+    """The first two samples of an index point to each other's members; every line and checksum is valid."""
+    lines = index.read_text().splitlines()
+    one, two = json.loads(lines[1]), json.loads(lines[2])
+    one["members"], two["members"] = two["members"], one["members"]
+    lines[1:3] = json.dumps(one, separators=(",", ":")), json.dumps(two, separators=(",", ":"))
+    index.write_text("\n".join(lines) + "\n")
+
+
+def cut_a_line(index: Path) -> None:
+    index.write_text(index.read_text().replace('"members"', '"mem', 1))
+
+
+@pytest.mark.parametrize("damage", [exchange_members, cut_a_line, Path.unlink])
+def test_an_index_that_is_not_the_manifests_is_made_anew(
+    tmp_path: Path, records: Any, damage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "edited"
+    manifest = write_shards(records(4), folder, num_processes=1)
+    index = folder / index_name("000000.tar")
+    whole = index.read_bytes()
+    damage(index)
+    assert len(verify_folder(folder, num_processes=1)) == 1
+    assert SourceReader(folder)[0].messages[-1]["content"][0]["text"] == "x"
+    assert caplog.messages == [f"{index} is damaged or missing and is made anew"]
+    assert index.read_bytes() == whole
+    damage(index)
+    assert index_shards(folder, source="edited", num_processes=1).fingerprint == manifest.fingerprint
+    assert index.read_bytes() == whole
+
+    damage(index)
+    write_shards(records(5), tmp_path / "other", num_processes=1)
+    (tmp_path / "other" / "000000.tar").replace(folder / "000000.tar")
+    with pytest.raises(LoadError, match=r"000000\.tar is not the shard that .*manifest\.json lists"):
+        SourceReader(folder).entry(0)
+
+
+def test_folders_indexed_by_version_1_are_read_and_keep_their_fingerprint(tmp_path: Path, records: Any) -> None:
+    folder = tmp_path / "old"
+    manifest = write_shards(records(4), folder, num_processes=1)
+    index = folder / index_name("000000.tar")
+    head, _, lines = index.read_text().partition("\n")
+    header = json.loads(head)
+    assert header.pop("digest") == manifest.shards[0].sha256
+    old = json.dumps(header | {"version": 1}) + "\n" + lines
+    assert hashlib.sha256(old.encode()).hexdigest() == manifest.shards[0].sha256  # as version 1 filled the manifest
+    index.write_text(old)
+    assert SourceReader(folder)[3].key == "s00003"
+    assert index.read_text() == old
+    assert verify_folder(folder, num_processes=1) == []
+    assert index_shards(folder, source="old", num_processes=1).fingerprint == manifest.fingerprint
+    assert json.loads(index.read_text().partition("\n")[0])["version"] == 2
+
+
+def test_damaged_shards_are_refused_and_verify_says_the_same(tmp_path: Path, records: Any) -> None:
+    folder = tmp_path / "cut"
+    write_shards(records(6), folder, num_processes=1)
+    shard = folder / "000000.tar"
+    os.truncate(shard, -(-len(shard.read_bytes().rstrip(b"\0")) // 512) * 512)
+    said = r"000000\.tar: the file ends without an end-of-archive mark \(byte [\d,]+, after 6 samples, .*'s00005'\)"
+    (problem,) = verify_folder(folder, num_processes=1)
+    assert re.search(said, problem)
+    with pytest.raises(DataError, match=said):
+        index_shards(folder, num_processes=1)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd.txt", "../up.txt", "a/../../up.txt"])

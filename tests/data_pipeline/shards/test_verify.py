@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from data_pipeline.samples.schema import SampleError
-from data_pipeline.shards.index import index_name
 from data_pipeline.shards.reader import SourceReader
+from data_pipeline.shards.sidecars import index_name
 from data_pipeline.shards.verify import verify_folder
 from data_pipeline.shards.writer import write_shards
 from tests.data_pipeline.tars import overwrite, write_tar
