@@ -42,7 +42,7 @@ ORDER = {
         ("order",),
         ("samples",),
         ("files", "parallel", "progress"),
-        ("errors",),
+        ("errors", "masking"),
     ),
 }
 FACADES = {"__init__", "__main__"}

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from alignvlm import __version__
+from data_pipeline.masking import mask
 
 MODULES = ("data", "training", "estimate", "evaluate", "analyze", "runs", "chat", "config", "launch")
 """Each adds its commands, in the order of the help."""
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     if rest:  # argparse takes `key=value` only right after the recipe; users write it anywhere
         if not hasattr(arguments, "overrides") or any(word.startswith("-") or "=" not in word for word in rest):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            parser.error(mask(f"unrecognized arguments: {' '.join(rest)}"))
         arguments.overrides = [*arguments.overrides, *rest]
     _quiet_libraries()
     _show_warnings()
@@ -50,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, DataError) as error:
         rank = os.environ.get("RANK", "0")
         if isinstance(error, LoadError) and "RANK" in os.environ:
-            print(f"alignvlm: rank {rank}: {error}", file=sys.stderr)
+            print(mask(f"alignvlm: rank {rank}: {error}"), file=sys.stderr)
         elif rank == "0":
-            print(f"alignvlm: {error}", file=sys.stderr)
+            print(mask(f"alignvlm: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,9 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _show_warnings() -> None:
     """Warnings of both packages go to stderr, also when a library gives the root logger handlers of its own."""
+
+    class Masked(logging.Formatter):
+        """A line without the passwords of URLs in it."""
+
+        def format(self, record: logging.LogRecord) -> str:
+            return mask(super().format(record))
+
     handler = logging.lastResort  # writes to what sys.stderr is at that moment
     assert handler is not None
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(Masked("%(levelname)s: %(message)s"))
     for name in ("alignvlm", "data_pipeline"):
         logging.getLogger(name).addHandler(handler)
 

@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from alignvlm.cli.arguments import add_recipe
+from data_pipeline.masking import mask
 
 
 def add_parser(subparsers: Any) -> None:
@@ -103,7 +104,7 @@ def run_slurm(arguments: argparse.Namespace) -> int:
     job.check(recipe)
     if arguments.dry_run:
         print(f"mkdir -p {shlex.quote(str(logs_folder(recipe)))}")
-        print(job.shell_line(recipe))
+        print(mask(job.shell_line(recipe)))
         print(f"\n# {find_launcher('slurm/train.sbatch')}:\n")
         print(find_launcher("slurm/train.sbatch").read_text(), end="")
         return 0
@@ -151,7 +152,8 @@ def _exec_script(script: str, arguments: argparse.Namespace, variables: dict[str
     variables = {"ALIGNVLM_PYTHON": sys.executable, **variables}
     command = ["bash", str(find_launcher(script)), *first, arguments.recipe, *arguments.overrides]
     if arguments.dry_run:
-        print(" ".join([*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), shlex.join(command)]))
+        named = (f"{name}={shlex.quote(value)}" for name, value in variables.items())
+        print(mask(" ".join([*named, shlex.join(command)])))
         return 0
     sys.stdout.flush()
     os.execvpe("bash", command, os.environ | variables)
@@ -160,10 +162,16 @@ def _exec_script(script: str, arguments: argparse.Namespace, variables: dict[str
 def run_kubernetes(arguments: argparse.Namespace) -> int:
     """Print the manifest."""
     from alignvlm.config import load_recipe
+    from alignvlm.errors import UserError
     from alignvlm.launch import check_world
     from alignvlm.launch.kubernetes import Cluster, render
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    for override in arguments.overrides:
+        if mask(override) != override:
+            raise UserError(
+                f"override {override!r}: a manifest is no place for a password; give it to the pods as a Secret"
+            )
     check_world(recipe, arguments.nodes * arguments.gpus_per_node, cuda=True)
     cluster = Cluster(arguments.nodes, arguments.gpus_per_node, arguments.image, arguments.claim)
     print(render(arguments.manifest, recipe.name, [arguments.recipe, *arguments.overrides], cluster), end="")

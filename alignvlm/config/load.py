@@ -23,6 +23,7 @@ from alignvlm.plugins import import_plugins
 from alignvlm.resources import resource
 from alignvlm.settings import FILLED
 from data_pipeline.errors import nearest
+from data_pipeline.masking import mask
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -84,12 +85,12 @@ def _imports(tree: Value) -> list[str]:
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Plain dicts, lists and scalars, as `load_recipe` would read them."""
+    """Plain dicts, lists and scalars, as `load_recipe` would read them; passwords in URLs are masked."""
     return _plain(recipe)
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """The whole recipe as YAML; loading it gives an equal recipe."""
+    """The whole recipe as YAML; loading it gives an equal recipe, except for passwords in URLs, which are masked."""
     return yaml.dump(recipe_to_dict(recipe), Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -174,7 +175,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value
+    return mask(value) if isinstance(value, str) else value
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -266,7 +266,8 @@ class TrackingConfig:
     """MLflow tracking."""
 
     uri: str | None = None
-    """MLflow tracking URI; null is a SQLite file beside the runs; `MLFLOW_TRACKING_URI` wins."""
+    """MLflow tracking URI; null is a SQLite file beside the runs; `MLFLOW_TRACKING_URI` wins. Its password is masked
+    wherever the recipe is printed or written: set the variable to start a run from such a copy."""
     experiment: str | None = None
     """MLflow experiment; null takes the run's name."""
     interval: PositiveInt = 10
