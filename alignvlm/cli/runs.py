@@ -61,14 +61,9 @@ def run_export(args: argparse.Namespace) -> int:
 def run_track(args: argparse.Namespace) -> int:
     """Upload, and print where the run is found."""
     from alignvlm.config import load_recipe
-    from alignvlm.errors import UserError
     from alignvlm.run_folder import Run
-    from alignvlm.training.tracking.mirror import Mirror
+    from alignvlm.training.tracking.upload import upload
 
     run = Run(load_recipe(args.recipe, args.overrides))
-    if not run.folder.config.exists():
-        raise UserError(f"{run.folder.path}: no such run; start it with `alignvlm train {args.recipe}`")
-    mirror = Mirror(run)
-    mirror.sync()
-    print(f"{run.folder.path} is up to date at {mirror.uri}, run {mirror.state['parent']}")
+    print(f"{run.folder.path} is up to date at {upload(run)}")
     return 0

@@ -64,14 +64,14 @@ def dry_run(recipe: Any) -> int:
 def print_locations(recipe: Any) -> None:
     """Where the results of a finished run are and what to do with them."""
     from alignvlm.run_folder import Run
-    from alignvlm.training.tracking.mirror import tracking_uri
+    from alignvlm.training.tracking.target import Target
 
     run = Run(recipe)
     export = run.newest_export()
     print(f"\nfinished: {run.folder.path}")
     print(f"  report   {run.folder.report_page}")
     print(f"  model    {export}")
-    print(f"  MLflow   mlflow ui --backend-store-uri {tracking_uri(run)}")
+    print(f"  MLflow   mlflow ui --backend-store-uri {Target.of(run).shown_uri}")
     print(f"  chat     alignvlm chat {export} --image FILE")
     sys.stdout.flush()
 

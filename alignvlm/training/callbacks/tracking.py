@@ -8,17 +8,17 @@ from alignvlm.training.tracking.tracker import Tracker
 
 
 class Tracking(Callback):
-    """One delivery per tracking interval, on rank 0. The tracker's thread lives as long as the stage."""
+    """One delivery per tracking interval and at both ends of the stage, on rank 0."""
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
 
     def on_start(self, state: StageState) -> None:
-        self._tracker.start()
+        self._tracker.notify()
 
     def on_step(self, state: StageState, record: StepRecord) -> None:
         if state.step % state.recipe.tracking.interval == 0:
             self._tracker.notify()
 
     def on_end(self, state: StageState) -> None:
-        self._tracker.pause()
+        self._tracker.notify()

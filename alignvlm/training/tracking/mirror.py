@@ -1,113 +1,146 @@
 """MLflow as a mirror of the run folder: one parent run, one child per stage, brought up to date from files on disk.
 
-Delivery may fail at any moment (`tracker.py` tries again). `runs/<name>/mlflow.json` remembers the run ids and how far
+Delivery may fail at any moment (`worker.py` tries again). `runs/<name>/mlflow.json` remembers the run ids and how far
 each stage was delivered, so nothing is sent twice.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import time
 import uuid
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from alignvlm.run_folder import EvaluationFolder, Run
-from data_pipeline.files import read_json_lines, read_new_lines, write_atomic
+from alignvlm.errors import UserError
+from alignvlm.run_folder import EvaluationFolder, StageFolder
+from alignvlm.training.tracking.client import Client, TimeLimit
+from alignvlm.training.tracking.database import prepare_database, sqlite_file
+from alignvlm.training.tracking.entries import MAX_PARAM, MAX_TAG, clean_key, clean_text, flatten, metrics_of, number
+from alignvlm.training.tracking.failures import first_line, is_missing, is_refusal, one_line
+from alignvlm.training.tracking.target import Target
+from data_pipeline.files import read_json, read_json_lines, read_needed, read_new_lines, write_atomic
 
-BATCH = 900
-"""Metrics per request: MLflow takes at most 1,000."""
-NOT_METRICS = ("stage", "step", "epoch", "time")
+METRICS_PER_REQUEST = 900
+"""MLflow takes at most 1,000."""
+PARAMS_PER_REQUEST = 100
+"""What MLflow takes at most."""
+
+STATE = {
+    "uri": str, "key": str, "parent?": str, "stages": {str: str}, "delivered": {str: int}, "sent": [str],
+}  # fmt: skip
+"""What mlflow.json holds."""
+CREATION_SECONDS = 120.0
+"""What the tables of a new database may take, in addition to the limit: seconds on a disk, a minute on a slow one."""
 
 
 class Mirror:
     """Brings MLflow to the state of one run folder. Every method may be called again after a failure."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.state_file = run.folder.mlflow_state
-        self.uri = tracking_uri(run)
-        self.state: dict[str, Any] = {
-            "uri": self.uri,
-            "key": uuid.uuid4().hex,
-            "stages": {},
-            "delivered": {},
-            "sent": [],
-        }
-        if self.state_file.exists():
-            self.state |= json.loads(self.state_file.read_text())
-        self._client: Any = None
+    def __init__(self, target: Target, limit: TimeLimit) -> None:
+        self.target, self.folder, self._limit = target, target.folder, limit
+        self.notes: list[str] = []
+        """Lines about entries that MLflow does not take; who reports them empties the list."""
+        self.state = self._remembered()
+        self._client: Client | None = None
+        self._experiment_id: str | None = None
         self._read = (0, 0)
         self._unsent: dict[str, list[dict[str, Any]]] = {}
 
     @property
-    def client(self) -> Any:
+    def client(self) -> Client:
         if self._client is None:
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-            self._client = quiet_mlflow().MlflowClient(self.uri)
+            self._client = Client(self.target.uri, self._limit)
         return self._client
 
     def sync(self) -> None:
-        """Deliver everything that the folder holds and MLflow does not."""
+        """Deliver everything that the folder holds and MLflow does not. Raises whatever MLflow raises (failures.py)."""
+        self.target.check()
+        with self._limit(extra=CREATION_SECONDS):
+            prepare_database(self.target.uri)
         parent = self._ensure_parent()
-        self._tag_attempts(parent)
-        by_stage = self._new_records()
-        folders = self.run.stage_folders()
-        for folder in folders:
-            name = folder.name
-            if name in by_stage or folder.evaluation.results.exists():
-                child = self._ensure_stage(name, parent)
-                self._send_metrics(name, child, by_stage.get(name, []))
-                self._send_evaluation(name, child, folder.evaluation)
-                if folder.has_export:
-                    self._finish(child, f"finished {name}")
-        report = self.run.folder.report_page
-        if report.exists() and folders[-1].has_export:
-            self._once(f"report {report.stat().st_mtime_ns}", lambda: self._send_report(parent, report))
+        self._send_attempts(parent)
+        self._read_records()
+        folders = self.target.stage_folders()
+        started = [f for f in folders if f.name in self._unsent or f.evaluation.results.exists()]
+        for folder in started:
+            child = self._ensure_stage(folder.name, parent)
+            self._send_metrics(folder.name, child)
+            self._send_scores(folder, child)
+            if folder.has_export:
+                self._finish(child, f"finished {folder.name}")
+        page = self.folder.report_page
+        is_finished = page.exists() and folders[-1].has_export
+        if is_finished:
             self._finish(parent, "finished")
+        # Files last: a store of artifacts that cannot be reached keeps no number back.
+        self._upload(parent, [self.folder.config, self.folder.environment], "recipe")
+        for folder in started:
+            evaluation, child = folder.evaluation, self.state["stages"][folder.name]
+            if evaluation.results.exists():
+                files = [evaluation.predictions(task) for task in _scores(evaluation)]
+                self._upload(child, files, _mark(evaluation.results), "predictions")
+        if is_finished:
+            self._upload(parent, [page, self.folder.report_results], _mark(page), "report")
 
-    def _tag_attempts(self, parent: str) -> None:
-        """One tag per start of a stage: world size, host, where it resumed."""
-        if self.run.folder.attempts.exists():
-            for number, attempt in enumerate(read_json_lines(self.run.folder.attempts), 1):
-                tag, text = f"attempt.{number:03d}", json.dumps(attempt)
-                self._once(tag, lambda tag=tag, text=text: self.client.set_tag(parent, tag, text))
+    def _remembered(self) -> dict[str, Any]:
+        """What mlflow.json says when it fits this tracking URI; else only the key, by which runs are found again."""
+        state = read_json(self.folder.mlflow_state, STATE)
+        if state and self.target.mask(state["uri"]) == self.target.shown_uri:
+            return state
+        return self._fresh(state.get("key") or uuid.uuid4().hex)
+
+    def _fresh(self, key: str) -> dict[str, Any]:
+        return {"uri": self.target.shown_uri, "key": key, "stages": {}, "delivered": {}, "sent": []}
+
+    def _remember(self) -> None:
+        write_atomic(self.folder.mlflow_state, json.dumps(self.state, indent=1) + "\n")
 
     def _ensure_parent(self) -> str:
+        try:
+            return self._find_parent()
+        except Exception as error:
+            if not is_missing(error) or "parent" not in self.state:
+                raise
+        self.state = self._fresh(self.state["key"])  # the database was lost or made anew: it gets everything again
+        self._read = (0, 0)
+        return self._find_parent()
+
+    def _find_parent(self) -> str:
         if "parent" not in self.state:
-            experiment = self._experiment()
-            tags = {"mlflow.runName": self.run.recipe.name, "alignvlm.run": self.state["key"]}
-            tags |= json.loads(os.environ.get("MLFLOW_TAGS", "{}"))
             self._remember()
-            self.state["parent"] = os.environ.get("MLFLOW_RUN_ID") or self._find_or_create(experiment, tags)
+            tags = {"mlflow.runName": clean_text(self.target.name, MAX_TAG), "alignvlm.run": self.state["key"]}
+            self.state["parent"] = os.environ.get("MLFLOW_RUN_ID") or self._find_or_create(self._experiment(), tags)
             self._remember()
-        self._once("params", self._send_params)
-        return self.state["parent"]
+        parent = self.state["parent"]
+        if self._experiment_id is None:
+            self._experiment_id = self.client.get_run(parent).info.experiment_id
+        self._once("params", lambda: self._send_params(parent))
+        return parent
 
     def _ensure_stage(self, name: str, parent: str) -> str:
         if name not in self.state["stages"]:
-            experiment = self.client.get_run(parent).info.experiment_id
             tags = {
-                "mlflow.runName": f"{self.run.recipe.name}/{name}",
+                "mlflow.runName": clean_text(f"{self.target.name}/{name}", MAX_TAG),
                 "mlflow.parentRunId": parent,
-                "alignvlm.run": f"{self.state['key']}/{name}",
+                "alignvlm.run": clean_key(f"{self.state['key']}/{name}"),
             }
-            self.state["stages"][name] = self._find_or_create(experiment, tags)
+            assert self._experiment_id is not None
+            self.state["stages"][name] = self._find_or_create(self._experiment_id, tags)
             self._remember()
         return self.state["stages"][name]
 
     def _experiment(self) -> str:
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self.run.recipe.tracking.experiment or self.run.recipe.name
+        name = clean_text(self.target.experiment)
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
-        local = self.uri.startswith("sqlite:")
-        artifacts = (Path(self.run.recipe.runs) / "mlartifacts").resolve().as_uri() if local else None
+        is_local = sqlite_file(self.target.uri) is not None
+        artifacts = Path(self.target.artifacts).as_uri() if is_local else None
         return self.client.create_experiment(name, artifact_location=artifacts)
 
     def _find_or_create(self, experiment: str, tags: dict[str, str]) -> str:
@@ -115,108 +148,138 @@ class Mirror:
         query = f"tags.`alignvlm.run` = '{tags['alignvlm.run']}'"
         found = self.client.search_runs([experiment], query, max_results=1)
         run = found[0] if found else self.client.create_run(experiment, tags=tags)
+        if not run.info.run_id:
+            raise UserError("it sent a run without an id: is this the address of an MLflow server?")
         return run.info.run_id
 
-    def _send_params(self) -> None:
-        """The resolved recipe as parameters (written once) and as a file."""
-        from mlflow.entities import Param
+    def _send_params(self, parent: str) -> None:
+        """The user's tags, and the resolved recipe as parameters (MLflow lets nobody change them later)."""
+        from mlflow.entities import Param, RunTag
 
-        config = self.run.folder.config
-        flat = flatten(yaml.safe_load(config.read_text()))
-        params = [Param(key, str(value)[:6000]) for key, value in sorted(flat.items())]
-        for i in range(0, len(params), 100):
-            self.client.log_batch(self.state["parent"], params=params[i : i + 100])
-        for file in (config, self.run.folder.environment):
-            self.client.log_artifact(self.state["parent"], str(file))
+        try:
+            tags = dict(json.loads(os.environ.get("MLFLOW_TAGS") or "{}"))
+        except (ValueError, TypeError):
+            tags = {}
+            self._note("MLFLOW_TAGS", "it is not a JSON object")
+        self._log(parent, tags=[RunTag(str(key), clean_text(value, MAX_TAG)) for key, value in tags.items()])
+        way_out = "start the run again with its recipe, which writes it anew"
+        flat = flatten(read_needed(self.folder.config, _read_yaml, way_out))
+        named = {clean_key(key): self.target.mask(clean_text(value)) for key, value in sorted(flat.items())}
+        params = [Param(key, value[:MAX_PARAM]) for key, value in named.items()]
+        for i in range(0, len(params), PARAMS_PER_REQUEST):
+            self._log(parent, params=params[i : i + PARAMS_PER_REQUEST])
 
-    def _new_records(self) -> dict[str, list[dict[str, Any]]]:
-        """Lines of metrics.jsonl that were not read yet, by stage; the file is read anew when it was rewritten."""
-        path = self.run.folder.metrics
+    def _send_attempts(self, parent: str) -> None:
+        """One tag per start of a stage: world size, host, where it resumed."""
+        from mlflow.entities import RunTag
+
+        for start, attempt in enumerate(read_json_lines(self.folder.attempts), 1):
+            tag = RunTag(f"attempt.{start:03d}", clean_text(json.dumps(attempt), MAX_TAG))
+            self._once(tag.key, partial(self._log, parent, tags=[tag]))
+
+    def _read_records(self) -> None:
+        """Add new lines of metrics.jsonl to what is unsent, by stage; the file is read anew when it was rewritten."""
+        path = self.folder.metrics
         if not path.exists():
-            return self._unsent
+            return
         with path.open("rb") as file:
             inode = os.fstat(file.fileno()).st_ino
             if inode != self._read[0]:
                 self._read, self._unsent = (inode, 0), {}
-            records, end = read_new_lines(file, self._read[1])
+            records, end = read_new_lines(file, self._read[1], {"stage": str, "step": int})
             self._read = (inode, end)
-            for record in records:
-                self._unsent.setdefault(record["stage"], []).append(record)
-        return self._unsent
+        for record in records:
+            self._unsent.setdefault(record["stage"], []).append(record)
 
-    def _send_metrics(self, name: str, child: str, records: list[dict[str, Any]]) -> None:
+    def _send_metrics(self, name: str, child: str) -> None:
         from mlflow.entities import Metric
 
         if name not in self.state["delivered"]:
             history = self.client.get_metric_history(child, "loss")
             self.state["delivered"][name] = max((m.step for m in history), default=0)
-        fresh = [r for r in records if r["step"] > self.state["delivered"][name]]
+        fresh = [r for r in self._unsent.get(name, []) if r["step"] > self.state["delivered"][name]]
         batch: list[Metric] = []
         for i, record in enumerate(fresh):
-            values = flatten({k: v for k, v in record.items() if k not in NOT_METRICS})
-            stamp = int(record.get("time", time.time()) * 1000)
-            batch += [Metric(k, float(v), stamp, record["step"]) for k, v in values.items() if v is not None]
-            if len(batch) + 40 > BATCH or i + 1 == len(fresh):
-                self.client.log_batch(child, metrics=batch)
+            batch += [Metric(key, value, moment, record["step"]) for key, value, moment in metrics_of(record)]
+            if len(batch) + 40 > METRICS_PER_REQUEST or i + 1 == len(fresh):
+                self._log(child, metrics=batch)
                 batch = []
                 self.state["delivered"][name] = record["step"]
                 self._remember()
         self._unsent.pop(name, None)
 
-    def _send_evaluation(self, name: str, child: str, folder: EvaluationFolder) -> None:
-        results = folder.results
+    def _send_scores(self, folder: StageFolder, child: str) -> None:
+        from mlflow.entities import Metric
+
+        results = folder.evaluation.results
         if not results.exists():
             return
+        step, moment = self.state["delivered"].get(folder.name, 0), int(results.stat().st_mtime * 1000)
+        metrics = [
+            Metric(clean_key(f"eval/{task}/{key}"), score, moment, step)
+            for task, scores in _scores(folder.evaluation).items()
+            for key, value in scores.items()
+            if (score := number(value)) is not None
+        ]
+        self._once(f"scores {_mark(results)}", lambda: self._log(child, metrics=metrics))
 
-        step = self.state["delivered"].get(name, 0)
+    def _upload(self, run_id: str, files: Sequence[Path], mark: str, into: str | None = None) -> None:
+        """Send the files that exist as artifacts, once."""
 
         def send() -> None:
-            for task, scores in json.loads(results.read_text())["tasks"].items():
-                for key, value in scores.items():
-                    if isinstance(value, int | float):
-                        self.client.log_metric(child, f"eval/{task}/{key}", float(value), step=step)
-                self.client.log_artifact(child, str(folder.predictions(task)), "predictions")
+            for file in files:
+                if file.is_file():
+                    self.client.upload(run_id, file, into)
 
-        self._once(f"evaluation {name} {results.stat().st_mtime_ns}", send)
+        self._once(f"files {mark}", send)
 
-    def _send_report(self, parent: str, report: Path) -> None:
-        for file in (report, self.run.folder.report_results):
-            self.client.log_artifact(parent, str(file), "report")
+    def _log(self, run_id: str, **entries: list[Any]) -> None:
+        """Send metrics, params or tags. Entries that MLflow refuses are left out and noted, unless it refuses all."""
+        ((kind, values),) = entries.items()
+        refused = self._log_some(run_id, kind, values)
+        if refused and len(refused) == len(values):
+            raise refused[0][1]
+        for name, error in refused:
+            self._note(name, error)
+
+    def _log_some(self, run_id: str, kind: str, values: list[Any]) -> list[tuple[str, Exception]]:
+        """(name, error) of the entries that are refused: those of a refused request are sent again in two halves."""
+        if not values:
+            return []
+        try:
+            self.client.log_batch(run_id, **{kind: values})
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            if len(values) == 1:
+                return [(values[0].key, error)]
+            middle = len(values) // 2
+            return self._log_some(run_id, kind, values[:middle]) + self._log_some(run_id, kind, values[middle:])
+        return []
+
+    def _note(self, name: str, reason: object) -> None:
+        text = f"MLflow at {self.target.shown_uri} does not take {name!r}: {first_line(reason)}"
+        self.notes.append(one_line(self.target, text))
 
     def _finish(self, run_id: str, mark: str) -> None:
         self._once(mark, lambda: self.client.set_terminated(run_id))
 
-    def _once(self, mark: str, action: Any) -> None:
+    def _once(self, mark: str, action: Callable[[], None]) -> None:
         if mark not in self.state["sent"]:
             action()
             self.state["sent"].append(mark)
             self._remember()
 
-    def _remember(self) -> None:
-        write_atomic(self.state_file, json.dumps(self.state, indent=1) + "\n")
+
+def _scores(evaluation: EvaluationFolder) -> dict[str, dict[str, Any]]:
+    """Scores by task; none when there are no results yet, or when the file is damaged."""
+    return read_json(evaluation.results, {"tasks": {str: dict}}).get("tasks", {})
 
 
-def quiet_mlflow() -> Any:
-    """The module; how it sets up a database or finds no GPU is no news of the training."""
-    import mlflow
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return mlflow
+def _read_yaml(path: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def tracking_uri(run: Run) -> str:
-    """`MLFLOW_TRACKING_URI`, else the recipe's, else a SQLite file beside the runs."""
-    default = f"sqlite:///{(Path(run.recipe.runs) / 'mlflow.db').resolve()}"
-    return os.environ.get("MLFLOW_TRACKING_URI") or run.recipe.tracking.uri or default
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"lr": {"vision": 1}} to {"lr/vision": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}/")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _mark(file: Path) -> str:
+    """What a file is called among those that were sent; another one after it was written anew."""
+    return f"{file.parent.parent.name}/{file.name} {file.stat().st_mtime_ns}"

@@ -1,16 +1,20 @@
-"""Deliveries to MLflow in a thread: training never waits for a tracking server.
+"""The worker's end in the training process: it starts the worker, wakes it, and waits for it at the end of the run.
 
-While the server is away the thread tries again later, and a next start (or `alignvlm track`) delivers the rest.
+While the server is away the worker tries again, and a next start (or `alignvlm track`) delivers the rest.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
-import threading
-from typing import Any
+import time
 
 from alignvlm.run_folder import Run
-from alignvlm.training.tracking.mirror import Mirror, quiet_mlflow
+from alignvlm.training.tracking import worker
+from alignvlm.training.tracking.client import CALL_SECONDS
+from alignvlm.training.tracking.failures import too_late
+from alignvlm.training.tracking.target import Target
 
 RETRY_SECONDS = 30.0
 CLOSE_SECONDS = 60.0
@@ -18,81 +22,56 @@ CLOSE_SECONDS = 60.0
 
 
 class Tracker:
-    """The mirror in a thread of rank 0: `notify` asks for a delivery and returns at once.
-
-    The thread runs between `start` and `pause`: while loader processes are forked there must be no other thread, which
-    might hold a lock that the child would wait for. It delivers what it missed when it starts again.
-    """
+    """A worker process of rank 0: `notify` asks for a delivery and returns at once."""
 
     def __init__(self, run: Run) -> None:
-        self._mirror = Mirror(run)
-        self._wake, self._ending = threading.Event(), threading.Event()
+        self._target = Target.of(run)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
         self._complained = False
-        self._monitor: Any = None
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Deliver what is new, now and whenever `notify` says so."""
-        self._ending.clear()
-        self._wake.set()
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-            self._thread.start()
 
     def notify(self) -> None:
-        """There is something new in the run folder."""
-        self._wake.set()
-
-    def pause(self) -> None:
-        """End the thread; waits for a delivery under way, at most `CLOSE_SECONDS`."""
-        self._ending.set()
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(CLOSE_SECONDS)
-        if self._monitor is not None:
-            self._monitor.finish()
-            self._monitor = None
+        """There is something new in the run folder. Starts the worker, also one in place of one that ended."""
+        if self._process is None or self._process.poll() is not None:
+            if self._process is not None and time.monotonic() < self._started + RETRY_SECONDS:
+                return
+            self._start()
+        self._tell(worker.NEW)
 
     def close(self) -> None:
         """Make a last delivery; after `CLOSE_SECONDS` the rest is left for the next start or `alignvlm track`."""
-        self.pause()
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._try_deliver, name="mlflow", daemon=True)
-            self._thread.start()
-            self._thread.join(CLOSE_SECONDS)
-
-    def _work(self) -> None:
-        while not self._ending.is_set():
-            self._wake.wait()
-            self._wake.clear()
-            if self._ending.is_set():
-                return
-            if self._try_deliver():
-                self._monitor_system()
-            else:
-                self._ending.wait(RETRY_SECONDS)
-                self._wake.set()
-
-    def _try_deliver(self) -> bool:
-        """Whether the delivery succeeded; the first of several failures is reported."""
-        import mlflow
-
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        assert self._process is not None
+        self._tell(worker.END)
         try:
-            self._mirror.sync()
-        except (mlflow.MlflowException, OSError) as error:
+            self._process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
             if not self._complained:
-                print(f"MLflow at {self._mirror.uri} does not answer; metrics wait on disk: {error}", file=sys.stderr)
-            self._complained = True
-            return False
-        self._complained = False
-        return True
+                print(too_late(self._target, CLOSE_SECONDS, worker.CONSEQUENCE), file=sys.stderr, flush=True)
 
-    def _monitor_system(self) -> None:
-        """Let MLflow record the use of CPU, memory and GPU in the parent run."""
-        if self._monitor is None:
-            mlflow = quiet_mlflow()
-            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+    def _start(self) -> None:
+        """Start the worker; it finds modules where this process does. Secrets go through the pipe, not to `ps`."""
+        self._complained = self._process is not None and self._process.returncode == worker.OVERDUE
+        order = worker.Order(self._target, CALL_SECONDS, RETRY_SECONDS, self._complained, os.getpid())
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", worker.__name__],
+            stdin=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            bufsize=0,
+        )
+        self._started = time.monotonic()
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
+        self._tell(order.to_json().encode())
 
-            mlflow.set_tracking_uri(self._mirror.uri)
-            self._monitor = SystemMetricsMonitor(self._mirror.state["parent"], resume_logging=True)
-            self._monitor.start()
+    def _tell(self, line: bytes) -> None:
+        """A worker that is gone or does not read is no reason to wait: the files keep what it misses."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line)
+        except (BrokenPipeError, BlockingIOError):
+            return
