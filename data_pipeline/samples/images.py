@@ -148,7 +148,10 @@ def _sample_errors() -> Iterator[None]:
 
 
 def _open(data: bytes) -> Image.Image:
-    return Image.open(BytesIO(data), formats=FORMATS)
+    image = Image.open(BytesIO(data), formats=FORMATS)
+    if not isinstance(image.info.get("xmp", b""), bytes):
+        del image.info["xmp"]  # a TIFF's, stored as text or numbers: PIL would look for an orientation in it and fail
+    return image
 
 
 def _orientation(image: Image.Image) -> int:

@@ -9,10 +9,11 @@ import struct
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from data_pipeline.samples.images import FORMATS, MAX_IMAGE_BYTES, decode_image, image_members, image_size
 from data_pipeline.samples.schema import SampleError
@@ -42,6 +43,15 @@ def test_an_image_has_the_same_pixels_whichever_way_it_comes(tmp_path: Path, nam
         sources.append(loaded.copy())
     for source in sources:
         assert np.array_equal(np.asarray(decode_image(source)), expected)
+
+
+@pytest.mark.parametrize(("kind", "value"), [(2, "text"), (3, (5, 6)), (4, 5)])
+def test_metadata_of_a_wrong_type_says_nothing(kind: int, value: Any) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[700], tags[700] = kind, value  # XMP, which is bytes
+    data = save(PAGE, "TIFF", tiffinfo=tags)
+    assert image_size(data) == (10, 6)
+    assert np.array_equal(np.asarray(decode_image(data)), PAGE)
 
 
 def test_an_image_of_a_users_program_is_not_changed() -> None:
