@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from annotated_types import Ge, Gt, Le
-from pydantic import BeforeValidator, ConfigDict, Strict
+from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Strict
 
 T = TypeVar("T")
 
@@ -30,12 +30,15 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# `1` is no boolean, `true` no number and `"5"` neither, but `1e3` is a whole number.
+MOST = 2**31 - 1
+"""No count of a recipe is larger: what it counts would fit no machine."""
+
+# `1` is no boolean, `true` no number and `"5"` neither, but `1e3` is a whole number. No number is infinite or NaN.
 Int = Annotated[int, Strict(), BeforeValidator(_whole)]
-Float = Annotated[float, Strict()]
+Float = Annotated[float, Strict(), AllowInfNan(False)]
 Bool = Annotated[bool, Strict()]
-PositiveInt = Annotated[int, Strict(), Ge(1), BeforeValidator(_whole)]
-Count = Annotated[int, Strict(), Ge(0), BeforeValidator(_whole)]
+PositiveInt = Annotated[int, Strict(), Ge(1), Le(MOST), BeforeValidator(_whole)]
+Count = Annotated[int, Strict(), Ge(0), Le(MOST), BeforeValidator(_whole)]
 PositiveFloat = Annotated[Float, Gt(0)]
 NonNegativeFloat = Annotated[Float, Ge(0)]
 Fraction = Annotated[Float, Ge(0), Le(1)]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignvlm.checks import check_files, check_held_out
 from alignvlm.errors import UserError
 from data_pipeline.errors import nearest
 
@@ -176,10 +177,13 @@ def prepare(
 
     Without `stages`, what the whole run needs, its evaluation included.
     """
+    evaluated = stages is None
     # A tokenizer of the recipe's own is trained on the text of all stages.
-    whole = stages is None or recipe.model.language.tokenizer is not None
+    whole = evaluated or recipe.model.language.tokenizer is not None
     stages = list(recipe.stages.values() if stages is None else stages)
     ensure_shards(used_sources(recipe) if whole else stage_sources(recipe, *stages), progress)
+    if evaluated:
+        check_held_out(recipe)
     processor = ensure_processor(recipe)
     ensure_lengths(recipe, stages, processor, progress)
     return processor
@@ -192,6 +196,7 @@ def plan_summaries(
     from data_pipeline.order.summary import summarise, world_summary
 
     stages = list(stages)
+    check_files(recipe)
     processor = prepare(recipe, stages, progress)
     summaries: dict[str, Any] = {}
     for stage in stages:
@@ -229,6 +234,7 @@ def batch_page(recipe: Recipe, stage: StageConfig, step: int, max_packs: int, pr
     """HTML of the packs of one optimizer step, images and labels drawn. Raises UserError for a step out of range."""
     from data_pipeline.loading.show import render_batch
 
+    check_files(recipe)
     processor = prepare(recipe, [stage], progress)
     plan = stage_plan(recipe, stage, processor)
     if not 0 <= step < plan.num_steps:

@@ -13,6 +13,14 @@ class DataError(Exception):
     """Something the user can mend; the message names the file or setting, the value and the way out."""
 
 
+class ArgumentError(DataError):
+    """A value that a generator does not take for `argument`; that is empty where an argument is missing."""
+
+    def __init__(self, message: str, argument: str = "") -> None:
+        super().__init__(message)
+        self.argument = argument
+
+
 class LoadError(DataError):
     """Loading failed in this process; other ranks may not know of it, so each reports its own."""
 

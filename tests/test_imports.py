@@ -25,6 +25,7 @@ ORDER = {
         ("evaluation",),
         ("estimates",),
         ("stage_data",),
+        ("checks",),
         ("model",),
         ("launch",),
         ("run_folder",),

@@ -45,13 +45,16 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Everything that `load_recipe` checks, and that every stage's DeepSpeed strategy exists and merges."""
+    """Everything that training checks before it begins, except for what would have to be downloaded."""
+    from alignvlm.checks import check_files, check_held_out, check_model
     from alignvlm.config import load_recipe
-    from alignvlm.config.deepspeed import read_strategy
 
     recipe = load_recipe(args.recipe, args.overrides)
-    for stage in recipe.stages.values():
-        read_strategy(stage)
+    check_files(recipe)
+    unchecked = check_model(recipe, download=False)
+    check_held_out(recipe)
+    for line in unchecked:
+        print(f"not checked: {line}")
     print(f"{args.recipe}: OK ({len(recipe.stages)} stages: {', '.join(recipe.stages)})")
     return 0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -16,10 +17,13 @@ from alignvlm.config.schema import Recipe
 from alignvlm.config.tree import Value, join
 from alignvlm.config.types import child_type, choices, describe, field_types, section_of
 from alignvlm.connectors.options import ConnectorOptions, connector_kinds, options_class
-from alignvlm.errors import UserError
+from alignvlm.errors import UserError, shown
 from data_pipeline.errors import did_you_mean, nearest
 
 CONNECTOR = ("model", "connector")
+LARGEST_FLOAT = 3.4e38
+"""Of 32 bits: models, losses and learning rates are float32 at most."""
+LARGEST_INT = 2**63 - 1
 
 
 def build(tree: Value) -> Recipe:
@@ -45,6 +49,28 @@ def origins(tree: Value, key: str = "") -> dict[str, str]:
     return places
 
 
+def check_scalars(tree: Value, key: str = "") -> None:
+    """Raise UserError for numbers and text that no machine holds, also where the schema takes any value."""
+    for name, child in _children(tree):
+        check_scalars(child, join(key, name))
+    value = tree.data
+    if isinstance(value, float) and not math.isfinite(value):
+        wanted = "finite"
+    elif isinstance(value, float) and abs(value) > LARGEST_FLOAT:
+        wanted = f"a number of 32 bits, at most {LARGEST_FLOAT:g}"
+    elif isinstance(value, int) and abs(value) > LARGEST_INT:
+        wanted = f"a number of 64 bits, at most {LARGEST_INT:,}"
+    elif isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
+        wanted = "text without NUL and without halves of surrogate pairs"
+    else:
+        return
+    raise UserError(f"{tree.where}: {key} is {shown(value)}, but must be {wanted}")
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def _options_class(connector: Value) -> type[ConnectorOptions]:
     kind = connector.data.get("kind") if isinstance(connector.data, dict) else None
     name = "align" if kind is None else kind.plain()
@@ -53,7 +79,7 @@ def _options_class(connector: Value) -> type[ConnectorOptions]:
     except ValueError as error:
         where = connector.where if kind is None else kind.where
         hint = nearest(str(name), connector_kinds())
-        raise UserError(f"{where}: model.connector.kind is {name!r}: {hint}. {error}") from error
+        raise UserError(f"{where}: model.connector.kind is {shown(name)}: {hint}. {error}") from error
 
 
 @functools.cache
@@ -80,15 +106,13 @@ def _raise_wrong(section: type, tree: Value, location: tuple[int | str, ...], ke
         key = join(key, step)
         tree = child
     data = tree.plain()
-    shown = "null" if data is None else str(data).lower() if isinstance(data, bool) else repr(data)
-    shown = f"{shown[:77]}..." if len(shown) > 80 else shown
     allowed = describe(kind)
     hint = ""
     if allowed == "text" and not isinstance(data, dict | list | None):
         hint = " (put it in quotes)"
-    if near := did_you_mean(str(data), choices(kind)):
+    if near := did_you_mean(shown(data).strip("'"), choices(kind)):
         hint = f"; {near}"
-    raise UserError(f"{tree.where}: {key or 'recipe'} is {shown}, but must be {allowed}{hint}")
+    raise UserError(f"{tree.where}: {key or 'recipe'} is {shown(data)}, but must be {allowed}{hint}")
 
 
 def _check_keys(kind: Any, tree: Value, key: str) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from alignvlm.config.schema import Recipe, StageConfig
-from alignvlm.errors import UserError
+from alignvlm.errors import UserError, shown
 from alignvlm.resources import resource
 from data_pipeline.errors import DataError, nearest
 from data_pipeline.order.batch import accumulation_steps as steps_of_packs
@@ -46,20 +47,23 @@ def list_deepspeed_configs() -> list[str]:
     return sorted(path.stem for path in resource("ds_configs").glob("*.json"))
 
 
+def is_strategy_file(name_or_path: str) -> bool:
+    """Whether this is the path of a user's own strategy rather than the name of one of ours."""
+    return name_or_path.endswith(".json") or "/" in name_or_path
+
+
 def find_deepspeed_config(name_or_path: str) -> Path:
     """Path of a strategy given by name ("zero3") or by path ("my/zero.json")."""
-    if name_or_path.endswith(".json") or "/" in name_or_path:
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
-            raise UserError(
-                f"deepspeed: the file {name_or_path!r} does not exist; by name: {', '.join(list_deepspeed_configs())}"
-            )
+    if is_strategy_file(name_or_path):
+        path = Path(os.path.expanduser(name_or_path))
+        if not os.path.isfile(path):
+            names = ", ".join(list_deepspeed_configs())
+            raise UserError(f"deepspeed: the file {shown(name_or_path)} does not exist; by name: {names}")
         return path
     path = resource("ds_configs", f"{name_or_path}.json")
-    if not path.is_file():
-        raise UserError(
-            f"deepspeed: unknown strategy {name_or_path!r}: {nearest(name_or_path, list_deepspeed_configs())}"
-        )
+    if not os.path.isfile(path):
+        hint = nearest(name_or_path, list_deepspeed_configs())
+        raise UserError(f"deepspeed: unknown strategy {shown(name_or_path)}: {hint}")
     return path
 
 
@@ -68,10 +72,13 @@ def read_strategy(stage: StageConfig) -> dict[str, Any]:
     path = find_deepspeed_config(stage.deepspeed)
     try:
         strategy = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(strategy, dict):
         raise UserError(f"{path}: a DeepSpeed configuration is a JSON object")
+    for section in ("zero_optimization", "optimizer"):
+        if not isinstance(strategy.get(section, {}), dict):
+            raise UserError(f"{path}: {section} is {shown(strategy[section])}, but must be a JSON object")
     for key, owner in OWNED_BY_RECIPE.items():
         if key in strategy:
             raise UserError(f"{path}: remove {key!r}: the recipe's {owner} decides it")

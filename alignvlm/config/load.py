@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import Any
 
 import yaml
 
-from alignvlm.config.build import build, origins
+from alignvlm.config.build import build, check_scalars, origins
 from alignvlm.config.names import with_names
 from alignvlm.config.schema import Recipe
 from alignvlm.config.tree import RecipeDumper, Value, join, merge, parse_override, read_tree
 from alignvlm.config.types import child_type, field_types, section_of
 from alignvlm.config.validate import check_recipe, ignored_settings
 from alignvlm.connectors.options import ConnectorOptions
-from alignvlm.errors import UserError
+from alignvlm.errors import UserError, shown
 from alignvlm.plugins import import_plugins
 from alignvlm.resources import resource
 from alignvlm.settings import FILLED
@@ -26,6 +27,8 @@ from data_pipeline.errors import nearest
 from data_pipeline.masking import mask
 
 SUFFIXES = (".yaml", ".yml")
+MAX_PARENTS = 16
+"""Recipes that extend one after the other."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +44,15 @@ def find_recipe(name_or_path: str, beside: Path | None = None) -> Path:
     folders = [Path(), *([beside] if beside else [])]
     if is_path:
         for folder in folders:
-            path = folder / Path(name_or_path).expanduser()
-            if path.is_file():
+            path = Path(os.path.expanduser(folder / name_or_path))
+            if os.path.isfile(path):
                 return path
-        raise UserError(f"recipe file {name_or_path!r} does not exist; recipes by name: {', '.join(list_recipes())}")
+        raise UserError(f"recipe file {shown(name_or_path)} does not exist; by name: {', '.join(list_recipes())}")
     path = resource("recipes", f"{name_or_path}.yaml")
-    if path.is_file():
+    if os.path.isfile(path):
         return path
-    known = list_recipes()
-    raise UserError(f"unknown recipe {name_or_path!r}: {nearest(name_or_path, known)}; or give a path ending in .yaml")
+    hint = nearest(name_or_path, list_recipes())
+    raise UserError(f"unknown recipe {shown(name_or_path)}: {hint}; or give a path ending in .yaml")
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -67,21 +70,27 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
             value = Value({key: value}, value.where)
         tree = merge(tree, value)
     tree = _without_removed(Recipe, tree)
-    import_plugins(_imports(tree))
+    check_scalars(tree)
+    _import_modules(tree)
     recipe = build(tree)
-    recipe = with_names(dataclasses.replace(recipe, name=recipe.name or path.stem, extends=None))
-    places = origins(tree)
-    check_recipe(recipe, places)
-    for warning in ignored_settings(recipe, places):
+    recipe = dataclasses.replace(recipe, name=recipe.name or path.stem, extends=None, places=origins(tree))
+    recipe = with_names(recipe)
+    check_recipe(recipe)
+    for warning in ignored_settings(recipe):
         logger.warning("%s", warning)
     return recipe
 
 
-def _imports(tree: Value) -> list[str]:
-    """Modules that the recipe asks for; the schema itself is checked afterwards, because they may extend it."""
+def _import_modules(tree: Value) -> None:
+    """Import what the recipe asks for; the schema itself is checked afterwards, because modules may extend it."""
+    import_plugins()
     value = tree.data.get("imports")
-    names = value.plain() if value is not None else []
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    for name in value.data if value is not None and isinstance(value.data, list) else []:
+        if isinstance(name.data, str):
+            try:
+                import_plugins([name.data])
+            except UserError as error:
+                raise UserError(f"{name.where}: {error}") from error
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -113,6 +122,8 @@ def _inherit(path: Path, seen: tuple[Path, ...]) -> Value:
     if resolved in seen:
         chain = " → ".join(step.name for step in (*seen[seen.index(resolved) :], resolved))
         raise UserError(f"{path}: recipes extend each other in a circle: {chain}")
+    if len(seen) > MAX_PARENTS:
+        raise UserError(f"{path}: more than {MAX_PARENTS} recipes extend one after the other")
     tree = read_tree(path)
     parent = tree.data.get("extends")
     if parent is None or parent.data is None:

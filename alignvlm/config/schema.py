@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le
 
 from alignvlm.connectors.options import AlignOptions, ConnectorOptions
 from alignvlm.settings import (
+    FILLED,
     Bool,
     Count,
     Float,
@@ -23,9 +24,12 @@ from alignvlm.settings import (
     filled,
     settings,
 )
+from data_pipeline.order.settings import LARGEST
 
 Part = Literal["vision", "connector", "language"]
 PARTS: tuple[Part, ...] = ("vision", "connector", "language")
+MINUTES = 525_600
+"""A year."""
 
 
 @settings
@@ -39,9 +43,9 @@ class VisionConfig:
     position_std: PositiveFloat | None = None
     """Standard deviation of new position embeddings; null keeps the class's default (SigLIP: 1/sqrt(width), far below
     the patch embeddings: a small encoder from scratch learns positions much sooner with 1)."""
-    image_mean: list[Float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    image_mean: tuple[Fraction, Fraction, Fraction] = (0.5, 0.5, 0.5)
     """Mean of the pixels in [0, 1], per channel; a pretrained encoder needs its training's mean (SigLIP: 0.5)."""
-    image_std: list[Float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.5, 0.5)
     """Standard deviation of the pixels, per channel. For white pages from scratch: a mean near 0.9 and 0.25 here."""
 
 
@@ -49,7 +53,7 @@ class VisionConfig:
 class TokenizerConfig:
     """A tokenizer trained on the recipe's own shards, for models that start from scratch."""
 
-    vocab_size: PositiveInt = 1024
+    vocab_size: Annotated[Int, Ge(260), Le(2**20)] = 1024
     """Size of the byte-level BPE vocabulary, special tokens included; every digit is a token."""
 
 
@@ -71,7 +75,7 @@ class LanguageConfig:
 class TilesConfig:
     """How an image is split into tiles and visual tokens (the coverage rule of Ovis, which the paper cites)."""
 
-    max_tiles: PositiveInt = 9
+    max_tiles: Annotated[PositiveInt, Le(1024)] = 9
     """Maximum number of tiles per image, not counting the overview."""
     min_coverage: Fraction = 0.9
     """The grid with the fewest tiles that covers more than this fraction of the image is chosen."""
@@ -114,7 +118,7 @@ class SourceConfig:
     """Arguments of the generator."""
     prompt: str = ""
     """User text placed after the image of an image-caption pair."""
-    num_samples: PositiveInt | None = None
+    num_samples: Annotated[Int, Ge(1), Le(10**12)] | None = None
     """Number of samples, for estimates while the shards are not on this machine."""
     tokens_per_sample: Count | None = None
     """Mean number of text tokens, for estimates while the shards are not on this machine."""
@@ -130,15 +134,15 @@ class DataConfig:
     """Folder that the sources' paths are relative to."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Source name -> dataset, for training and for evaluation."""
-    window_shards: PositiveInt = 16
+    window_shards: Annotated[PositiveInt, Le(LARGEST["window_shards"])] = 16
     """Shards per shuffle window: samples mix freely inside a window."""
-    mix_block: PositiveInt = 1024
+    mix_block: Annotated[PositiveInt, Le(LARGEST["mix_block"])] = 1024
     """Samples per mixing block: the mixture's quotas are exact within each block."""
-    pack_window: PositiveInt = 65536
+    pack_window: Annotated[PositiveInt, Le(LARGEST["pack_window"])] = 65536
     """Samples that are packed together; more samples fill packs better."""
-    num_workers: Count = 1
+    num_workers: Annotated[Count, Le(256)] = 1
     """Loader processes per rank; 0 decodes in the training process."""
-    prefetch: PositiveInt = 4
+    prefetch: Annotated[PositiveInt, Le(1024)] = 4
     """Micro-batches that each loader process keeps ready."""
     max_bad_fraction: Fraction = 0.01
     """Stop when more than 10 samples and more than this fraction of those seen were quarantined."""
@@ -156,17 +160,17 @@ class StageConfig:
     """Source name -> weight; weights are normalised."""
     trainable: list[str] = field(default_factory=lambda: ["*"])
     """Globs over parameter names; parts are `vision.*`, `connector.*`, `language.*`."""
-    lr: dict[str, PositiveFloat] = field(default_factory=dict)
+    lr: dict[str, Annotated[Float, Gt(0), Le(1000)]] = field(default_factory=dict)
     """Part (`vision`, `connector`, `language`, or `default`) -> peak learning rate."""
-    epochs: PositiveInt = 1
+    epochs: Annotated[PositiveInt, Le(LARGEST["epochs"])] = 1
     """Passes over the mixture."""
     max_steps: PositiveInt | None = None
     """Stop after this many optimizer steps, even in the middle of an epoch."""
-    global_batch_packs: PositiveInt = 8
+    global_batch_packs: Annotated[PositiveInt, Le(LARGEST["global_batch_packs"])] = 8
     """Packs per optimizer step, over all ranks and micro-batches."""
     micro_batch_packs: PositiveInt = 1
     """Packs per rank and micro-batch."""
-    sequence_length: PositiveInt = 2048
+    sequence_length: Annotated[PositiveInt, Le(LARGEST["sequence_length"])] = 2048
     """Tokens per pack, visual tokens included."""
     max_text_tokens: PositiveInt | None = None
     """Truncate the text of a sample after this many tokens (never an image); null does not truncate."""
@@ -190,7 +194,7 @@ class StageConfig:
 class TrainConfig:
     """Settings of the trainer that apply to every stage."""
 
-    processes: PositiveInt = 1
+    processes: Annotated[PositiveInt, Le(256)] = 1
     """Processes that `alignvlm train` starts on this machine when no launcher did."""
     deepspeed: str = "zero3"
     """Name of a file in ds_configs/, or a path."""
@@ -198,9 +202,9 @@ class TrainConfig:
     """Precision of weights, activations and gradients; the optimizer keeps fp32 master weights in either case."""
     gradient_checkpointing: Bool = False
     """Recompute activations of vision and language layers in the backward pass (non-reentrant)."""
-    loss_chunk: PositiveInt = 2048
+    loss_chunk: Annotated[PositiveInt, Le(2**24)] = 2048
     """Supervised positions per chunk of the loss: at most this many rows of logits exist at once."""
-    timeout_minutes: PositiveFloat = 30.0
+    timeout_minutes: Annotated[Float, Gt(0), Le(MINUTES)] = 30.0
     """Timeout of collectives: a rank that hangs longer ends the job."""
 
 
@@ -229,7 +233,7 @@ class ResilienceConfig:
     resumes without the packs since then; null disables this."""
     watchdog_factor: Annotated[Float, Ge(2)] = 20.0
     """A step that takes this many times the median step counts as hanging ..."""
-    watchdog_minutes: PositiveFloat = 10.0
+    watchdog_minutes: Annotated[Float, Gt(0), Le(MINUTES)] = 10.0
     """... but not before this many minutes."""
 
 
@@ -243,10 +247,12 @@ class TaskConfig:
     """A source of `data.sources` that no mixture contains; default: the task's name."""
     limit: PositiveInt | None = None
     """Evaluate only this many samples, the first ones."""
-    max_new_tokens: PositiveInt = 32
+    max_new_tokens: Annotated[PositiveInt, Le(2**20)] = 32
     """Maximum number of tokens of a generated answer."""
     metrics: list[str] = field(default_factory=lambda: ["exact_match", "anls", "relaxed_accuracy"])
     """Names of the metrics; the first stands for the task where one number is shown."""
+    allow_leak: Bool = False
+    """Evaluate the task although a stage trains on its data."""
 
 
 @settings
@@ -255,9 +261,9 @@ class EvaluationConfig:
 
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     """Task name -> task; all tasks run before the first stage and after every stage."""
-    batch_size: PositiveInt = 16
+    batch_size: Annotated[PositiveInt, Le(2**16)] = 16
     """Questions per batch and rank."""
-    gallery: Count = 12
+    gallery: Annotated[Count, Le(10_000)] = 12
     """Samples per task that the report shows."""
 
 
@@ -287,7 +293,7 @@ class Recipe:
     imports: list[str] = field(default_factory=list)
     """Python modules (`package.module`, or a file `mine.py`) to import first: what registers connectors, metrics,
     importers or storage of your own."""
-    seed: Int = 0
+    seed: Annotated[Int, Ge(0), Le(2**63 - 1)] = 0
     """Seed of new weights and of the data order."""
     runs: str = "runs"
     """Folder of all runs; this run's is `<runs>/<name>`."""
@@ -307,3 +313,5 @@ class Recipe:
     """Held-out tasks."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """MLflow."""
+    places: dict[str, str] = field(default_factory=dict, compare=False, repr=False, metadata={FILLED: True})
+    """Dotted key -> file and line where it was written, for errors."""

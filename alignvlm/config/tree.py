@@ -9,7 +9,16 @@ from typing import Any
 
 import yaml
 
-from alignvlm.errors import UserError
+from alignvlm.errors import UserError, shown
+
+MAX_BYTES = 2**18
+"""Of a recipe file; the longest that we ship has 8 KB. YAML of this size takes about two seconds to parse."""
+MAX_DEPTH = 32
+"""Values inside values, and keys of an override."""
+MAX_VALUES = 20_000
+"""Of a recipe file, its aliases written out."""
+MAX_KEY = 200
+"""Characters of a key."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,16 @@ class RecipeLoader(yaml.SafeLoader):
     """YAML 1.2's scalars: `1e-3` is a number, `yes` and `on` are text, `012` is twelve."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """PyYAML's method, which calls itself once per level."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 RecipeLoader.add_implicit_resolver(
@@ -48,6 +67,9 @@ RecipeLoader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
+
+
+_TOO_DEEP = f"more than {MAX_DEPTH} values inside each other"
 
 
 class RecipeDumper(yaml.SafeDumper):
@@ -69,39 +91,30 @@ def join(parent: str, key: str | int) -> str:
 def read_tree(path: Path) -> Value:
     """Parse a recipe file; UserError with file and line for anything that is not one YAML mapping."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UserError(f"{path}: this recipe has more than {MAX_BYTES:,} bytes")
+        value = _parse(data.decode(), str(path), lines=True)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read this recipe: {error}") from error
-    try:
-        node = yaml.compose(text, Loader=RecipeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    if node is None:
+    if value is None:
         raise UserError(f"{path}: this recipe is empty")
-    if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{path}:{node.start_mark.line + 1}: a recipe is a mapping of keys to values")
-    return _convert(node, str(path))
+    if not isinstance(value.data, dict):
+        raise UserError(f"{value.where}: a recipe is a mapping of keys to values")
+    return value
 
 
 def parse_override(text: str) -> tuple[list[str], Value]:
     """Split `a.b.c=value` into its keys and its YAML value."""
-    where = f"override {text!r}"
+    where = f"override {shown(text, 160)}"
     dotted, equals, raw = text.partition("=")
     keys = [key.strip() for key in dotted.split(".")]
     if not equals or not all(keys):
         raise UserError(f"{where}: write it as key.subkey=value, for example train.precision=fp32")
-    try:
-        node = yaml.compose(raw, Loader=RecipeLoader)
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"{where}: the value {raw!r} is not valid YAML (quotes inside the value may help: '\"{raw}\"')"
-        ) from error
-    value = Value(None, where) if node is None else _convert(node, where, lines=False)
-    return keys, value
+    if len(keys) > MAX_DEPTH or len(raw) > MAX_BYTES:
+        raise UserError(f"{where}: an override has at most {MAX_DEPTH} keys and {MAX_BYTES:,} characters")
+    return keys, _parse(raw, where, lines=False) or Value(None, where)
 
 
 def merge(base: Value, update: Value, key: str = "") -> Value:
@@ -125,24 +138,59 @@ def _tag_changed(base: dict[str, Value], update: dict[str, Value], key: str) -> 
     return key in base and key in update and base[key].plain() != update[key].plain()
 
 
-def _convert(node: yaml.Node, source: str, lines: bool = True) -> Value:
-    where = f"{source}:{node.start_mark.line + 1}" if lines else source
-    if isinstance(node, yaml.MappingNode):
-        mapping: dict[str, Value] = {}
-        for key_node, value_node in node.value:
-            place = f"{source}:{key_node.start_mark.line + 1}" if lines else source
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise UserError(f"{place}: a key must be a name, not a list or a mapping")
-            key = key_node.value
-            if key in mapping:
-                raise UserError(f"{place}: the key {key!r} is given twice (first at {mapping[key].where})")
-            value = _convert(value_node, source, lines)
-            # A block value starts below its key, and an alias far away: errors point at the key.
-            mapping[key] = Value(value.data, place)
-        return Value(mapping, where)
-    if isinstance(node, yaml.SequenceNode):
-        return Value([_convert(item, source, lines) for item in node.value], where)
-    return Value(_scalar(node, where), where)
+def _parse(text: str, source: str, *, lines: bool) -> Value | None:
+    """The value that a YAML text states, None for an empty one. UserError, with its line, for what is not YAML."""
+    try:
+        node = yaml.compose(text, Loader=RecipeLoader)
+    except yaml.reader.ReaderError as error:
+        line = f":{text.count(chr(10), 0, error.position) + 1}" if lines else ""
+        raise UserError(f"{source}{line}: not valid YAML: the character U+{error.character:04X} is not text") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark and lines else ""
+        hint = "" if lines else f" (quotes inside the value may help: '\"{shown(text)[1:-1]}\"')"
+        raise UserError(f"{source}{line}: not valid YAML: {error.problem or error.context}{hint}") from error
+    return None if node is None else _Converter(source, lines).convert(node)
+
+
+class _Converter:
+    """From YAML nodes to values. An alias becomes a copy of what it names, so copies are bounded, and circles too."""
+
+    def __init__(self, source: str, lines: bool) -> None:
+        self.source, self.lines, self.left = source, lines, MAX_VALUES
+
+    def convert(self, node: yaml.Node, depth: int = 1) -> Value:
+        """The value of a node, `depth` levels below the file."""
+        where = self.place(node)
+        self.left -= 1
+        if depth > MAX_DEPTH:
+            raise UserError(f"{where}: {_TOO_DEEP}, or an alias inside the value that it names")
+        if self.left < 0:
+            raise UserError(f"{where}: this recipe has more than {MAX_VALUES:,} values, its aliases written out")
+        if isinstance(node, yaml.MappingNode):
+            mapping: dict[str, Value] = {}
+            for key_node, value_node in node.value:
+                # A block value starts below its key, and an alias far away: errors point at the key.
+                place = self.place(key_node)
+                key = _key(key_node, place)
+                if key in mapping:
+                    raise UserError(f"{place}: the key {key!r} is given twice (first at {mapping[key].where})")
+                mapping[key] = Value(self.convert(value_node, depth + 1).data, place)
+            return Value(mapping, where)
+        if isinstance(node, yaml.SequenceNode):
+            return Value([self.convert(item, depth + 1) for item in node.value], where)
+        return Value(_scalar(node, where), where)
+
+    def place(self, node: yaml.Node) -> str:
+        return f"{self.source}:{node.start_mark.line + 1}" if self.lines else self.source
+
+
+def _key(node: yaml.Node, where: str) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise UserError(f"{where}: a key must be a name, not a list or a mapping")
+    if len(node.value) > MAX_KEY or not node.value.isprintable():
+        raise UserError(f"{where}: the key {shown(node.value)} is no name: at most {MAX_KEY} printable characters")
+    return node.value
 
 
 def _scalar(node: yaml.Node, where: str) -> Any:
@@ -155,9 +203,9 @@ def _scalar(node: yaml.Node, where: str) -> Any:
         if kind == "int":
             return int(node.value)
         if kind == "float":
-            return float(node.value.replace(".inf", "inf").replace(".nan", "nan"))
+            return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
     except ValueError as error:
-        raise UserError(f"{where}: {node.value!r} is not a number") from error
+        raise UserError(f"{where}: {shown(node.value)} is not a number") from error
     if kind == "str":
         return node.value
-    raise UserError(f"{where}: the YAML tag {node.tag!r} is not used in recipes")
+    raise UserError(f"{where}: the YAML tag {shown(node.tag)} is not used in recipes")

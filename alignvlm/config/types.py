@@ -66,13 +66,10 @@ def describe(kind: Any) -> str:
     limits: list[str] = []
     if typing.get_origin(kind) is Annotated:
         kind, *marks = typing.get_args(kind)
-        for mark in marks:
-            if isinstance(mark, Ge):
-                limits.append(f"at least {mark.ge:g}")
-            elif isinstance(mark, Gt):
-                limits.append(f"more than {mark.gt:g}")
-            elif isinstance(mark, Le):
-                limits.append(f"at most {mark.le:g}")
+        limits += [f"at least {mark.ge:,}" for mark in marks if isinstance(mark, Ge)]
+        limits += [f"more than {mark.gt:,}" for mark in marks if isinstance(mark, Gt)]
+        most: list[Any] = [mark.le for mark in marks if isinstance(mark, Le)]
+        limits += [f"at most {min(most):,}"] if most else []
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(choices(kind))}"

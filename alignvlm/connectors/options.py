@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Le
 
 from alignvlm.plugins import import_plugins
 from alignvlm.settings import Bool, PositiveFloat, PositiveInt, filled, settings
+
+Width = Annotated[PositiveInt, Le(2**20)]
 
 
 @settings
@@ -46,7 +50,7 @@ class MLPOptions(ConnectorOptions):
 
     kind: Literal["mlp"] = "mlp"
     """Two linear layers with a GELU between them."""
-    hidden_size: PositiveInt | None = None
+    hidden_size: Width | None = None
     """Width between the two layers; null takes the LLM's width."""
 
 
@@ -56,7 +60,7 @@ class OvisOptions(ConnectorOptions):
 
     kind: Literal["ovis"] = "ovis"
     """A weighted average of learned visual words."""
-    visual_vocab_size: PositiveInt = 8192
+    visual_vocab_size: Annotated[PositiveInt, Le(2**24)] = 8192
     """Rows of the visual embedding table."""
 
 
@@ -66,13 +70,13 @@ class PerceiverOptions(ConnectorOptions):
 
     kind: Literal["perceiver"] = "perceiver"
     """Learned queries that attend to the features of a tile."""
-    hidden_size: PositiveInt | None = None
+    hidden_size: Width | None = None
     """Width of the resampler; null takes the LLM's width."""
-    num_latents: PositiveInt = 64
+    num_latents: Annotated[PositiveInt, Le(2**16)] = 64
     """Latent queries, and so visual tokens, per tile."""
-    num_layers: PositiveInt = 2
+    num_layers: Annotated[PositiveInt, Le(1024)] = 2
     """Cross-attention layers."""
-    num_heads: PositiveInt = 8
+    num_heads: Annotated[PositiveInt, Le(1024)] = 8
     """Attention heads; they divide the width."""
 
 

@@ -6,11 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from alignvlm.config.places import recipe_error
 from alignvlm.config.schema import Recipe
-from alignvlm.errors import UserError
-from alignvlm.model.backbones import language_config, vision_config
+from alignvlm.errors import UserError, reason, shown
+from alignvlm.model.backbones import language_config, model_error, pretrained, vision_config
 from alignvlm.model.configuration import AlignVLMConfig
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
 from alignvlm.model.processing import AlignVLMProcessor
@@ -31,14 +34,25 @@ def load_processor(recipe: Recipe) -> AlignVLMProcessor:
         if not folder.is_dir():
             raise UserError(f"{folder}: no tokenizer was trained yet; `alignvlm data plan RECIPE` does it")
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    elif language.path is not None:
-        tokenizer = AutoTokenizer.from_pretrained(language.path)
     else:
-        raise UserError("model.language: give a path (pretrained weights and tokenizer) or a tokenizer to train")
-    template = language.chat_template
-    if template is not None and template.endswith(".jinja"):
-        template = Path(template).read_text()
-    return AlignVLMProcessor(tokenizer, tiling=asdict(spec), chat_template=template)
+        tokenizer = pretrained(recipe, "language", AutoTokenizer.from_pretrained)
+    return AlignVLMProcessor(tokenizer, tiling=asdict(spec), chat_template=chat_template(recipe))
+
+
+def chat_template(recipe: Recipe) -> str | None:
+    """The recipe's own chat template, read and compiled as transformers does. Raises UserError where it cannot be."""
+    key, template = "model.language.chat_template", recipe.model.language.chat_template
+    if template is None:
+        return None
+    try:
+        if template.endswith(".jinja"):
+            template = Path(template).read_text(encoding="utf-8")
+        _compile_jinja_template(template)
+    except (OSError, UnicodeDecodeError) as error:
+        raise recipe_error(recipe, key, f"{key} is {shown(template)}, which cannot be read: {error}") from error
+    except (TemplateError, RecursionError) as error:
+        raise recipe_error(recipe, key, f"{key} is not a Jinja template: {reason(error)}") from error
+    return template
 
 
 def tiling_of(recipe: Recipe) -> TilingSpec:
@@ -50,7 +64,7 @@ def tiling_of(recipe: Recipe) -> TilingSpec:
     try:
         return config.tiling
     except ValueError as error:
-        raise UserError(f"recipe {recipe.name!r}: {error}") from error
+        raise model_error(recipe, error) from error
 
 
 def tokenizer_folder(recipe: Recipe) -> Path:
@@ -67,13 +81,13 @@ def build_model(recipe: Recipe, processor: AlignVLMProcessor) -> AlignVLMForCond
     vision, language = recipe.model.vision, recipe.model.language
     tower_config = vision_config(recipe)
     if vision.path is not None:
-        tower = AutoModel.from_pretrained(vision.path, config=tower_config)
+        tower = pretrained(recipe, "vision", AutoModel.from_pretrained, config=tower_config)
     else:
         tower = AutoModel.from_config(tower_config)
         if vision.position_std is not None:
-            _spread_positions(tower, vision.position_std)
+            _spread_positions(recipe, tower)
     if language.path is not None:
-        lm = AutoModelForCausalLM.from_pretrained(language.path)
+        lm = pretrained(recipe, "language", AutoModelForCausalLM.from_pretrained)
     else:
         lm = AutoModelForCausalLM.from_config(language_config(recipe, processor))
     config = AlignVLMConfig(
@@ -82,8 +96,8 @@ def build_model(recipe: Recipe, processor: AlignVLMProcessor) -> AlignVLMForCond
         connector_config=asdict(recipe.model.connector),
         tiles_config=asdict(recipe.model.tiles),
         image_token_id=processor.image_token_id,
-        image_mean=vision.image_mean,
-        image_std=vision.image_std,
+        image_mean=list(vision.image_mean),
+        image_std=list(vision.image_std),
         tie_word_embeddings=bool(lm.config.tie_word_embeddings),
     )
     model = AlignVLMForConditionalGeneration(config, tower, lm)
@@ -95,10 +109,18 @@ def build_model(recipe: Recipe, processor: AlignVLMProcessor) -> AlignVLMForCond
     return model
 
 
-def _spread_positions(tower: torch.nn.Module, std: float) -> None:
-    """Draw the position embeddings of a new encoder with this standard deviation."""
+def position_weights(recipe: Recipe, tower: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The encoder's position embeddings. Raises UserError when the recipe wants to draw them and there are none."""
     weights = [p for name, p in tower.named_parameters() if name.endswith("position_embedding.weight")]
     if not weights:
-        raise UserError("model.vision.position_std: this encoder has no `position_embedding.weight` to draw")
-    for weight in weights:
+        key = "model.vision.position_std"
+        raise recipe_error(recipe, key, f"{key}: this encoder has no `position_embedding.weight` to draw; remove it")
+    return weights
+
+
+def _spread_positions(recipe: Recipe, tower: torch.nn.Module) -> None:
+    """Draw the position embeddings of a new encoder with the recipe's standard deviation."""
+    std = recipe.model.vision.position_std
+    assert std is not None
+    for weight in position_weights(recipe, tower):
         torch.nn.init.normal_(weight, std=std)

@@ -5,11 +5,11 @@ Tensors there take no memory and products no time: both can be counted for a mod
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +17,17 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from alignvlm.config.schema import PARTS, Recipe
-from alignvlm.errors import UserError
+from alignvlm.errors import UserError, shown
 from alignvlm.model.attention import SDPA, Documents, attention_kwargs
-from alignvlm.model.backbones import config_from_fields, vision_config
+from alignvlm.model.backbones import (
+    Backbone,
+    check_role,
+    config_from_fields,
+    is_hub_id,
+    model_error,
+    pretrained,
+    vision_config,
+)
 from alignvlm.model.configuration import AlignVLMConfig
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
 
@@ -111,6 +119,19 @@ class Network:
         outputs = decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **attention_kwargs(documents))
         return outputs.last_hidden_state
 
+    def try_out(self) -> None:
+        """Run one layer of each part on one tile and some tokens: sizes that do not fit each other raise here."""
+        dims = self.dims
+        with _first_layers(self.model.vision, 1), _first_layers(self.model.language, 1):
+            features, expected = self.run_vision(1), (1, dims.features_per_tile, dims.feature_size)
+            if features.shape != expected:
+                raise ValueError(f"the vision encoder makes {tuple(features.shape)} features of a tile, not {expected}")
+            visual, expected = self.run_connector(1, needs_grad=False), (1, dims.tokens_per_tile, dims.hidden_size)
+            if visual.shape != expected:
+                raise ValueError(f"the connector makes {tuple(visual.shape)} visual tokens of a tile, not {expected}")
+            self.run_decoder(8, needs_grad=False)
+            self.run_head(8, needs_grad=False)
+
     def run_head(self, num_tokens: int, needs_grad: bool) -> torch.Tensor:
         """Logits [1, T, V] of hidden states; `needs_grad`: these depend on something that learns."""
         head: Any = self.model.get_output_embeddings()
@@ -141,18 +162,28 @@ def measure_layers(part: nn.Module, measure: Callable[[], Any]) -> PerLayer:
     The part runs with one layer and with two, for time: all layers take seconds. A part without a list of equal layers
     runs once as it is, and its layers count as equal shares.
     """
-    parent, name, layers = _largest_list(part)
+    layers = _largest_list(part)[2]
     if len(layers) < 2 or len({_signature(layer) for layer in layers}) > 1:
         whole, num_layers = measure(), max(1, len(layers))
         return PerLayer(whole / num_layers, num_layers, 0 * whole)
-    try:
-        setattr(parent, name, layers[:1])
+    with _first_layers(part, 1):
         first = measure()
-        setattr(parent, name, layers[:2])
+    with _first_layers(part, 2):
         layer = measure() - first
-    finally:
-        setattr(parent, name, layers)
     return PerLayer(layer, len(layers), first - layer)
+
+
+@contextlib.contextmanager
+def _first_layers(part: nn.Module, count: int) -> Iterator[None]:
+    """The part with its first layers only, where it has a list of layers."""
+    parent, name, layers = _largest_list(part)
+    try:
+        if len(layers) > count:
+            setattr(parent, name, layers[:count])
+        yield
+    finally:
+        if len(layers) > count:
+            setattr(parent, name, layers)
 
 
 def _largest_list(part: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
@@ -168,18 +199,31 @@ def _signature(module: nn.Module) -> tuple[Any, ...]:
     return type(module), *((name, p.shape, p.requires_grad) for name, p in module.named_parameters())
 
 
-def build_network(recipe: Recipe) -> Network:
-    """The recipe's model on the meta device; UserError when neither it nor a local folder states the shapes."""
+class ElsewhereError(UserError):
+    """The shape of a backbone is neither stated nor on this machine."""
+
+
+def build_network(recipe: Recipe, *, download: bool = False) -> Network:
+    """The recipe's model on the meta device.
+
+    Args:
+        download: ask the hub for the configs of pretrained backbones that the recipe names; else they must be stated,
+            or lie on this machine.
+
+    Raises:
+        ElsewhereError: a config is not here. UserError: the model cannot be built as the recipe says.
+    """
+    vision, language = backbone_config(recipe, "vision", download), backbone_config(recipe, "language", download)
     try:
         config = AlignVLMConfig(
-            vision_config=_vision_config(recipe),
-            text_config=_language_config(recipe),
+            vision_config=vision,
+            text_config=language,
             connector_config=asdict(recipe.model.connector),
             tiles_config=asdict(recipe.model.tiles),
         )
         return network_of(config, torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32)
-    except ValueError as error:
-        raise UserError(f"recipe {recipe.name!r}: this model cannot be built: {error}") from error
+    except Exception as error:  # constructors of any model type: whatever they raise is about their fields
+        raise model_error(recipe, error) from error
 
 
 def network_of(config: AlignVLMConfig, dtype: torch.dtype = torch.bfloat16) -> Network:
@@ -204,26 +248,22 @@ def network_of(config: AlignVLMConfig, dtype: torch.dtype = torch.bfloat16) -> N
     )
 
 
-def _language_config(recipe: Recipe) -> PreTrainedConfig:
-    language = recipe.model.language
-    if not language.config:
-        return AutoConfig.from_pretrained(_here(recipe, "language", language.path), local_files_only=True)
-    vocabulary = {"vocab_size": language.tokenizer.vocab_size} if language.tokenizer else {}
-    return config_from_fields({**language.config, **vocabulary}, "model.language.config")
-
-
-def _vision_config(recipe: Recipe) -> PreTrainedConfig:
-    vision = recipe.model.vision
-    if not vision.config:
-        _here(recipe, "vision", vision.path)
-    return vision_config(recipe)
-
-
-def _here(recipe: Recipe, part: str, path: str | None) -> str:
-    """The path itself when it is a folder on this machine: an estimate downloads nothing."""
-    if path is None or not Path(path).is_dir():
-        raise UserError(
-            f"recipe {recipe.name!r}: the shape of {path!r} is not on this machine; "
-            f"state model.{part}.config (with its model_type) to estimate without it"
-        )
-    return path
+def backbone_config(recipe: Recipe, part: Backbone, download: bool = False) -> PreTrainedConfig:
+    """The config of one backbone; see `build_network`."""
+    section: Any = getattr(recipe.model, part)
+    if not section.config and not download and is_hub_id(section.path):
+        try:
+            AutoConfig.from_pretrained(section.path, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ElsewhereError(
+                f"recipe {recipe.name!r}: the shape of {shown(section.path)} is not on this machine; "
+                f"state model.{part}.config (with its model_type)"
+            ) from error
+    if part == "vision":
+        return vision_config(recipe)
+    if section.config:
+        vocabulary = {"vocab_size": section.tokenizer.vocab_size} if section.tokenizer else {}
+        return config_from_fields(recipe, part, {**section.config, **vocabulary})
+    config = pretrained(recipe, part, AutoConfig.from_pretrained)
+    check_role(recipe, part, config)
+    return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from alignvlm import stage_data
+from alignvlm.checks import check_files, check_model
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.model.build import build_model
 from alignvlm.progress import data_progress
@@ -16,8 +17,11 @@ def prepare(run: Run) -> None:
     Raises:
         UserError: the run folder belongs to another recipe, shards are missing, a setting cannot work.
     """
-    run.open()
     recipe = run.recipe
+    check_files(recipe)
+    if not run.initial.has_export:
+        check_model(recipe, download=True)
+    run.open()
     processor = stage_data.prepare(recipe, progress=data_progress)
     if not run.initial.has_export:
         model = build_model(recipe, processor)

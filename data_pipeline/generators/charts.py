@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline.errors import DataError
-from data_pipeline.generators.common import add_grain, choose, make_record, new_page, pick_font, samples
+from data_pipeline.errors import ArgumentError
+from data_pipeline.generators.common import add_grain, check_common, choose, make_record, new_page, pick_font, samples
 from data_pipeline.generators.real_tables import load_columns
 from data_pipeline.generators.tables import pick_rows
 
@@ -78,11 +78,21 @@ def generate(
     turns: int = 2,
     ask: Sequence[str] = ("value", "highest", "lowest", "count"),
 ) -> Iterator[dict[str, Any]]:
-    """Yield `num_samples` records: `bars` are fewest and most bars, `turns` questions per image, `ask` their types."""
-    if not 2 <= bars[0] <= bars[1] <= 5:
-        raise DataError(f"charts: bars {list(bars)}: fewest and most, between 2 and 5")
+    """`num_samples` records, made one by one.
+
+    `bars` are fewest and most bars, `turns` questions per image, `ask` their types.
+    """
+    check_common(split, num_samples, seed, kind, size)
+    if len(bars) != 2 or not 2 <= bars[0] <= bars[1] <= 5:
+        raise ArgumentError(f"charts: bars {list(bars)}: fewest and most, between 2 and 5", "bars")
     if not ask or not set(ask) <= set(QUESTIONS) or turns < 1:
-        raise DataError(f"charts: ask {list(ask)} of {', '.join(QUESTIONS)}; turns {turns} at least 1")
+        raise ArgumentError(f"charts: ask {list(ask)} of {', '.join(QUESTIONS)}; turns {turns} at least 1", "ask")
+    return _records(split, num_samples, seed, kind, size, bars, turns, ask)
+
+
+def _records(
+    split: str, num_samples: int, seed: int, kind: str, size: int, bars: Sequence[int], turns: int, ask: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     columns = load_columns(split)
     for index, rng in samples(split, num_samples, seed, kind):
         column = choose(rng, columns)

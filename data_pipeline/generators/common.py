@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import ArgumentError
 
 SPLITS = ("train", "heldout")
 KINDS = ("transcribe", "questions")
@@ -31,14 +31,28 @@ FONTS = {
 """Typefaces that come with matplotlib; no font is in both splits."""
 
 
-def samples(split: str, num_samples: int, seed: int, kind: str) -> Iterator[tuple[int, np.random.Generator]]:
-    """Check the common arguments; yield each sample's index with a random generator of its own."""
+MAX_SAMPLES = 10**8
+SIDES = (24, 4096)
+"""Pixels of the side of a square."""
+
+
+def check_common(split: str, num_samples: int, seed: int, kind: str, size: int) -> None:
+    """Raise DataError for arguments of every generator that are out of range."""
     if split not in SPLITS:
-        raise DataError(f"split {split!r}: one of {', '.join(SPLITS)}")
+        raise ArgumentError(f"split {split!r}: one of {', '.join(SPLITS)}", "split")
     if kind not in KINDS:
-        raise DataError(f"kind {kind!r}: one of {', '.join(KINDS)}")
-    if num_samples < 0:
-        raise DataError(f"num_samples {num_samples}: not negative")
+        raise ArgumentError(f"kind {kind!r}: one of {', '.join(KINDS)}", "kind")
+    for name, value, least, most in (
+        ("num_samples", num_samples, 0, MAX_SAMPLES),
+        ("seed", seed, 0, 2**63 - 1),
+        ("size", size, *SIDES),
+    ):
+        if not least <= value <= most:
+            raise ArgumentError(f"{name} {value}: from {least:,} to {most:,}", name)
+
+
+def samples(split: str, num_samples: int, seed: int, kind: str) -> Iterator[tuple[int, np.random.Generator]]:
+    """Each sample's index with a random generator of its own."""
     stream = SPLITS.index(split) * len(KINDS) + KINDS.index(kind)
     for index in range(num_samples):
         yield index, np.random.default_rng((seed, stream, index))

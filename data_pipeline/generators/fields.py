@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_pipeline.errors import DataError
-from data_pipeline.generators.common import add_grain, choose, make_record, new_page, pick_font, samples
+from data_pipeline.errors import ArgumentError
+from data_pipeline.generators.common import add_grain, check_common, choose, make_record, new_page, pick_font, samples
 
 LABELS = ("Age", "No.", "Qty", "Day", "Room", "Item", "Page", "Code", "Row", "Lot", "Seat", "Year")
 QUESTIONS = {
@@ -137,17 +137,24 @@ def generate(
     digits: Sequence[int] = (1, 3),
     forms: Mapping[str, float] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield `num_samples` records.
+    """`num_samples` records, made one by one.
 
     `digits` are the fewest and most digits of a number (an amount has 1-2 before its separator and two behind it);
     `forms` weighs `field` (one number), `list` (two or three numbers in one image), `amount` (one image of two tiles)
     and `pair` (two images).
     """
+    check_common(split, num_samples, seed, kind, size)
     weights = dict(forms or {"field": 0.5, "list": 0.2, "amount": 0.15, "pair": 0.15})
     if not set(weights) <= set(FORMS) or min(weights.values()) < 0 or not sum(weights.values()):
-        raise DataError(f"fields: forms {weights}: give weights of {', '.join(FORMS)}, not all 0")
+        raise ArgumentError(f"fields: forms {weights}: give weights of {', '.join(FORMS)}, not all 0", "forms")
     if len(digits) != 2 or not 1 <= digits[0] <= digits[1] <= 3:
-        raise DataError(f"fields: digits {list(digits)}: fewest and most, between 1 and 3")
+        raise ArgumentError(f"fields: digits {list(digits)}: fewest and most, between 1 and 3", "digits")
+    return _records(split, num_samples, seed, kind, size, digits, weights)
+
+
+def _records(
+    split: str, num_samples: int, seed: int, kind: str, size: int, digits: Sequence[int], weights: Mapping[str, float]
+) -> Iterator[dict[str, Any]]:
     bounds = np.cumsum(list(weights.values())) / sum(weights.values())
     for index, rng in samples(split, num_samples, seed, kind):
         form = list(weights)[int(np.searchsorted(bounds, rng.random(), side="right"))]

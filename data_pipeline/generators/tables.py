@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline.errors import DataError
-from data_pipeline.generators.common import add_grain, choose, make_record, new_page, pick_font, samples
+from data_pipeline.errors import ArgumentError
+from data_pipeline.generators.common import add_grain, check_common, choose, make_record, new_page, pick_font, samples
 from data_pipeline.generators.real_tables import Column, load_columns
 
 QUESTIONS = {
@@ -91,14 +91,23 @@ def generate(
     ask: Sequence[str] = ("label", "row", "largest", "count"),
     labels: bool = True,
 ) -> Iterator[dict[str, Any]]:
-    """Yield `num_samples` records: `rows` are fewest and most rows, `turns` questions per image, `ask` their types.
+    """`num_samples` records, made one by one.
 
+    `rows` are fewest and most rows, `turns` questions per image, `ask` their types.
     Without `labels` a transcription leaves the row labels out.
     """
-    if not 1 <= rows[0] <= rows[1] <= 3:
-        raise DataError(f"tables: rows {list(rows)}: fewest and most, between 1 and 3")
+    check_common(split, num_samples, seed, kind, size)
+    if len(rows) != 2 or not 1 <= rows[0] <= rows[1] <= 3:
+        raise ArgumentError(f"tables: rows {list(rows)}: fewest and most, between 1 and 3", "rows")
     if not ask or not set(ask) <= set(QUESTIONS) or turns < 1:
-        raise DataError(f"tables: ask {list(ask)} of {', '.join(QUESTIONS)}; turns {turns} at least 1")
+        raise ArgumentError(f"tables: ask {list(ask)} of {', '.join(QUESTIONS)}; turns {turns} at least 1", "ask")
+    return _records(split, num_samples, seed, kind, size, rows, turns, ask, labels)
+
+
+def _records(
+    split: str, num_samples: int, seed: int, kind: str, size: int, rows: Sequence[int], turns: int, ask: Sequence[str],
+    labels: bool,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     columns = load_columns(split)
     for index, rng in samples(split, num_samples, seed, kind):
         column = choose(rng, columns)

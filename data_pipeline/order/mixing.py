@@ -15,6 +15,9 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.order.hashing import grouped_permutation, hash_key
 
+MAX_SAMPLES = 10**10
+"""Of an epoch: its blocks and windows are counted in memory."""
+
 
 def epoch_draws(sizes: Mapping[str, int], mixture: Mapping[str, float]) -> dict[str, int]:
     """Samples that each source gives to one epoch, in the order of `mixture`.
@@ -38,7 +41,13 @@ def epoch_draws(sizes: Mapping[str, int], mixture: Mapping[str, float]) -> dict[
     weights = {name: Fraction(str(weight)) for name, weight in mixture.items()}
     lead = max(weights, key=lambda name: (Fraction(sizes[name]) / weights[name], name))
     unit = Fraction(sizes[lead]) / weights[lead]
-    return {name: max(1, int(unit * weight + Fraction(1, 2))) for name, weight in weights.items()}
+    draws = {name: max(1, int(unit * weight + Fraction(1, 2))) for name, weight in weights.items()}
+    if sum(draws.values()) > MAX_SAMPLES:
+        raise DataError(
+            f"mixture: an epoch would have {sum(draws.values()):,} samples, more than {MAX_SAMPLES:,}, until "
+            f"{lead!r} is seen whole: make the weights more alike"
+        )
+    return draws
 
 
 def block_quotas(draws: np.ndarray, block: int) -> np.ndarray:

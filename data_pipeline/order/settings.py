@@ -7,6 +7,15 @@ from typing import Any
 
 from data_pipeline.errors import DataError
 
+LARGEST = {
+    "sequence_length": 2**24,
+    "global_batch_packs": 2**20,
+    "window_shards": 2**20,
+    "mix_block": 2**24,
+    "pack_window": 2**24,
+    "epochs": 100_000,
+}
+"""Largest value of each setting: a plan with more would fill the memory, or not be counted in minutes."""
 _LENGTH = ("epochs", "max_steps")
 
 
@@ -34,6 +43,8 @@ class PlanSettings:
         for name, value in asdict(self).items():
             if name != "seed" and value is not None and value < 1:
                 raise DataError(f"{name} is {value}; it must be at least 1")
+            if name in LARGEST and value > LARGEST[name]:
+                raise DataError(f"{name} is {value}; it must be at most {LARGEST[name]}")
 
     def order(self) -> dict[str, Any]:
         """The settings that decide the order, without those that say how long it is followed."""

@@ -1,0 +1,173 @@
+"""Whether a recipe can run, found out before anything is written: its files, its data and its model.
+
+What the recipe says by itself is checked when it is loaded (config/validate.py); here is what needs the machine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignvlm.config.deepspeed import read_strategy
+from alignvlm.config.places import recipe_error
+from alignvlm.config.schema import PARTS
+from alignvlm.errors import UserError, shown
+from data_pipeline.errors import ArgumentError, DataError
+
+if TYPE_CHECKING:
+    from alignvlm.config.schema import Recipe
+    from alignvlm.model.network import Network
+
+MAX_PARAMETERS = 10**13
+
+
+def check_files(recipe: Recipe) -> None:
+    """Folders, DeepSpeed strategies and weights that the recipe names, and the arguments of its generators.
+
+    Raises:
+        UserError: for the first that cannot be used, with its file and line.
+    """
+    _check_folder(recipe, "runs", recipe.runs)
+    _check_folder(recipe, "name", str(Path(recipe.runs) / recipe.name))
+    _check_folder(recipe, "data.root", recipe.data.root)
+    for name, source in recipe.data.sources.items():
+        if "://" not in source.folder:
+            _check_folder(recipe, f"data.sources.{name}.path", source.folder)
+    for stage in recipe.stages.values():
+        key = f"stages.{stage.name}.deepspeed"
+        key = key if key in recipe.places else "train.deepspeed"
+        try:
+            read_strategy(stage)
+        except UserError as error:
+            raise recipe_error(recipe, key, f"{key}: {error}") from error
+    _check_weights(recipe)
+    _check_generators(recipe)
+
+
+def check_model(recipe: Recipe, *, download: bool) -> list[str]:
+    """Chat template, tokenizer, and the model: built and run on PyTorch's meta device, where it takes no memory.
+
+    Args:
+        download: ask the hub for configs and tokenizer that are not on this machine.
+
+    Returns:
+        What could not be checked for want of a file, in words.
+
+    Raises:
+        UserError: the model cannot be built, or its parts do not fit, with file and line.
+    """
+    from alignvlm.model.backbones import Backbone, is_hub_id
+    from alignvlm.model.build import chat_template, load_processor, position_weights, tiling_of
+    from alignvlm.model.network import ElsewhereError, backbone_config, build_network
+
+    chat_template(recipe)
+    elsewhere: list[str] = []
+    parts: tuple[Backbone, Backbone] = ("vision", "language")
+    for part in parts:
+        try:
+            backbone_config(recipe, part, download)
+        except ElsewhereError as error:
+            elsewhere.append(str(error))
+    if elsewhere:
+        return elsewhere
+    tiling_of(recipe)
+    network = build_network(recipe, download=download)
+    if recipe.model.vision.position_std is not None and recipe.model.vision.path is None:
+        position_weights(recipe, network.part("vision"))
+    _check_network(recipe, network)
+    path = recipe.model.language.path
+    if path is not None and (download or not is_hub_id(path)):
+        load_processor(recipe)
+    return []
+
+
+def check_held_out(recipe: Recipe) -> None:
+    """Compare the shards of every task with those of every stage, by their content.
+
+    Folders without an index are passed over: `data_pipeline` indexes them before they are read.
+
+    Raises:
+        UserError: a task reads a shard that a stage trains on, and does not say `allow_leak`.
+    """
+    from data_pipeline.shards.overlap import common_shard
+
+    sources = recipe.data.sources
+    for (name, task), stage in itertools.product(recipe.evaluation.tasks.items(), recipe.stages.values()):
+        for trained in () if task.allow_leak else stage.mixture:
+            if common := common_shard(sources[task.source].folder, sources[trained].folder):
+                key = f"evaluation.tasks.{name}"
+                raise recipe_error(
+                    recipe,
+                    f"{key}.source",
+                    f"{key}.source is {task.source!r}, whose shard {common[0]} holds the samples of {common[1]} of "
+                    f"{trained!r}, which stage {stage.name!r} trains on: a task needs held-out data, or "
+                    f"{key}.allow_leak: true",
+                )
+
+
+def _check_folder(recipe: Recipe, key: str, folder: str) -> None:
+    """A folder that may still have to be made: nothing else may stand in its way."""
+    path = Path(folder)
+    if any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise recipe_error(recipe, key, f"{key} is {shown(folder)}, which has a name of more than 255 bytes in it")
+    for place in (path, *path.parents):
+        if os.path.isdir(place):
+            return
+        if os.path.lexists(place):
+            what = "is a file" if os.path.exists(place) else "is a link to nothing"
+            raise recipe_error(recipe, key, f"{key} needs the folder {shown(folder)}, but {str(place)!r} {what}")
+
+
+def _check_weights(recipe: Recipe) -> None:
+    """Pretrained folders hold a config and weights; ids of the hub are left to transformers."""
+    for part in ("vision", "language"):
+        key, path = f"model.{part}.path", getattr(recipe.model, part).path
+        if path is None:
+            continue
+        if os.path.isdir(path):
+            names = os.listdir(path)
+            if "config.json" not in names or not any(name.endswith((".safetensors", ".bin")) for name in names):
+                raise recipe_error(
+                    recipe, key, f"{key} is {shown(path)}, a folder without config.json and weights (*.safetensors)"
+                )
+        elif path.count("/") > 1 or path.startswith(("/", ".", "~")) or path.endswith("/") or not path:
+            raise recipe_error(recipe, key, f"{key} is {shown(path)}, which is no folder, nor an id of the hub")
+
+
+def _check_generators(recipe: Recipe) -> None:
+    from data_pipeline.generators import check_arguments
+
+    for name, source in recipe.data.sources.items():
+        if source.generator is not None:
+            key = f"data.sources.{name}.generator"
+            try:
+                check_arguments(source.generator, source.generator_args)
+            except DataError as error:
+                wrong = f"_args.{error.argument}".rstrip(".") if isinstance(error, ArgumentError) else ""
+                raise recipe_error(
+                    recipe, key + wrong, f"{key}{wrong}: {str(error).removeprefix(f'generator {source.generator!r}: ')}"
+                ) from error
+
+
+def _check_network(recipe: Recipe, network: Network) -> None:
+    """Its size, one layer's run, and that every stage trains what it names."""
+    from alignvlm.model.backbones import model_error
+
+    total = network.total()
+    if total > MAX_PARAMETERS:
+        raise recipe_error(recipe, "model", f"model: it has {total:,} parameters, more than {MAX_PARAMETERS:,}")
+    names = [name for name, _ in network.model.named_parameters()]
+    for stage in recipe.stages.values():
+        for number, glob in enumerate(stage.trainable):
+            if not any(fnmatchcase(name, glob) for name in names):
+                key = f"stages.{stage.name}.trainable[{number}]"
+                message = f"{key} is {glob!r}, which matches no parameter; parts are {', '.join(PARTS)}"
+                raise recipe_error(recipe, key, message)
+    try:
+        network.try_out()
+    except Exception as error:  # layers of any model type: whatever they raise is about their sizes
+        if "meta" not in str(error).lower():  # what looks at values cannot run without any
+            raise model_error(recipe, error) from error
