@@ -79,17 +79,22 @@ class Loader:
         results = iter(self._loader) if self._results is None else self._results
         self._results = None
         try:
-            step: list[MicroBatch] = []
-            for result in results:
-                if isinstance(result, LoadError):
-                    raise result
-                if self.ledger is not None:
-                    self.ledger.record(result.num_seen, result.bad)
-                step.append(result.batch)
-                if len(step) == self.accumulation:
-                    self.wait_seconds += time.perf_counter() - began
-                    yield step
-                    step, began = [], time.perf_counter()
+            try:
+                step: list[MicroBatch] = []
+                for result in results:
+                    if isinstance(result, LoadError):
+                        raise result
+                    if self.ledger is not None:
+                        self.ledger.record(result.num_seen, result.bad)
+                    step.append(result.batch)
+                    if len(step) == self.accumulation:
+                        self.wait_seconds += time.perf_counter() - began
+                        yield step
+                        step, began = [], time.perf_counter()
+            finally:
+                shutdown = getattr(results, "_shutdown_workers", None)
+                if shutdown is not None:
+                    shutdown()
         except RuntimeError as error:  # torch has no class of its own for it, and raises it wherever this process is
             if not str(error).startswith("DataLoader worker"):
                 raise
@@ -97,10 +102,6 @@ class Loader:
                 f"a loader process died ({error}); it was killed from outside or ran out of memory or of /dev/shm: "
                 "lower data.num_workers or data.prefetch, or give the container more shared memory"
             ) from error
-        finally:
-            shutdown = getattr(results, "_shutdown_workers", None)
-            if shutdown is not None:
-                shutdown()
 
 
 def build_loader(
