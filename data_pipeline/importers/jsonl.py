@@ -9,10 +9,8 @@ from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.samples.images import image_bytes
-from data_pipeline.samples.schema import SampleError
+from data_pipeline.samples.schema import SampleError, conversation_messages
 from data_pipeline.shards.storage import check_name
-
-_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 def read_jsonl(file: Path, *, images: str | Path | None = None) -> Iterator[dict[str, Any]]:
@@ -32,7 +30,7 @@ def read_jsonl(file: Path, *, images: str | Path | None = None) -> Iterator[dict
             if line.strip():
                 try:
                     yield _record(json.loads(line), folder, f"{number:09d}")
-                except (ValueError, DataError) as error:
+                except (ValueError, DataError, SampleError) as error:
                     raise DataError(f"{file}, line {number}: {error}") from error
 
 
@@ -41,19 +39,13 @@ def _record(row: Any, images: Path, key: str) -> dict[str, Any]:
         raise DataError("not a JSON object")
     row = dict(row)
     if "conversations" in row and "messages" not in row:
-        row["messages"] = [_message(turn) for turn in row.pop("conversations")]
+        row["messages"] = conversation_messages(row.pop("conversations"))
     if "messages" not in row:
         raise DataError(f"no 'messages' (fields: {', '.join(row)})")
     names = row.pop("images", None)
     if names is None:
         names = [row.pop("image")] if "image" in row else []
     return {"key": key, **row, "images": [_read(images, name) for name in names]}
-
-
-def _message(turn: Any) -> dict[str, Any]:
-    if not isinstance(turn, dict) or turn.get("from") not in _SPEAKERS:
-        raise DataError(f"a turn of 'conversations' must be from {', '.join(_SPEAKERS)}: {str(turn)[:80]}")
-    return {"role": _SPEAKERS[turn["from"]], "content": turn.get("value")}
 
 
 def _read(folder: Path, name: Any) -> bytes:

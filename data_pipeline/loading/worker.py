@@ -23,7 +23,7 @@ from data_pipeline.loading.collate import MicroBatch, collate
 from data_pipeline.loading.malloc import keep_memory
 from data_pipeline.loading.tile_memory import Block
 from data_pipeline.parallel import single_threaded
-from data_pipeline.samples.schema import Encoded, Encoder, Sample, SampleError
+from data_pipeline.samples.schema import Encoder, SampleError, encode_as_measured
 from data_pipeline.shards.reader import IndexEntry, SourceReader, entry_label
 from data_pipeline.shards.sources import BadSample
 
@@ -95,7 +95,7 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
                 name, entry = document.reader.name, document.entry
                 try:
                     sample = document.reader.decode(entry, document.data.result())
-                    encoded.append(_encode(self.encoder, sample, document.tokens, document.tiles))
+                    encoded.append(encode_as_measured(self.encoder, sample, document.tokens, document.tiles))
                     keys.append(entry_label(name, entry))
                 except SampleError as error:
                     bad.append(BadSample(name, entry.shard, entry.key, str(error)))
@@ -123,19 +123,6 @@ class _Document:
     tokens: int
     tiles: int
     data: Future[dict[str, bytes]]
-
-
-def _encode(encoder: Encoder, sample: Sample, tokens: int, tiles: int) -> Encoded:
-    encoded = encoder.encode(sample)
-    found = (len(encoded.input_ids), len(encoded.labels), len(encoded.tiles))
-    if found != (tokens, tokens, tiles):
-        raise SampleError(
-            f"encoded to {found[0]} tokens, {found[1]} labels and {found[2]} tiles, "
-            f"but measured as {tokens} tokens and {tiles} tiles"
-        )
-    if encoded.tiles.shape[1:] != (3, encoder.tile_size, encoder.tile_size):
-        raise SampleError(f"encoded to tiles of shape {encoded.tiles.shape[1:]}, not of side {encoder.tile_size}")
-    return encoded
 
 
 def prepare_process(worker: int) -> None:

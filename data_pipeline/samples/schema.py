@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import repr as brief
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +23,8 @@ MAX_IMAGES = 256
 IGNORE_INDEX = -100
 """Label of a token that is not supervised, as torch's cross entropy has it."""
 _KEY = re.compile(r"[^\s./\\][^\s.\\]*(?<!/)\Z")
+_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+"""Roles of LLaVA's speakers."""
 
 
 class SampleError(Exception):
@@ -104,9 +107,16 @@ def normalise_messages(messages: Any, num_images: int) -> list[dict[str, Any]]:
     return normal
 
 
+def conversation_messages(conversations: Any) -> list[dict[str, Any]]:
+    """Messages of LLaVA's `conversations`, [{"from": "human", "value": str}, …]. Raises SampleError when it is none."""
+    if not isinstance(conversations, list):
+        raise SampleError("'conversations' is not a list of turns")
+    return [_message_of_turn(turn, number) for number, turn in enumerate(conversations)]
+
+
 def caption_messages(caption: str, prompt: str = "") -> list[dict[str, Any]]:
     """An image-caption pair as a conversation: the image and `prompt` from the user, the caption from the assistant."""
-    caption = caption.strip()
+    caption = check_text(caption).strip()
     if not caption:
         raise SampleError("the caption is empty")
     content: list[dict[str, Any]] = [{"type": "image"}]
@@ -118,10 +128,47 @@ def caption_messages(caption: str, prompt: str = "") -> list[dict[str, Any]]:
     ]
 
 
+def check_role(message: Any, number: int) -> str:
+    """The role of a message. Raises SampleError when it is none of ROLES."""
+    role = message.get("role") if isinstance(message, Mapping) else message
+    if not isinstance(message, Mapping) or role not in ROLES:
+        raise SampleError(f"message {number}: role {brief(role)} is none of {', '.join(ROLES)}")
+    return role
+
+
+def check_text(text: str) -> str:
+    """The text itself. Raises SampleError when it holds a lone surrogate, which cannot be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        surrogate = f"U+{ord(text[error.start]):04X}"
+        raise SampleError(f"a text is not Unicode: lone surrogate {surrogate} at character {error.start}") from error
+    return text
+
+
+def encode_as_measured(encoder: Encoder, sample: Sample, tokens: int, tiles: int) -> Encoded:
+    """The sample, encoded. Raises SampleError when it cannot be used or was measured as another length."""
+    encoded = encoder.encode(sample)
+    found = (len(encoded.input_ids), len(encoded.labels), len(encoded.tiles))
+    if found != (tokens, tokens, tiles):
+        raise SampleError(
+            f"encoded to {found[0]} tokens, {found[1]} labels and {found[2]} tiles, "
+            f"but measured as {tokens} tokens and {tiles} tiles"
+        )
+    if encoded.tiles.shape[1:] != (3, encoder.tile_size, encoder.tile_size):
+        raise SampleError(f"encoded to tiles of shape {encoded.tiles.shape[1:]}, not of side {encoder.tile_size}")
+    return encoded
+
+
+def _message_of_turn(turn: Any, number: int) -> dict[str, Any]:
+    speaker = turn.get("from") if isinstance(turn, Mapping) else turn
+    if not isinstance(speaker, str) or speaker not in _SPEAKERS:
+        raise SampleError(f"turn {number} of 'conversations' must be from {', '.join(_SPEAKERS)}: {brief(turn)}")
+    return {"role": _SPEAKERS[speaker], "content": turn.get("value")}
+
+
 def _normalise_message(message: Any, number: int) -> dict[str, Any]:
-    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-        role = message.get("role") if isinstance(message, Mapping) else message
-        raise SampleError(f"message {number}: role {role!r} is none of {', '.join(ROLES)}")
+    role = check_role(message, number)
     content = message.get("content")
     if isinstance(content, str):
         parts: list[dict[str, Any]] = []
@@ -129,12 +176,12 @@ def _normalise_message(message: Any, number: int) -> dict[str, Any]:
             if i:
                 parts.append({"type": "image"})
             if text:
-                parts.append({"type": "text", "text": text})
+                parts.append({"type": "text", "text": check_text(text)})
     elif isinstance(content, list):
         parts = [_normalise_part(part, number) for part in content]
     else:
         raise SampleError(f"message {number}: content is {type(content).__name__}, neither text nor a list of parts")
-    return {"role": message["role"], "content": parts}
+    return {"role": role, "content": parts}
 
 
 def _normalise_part(part: Any, number: int) -> dict[str, Any]:
@@ -142,5 +189,5 @@ def _normalise_part(part: Any, number: int) -> dict[str, Any]:
         if part.get("type") == "image":
             return {"type": "image"}
         if part.get("type") == "text" and isinstance(part.get("text"), str):
-            return {"type": "text", "text": part["text"]}
-    raise SampleError(f"message {number}: a part is neither an image nor a text: {str(part)[:80]!r}")
+            return {"type": "text", "text": check_text(part["text"])}
+    raise SampleError(f"message {number}: a part is neither an image nor a text: {brief(part)}")

@@ -20,6 +20,7 @@ from data_pipeline.samples.schema import (
     Sample,
     SampleError,
     caption_messages,
+    conversation_messages,
     normalise_messages,
 )
 from data_pipeline.shards.index import Manifest, ShardInfo, index_lines, load_manifest
@@ -177,9 +178,13 @@ class SourceReader:
             raise SampleError(f"the .json member is a {type(meta).__name__}, not an object")
         if "messages" in meta:
             return normalise_messages(meta.pop("messages"), num_images), meta
+        if "conversations" in meta:
+            return normalise_messages(conversation_messages(meta.pop("conversations")), num_images), meta
         caption = decode_member("txt", data["txt"]) if "txt" in data else meta.get("caption")
         if not isinstance(caption, str):
-            raise SampleError("neither 'messages' nor a caption: not a chat sample and not an image-caption pair")
+            raise SampleError(
+                "neither 'messages' nor 'conversations' nor a caption: not a chat and not an image-caption pair"
+            )
         if num_images != 1:
             raise SampleError(f"an image-caption pair has one image, this one has {num_images}")
         return caption_messages(caption, self.prompt), meta

@@ -124,6 +124,15 @@ def _measure_all(
     return measures, bad
 
 
+def measure_sample(reader: SourceReader, encoder: Encoder, number: int) -> tuple[int, int]:
+    """(tokens, tiles) of one sample, its images unread. Raises SampleError when it cannot be used."""
+    messages, sizes, _ = reader.record(number)
+    tokens, tiles = encoder.measure(messages, sizes)
+    if tokens < 1:
+        raise SampleError("the sample has no tokens")
+    return tokens, tiles
+
+
 def _measure(
     reader: SourceReader, encoder: Encoder, samples: tuple[int, int]
 ) -> tuple[np.ndarray, list[dict[str, str]]]:
@@ -132,11 +141,7 @@ def _measure(
     bad = []
     for number in range(begin, end):
         try:
-            messages, sizes, _ = reader.record(number)
-            tokens, tiles = encoder.measure(messages, sizes)
-            if tokens < 1:
-                raise SampleError("the sample has no tokens")
-            rows[number - begin] = tokens, tiles
+            rows[number - begin] = measure_sample(reader, encoder, number)
         except SampleError as error:
             entry = reader.entry(number)
             bad.append({"shard": entry.shard, "key": entry.key, "error": str(error)})

@@ -1,25 +1,36 @@
-"""Reads every byte of a folder of shards again and lists what no longer matches its index."""
+"""Reads every byte of a folder of shards again: what no longer matches its index, and what training would leave out."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from data_pipeline.errors import DataError
-from data_pipeline.parallel import pool
+from data_pipeline.parallel import pool, usable_cores
 from data_pipeline.progress import Progress, silent
-from data_pipeline.samples.schema import SampleError
+from data_pipeline.samples.schema import Encoder, SampleError, encode_as_measured
 from data_pipeline.shards.index import ShardInfo, index_digest, load_manifest, scan_shard
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sidecars import index_name, index_storage
+from data_pipeline.shards.sources import measure_sample
 from data_pipeline.shards.storage import open_storage
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How samples are read: the prompt of captions, and an encoder; without one they are only decoded."""
+
+    prompt: str = ""
+    encoder: Encoder | None = None
 
 
 def verify_folder(
     folder: str | os.PathLike[str],
     *,
     decode: bool = False,
+    readings: Sequence[Reading] = (),
     num_processes: int | None = None,
     progress: Progress = silent,
 ) -> list[str]:
@@ -27,6 +38,7 @@ def verify_folder(
 
     Args:
         decode: also decode every sample, as the loader would.
+        readings: also measure and encode every sample in these ways, as training would.
 
     Raises:
         DataError: no manifest.
@@ -40,21 +52,62 @@ def verify_folder(
         for lines in run(_verify_shard, [os.fspath(folder)] * len(shards), shards):
             problems += lines
             advance(1)
-    if decode and not problems:
-        reader = SourceReader(folder)
-        with progress("decode", len(reader)) as advance:
-            for number in range(len(reader)):
-                problems += _undecodable(reader, number)
-                advance(1)
-    return problems
+    unusable: dict[tuple[str, str], str] = {}
+    for reading in readings or ([Reading()] if decode else []):
+        reader = SourceReader(folder, prompt=reading.prompt)
+        for shard, key, error in _unusable_samples(reader, reading.encoder, num_processes, progress):
+            unusable.setdefault((shard, key), error)
+    said = {f"{shard}: sample {key}: content changed" for shard, key in unusable}
+    return [
+        *(line for line in problems if line not in said),
+        *(f"{shard}: sample {key}: {error}" for (shard, key), error in unusable.items()),
+    ]
 
 
-def _undecodable(reader: SourceReader, number: int) -> Iterator[str]:
+def _unusable_samples(
+    reader: SourceReader, encoder: Encoder | None, num_processes: int | None, progress: Progress
+) -> Iterator[tuple[str, str, str]]:
+    """(shard, key, reason) of every sample that training would leave out."""
+    count = len(reader.manifest.shards)
+    chunk = max(1, count // (usable_cores() * 8))
+    ranges = [(begin, min(begin + chunk, count)) for begin in range(0, count, chunk)]
+    what = "decode" if encoder is None else "encode"
+    with pool(num_processes, len(ranges)) as executor, progress(what, len(reader)) as advance:
+        run = map if executor is None else executor.map
+        tasks = run(_unusable_in, [reader] * len(ranges), [encoder] * len(ranges), ranges)
+        for (begin, end), found in zip(ranges, tasks, strict=True):
+            yield from found
+            advance(int(reader.shard_starts[end] - reader.shard_starts[begin]))
+
+
+def _unusable_in(reader: SourceReader, encoder: Encoder | None, shards: tuple[int, int]) -> list[tuple[str, str, str]]:
+    """The same of the shards from one number to another. What is wrong with a whole shard was said before."""
+    found = []
+    for shard in range(*shards):
+        info = reader.manifest.shards[shard]
+        if not reader.storage.exists(info.name):
+            continue
+        try:
+            for number in range(int(reader.shard_starts[shard]), int(reader.shard_starts[shard + 1])):
+                error = _why_unusable(reader, encoder, number)
+                if error is not None:
+                    found.append((info.name, reader.entry(number).key, error))
+        except DataError:
+            continue  # cut, or its index is another one
+    return found
+
+
+def _why_unusable(reader: SourceReader, encoder: Encoder | None, number: int) -> str | None:
+    """Why measuring or the loader would leave a sample out; None when neither would."""
     try:
-        reader[number]
+        if encoder is None:
+            reader[number]
+        else:
+            tokens, tiles = measure_sample(reader, encoder, number)
+            encode_as_measured(encoder, reader[number], tokens, tiles)
     except SampleError as error:
-        entry = reader.entry(number)
-        yield f"{entry.shard}: sample {entry.key}: {error}"
+        return str(error)
+    return None
 
 
 def _verify_shard(folder: str, shard: ShardInfo) -> list[str]:
