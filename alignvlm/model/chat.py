@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from data_pipeline.samples.schema import SampleError
+from data_pipeline.samples.schema import SampleError, check_role, check_text
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
@@ -16,41 +16,48 @@ CHATML = (
 IMAGE = "<image>"
 """Placeholder of one image in the text; becomes the image's visual tokens."""
 
-
-def flatten(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Message contents as strings, each image part as one `<image>`; role and order are kept."""
-    flat = []
-    for message in messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = "".join(IMAGE if part["type"] == "image" else part["text"] for part in content)
-        flat.append({"role": message["role"], "content": content})
-    return flat
+Escape = Callable[[str], str]
+"""Makes a text safe from being read as control tokens (`tokenizer.ControlTokens.escape`); `str` leaves it as it is."""
 
 
-def render_prompt(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
-    """The conversation so far with the assistant's turn opened."""
-    return tokenizer.apply_chat_template(flatten(messages), tokenize=False, add_generation_prompt=True)
+def flatten(messages: Sequence[Mapping[str, Any]], escape: Escape) -> list[dict[str, str]]:
+    """Message contents as strings, each image as one `<image>` and all text escaped; role and order are kept.
+
+    Raises:
+        SampleError: an unknown role, of which a template might make a control token, or a text that is not Unicode.
+    """
+    return [
+        {"role": check_role(message, number), "content": _flat(message["content"], escape)}
+        for number, message in enumerate(messages)
+    ]
 
 
-def render_supervised(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
+def render_prompt(tokenizer: Any, messages: Sequence[Mapping[str, Any]], escape: Escape = str) -> str:
+    """The conversation so far with the assistant's turn opened. Raises SampleError when the template refuses it."""
+    return _render(tokenizer, flatten(messages, escape), add_generation_prompt=True)
+
+
+def render_supervised(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], escape: Escape = str
+) -> tuple[str, list[tuple[int, int]]]:
     """A whole conversation and the character spans that the assistant said, end-of-turn tokens included.
 
     A span runs from the end of the opened prompt to the end of the turn, both measured by rendering prefixes of the
     conversation: no knowledge of the template is needed.
 
     Raises:
-        SampleError: when the template renders a prefix differently from the beginning of the whole.
+        SampleError: there is no assistant turn or nothing before it, or the template refuses the conversation or
+            renders a prefix of it differently from the beginning of the whole.
     """
-    flat = flatten(messages)
-    text = tokenizer.apply_chat_template(flat, tokenize=False)
+    flat = flatten(messages, escape)
+    turns = [i for i, message in enumerate(flat) if message["role"] == "assistant"]
+    if not turns:
+        raise SampleError("no supervised token: the conversation has no assistant turn")
+    text = _render(tokenizer, flat)
     spans = []
-    for i, message in enumerate(flat):
-        if message["role"] != "assistant":
-            continue
-        prompt = tokenizer.apply_chat_template(flat[:i], tokenize=False, add_generation_prompt=True)
-        last = i + 1 == len(flat)
-        turn = text if last else tokenizer.apply_chat_template(flat[: i + 1], tokenize=False)
+    for i in turns:
+        prompt = _render(tokenizer, flat[:i], add_generation_prompt=True)
+        turn = text if i + 1 == len(flat) else _render(tokenizer, flat[: i + 1])
         if not (text.startswith(turn) and turn.startswith(prompt)):
             raise SampleError(
                 f"turn {i}: the chat template changes earlier text when a turn is added; "
@@ -58,3 +65,27 @@ def render_supervised(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> 
             )
         spans.append((len(prompt), len(turn.rstrip())))
     return text, spans
+
+
+def _flat(content: str | Sequence[Mapping[str, Any]], escape: Escape) -> str:
+    """A message's content as one string; in a content that is a string already, `<image>` marks an image."""
+    if isinstance(content, str):
+        texts = content.split(IMAGE)
+    else:
+        texts = [""]
+        for part in content:
+            if part["type"] == "image":
+                texts.append("")
+            else:
+                texts[-1] += part["text"]
+    return IMAGE.join(escape(check_text(text)) for text in texts)
+
+
+def _render(tokenizer: Any, flat: list[dict[str, str]], **options: Any) -> str:
+    if not flat:
+        raise SampleError("the assistant has the first turn: there is nothing that it answers")
+    try:
+        return tokenizer.apply_chat_template(flat, tokenize=False, **options)
+    except Exception as error:  # a template is a program of its own: it may raise anything
+        reason = " ".join(str(error).split())
+        raise SampleError(f"the chat template refuses the conversation: {type(error).__name__}: {reason}") from error
