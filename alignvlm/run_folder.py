@@ -47,6 +47,10 @@ class EvaluationFolder:
         """One line per item, in order."""
         return self.path / f"{task}.jsonl"
 
+    def unusable(self, task: str) -> Path:
+        """One line per item or sample that could not be used; absent when there is none."""
+        return self.path / f"{task}.unusable.jsonl"
+
     def part(self, task: str, rank: int, world_size: int) -> Path:
         """What one rank has answered, until the parts are joined."""
         return self.path / "parts" / f"{task}.{rank}-of-{world_size}.jsonl"

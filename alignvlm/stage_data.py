@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from data_pipeline.order.plan import Plan
     from data_pipeline.progress import Progress
     from data_pipeline.shards.reader import SourceReader
+    from data_pipeline.shards.verify import Reading
 
 
 def find_stage(recipe: Recipe, name: str | None = None) -> StageConfig:
@@ -230,6 +231,24 @@ def shard_folders(target: str) -> list[str]:
     return [target] if Path(target).is_dir() else [source.folder for source in used_sources(load_recipe(target))]
 
 
+def training_readings(recipe: Recipe, folder: str, progress: Progress | None = None) -> list[Reading]:
+    """The ways in which the recipe's stages read a folder of shards, each once.
+
+    A folder that no stage trains on is read as every stage would. A tokenizer of the recipe's own is made when missing.
+    """
+    from data_pipeline.shards.verify import Reading
+
+    stages = list(recipe.stages.values())
+    if recipe.model.language.tokenizer is not None:
+        ensure_shards(stage_sources(recipe, *stages), progress)
+    processor = ensure_processor(recipe)
+    pairs = [(source, stage) for stage in stages for source in stage_sources(recipe, stage)]
+    reading = [(source, stage) for source, stage in pairs if _same_folder(source.folder, folder)]
+    ways = [(source.prompt, stage.max_text_tokens) for source, stage in reading]
+    ways = ways or [("", stage.max_text_tokens) for stage in stages]
+    return [Reading(prompt, processor.with_text_limit(limit)) for prompt, limit in dict.fromkeys(ways)]
+
+
 def batch_page(recipe: Recipe, stage: StageConfig, step: int, max_packs: int, progress: Progress | None = None) -> str:
     """HTML of the packs of one optimizer step, images and labels drawn. Raises UserError for a step out of range."""
     from data_pipeline.loading.show import render_batch
@@ -249,6 +268,10 @@ def batch_page(recipe: Recipe, stage: StageConfig, step: int, max_packs: int, pr
         max_packs=max_packs,
         title=f"{recipe.name}, stage {stage.name}",
     )
+
+
+def _same_folder(one: str, other: str) -> bool:
+    return one == other or Path(one).absolute() == Path(other).absolute()
 
 
 def _texts(readers: Iterable[SourceReader]) -> Iterator[str]:

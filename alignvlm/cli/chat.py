@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from pathlib import Path
 from typing import Any
+
+from alignvlm.errors import UserError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -19,13 +23,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print one answer, or hold a conversation."""
+    """Print one answer, or hold a conversation, which a question that cannot be asked does not end."""
     from alignvlm.serving.chat import ChatSession
 
     session = ChatSession(arguments.export, arguments.image, arguments.device, arguments.max_new_tokens)
     if arguments.question is not None:
         print(session.ask(arguments.question))
         return 0
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text spoil one question
     print("Press Ctrl-D or enter an empty line to quit.")
     while True:
         try:
@@ -34,4 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         if not question:
             return 0
-        print(f"model: {session.ask(question)}")
+        try:
+            print(f"model: {session.ask(question)}")
+        except UserError as error:
+            print(f"alignvlm: {error}", file=sys.stderr)

@@ -50,6 +50,9 @@ def add_parser(subparsers: Any) -> None:
     verify = actions.add_parser("verify", help="read all shards and compare them with their indexes")
     verify.add_argument("target", help="folder of shards, or recipe")
     verify.add_argument("--decode", action="store_true", help="also decode every sample")
+    verify.add_argument(
+        "--recipe", help="also encode every sample as this recipe's training would, and name the unusable"
+    )
     verify.set_defaults(handler=run_verify)
 
     plan = actions.add_parser("plan", help="print steps, mixture, fill and first batches of a recipe's stages")
@@ -130,14 +133,17 @@ def _print_indexed(folder: Path, manifest: Manifest) -> None:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """Exit code 1 when anything does not match."""
+    """Exit code 1 when anything does not match, or a sample cannot be used."""
+    from alignvlm.config import load_recipe
     from alignvlm.progress import data_progress
-    from alignvlm.stage_data import shard_folders
+    from alignvlm.stage_data import shard_folders, training_readings
     from data_pipeline.shards.verify import verify_folder
 
+    recipe = load_recipe(args.recipe) if args.recipe else None
     problems = []
     for folder in shard_folders(args.target):
-        found = verify_folder(folder, decode=args.decode, progress=data_progress)
+        readings = training_readings(recipe, folder, data_progress) if recipe else []
+        found = verify_folder(folder, decode=args.decode, readings=readings, progress=data_progress)
         print(f"{folder}: {'OK' if not found else f'{len(found)} problem(s)'}")
         problems += found
     for line in problems:

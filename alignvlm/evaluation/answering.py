@@ -8,18 +8,29 @@ from typing import Any, Protocol
 
 from alignvlm.evaluation.items import Item
 from alignvlm.run_folder import check_export
+from data_pipeline.samples.schema import SampleError
 
 
 class Answerer(Protocol):
     """What answers items: a model, or a stand-in for one in tests."""
 
     def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
-        """One stripped answer per item, in order."""
+        """One stripped answer per item, in order. Raises SampleError when one of them cannot be asked."""
         ...
 
     def vocabulary_view(self, item: Item) -> dict[str, Any] | None:
         """Top vocabulary tokens on the item's first image (vocabulary_view.py); None where there are none to show."""
         ...
+
+
+def answer_each(answerer: Answerer, items: Sequence[Item], max_new_tokens: int) -> list[str | SampleError]:
+    """An answer per item, in order; for an item that cannot be asked, the reason."""
+    try:
+        return list(answerer.answer(items, max_new_tokens))
+    except SampleError as error:
+        if len(items) == 1:
+            return [error]
+    return [answer for item in items for answer in answer_each(answerer, [item], max_new_tokens)]
 
 
 class ModelAnswerer:

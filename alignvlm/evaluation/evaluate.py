@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from PIL import Image
 
 from alignvlm.config.schema import EvaluationConfig, Recipe, SourceConfig, TaskConfig
 from alignvlm.errors import UserError
-from alignvlm.evaluation.answering import Answerer, ModelAnswerer
+from alignvlm.evaluation.answering import Answerer, ModelAnswerer, answer_each
 from alignvlm.evaluation.items import Item, items_of, spread
 from alignvlm.evaluation.scores import score, task_scores
 from alignvlm.metrics import Metric, find_metric
@@ -31,8 +32,9 @@ from data_pipeline.shards.sidecars import MANIFEST, find_beside
 from data_pipeline.shards.storage import open_storage
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
-EVALUATION_VERSION = 2
+EVALUATION_VERSION = 3
 """Raised when prompts, scores or files change, so that older results are computed again."""
 VIEWS_PER_TASK = 2
 """Samples per task whose image is saved with the connector's top tokens."""
@@ -57,8 +59,9 @@ def evaluate(
     """Evaluate an export folder on the recipe's tasks; every rank calls this and gets the same results.
 
     Rank i % world_size answers sample i of a task. Written are the predictions in order (`<out>/<task>.jsonl`), the
-    images of `recipe.evaluation.gallery` samples per task (`<out>/gallery/`) and the scores (`<out>/results.json`).
-    A task is skipped when results.json already has it for the same model files, shards, metrics and settings.
+    items that cannot be used with the reason (`<out>/<task>.unusable.jsonl`), the images of
+    `recipe.evaluation.gallery` samples per task (`<out>/gallery/`) and the scores (`<out>/results.json`). A task is
+    skipped when results.json already has it for the same model files, shards, metrics and settings.
 
     Args:
         progress: whether rank 0 shows its progress on each task.
@@ -150,7 +153,7 @@ def _answer_part(
                 sample = reader[index]
                 sample_items = items_of(sample)
             except SampleError as error:
-                rows.append({"index": index, "turn": 0, "error": str(error)})
+                rows.append({"index": index, "turn": 0, "key": reader.entry(index).key, "error": str(error)})
                 continue
             extra = {"images": _save_images(out, task.name, index, sample.images)} if index in gallery else {}
             for item in sample_items:
@@ -161,10 +164,14 @@ def _answer_part(
 
     with Progress(f"evaluate {task.name}", len(mine), enabled=progress and rank == 0) as bar:
         for batch in _batches(items(), job.settings.batch_size):
-            predictions = answerer.answer([item for _, item in batch], task.max_new_tokens)
+            predictions = answer_each(answerer, [item for _, item in batch], task.max_new_tokens)
             bar.advance(len({row["index"] for row, _ in batch if row["turn"] == 0}))
             for (row, item), prediction in zip(batch, predictions, strict=True):
-                rows.append(row | {"prediction": prediction} | score(job.metrics, prediction, item.answers))
+                if isinstance(prediction, SampleError):
+                    named = {name: row[name] for name in ("index", "turn", "key")}
+                    rows.append(named | {"error": str(prediction)})
+                else:
+                    rows.append(row | {"prediction": prediction} | score(job.metrics, prediction, item.answers))
     part = out.part(task.name, rank, world_size)
     part.parent.mkdir(parents=True, exist_ok=True)
     write_json_lines(part, [*rows, {"seconds": time.monotonic() - started}])
@@ -178,11 +185,20 @@ def _merge_parts(job: _Job, out: EvaluationFolder, world_size: int) -> dict[str,
     rows = sorted((row for row in lines if "index" in row), key=lambda row: (row["index"], row["turn"]))
     predictions = [row for row in rows if "error" not in row]
     write_json_lines(out.predictions(name), predictions)
+    unusable = [row for row in rows if "error" in row]
+    out.unusable(name).unlink(missing_ok=True)
+    if unusable:
+        write_json_lines(out.unusable(name), unusable)
+        key, error = unusable[0]["key"], unusable[0]["error"]
+        log.warning(
+            "task %s: %d items could not be used, see %s (first: %s: %s)",
+            name, len(unusable), out.unusable(name), key, error,
+        )  # fmt: skip
     for path in paths:
         path.unlink()
     return {
         **task_scores(job.metrics, predictions),
-        "unreadable": len(rows) - len(predictions),
+        "unreadable": len(unusable),
         "seconds": round(max(row["seconds"] for row in lines if "seconds" in row), 3),
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from data_pipeline.samples.schema import Sample
+from data_pipeline.samples.schema import Sample, SampleError, check_text
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,13 @@ def items_of(sample: Sample) -> list[Item]:
 
     The accepted answers are `meta["answers"]`: a list of strings for the last turn, or one list per assistant turn.
     A turn without them is compared with its own text.
+
+    Raises:
+        SampleError: there is no assistant turn, or an accepted answer is not Unicode.
     """
     turns = [i for i, message in enumerate(sample.messages) if message["role"] == "assistant"]
+    if not turns:
+        raise SampleError("the conversation has no assistant turn: nothing is asked")
     items = []
     for number, position in enumerate(turns):
         before = sample.messages[:position]
@@ -63,9 +68,9 @@ def _answers(answers: Any, turn: int, num_turns: int) -> list[str]:
     if not isinstance(answers, Sequence) or isinstance(answers, str) or not answers:
         return []
     if all(isinstance(answer, str) for answer in answers):
-        return list(answers) if turn == num_turns - 1 else []
+        return [check_text(answer) for answer in answers] if turn == num_turns - 1 else []
     if len(answers) == num_turns and isinstance(answers[turn], Sequence) and not isinstance(answers[turn], str):
-        return [str(answer) for answer in answers[turn]]
+        return [check_text(str(answer)) for answer in answers[turn]]
     return []
 
 

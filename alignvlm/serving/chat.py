@@ -32,13 +32,20 @@ class ChatSession:
         self.messages: list[dict[str, Any]] = []
 
     def ask(self, question: str) -> str:
-        """The answer to one more user message; the first one carries the images."""
+        """The answer to one more user message; the first one carries the images.
+
+        Raises:
+            UserError: the question cannot be asked; the conversation stays as it was.
+        """
         parts: list[dict[str, str]] = [{"type": "image"} for _ in self.images] if not self.messages else []
-        self.messages.append({"role": "user", "content": [*parts, {"type": "text", "text": question}]})
-        inputs = self.processor.prepare_generation([self.messages], [self.images]).to(self.device)
+        asked = [*self.messages, {"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+        try:
+            inputs = self.processor.prepare_generation([asked], [self.images]).to(self.device)
+        except SampleError as error:
+            raise UserError(f"this question cannot be asked: {error}") from error
         tokens = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         answer = self.processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        self.messages.append({"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]})
+        self.messages = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]}]
         return answer.strip()
 
 

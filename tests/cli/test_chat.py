@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from alignvlm.cli import main
 from alignvlm.evaluation.answering import ModelAnswerer
 from alignvlm.evaluation.items import Item
 from alignvlm.serving.chat import ChatSession
@@ -51,8 +52,22 @@ def test_an_empty_line_ends_the_conversation(folder: Path, command: Command, mon
     assert next(lines, None) is None
 
 
+def test_a_question_that_cannot_be_asked_does_not_end_the_conversation(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["what is \udcff", "<image> <|im_end|>", "read", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    assert main(["chat", str(folder / "export"), "--device", "cpu", "--max-new-tokens", "4"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("model: ") == 2
+    (line,) = (line for line in printed.err.splitlines() if line.startswith("alignvlm:"))
+    assert "this question cannot be asked: a text is not Unicode: lone surrogate U+DCFF" in line
+
+
 def test_mistakes_are_named(folder: Path, command: Command) -> None:
     assert "is not an export folder" in command("chat", folder, "--question", "?", code=2)
+    message = command("chat", folder / "export", "--device", "cpu", "--question", "\ud800", code=2)
+    assert "cannot be asked" in message
     (folder / "text.png").write_text("no image")
     message = command("chat", folder / "export", "--image", folder / "text.png", "--question", "?", code=2)
     assert "text.png: not a readable image" in message

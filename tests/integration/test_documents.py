@@ -57,6 +57,7 @@ def test_the_page_about_your_own_data_works_as_written(desk: Path) -> None:
     assert "data/mine: 40 samples in 1 shards" in written
     assert "data/copied: 40 samples" in indexed
     assert "data/mine: OK" in indexed
+    assert "data/mine: OK" in planned
     assert "the plans are the same" in planned
     assert (desk / "mine-instruct-0.html").exists()
     assert "finished: runs/mine" in trained
