@@ -23,7 +23,7 @@ from data_pipeline.errors import DataError, LoadError
 from data_pipeline.files import must_write, reason, write_atomic
 from data_pipeline.parallel import pool
 from data_pipeline.progress import Progress, silent
-from data_pipeline.shards.sidecars import MANIFEST, index_name, index_storage, searched, writable_place
+from data_pipeline.shards.sidecars import MANIFEST, index_name, index_storage, is_indexed, searched, writable_place
 from data_pipeline.shards.storage import Storage, check_name, open_storage
 from data_pipeline.shards.tarscan import ScannedSample, scan_tar
 
@@ -158,19 +158,28 @@ def index_shards(
     if not names:
         raise DataError(f"{root}: no .tar shards here")
     place = writable_place(storage)
-    if place != root:
-        log.warning("%s cannot be written: its indexes are kept in %s", root, place)
     shards = []
     with pool(num_processes, len(names)) as executor, progress(f"index {source or root.name}", len(names)) as advance:
         for shard in _indexed(executor, storage, place, names):
             shards.append(shard)
             advance(1)
     manifest = Manifest(source or root.name, shards, origin or {})
+    if origin is None and is_indexed(storage):
+        manifest = _unchanged(storage, manifest)
     with must_write(place / MANIFEST, "make room or the folder writable"):
         manifest.save(place)
     if place != root and load_manifest(storage).fingerprint != manifest.fingerprint:
         raise DataError(f"{root}/{MANIFEST} does not fit the shards and cannot be written; make {root} writable")
     return manifest
+
+
+def _unchanged(storage: Storage, manifest: Manifest) -> Manifest:
+    """The manifest that there is, when it lists the same: it knows how the shards came to be."""
+    try:
+        old = load_manifest(storage)
+    except DataError:
+        return manifest
+    return old if old.fingerprint == manifest.fingerprint else manifest
 
 
 def index_shard(storage: Storage, name: str, place: Path) -> ShardInfo:

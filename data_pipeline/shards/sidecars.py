@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards.storage import LocalStorage, Storage
 
 MANIFEST = "manifest.json"
+log = logging.getLogger(__name__)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -66,6 +69,8 @@ def writable_place(storage: Storage) -> Path:
             if place != own.parent:
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=place):
+                if place != own.parent:
+                    _say(own.parent, place)
                 return place
         except OSError as error:
             if place == own.parent and error.errno not in _REFUSED:
@@ -75,14 +80,20 @@ def writable_place(storage: Storage) -> Path:
     )
 
 
+@cache
+def _say(folder: Path, place: Path) -> None:
+    """Once in a process."""
+    log.warning("%s cannot be written: its index and sample lengths are kept in %s", folder, place)
+
+
 def _places(storage: Storage) -> Iterator[Path]:
     own = storage.local_path(MANIFEST)
     if own is None:
         return
     yield own.parent
     name = f"{own.parent.name}-{_content(storage, own)}"
-    for cache in _caches():
-        yield cache / name
+    for folder in _caches():
+        yield folder / name
 
 
 def _content(storage: Storage, manifest: Path) -> str:

@@ -13,8 +13,8 @@ BLOCK = 512
 _ZEROS = bytes(BLOCK)
 _RECORD = 20 * BLOCK
 """GNU tar, Python and webdataset fill an archive with zeros up to a multiple of this; others write the mark alone."""
-_MAX_PADDING = 1024**2
-"""More zeros at the end are no padding: downloads that were interrupted leave such files."""
+_MAX_PADDING = 2 * 1024**2
+"""More zeros at the end are no padding (GNU tar's records have up to 1 MiB), but an interrupted download."""
 _MAX_EXTENDED = 1024**2
 """Longest pax header or GNU long name that is read, bytes."""
 _FILES = (b"0", b"\0", b"7", b"S")

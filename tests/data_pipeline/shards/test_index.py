@@ -59,6 +59,17 @@ def test_indexing_again_keeps_what_fits_and_renews_the_rest(shard_folder: Path, 
     assert index_shards(folder, source="copy", num_processes=1).fingerprint == manifest.fingerprint
 
 
+def test_indexing_again_keeps_how_the_shards_came_to_be(tmp_path: Path, records: Any) -> None:
+    folder = tmp_path / "made"
+    manifest = write_shards(records(4), folder, source="forms", origin={"generator": "fields"}, num_processes=1)
+    (folder / index_name("000000.tar")).unlink()
+    assert index_shards(folder, num_processes=1) == manifest == load_manifest(open_storage(folder))
+    write_shards(records(5), tmp_path / "other", num_processes=1)
+    (tmp_path / "other" / "000000.tar").replace(folder / "000001.tar")
+    (folder / "000000.tar").unlink()
+    assert index_shards(folder, num_processes=1).origin == {}
+
+
 def exchange_members(index: Path) -> None:
     """The first two samples of an index point to each other's members; every line and checksum is valid."""
     lines = index.read_text().splitlines()

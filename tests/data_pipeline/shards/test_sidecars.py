@@ -51,7 +51,7 @@ def test_index_and_lengths_of_read_only_shards_go_to_the_cache(
     measure_source(shards, encoder, num_processes=1)
     assert sorted(shards.iterdir()) == before
     (cache,) = (tmp_path / "cache" / "alignvlm" / "shards").iterdir()
-    assert caplog.messages == [f"{shards} cannot be written: its indexes are kept in {cache}"]
+    assert caplog.messages == [f"{shards} cannot be written: its index and sample lengths are kept in {cache}"]
     assert {path.name for path in cache.iterdir() if path.suffix == ".json"} == {"manifest.json"}
 
     source = open_source("web", shards, encoder)

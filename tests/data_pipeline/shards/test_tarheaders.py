@@ -121,7 +121,7 @@ def test_archives_that_were_joined_are_read_on() -> None:
     for joined, problem in (
         (one[: end + 3 * BLOCK] + two, "1,536 zero bytes with more data behind them"),
         (one + b"signed by somebody".ljust(BLOCK), "what lies behind the end-of-archive mark is not another archive"),
-        (one + bytes(1 << 20), "are no padding but lost data"),
+        (one + bytes(1 << 21), "are no padding but lost data"),
     ):
         assert problem in str(scan(joined))
 
