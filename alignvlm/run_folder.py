@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -13,12 +14,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from alignvlm.config import diff_recipes, recipe_to_dict, recipe_to_yaml
 from alignvlm.config.schema import Recipe, StageConfig
+from alignvlm.config.tree import read_tree
 from alignvlm.errors import UserError
-from data_pipeline.files import write_atomic
+from data_pipeline.files import must_write, read_json, write_atomic
 
 FREE_TO_CHANGE = (
     "description", "extends", "imports", "runs", "checkpoint.*", "resilience.*", "tracking.*", "evaluation.*",
@@ -32,7 +32,14 @@ INITIAL = "init"
 EVALUATION = "evaluation"
 VIEW_SUFFIX = ".vocabulary.json"
 _STAGE_FOLDER = re.compile(r"(\d+)-(.+)")
+_CHECKPOINT = re.compile(r"step-(\d+)", re.ASCII)
+METRICS_LINE = {"stage": str, "step": int}
+ATTEMPTS_LINE = {"stage": str, "resumed_at": int, "world_size?": int}
+ENVIRONMENT = {"packages": {str: str}, "git_commit?": str, "started?": str}
+"""What every line of metrics.jsonl and attempts.jsonl and the object in environment.json have, for their readers."""
 PACKAGES = ("alignvlm", "torch", "deepspeed", "transformers", "webdataset", "mlflow", "flash-attn", "numpy")
+
+log = logging.getLogger(__name__)
 
 
 class EvaluationFolder:
@@ -65,7 +72,8 @@ class EvaluationFolder:
 
     def views(self, task: str) -> list[Path]:
         """All of these that there are."""
-        return sorted(self.gallery.glob(f"{task}-*{VIEW_SUFFIX}"))
+        name = re.compile(rf"{re.escape(task)}-\d{{6,}}{re.escape(VIEW_SUFFIX)}", re.ASCII)
+        return sorted(path for path in self.gallery.glob(f"*{VIEW_SUFFIX}") if name.fullmatch(path.name))
 
 
 class StageFolder:
@@ -103,6 +111,29 @@ class RunFolder:
         self.report = self.path / "report"
         self.report_page = self.report / "index.html"
         self.report_results = self.report / "results.json"
+
+    def read_config(self) -> dict[str, Any]:
+        """The resolved recipe. Raises UserError when the file is damaged."""
+        try:
+            return read_tree(self.config).plain()
+        except UserError as error:
+            way_out = "it holds the recipe of this run: restore it, or give a new run another name"
+            raise UserError(f"{' '.join(str(error).split())}; {way_out}") from error
+
+    def holds(self, path: Path) -> bool:
+        """Whether there is such a path inside the run folder; a path or link that leads out of it is a warning."""
+        try:
+            real = path.resolve(strict=True)
+        except (OSError, RuntimeError, ValueError):  # there is none, links in a circle, a NUL byte
+            return False
+        inside = real.is_relative_to(self.path.resolve())
+        if not inside:
+            log.warning("%s leads out of the run folder and is left out", path)
+        return inside
+
+    def has_file(self, path: Path) -> bool:
+        """Whether there is such a regular file inside the run folder."""
+        return self.holds(path) and path.is_file()
 
     def stage(self, number: int, name: str) -> StageFolder:
         """Folder of a stage."""
@@ -148,12 +179,16 @@ class Run:
         """Create the folder, or make sure that it belongs to this recipe. Rank 0 only.
 
         Raises:
-            UserError: when the run was started with other settings; lists the differences.
+            UserError: when the run was started with other settings; lists the differences. DataError: when the folder
+                cannot be written.
         """
         config = self.folder.config
         if config.exists():
-            old = yaml.safe_load(config.read_text())
-            changes = [c for c in diff_recipes(old, recipe_to_dict(self.recipe)) if not _is_free(c)]
+            changes = [
+                change
+                for change in diff_recipes(self.folder.read_config(), recipe_to_dict(self.recipe))
+                if not _is_free(change)
+            ]
             if changes:
                 listed = "\n  ".join(changes)
                 raise UserError(
@@ -161,16 +196,11 @@ class Run:
                     f"Set them back, give the new run another name (name={self.recipe.name}-2), or remove "
                     f"{self.folder.path}"
                 )
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(config, recipe_to_yaml(self.recipe))
-        if not self.folder.environment.exists():
-            write_atomic(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
-
-
-def check_export(folder: Path) -> None:
-    """Raise UserError when a folder holds no exported model."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is not an export folder (no config.json); give runs/<name>/<n>-<stage>/export")
+        with must_write(self.folder.path, "make it writable, or give another folder for all runs: runs=FOLDER"):
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(config, recipe_to_yaml(self.recipe))
+            if not read_json(self.folder.environment, ENVIRONMENT):
+                write_atomic(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
 
 
 def evaluation_folder(export: Path, limit: int | None = None) -> Path:
@@ -194,8 +224,9 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
 
 
 def checkpoint_folders(checkpoints: Path) -> list[Path]:
-    """Finished checkpoints in a stage's folder of them, the oldest first."""
-    return sorted(checkpoints.glob("step-*[0-9]"))
+    """Finished checkpoints in a stage's folder of them, the oldest first: folders `step-<digits>`, never links."""
+    found = [path for path in checkpoints.glob("step-*") if _CHECKPOINT.fullmatch(path.name)]
+    return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=checkpoint_step)
 
 
 def checkpoint_step(checkpoint: Path) -> int:

@@ -32,7 +32,7 @@ ORDER = {
         ("config",),
         ("connectors", "metrics"),
         ("kernels",),
-        ("plugins", "settings"),
+        ("exports", "plugins", "settings"),
         ("errors", "progress", "resources"),
     ),
     "data_pipeline": (

@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write the export and print what it holds."""
     from alignvlm.errors import UserError
-    from alignvlm.run_folder import check_export
+    from alignvlm.exports import check_export
 
     export: Path = arguments.export
     output = arguments.output or export.with_name(f"{export.name}-active")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from alignvlm.evaluation.items import Item
-from alignvlm.run_folder import check_export
+from alignvlm.exports import check_export
 from data_pipeline.samples.schema import SampleError
 
 

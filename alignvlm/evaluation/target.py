@@ -8,7 +8,8 @@ from pathlib import Path
 from alignvlm.config import load_recipe
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
-from alignvlm.run_folder import Run, check_export, run_of_export
+from alignvlm.exports import check_export
+from alignvlm.run_folder import Run, run_of_export
 from data_pipeline.errors import nearest
 
 

@@ -19,6 +19,7 @@ from alignvlm.connectors.align import AlignConnector
 from alignvlm.errors import UserError
 from alignvlm.evaluation.items import spread
 from alignvlm.evaluation.vocabulary_view import probability_chunks
+from alignvlm.exports import save_export
 from data_pipeline.samples.images import decode_image
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.reader import SourceReader
@@ -99,8 +100,7 @@ def write_restricted(
     ids = measured.active(keep_mass)
     _align_connector(model).keep_tokens(ids)
     model.config.connector_config["num_active"] = len(ids)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_export(model, model.state_dict(), processor, folder)
     top = ids[:20].tolist()
     summary = {
         "keep_mass": keep_mass,

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from alignvlm.config.schema import TilesConfig
 from alignvlm.connectors import ConnectorOptions, connector_class, connector_options
+from alignvlm.exports import MODEL_TYPE
 from alignvlm.model.tiling import TilingSpec
 
 
@@ -27,7 +28,7 @@ class AlignVLMConfig(PreTrainedConfig):
         image_mean, image_std: channel normalisation of pixels in [0, 1].
     """
 
-    model_type = "alignvlm"
+    model_type = MODEL_TYPE
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012  (transformers' convention)
 
     vision_config: Any = None

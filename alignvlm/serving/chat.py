@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvlm.errors import UserError
-from alignvlm.run_folder import check_export
+from alignvlm.exports import check_export
 from data_pipeline.samples.images import decode_image
 from data_pipeline.samples.schema import SampleError
 

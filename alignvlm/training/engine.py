@@ -12,6 +12,7 @@ import torch
 
 from alignvlm.config.deepspeed import deepspeed_config
 from alignvlm.config.schema import Recipe, StageConfig
+from alignvlm.exports import check_export
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm.model.attention import choose_attention
 from alignvlm.training.distributed import World
@@ -48,10 +49,11 @@ def build_trainer(
 ) -> Trainer:
     """The engine of a stage, starting from the weights in `export` (under ZeRO-3 never whole on one rank's GPU).
 
-    `extra` is added to DeepSpeed's configuration.
+    `extra` is added to DeepSpeed's configuration. Raises DataError when the export is damaged.
     """
     import deepspeed
 
+    check_export(export)
     config = deepspeed_config(recipe, stage, world.size) | (extra or {})
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     torch.manual_seed(recipe.seed)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from alignvlm import stage_data
 from alignvlm.checks import check_files, check_model
+from alignvlm.exports import check_export, save_export
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.model.build import build_model
 from alignvlm.progress import data_progress
 from alignvlm.run_folder import Run
-from alignvlm.training.checkpoints.export import save_export
 
 
 def prepare(run: Run) -> None:
@@ -29,5 +29,6 @@ def prepare(run: Run) -> None:
 
 
 def run_processor(run: Run) -> AlignVLMProcessor:
-    """The processor that the run was prepared with."""
+    """The processor that the run was prepared with. Raises DataError when the initial model is damaged."""
+    check_export(run.initial.export)
     return AlignVLMProcessor.from_pretrained(run.initial.export)

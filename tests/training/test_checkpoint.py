@@ -58,7 +58,17 @@ def test_newest_is_found_and_old_ones_go(store: CheckpointStore) -> None:
     assert store.newest_step == 70
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "manifest", "no manifest", "format"])
+DAMAGED_MANIFESTS = {
+    "manifest": "{", "empty": "", "list": "[]", "no files": '{"format": 1}',
+    "other files": '{"format": 1, "files": []}',
+    "nothing in it": '{"format": 1, "files": {}}', "nested": "[" * 5_000,
+    "outside": '{"format": 1, "files": {"state.json": {"size": 1, "crc32": 1}, "../x": {"size": 1, "crc32": 1}}}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "damage", ["flip", "truncate", "delete", "endless", "link", "no manifest", "format", *DAMAGED_MANIFESTS]
+)
 def test_damaged_checkpoints_are_named_and_passed_over(store: CheckpointStore, damage: str) -> None:
     save(store, 10, 20)
     folder = store.folder / "step-00000020"
@@ -71,8 +81,14 @@ def test_damaged_checkpoints_are_named_and_passed_over(store: CheckpointStore, d
         file.write_bytes(file.read_bytes()[:-1])
     elif damage == "delete":
         file.unlink()
-    elif damage == "manifest":
-        (folder / MANIFEST).write_text("{")
+    elif damage == "endless":
+        file.unlink()
+        file.symlink_to("/dev/zero")
+    elif damage == "link":
+        file.rename(store.folder / "elsewhere.pt")
+        file.symlink_to(store.folder / "elsewhere.pt")
+    elif damage in DAMAGED_MANIFESTS:
+        (folder / MANIFEST).write_text(DAMAGED_MANIFESTS[damage])
     elif damage == "no manifest":
         (folder / MANIFEST).unlink()
     else:
@@ -84,6 +100,39 @@ def test_damaged_checkpoints_are_named_and_passed_over(store: CheckpointStore, d
     assert found.step == 10
     assert len(said) == 1
     assert "step-00000020 is not valid" in said[0]
+
+
+def test_only_real_folders_named_after_a_step_are_checkpoints(store: CheckpointStore, tmp_path: Path) -> None:
+    save(store, 10)
+    others = ("step-00000010-copy2", "step-9x", "step-00000040.universal")
+    for name in others:
+        shutil.copytree(store.folder / "step-00000010", store.folder / name)
+    shutil.copytree(store.folder / "step-00000010", tmp_path / "mine")
+    (store.folder / "step-00000005").symlink_to(tmp_path / "mine")
+    (store.folder / "step-00000099").symlink_to(tmp_path / "nothing")
+    (store.folder / "step-00000098").touch()
+    save(store, 20, 30)
+    assert store.newest_step == 30
+    found = store.newest(print)
+    assert found is not None
+    assert found.step == 30
+    left = {*others, "step-00000005", "step-00000099", "step-00000098", "step-00000020", "step-00000030"}
+    assert set(names(store)) == left
+    assert (tmp_path / "mine" / MANIFEST).exists()
+
+
+def test_a_checkpoint_whose_place_is_taken_is_given_up(store: CheckpointStore, tmp_path: Path) -> None:
+    save(store, 10)
+    (store.folder / "step-00000020").symlink_to(tmp_path)
+    engine = Engine()
+    store.attach(engine)
+    assert store.begin(engine, {"step": 20}) is None
+    problem = store.finish()
+    assert problem is not None
+    assert "step-00000020" in problem
+    assert store.newest_step == 10
+    save(store, 30, engine=engine)
+    assert names(store) == ["step-00000010", "step-00000020", "step-00000030"]
 
 
 def test_an_unfinished_save_is_no_checkpoint_and_is_cleared_away(store: CheckpointStore) -> None:
@@ -137,6 +186,55 @@ def test_a_disk_that_fills_up_while_writing_gives_the_checkpoint_up(store: Check
     assert names(store) == ["step-00000010"]
     save(store, 30, engine=engine)
     assert store.newest_step == 30
+
+
+@pytest.mark.parametrize("what", ["_checksum", "write_atomic", "_sync"])
+def test_a_disk_that_fails_while_the_manifest_is_written_costs_the_checkpoint(
+    store: CheckpointStore, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 10)
+    engine = Engine()
+    store.attach(engine)
+    assert store.begin(engine, {"step": 20}) is None
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, what, fail)
+        problem = store.finish()
+    assert problem is not None
+    assert "Disk quota exceeded" in problem
+    assert names(store) == ["step-00000010"]
+    save(store, 30, engine=engine)
+    assert store.newest_step == 30
+
+
+def test_old_checkpoints_that_cannot_be_removed_stay(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(store, 10, 20)
+    engine = Engine()
+    store.attach(engine)
+    assert store.begin(engine, {"step": 30}) is None
+
+    def fail(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", fail)
+        assert store.finish() is None
+    assert "step-00000010 cannot be removed: Permission denied" in caplog.text
+    assert store.newest_step == 30
+
+
+def test_deepspeed_writes_nothing_by_itself(store: CheckpointStore) -> None:
+    engine = Engine()
+    store.attach(engine)
+    assert engine.checkpoint_engine is not None
+    assert engine.checkpoint_engine.is_decoupled()
+    assert engine.checkpoint_engine.get_commit_info() is None
 
 
 def test_snapshot_keeps_structure_and_shared_storage() -> None:

@@ -1,7 +1,7 @@
 """A DeepSpeed checkpoint engine that writes in a thread: training waits for a copy to host memory, not for the disk.
 
 A disk error is kept and returned by `result`. It is never raised inside DeepSpeed's collective save, where it would
-leave the other ranks waiting.
+leave the other ranks waiting: so DeepSpeed itself may write nothing there.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ class BackgroundCheckpointEngine(TorchCheckpointEngine):
     def save_text(self, path: Path, text: str) -> None:
         """Write a small text file in the same thread."""
         self._writes.append(self._pool.submit(write_atomic, path, text))
+
+    def is_decoupled(self) -> bool:
+        """DeepSpeed then writes no file `latest`; checkpoints are found by their names."""
+        return True
 
     @property
     def done(self) -> bool:

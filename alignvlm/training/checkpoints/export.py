@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from alignvlm.errors import UserError
+from alignvlm.exports import check_export, save_export
 from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 from alignvlm.run_folder import INITIAL, run_of_checkpoint
-from alignvlm.training.checkpoints.store import MANIFEST, TAG
+from alignvlm.training.checkpoints.store import MANIFEST, TAG, first_difference
 from alignvlm.training.distributed import World
 
 
@@ -46,18 +46,6 @@ def persistent_buffers(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]
     return found
 
 
-def save_export(
-    model: AlignVLMForConditionalGeneration, weights: dict[str, Any], processor: AlignVLMProcessor, folder: Path
-) -> None:
-    """Write the folder under another name and rename it: it is complete or does not exist."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save_pretrained(partial, state_dict=weights)
-    processor.save_pretrained(partial)
-    partial.rename(folder)
-
-
 def export_stage(model: Any, processor: AlignVLMProcessor, folder: Path, world: World) -> None:
     """Consolidate a model in training and save it; every rank calls it, rank 0 writes."""
     weights = consolidate(model, world)
@@ -70,15 +58,19 @@ def export_checkpoint(checkpoint: Path, output: Path) -> None:
     """Write a Hugging Face folder from a checkpoint in the middle of a stage, in one process; weights in fp32.
 
     Raises:
-        UserError: the folder is not a checkpoint of a run.
+        UserError: the folder is not a checkpoint of a run, or a file of it is damaged.
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     if not (checkpoint / MANIFEST).exists():
         raise UserError(f"{checkpoint}: not a finished checkpoint ({MANIFEST} is missing)")
+    problem = first_difference(checkpoint)
+    if problem is not None:
+        raise UserError(f"{checkpoint} is not valid ({problem}); give another checkpoint of its stage")
     initial = run_of_checkpoint(checkpoint).stage(0, INITIAL).export
     if not initial.is_dir():
         raise UserError(f"{checkpoint}: its run has no {initial}, which holds the config and the processor")
+    check_export(initial)
     weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
     model = AlignVLMForConditionalGeneration.from_pretrained(initial, dtype=torch.float32)
     model.load_state_dict(weights)

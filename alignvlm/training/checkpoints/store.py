@@ -3,14 +3,16 @@
 A checkpoint holds DeepSpeed's shards (weights, optimizer), `state.json` (step, data position, world size, state of the
 callbacks) and the random state of every rank. It is written under another name, and its manifest is written last: a
 folder without one is no checkpoint. The content belongs to `training.stage`; this file knows folders and checksums.
+
+A disk that is full or fails costs the checkpoint, never the training: the problem is returned, equal on all ranks.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +23,14 @@ import torch
 from alignvlm.run_folder import checkpoint_folder, checkpoint_folders, checkpoint_step
 from alignvlm.training.checkpoints.background import BackgroundCheckpointEngine
 from alignvlm.training.distributed import World
-from data_pipeline.files import write_atomic
+from data_pipeline.files import crc32, has_shape, reason, write_atomic
 
+log = logging.getLogger(__name__)
 FORMAT = 1
 """Version of the layout; a change is announced in CHANGELOG.md as breaking."""
 TAG = "deepspeed"
 MANIFEST = "manifest.json"
+STATE = "state.json"
 UNIVERSAL_SUFFIX = ".universal"
 """Suffix of the converted copy that a run with another number of ranks loads."""
 
@@ -57,6 +61,7 @@ class CheckpointStore:
     def attach(self, engine: Any) -> None:
         """Make the engine write in the background."""
         self._writer = engine.checkpoint_engine = BackgroundCheckpointEngine(engine._config)
+        engine._copy_recovery_script = lambda folder: None  # `alignvlm export` converts checkpoints
 
     @property
     def is_written(self) -> bool:
@@ -83,7 +88,7 @@ class CheckpointStore:
         assert self._writer is not None
         self._writer.save(_random_state(), str(partial / f"random-{self.world.rank:05d}.pt"))
         if self.world.is_main:
-            self._writer.save_text(partial / "state.json", text)
+            self._writer.save_text(partial / STATE, text)
         self._pending = final
         return None
 
@@ -98,22 +103,17 @@ class CheckpointStore:
         """
         if self._pending is None:
             return None
-        final, self._pending = self._pending, None
         assert self._writer is not None
-        problems = [p for p in self.world.all_gather(self._writer.result()) if p is not None]
+        final, self._pending = self._pending, None
         partial = final.with_name(final.name + ".partial")
-        if problems:
-            if self.world.is_main:
-                shutil.rmtree(partial, ignore_errors=True)
-            return problems[0]
-        self._seal(partial)
+        problem = self._first(self._writer.result()) or self._seal(partial, final)
         if self.world.is_main:
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            _sync(self.folder)
-            self._remove_old()
+            if problem is None:
+                self._remove_old()
+            else:
+                shutil.rmtree(partial, ignore_errors=True)
         self.world.barrier()
-        return None
+        return problem
 
     @property
     def newest_step(self) -> int:
@@ -131,11 +131,11 @@ class CheckpointStore:
             shutil.rmtree(unfinished, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
+            last = checkpoint_folders(self.folder)[-1:]
+            needed = sum((folder / name).stat().st_size for folder in last for name in _files(folder))
+            free = shutil.disk_usage(self.folder).free
         except OSError as error:
-            return str(error)
-        last = max(checkpoint_folders(self.folder), default=None)
-        needed = sum(f.stat().st_size for f in last.rglob("*") if f.is_file()) if last else 0
-        free = shutil.disk_usage(self.folder).free
+            return f"{partial}: {reason(error)}"
         if free < needed:
             shutil.rmtree(partial, ignore_errors=True)
             return f"{self.folder}: {free / 2**30:.1f} GiB free, a checkpoint needs {needed / 2**30:.1f} GiB"
@@ -145,9 +145,9 @@ class CheckpointStore:
         """The newest checkpoint whose files are all there and undamaged; `warn` gets a line for each damaged one."""
         candidates = self.world.broadcast(checkpoint_folders(self.folder)[::-1] if self.world.is_main else None)
         for folder in candidates:
-            problem = self._problem(folder)
+            problem = self._first(first_difference(folder, self.world.rank, self.world.size))
             if problem is None:
-                return CheckpointInfo(folder, json.loads((folder / "state.json").read_text()))
+                return CheckpointInfo(folder, json.loads((folder / STATE).read_bytes()))
             if self.world.is_main:
                 warn(f"checkpoint {folder} is not valid, trying an older one: {problem}")
         return None
@@ -157,54 +157,82 @@ class CheckpointStore:
         engine.load_checkpoint(str(checkpoint.folder), tag=TAG)
         _restore_random_state(checkpoint.folder / f"random-{self.world.rank:05d}.pt")
 
-    def _seal(self, folder: Path) -> None:
-        """Checksum all files, each rank its share, and write the manifest."""
-        names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-        mine = {name: _checksum(folder / name) for name in names[self.world.rank :: self.world.size]}
-        parts = self.world.all_gather(mine)
-        if self.world.is_main:
-            files = {name: entry for part in parts for name, entry in part.items()}
-            write_atomic(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
-            _sync(folder)
+    def _first(self, problem: str | None) -> str | None:
+        """The first problem of any rank, on all ranks."""
+        return next((found for found in self.world.all_gather(problem) if found is not None), None)
 
-    def _problem(self, folder: Path) -> str | None:
-        """Why a checkpoint cannot be used, equal on all ranks; None when it can."""
-        problems = [p for p in self.world.all_gather(_first_difference(folder, self.world)) if p is not None]
-        return problems[0] if problems else None
+    def _seal(self, partial: Path, final: Path) -> str | None:
+        """Checksum all files, each rank its share, write the manifest and give the folder its name; or why not."""
+        mine: dict[str, dict[str, int]] = {}
+        problem = None
+        try:
+            for name in _files(partial)[self.world.rank :: self.world.size]:
+                mine[name] = _checksum(partial, name)
+        except OSError as error:
+            problem = reason(error)
+        parts = self.world.all_gather(mine)
+        problem = self._first(problem)
+        if problem is None and self.world.is_main:
+            files = {name: entry for part in parts for name, entry in part.items()}
+            try:
+                write_atomic(partial / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
+                _sync(partial)
+                shutil.rmtree(final, ignore_errors=True)
+                partial.rename(final)
+                _sync(self.folder)
+            except OSError as error:
+                problem = f"{final}: {reason(error)}"
+        return self.world.broadcast(problem)
 
     def _remove_old(self) -> None:
         for old in checkpoint_folders(self.folder)[: -self.keep_last]:
             if not (self.keep_every and checkpoint_step(old) % self.keep_every == 0):
-                shutil.rmtree(old)
+                try:
+                    shutil.rmtree(old)
+                except OSError as error:
+                    log.warning("%s cannot be removed: %s", old, reason(error))
                 shutil.rmtree(old.with_name(f"{old.name}{UNIVERSAL_SUFFIX}"), ignore_errors=True)
 
 
-def _first_difference(folder: Path, world: World) -> str | None:
-    """What is wrong with this rank's share of the files; None when nothing is."""
+def first_difference(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
+    """What is wrong with a checkpoint's manifest or with this rank's share of its files; None when nothing is."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        return f"manifest: {error}"
-    if manifest.get("format") != FORMAT:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        return f"manifest: {reason(error)}"
+    if isinstance(manifest, dict) and manifest.get("format") != FORMAT:
         return f"its format is {manifest.get('format')}, this version reads {FORMAT}"
-    for name in sorted(manifest["files"])[world.rank :: world.size]:
+    if not has_shape(manifest, {"files": {str: {"size": int, "crc32": int}}}) or STATE not in manifest["files"]:
+        return "manifest: it does not list the files of a checkpoint"
+    for name in sorted(manifest["files"])[rank::world_size]:
         try:
-            actual = _checksum(folder / name)
-        except OSError as error:
-            return f"{name}: {error}"
+            actual = _checksum(folder, name)
+        except (OSError, ValueError) as error:
+            return f"{name}: {reason(error)}"
         if actual != manifest["files"][name]:
             return f"{name}: size or checksum differs from the manifest"
     return None
 
 
-def _checksum(path: Path) -> dict[str, int]:
-    """Size and CRC-32 of a file, which is also flushed to disk."""
-    checksum = 0
+def _files(folder: Path) -> list[str]:
+    """Names of the regular files in a checkpoint, sorted; links are not followed."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sorted(str(path.relative_to(folder)) for path in paths)
+
+
+def _checksum(folder: Path, name: str) -> dict[str, int]:
+    """Size and CRC-32 of a checkpoint's file, which is also flushed to disk.
+
+    Raises OSError when it cannot be read, or is no regular file inside the folder: a device might have no end.
+    """
+    path = folder / name
+    if path.resolve() != folder.resolve() / name or not path.is_file():
+        raise OSError("it is missing or no regular file in the folder")
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            checksum = zlib.crc32(block, checksum)
+        size = os.fstat(file.fileno()).st_size
+        checksum = crc32(file, size)
         os.fsync(file.fileno())
-    return {"size": path.stat().st_size, "crc32": checksum}
+    return {"size": size, "crc32": checksum}
 
 
 def _sync(folder: Path) -> None:

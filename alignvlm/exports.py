@@ -1,0 +1,108 @@
+"""The Hugging Face folder of a model: written as a whole, checked before it is loaded. Knows no model class."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from alignvlm.errors import UserError
+from data_pipeline.files import has_shape, must_write, read_needed
+
+MODEL_TYPE = "alignvlm"
+"""What `config.json` of an export says."""
+NEEDED = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+_STAGE_FOLDER = re.compile(r"(\d+)-(.+)")
+
+
+def save_export(model: Any, weights: dict[str, Any], processor: Any, folder: Path) -> None:
+    """Write the folder under another name and rename it: it is complete or does not exist.
+
+    Raises:
+        DataError: it cannot be written, for example because the disk is full.
+    """
+    from safetensors import SafetensorError
+
+    partial = folder.with_name(folder.name + ".partial")
+    with must_write(folder, "free some space or make the folder writable; the same command writes it then"):
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            model.save_pretrained(partial, state_dict=weights)
+            processor.save_pretrained(partial)
+            _follow_umask(partial)
+            partial.rename(folder)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_export(folder: Path) -> None:
+    """Make sure that a folder holds a whole export; reads its JSON files and the headers of its weights.
+
+    Raises:
+        UserError: it holds no exported model. DataError: a file of it is missing or damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not an export folder (no config.json); give runs/<name>/<n>-<stage>/export")
+    way_out = _way_out(folder)
+    config = read_needed(folder / "config.json", _read_object, way_out)
+    if config.get("model_type") != MODEL_TYPE:
+        kind = config.get("model_type")
+        raise UserError(f"{folder} holds a model of type {kind!r}, not an export; give runs/<name>/<n>-<stage>/export")
+    for path in sorted({folder / name for name in NEEDED} | set(folder.glob("*.json"))):
+        read_needed(path, _read_object, way_out)
+    names = [WEIGHTS]
+    if (folder / WEIGHTS_INDEX).is_file():
+        names = read_needed(folder / WEIGHTS_INDEX, _read_index, way_out)
+    for name in names:
+        read_needed(folder / name, _check_weights, way_out)
+
+
+def _way_out(folder: Path) -> str:
+    match = _STAGE_FOLDER.fullmatch(folder.absolute().parent.name)
+    if match is None:
+        return "copy the export again"
+    again = (
+        f"takes stage {match[2]} again from its last checkpoint" if int(match[1]) else "builds the first model again"
+    )
+    return f"remove {folder} and start the run again, which {again}"
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    return content
+
+
+def _read_index(path: Path) -> list[str]:
+    """Names of the files that share the weights."""
+    content = _read_object(path)
+    if not has_shape(content, {"weight_map": {str: str}}) or any("/" in n for n in content["weight_map"].values()):
+        raise ValueError("it does not name the files of the weights")
+    return sorted(set(content["weight_map"].values()))
+
+
+def _check_weights(path: Path) -> None:
+    """Compare a safetensors file's size with its header: 8 bytes of length, JSON with the tensors' places, numbers."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise ValueError(f"its header is cut off, it has {size:,} bytes")
+        header = json.loads(file.read(length))
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    if size != 8 + length + max(ends, default=0):
+        raise ValueError(f"it has {size:,} bytes and should have {8 + length + max(ends, default=0):,}")
+
+
+def _follow_umask(folder: Path) -> None:
+    """Give all files the mode that a new file gets here: safetensors creates its own readable for the owner only."""
+    mode = (folder / "config.json").stat().st_mode & 0o777
+    for path in folder.iterdir():
+        path.chmod(mode)
