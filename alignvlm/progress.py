@@ -12,6 +12,16 @@ LOG_SECONDS = 15.0
 """Time between two lines where there is no terminal."""
 
 
+def say(text: str) -> None:
+    """Print a line. A log file on a full disk costs the line, not the job; it is written when there is space again."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
+
+
 class Progress:
     """A bar of `total` steps (None: unknown); `enabled=False` (all ranks but the first) shows nothing.
 
@@ -63,7 +73,7 @@ class Progress:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         elif self.enabled:
-            print(text, flush=True)
+            say(text)
 
 
 @contextmanager

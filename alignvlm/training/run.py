@@ -12,6 +12,7 @@ from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
 from alignvlm.evaluation.evaluate import evaluate
 from alignvlm.launch.local import is_launched
+from alignvlm.progress import say
 from alignvlm.report.report import build_report
 from alignvlm.run_folder import Run, StageFolder
 from alignvlm.training import distributed
@@ -82,7 +83,7 @@ def _train(run: Run, world: World, tracker: Tracker | None, signals: Signals, ow
             reason = train_stage(run, stage, world, processor, all_callbacks(tracker, own), signals)
             if reason is not None:
                 if world.is_main:
-                    print(f"stopped in stage {stage.name}: {reason}; the same command resumes here", flush=True)
+                    say(f"stopped in stage {stage.name}: {reason}; the same command resumes here")
                 return REQUEUE
         evaluate_stage(run, run.stage_folder(stage), world)
     if world.is_main:

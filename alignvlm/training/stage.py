@@ -10,6 +10,7 @@ from alignvlm import stage_data
 from alignvlm.config.schema import StageConfig
 from alignvlm.errors import UserError
 from alignvlm.model import AlignVLMProcessor
+from alignvlm.progress import say
 from alignvlm.run_folder import Run
 from alignvlm.training.batches import step_batches
 from alignvlm.training.callbacks import Callback, StageState
@@ -45,7 +46,7 @@ def train_stage(
     recipe, folder = run.recipe, run.stage_folder(stage)
     plan = stage_data.stage_plan(recipe, stage, processor)
     store = CheckpointStore(folder.checkpoints, world, recipe.checkpoint.keep_last, recipe.checkpoint.keep_every)
-    found = store.newest(lambda text: print(text, flush=True))
+    found = store.newest(say)
     trainer = resume_trainer(run, stage, world, plan, store, found)
     state = StageState(
         recipe=recipe,
@@ -93,7 +94,7 @@ def resume_trainer(
         store.load(trainer.engine, found)
         return trainer
     if world.is_main:
-        print(f"{found.folder}: converting from {found.state['world_size']} to {world.size} ranks", flush=True)
+        say(f"{found.folder}: converting from {found.state['world_size']} to {world.size} ranks")
     universal = elastic.convert(found, world)
     trainer = build_trainer(run.recipe, stage, start, world, elastic.UNIVERSAL)
     elastic.load(trainer.engine, universal, trainer.groups)

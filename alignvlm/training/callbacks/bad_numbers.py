@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from alignvlm.errors import UserError
 from alignvlm.training.callbacks.base import Callback, StageState
 from alignvlm.training.record import StepRecord
-from data_pipeline.files import write_atomic
+from data_pipeline.files import has_shape, must_write, read_needed, write_atomic
 
 WINDOW = 50
 """Latest steps whose median loss a new loss is compared with."""
@@ -65,10 +66,19 @@ class BadNumbers(Callback):
         state.discard = True
         if state.world.is_main:
             skips = read_skips(state) | set(range(newest, state.step))
-            write_atomic(state.folder.skipped_steps, json.dumps(sorted(skips)) + "\n")
+            with must_write(state.folder.skipped_steps, "free some space and start again"):
+                write_atomic(state.folder.skipped_steps, json.dumps(sorted(skips)) + "\n")
 
 
 def read_skips(state: StageState) -> set[int]:
     """0-based steps of the stage's plan that are not trained on; empty when there never was a spike."""
     path = state.folder.skipped_steps
-    return set(json.loads(path.read_text())) if path.exists() else set()
+    way_out = "it lists the steps left out after a loss spike: restore it, or remove it to train on them"
+    return read_needed(path, _read_steps, way_out) if path.exists() else set()
+
+
+def _read_steps(path: Path) -> set[int]:
+    steps = json.loads(path.read_bytes())
+    if not has_shape(steps, [int]):
+        raise ValueError("it holds no list of steps")
+    return set(steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from alignvlm.progress import say
 from alignvlm.training.callbacks.base import Callback, StageState
 from alignvlm.training.record import StepRecord
 
@@ -36,7 +37,7 @@ class Checkpoints(Callback):
     @staticmethod
     def _complain(state: StageState, problem: str | None) -> None:
         if problem is not None and state.world.is_main:
-            print(f"WARNING: no checkpoint at step {state.step}, the previous one stays valid: {problem}", flush=True)
+            say(f"WARNING: no checkpoint at step {state.step}, the previous one stays valid: {problem}")
 
 
 def describe(state: StageState) -> dict[str, Any]:

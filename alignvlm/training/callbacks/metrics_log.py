@@ -5,22 +5,27 @@ Report and tracking read them; nothing else remembers what happened.
 
 from __future__ import annotations
 
-import json
+import logging
 import socket
 import time
 from pathlib import Path
-from typing import IO
 
+from alignvlm.run_folder import METRICS_LINE
 from alignvlm.training.callbacks.base import Callback, StageState
 from alignvlm.training.record import StepRecord
-from data_pipeline.files import read_json_lines, write_json_lines
+from data_pipeline.files import JsonLinesLog, read_new_lines, reason, write_json_lines
+
+log = logging.getLogger(__name__)
 
 
 class MetricsLog(Callback):
-    """Appends each step's record; a resumed stage first drops the lines of steps it is going to take again."""
+    """Appends each step's record; a resumed stage first drops the lines of steps it is going to take again.
+
+    Lines wait in memory while the disk is full.
+    """
 
     def __init__(self) -> None:
-        self._file: IO[str] | None = None
+        self._log: JsonLinesLog | None = None
 
     def on_start(self, state: StageState) -> None:
         if state.world.is_main:
@@ -30,23 +35,31 @@ class MetricsLog(Callback):
                 "resumed_at": state.step,
                 "world_size": state.world.size,
                 "time": time.time(),
+                "host": socket.gethostname(),
             }
-            with state.run.folder.attempts.open("a") as file:
-                file.write(json.dumps(attempt | {"host": socket.gethostname()}) + "\n")
-            self._file = state.run.folder.metrics.open("a")
+            attempts = JsonLinesLog(state.run.folder.attempts)
+            attempts.append(attempt)
+            attempts.close()
+            self._log = JsonLinesLog(state.run.folder.metrics)
 
     def on_step(self, state: StageState, record: StepRecord) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(record.to_json()) + "\n")
-            self._file.flush()
+        if self._log is not None:
+            self._log.append(record.to_json())
 
     def on_end(self, state: StageState) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._log is not None:
+            self._log.close()
 
 
 def keep_until(path: Path, stage: str, step: int) -> None:
-    """Remove the stage's lines after `step`, and a last line that a crash cut short."""
-    if not path.exists():
-        return
-    write_json_lines(path, [row for row in read_json_lines(path) if row["stage"] != stage or row["step"] <= step])
+    """Remove the stage's lines after `step`, damaged lines, and a last line that a crash cut short.
+
+    A disk that does not allow it is a warning: of two lines of a step, readers take the last one.
+    """
+    try:
+        if path.exists():
+            with path.open("rb") as file:
+                rows, _ = read_new_lines(file, shape=METRICS_LINE)
+            write_json_lines(path, [row for row in rows if row["stage"] != stage or row["step"] <= step])
+    except OSError as error:
+        log.warning("%s cannot be cut to step %d of stage %s (%s)", path, step, stage, reason(error))

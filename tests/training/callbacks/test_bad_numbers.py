@@ -11,6 +11,7 @@ from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
 from alignvlm.training.callbacks import StageState
 from alignvlm.training.callbacks.bad_numbers import MIN_STEPS, WINDOW, BadNumbers, read_skips
+from data_pipeline.errors import DataError
 from tests.training.fakes import FakeStore, record, stage_state
 
 NAN = float("nan")
@@ -74,3 +75,14 @@ def test_the_window_holds_the_last_finite_losses(recipe: Recipe, tmp_path: Path)
     again = restarted(callback)
     take(state, again, 1.5)
     assert again.state() == {"in_a_row": 0, "losses": [*losses[-WINDOW + 1 :], 1.5]}
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2", '[1, "2"]', '{"steps": [1]}', "\0\0\0"])
+def test_a_damaged_list_of_skipped_steps_is_one_line(recipe: Recipe, tmp_path: Path, text: str) -> None:
+    state = stage_state(recipe, tmp_path)
+    state.folder.skipped_steps.write_text(text)
+    with pytest.raises(
+        DataError, match=r"skipped_steps\.json cannot be read \(.*\); it lists the steps left out"
+    ) as caught:
+        read_skips(state)
+    assert "\n" not in str(caught.value)

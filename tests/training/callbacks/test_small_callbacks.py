@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,8 @@ from alignvlm.training.callbacks.connector_statistics import ConnectorStatistics
 from alignvlm.training.callbacks.metrics_log import MetricsLog, keep_until
 from alignvlm.training.callbacks.progress_bar import ProgressBar
 from alignvlm.training.callbacks.tracking import Tracking
-from data_pipeline.files import read_json_lines
+from data_pipeline.files import read_json_lines, write_json_lines
+from tests.fixtures.damage import full_disk
 from tests.training.fakes import FakeWorld, record, stage_state
 
 
@@ -52,6 +55,50 @@ def test_metrics_are_lines_at_once_and_a_resumed_stage_drops_those_it_repeats(re
     assert lines == [(1, 1.0), (2, 1.0), (3, 0.25)]
     attempts = read_json_lines(state.run.folder.attempts)
     assert [(a["stage"], a["resumed_at"]) for a in attempts] == [("connector", 0), ("connector", 2)]
+
+
+class FullLogFile(io.StringIO):
+    """Standard output that goes to a file on a full disk."""
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_stops_neither_metrics_nor_output(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignvlm.progress.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("sys.stdout", FullLogFile())
+    state, log, bar = stage_state(recipe, tmp_path), MetricsLog(), ProgressBar()
+    log.on_start(state)
+    log.on_step(state, record(1))
+    bar.on_start(state)
+    with full_disk(state.run.folder.metrics.stat().st_size + 100):
+        for step in range(2, 6):
+            log.on_step(state, record(step))
+            bar.on_step(state, record(step))
+    assert [row["step"] for row in read_json_lines(state.run.folder.metrics)] == [1]
+    log.on_step(state, record(6))
+    log.on_end(state)
+    assert read_json_lines(state.run.folder.metrics) == [record(step).to_json() for step in range(1, 7)]
+
+
+def test_a_disk_that_fails_at_the_start_stops_nothing(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = stage_state(recipe, tmp_path, step=2)
+    write_json_lines(state.run.folder.metrics, [record(step).to_json() for step in (1, 2, 3)])
+    size, log = state.run.folder.metrics.stat().st_size, MetricsLog()
+    with full_disk(20):
+        log.on_start(state)
+        log.on_step(state, record(3, loss=0.25))
+    assert state.run.folder.metrics.stat().st_size == size
+    log.on_end(state)
+    assert [(row["step"], row["loss"]) for row in read_json_lines(state.run.folder.metrics)] == [
+        (1, 1.0), (2, 1.0), (3, 1.0), (3, 0.25)
+    ]  # fmt: skip
+    assert "cannot be cut to step 2 of stage connector" in caplog.text
+    assert "attempts.jsonl: 1 line(s) could not be written and are lost" in caplog.text
 
 
 def test_other_ranks_write_no_metrics(recipe: Recipe, tmp_path: Path) -> None:
