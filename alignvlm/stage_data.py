@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from alignvlm.checks import check_files, check_held_out
 from alignvlm.errors import UserError
 from data_pipeline.errors import nearest
+from data_pipeline.files import must_write, read_or_make
 
 if TYPE_CHECKING:
     from alignvlm.config.schema import Recipe, SourceConfig, StageConfig
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from data_pipeline.progress import Progress
     from data_pipeline.shards.reader import SourceReader
     from data_pipeline.shards.verify import Reading
+
+
+MADE_FROM = "made_from.json"
+"""In the folder of a trained tokenizer: its size, the fingerprints of its sources, checksums of its files."""
 
 
 def find_stage(recipe: Recipe, name: str | None = None) -> StageConfig:
@@ -70,7 +76,8 @@ def open_reader(source: SourceConfig) -> SourceReader:
 def ensure_processor(recipe: Recipe) -> AlignVLMProcessor:
     """The recipe's processor; a tokenizer that it asks for is trained first, on the text of all stages' sources.
 
-    The tokenizer is kept in `data.root` and trained anew when its sources or its size change. One process only.
+    The tokenizer is kept in `data.root` and trained anew when its sources or its size change, or when it is damaged.
+    One process only.
     """
     from alignvlm.model.build import load_processor, tokenizer_folder
     from alignvlm.model.tokenizer import train_tokenizer
@@ -82,16 +89,37 @@ def ensure_processor(recipe: Recipe) -> AlignVLMProcessor:
     readers = [open_reader(source) for source in sources]
     made_from = {"vocab_size": options.vocab_size, "sources": {r.name: r.fingerprint for r in readers}}
     folder = tokenizer_folder(recipe)
-    stamp = folder / "made_from.json"
-    if not stamp.exists() or json.loads(stamp.read_text()) != made_from:
+
+    def train() -> bool:
         tokenizer = train_tokenizer(_texts(readers), options.vocab_size)
         partial = folder.with_name("tokenizer.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        tokenizer.save_pretrained(partial)
-        (partial / "made_from.json").write_text(json.dumps(made_from, indent=2))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with must_write(folder, "make data.root writable, or give another one: data.root=FOLDER"):
+            shutil.rmtree(partial, ignore_errors=True)
+            tokenizer.save_pretrained(partial)
+            (partial / MADE_FROM).write_text(json.dumps(made_from | {"files": _checksums(partial)}, indent=2))
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        return True
+
+    read_or_make(folder, lambda folder: _is_made_from(folder, made_from), train)
     return load_processor(recipe)
+
+
+def _is_made_from(folder: Path, expected: dict[str, Any]) -> bool | None:
+    """True for a tokenizer of this origin, None for one of another. Raises ValueError when its files are damaged."""
+    made_from = json.loads((folder / MADE_FROM).read_bytes())
+    checksums = made_from.pop("files", None)
+    if made_from != expected:
+        return None
+    if checksums != _checksums(folder):
+        raise ValueError("the checksums of its files are missing or do not fit")
+    return True
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of every file of a tokenizer."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MADE_FROM)
+    return {path.name: zlib.crc32(path.read_bytes()) for path in paths}
 
 
 def stage_encoder(stage: StageConfig, processor: AlignVLMProcessor) -> AlignVLMProcessor:

@@ -20,13 +20,13 @@ from alignvlm.config.schema import EvaluationConfig, Recipe, SourceConfig, TaskC
 from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import Answerer, ModelAnswerer, answer_each
 from alignvlm.evaluation.items import Item, items_of, spread
-from alignvlm.evaluation.scores import score, task_scores
+from alignvlm.evaluation.scores import is_entry, score, task_scores
 from alignvlm.metrics import Metric, find_metric
 from alignvlm.progress import Progress
 from alignvlm.run_folder import EvaluationFolder
 from alignvlm.stage_data import open_reader
 from data_pipeline.errors import nearest
-from data_pipeline.files import read_json_lines, write_atomic, write_json_lines
+from data_pipeline.files import must_write, read_json, read_needed, write_atomic, write_json_lines
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.sidecars import MANIFEST, find_beside
 from data_pipeline.shards.storage import open_storage
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 EVALUATION_VERSION = 3
 """Raised when prompts, scores or files change, so that older results are computed again."""
+WAY_OUT = "make the folder writable and free some space, or give another one: --out FOLDER"
 VIEWS_PER_TASK = 2
 """Samples per task whose image is saved with the connector's top tokens."""
 GALLERY_SIDE = 1280
@@ -92,17 +93,18 @@ def evaluate(
         if barrier is not None:
             barrier()
         if rank == 0 and name not in done:
-            entries[name] = _merge_parts(job, out, world_size) | {"identity": identities[name]}
-            results = {"model": str(model_folder), "tasks": {n: entries[n] for n in jobs if n in entries}}
-            write_atomic(out.results, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+            with must_write(out.path, WAY_OUT):
+                entries[name] = _merge_parts(job, out, world_size) | {"identity": identities[name]}
+                results = {"model": str(model_folder), "tasks": {n: entries[n] for n in jobs if n in entries}}
+                write_atomic(out.results, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     if barrier is not None:
         barrier()
     return read_results(out)
 
 
 def read_results(folder: EvaluationFolder) -> dict[str, Any]:
-    """Content of results.json; {} before the first task is evaluated."""
-    return json.loads(folder.results.read_text(encoding="utf-8")) if folder.results.is_file() else {}
+    """Content of results.json; {} before the first task is evaluated, and with a warning when it is damaged."""
+    return read_json(folder.results, {"model": str, "tasks": {str: is_entry}})
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,10 @@ def _answer_part(
     mine = range(rank, num_samples, world_size)
     started = time.monotonic()
     rows: list[dict[str, Any]] = []
+    part = out.part(task.name, rank, world_size)
+    with must_write(part, WAY_OUT):  # asked before the model answers for minutes
+        part.parent.mkdir(parents=True, exist_ok=True)
+        write_json_lines(part, [])
 
     def items() -> Iterator[tuple[dict[str, Any], Item]]:
         for index in mine:
@@ -172,16 +178,15 @@ def _answer_part(
                     rows.append(named | {"error": str(prediction)})
                 else:
                     rows.append(row | {"prediction": prediction} | score(job.metrics, prediction, item.answers))
-    part = out.part(task.name, rank, world_size)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    write_json_lines(part, [*rows, {"seconds": time.monotonic() - started}])
+    with must_write(part, WAY_OUT):
+        write_json_lines(part, [*rows, {"seconds": time.monotonic() - started}])
 
 
 def _merge_parts(job: _Job, out: EvaluationFolder, world_size: int) -> dict[str, Any]:
     """Join the parts of all ranks into `<task>.jsonl`; returns the task's entry of results.json."""
     name = job.task.name
     paths = [out.part(name, rank, world_size) for rank in range(world_size)]
-    lines = [row for path in paths for row in read_json_lines(path)]
+    lines = [row for path in paths for row in read_needed(path, _read_part, "evaluate again")]
     rows = sorted((row for row in lines if "index" in row), key=lambda row: (row["index"], row["turn"]))
     predictions = [row for row in rows if "error" not in row]
     write_json_lines(out.predictions(name), predictions)
@@ -203,6 +208,13 @@ def _merge_parts(job: _Job, out: EvaluationFolder, world_size: int) -> dict[str,
     }
 
 
+def _read_part(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+    if not rows or "seconds" not in rows[-1]:
+        raise ValueError("its end is missing")
+    return rows
+
+
 def _choose_tasks(recipe: Recipe, names: Sequence[str] | None) -> dict[str, TaskConfig]:
     tasks = recipe.evaluation.tasks
     for name in names or ():
@@ -213,18 +225,20 @@ def _choose_tasks(recipe: Recipe, names: Sequence[str] | None) -> dict[str, Task
 
 def _save_images(out: EvaluationFolder, name: str, index: int, images: Sequence[Image.Image]) -> list[str]:
     """Save images of a sample, scaled down; returns their paths relative to the evaluation's folder."""
-    out.gallery.mkdir(parents=True, exist_ok=True)
     paths = [out.picture(name, index, number) for number in range(len(images))]
-    for path, image in zip(paths, images, strict=True):
-        small = image.copy()
-        small.thumbnail((GALLERY_SIDE, GALLERY_SIDE))
-        small.save(path)
+    with must_write(out.gallery, WAY_OUT):
+        out.gallery.mkdir(parents=True, exist_ok=True)
+        for path, image in zip(paths, images, strict=True):
+            small = image.copy()
+            small.thumbnail((GALLERY_SIDE, GALLERY_SIDE))
+            small.save(path)
     return [path.relative_to(out.path).as_posix() for path in paths]
 
 
 def _save_view(out: EvaluationFolder, name: str, index: int, view: dict[str, Any] | None) -> None:
     if view is not None:
-        write_atomic(out.view(name, index), json.dumps(view, ensure_ascii=False))
+        with must_write(out.gallery, WAY_OUT):
+            write_atomic(out.view(name, index), json.dumps(view, ensure_ascii=False))
 
 
 def _batches(entries: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 
 from alignvlm.metrics import Metric, find_metric, metric_names
 from alignvlm.metrics.exact_match import normalise
+from data_pipeline.files import has_shape
+
+ENTRY = {"items": int, "baseline": float, "unreadable?": int, "metrics?": {str: {"title": str, "note": str}}}
+"""What every task's entry of results.json has, besides a score by each of its metrics."""
 
 
 class Baseline(NamedTuple):
@@ -67,14 +71,23 @@ def metrics_of(entry: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
     Entries of evaluation version 1 do not name them: they hold metrics of this package.
     """
-    if "metrics" in entry:
+    if entry.get("metrics") is not None:
         return entry["metrics"]
     return {name: _presentation(find_metric(name)) for name in metric_names() if name in entry}
 
 
+def is_entry(value: Any) -> bool:
+    """Whether JSON data is a task's entry of results.json."""
+    if not has_shape(value, ENTRY):
+        return False
+    metrics = metrics_of(value)
+    return bool(metrics) and has_shape(value, dict.fromkeys(metrics, float))
+
+
 def baseline_of(entry: Mapping[str, Any], metric: str) -> float | None:
     """The constant answer's score by a metric of the entry."""
-    return entry["baseline"] if metric == next(iter(metrics_of(entry))) else entry.get(f"baseline_{metric}")
+    baseline = entry["baseline"] if metric == next(iter(metrics_of(entry))) else entry.get(f"baseline_{metric}")
+    return baseline if has_shape(baseline, float) else None
 
 
 def _presentation(metric: Metric) -> dict[str, str]:

@@ -19,13 +19,15 @@ from alignvlm.model.modeling import AlignVLMForConditionalGeneration
 from alignvlm.model.processing import AlignVLMProcessor
 from alignvlm.model.tiling import TilingSpec
 from alignvlm.model.tokenizer import END
+from data_pipeline.files import read_needed
 
 
 def load_processor(recipe: Recipe) -> AlignVLMProcessor:
     """The recipe's processor, with the tokenizer that it names or that was trained for it.
 
     Raises:
-        UserError: neither is there, or a tile cannot be divided as the recipe says.
+        UserError: neither is there, or a tile cannot be divided as the recipe says. DataError: the trained tokenizer is
+            damaged.
     """
     spec = tiling_of(recipe)
     language = recipe.model.language
@@ -33,7 +35,7 @@ def load_processor(recipe: Recipe) -> AlignVLMProcessor:
         folder = tokenizer_folder(recipe)
         if not folder.is_dir():
             raise UserError(f"{folder}: no tokenizer was trained yet; `alignvlm data plan RECIPE` does it")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = read_needed(folder, AutoTokenizer.from_pretrained, "`alignvlm data plan RECIPE` trains it anew")
     else:
         tokenizer = pretrained(recipe, "language", AutoTokenizer.from_pretrained)
     return AlignVLMProcessor(tokenizer, tiling=asdict(spec), chat_template=chat_template(recipe))

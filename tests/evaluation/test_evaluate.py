@@ -16,11 +16,13 @@ from PIL import Image
 from alignvlm.config import with_names
 from alignvlm.config.schema import DataConfig, EvaluationConfig, Recipe, SourceConfig, TaskConfig
 from alignvlm.errors import UserError
-from alignvlm.evaluation.evaluate import evaluate
+from alignvlm.evaluation.evaluate import _read_part, evaluate
 from alignvlm.evaluation.items import Item, items_of, spread
-from data_pipeline.files import read_json_lines
+from data_pipeline.errors import DataError
+from data_pipeline.files import read_json_lines, read_needed
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.writer import write_shards
+from tests.fixtures.damage import DAMAGES
 
 NUM_SAMPLES = 23
 
@@ -127,6 +129,40 @@ def test_results_of_the_same_model_are_reused(recipe: Recipe, model: Path, tmp_p
     (model / "config.json").write_text('{"other": 1}')
     assert _without_time(evaluate(model, recipe, out, answerer=again)) != _without_time(first)
     assert sum(again.batches) == first["tasks"]["fields"]["items"]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "no items", "a missing score"])
+def test_damaged_results_are_evaluated_again(
+    recipe: Recipe, model: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = evaluate(model, recipe, tmp_path, answerer=Fake(), limit=2)
+    path = tmp_path / "results.json"
+    if damage == "no items":
+        path.write_text(path.read_text().replace('"items"', '"item"'))
+    elif damage == "a missing score":
+        path.write_text(path.read_text().replace('"anls": 0', '"anlz": 0').replace('"anls": 1', '"anlz": 1'))
+    else:
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    assert _without_time(evaluate(model, recipe, tmp_path, answerer=Fake(), limit=2)) == _without_time(first)
+    assert [str(path) in message for message in caplog.messages] == [True]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_answered(
+    recipe: Recipe, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    fake = Fake()
+    with pytest.raises(DataError, match=r"cannot be written \(Not a directory\); .* --out FOLDER"):
+        evaluate(model, recipe, tmp_path / "file" / "out", answerer=fake)
+    assert fake.batches == []
+
+
+def test_a_part_that_was_cut_is_never_joined(tmp_path: Path) -> None:
+    part = tmp_path / "fields.0-of-1.jsonl"
+    for content in ("", '{"index": 0}\n', '{"index": 0}\n{"sec'):
+        part.write_text(content)
+        with pytest.raises(DataError, match="evaluate again"):
+            read_needed(part, _read_part, "evaluate again")
 
 
 def test_another_choice_of_metrics_is_evaluated_again(recipe: Recipe, model: Path, tmp_path: Path) -> None:
