@@ -49,7 +49,7 @@ def draw(chart: Chart, steps: Sequence[dict[str, Any]]) -> Markup | None:
     lines = [
         (
             series,
-            [_group([(x, _finite(series.value(step))) for x, step in segment], len(steps)) for _, segment in segments],
+            [_group([(x, finite(series.value(step))) for x, step in segment], len(steps)) for _, segment in segments],
         )
         for series in chart.series
     ]
@@ -102,8 +102,9 @@ def _segments(steps: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[int
     return segments
 
 
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+def finite(value: Any) -> float | None:
+    """A number that can be drawn; None for anything else that a line of JSON may hold."""
+    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e300 else None
 
 
 def _group(points: list[tuple[int, float | None]], num_steps: int) -> list[tuple[float, float]]:

@@ -5,25 +5,32 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from alignvlm.report.charts import Chart, Series, Value, draw, format_number
+from alignvlm.report.charts import Chart, Series, Value, draw, finite, format_number
 from alignvlm.report.overlay import draw_view
 from alignvlm.report.results import answer_mark, metric_columns, results_of, task_tables
 from alignvlm.report.run_data import RunData, StageData, quarantine_summary, read_run
 from alignvlm.resources import resource
-from alignvlm.run_folder import VIEW_SUFFIX
-from data_pipeline.files import write_atomic
-from data_pipeline.samples.images import decode_image, image_size
+from alignvlm.run_folder import VIEW_SUFFIX, RunFolder
+from data_pipeline.files import must_write, read_json, reason, write_atomic
+from data_pipeline.samples.images import decode_image, image_bytes, image_extension, image_size
+from data_pipeline.samples.schema import SampleError
 
 VIEWS = 4
 """Images with vocabulary tokens drawn over them."""
 MAX_PNG_BYTES = 40_000
 """Larger pictures are embedded as JPEG."""
 PARTS = ("vision", "connector", "language")
+CELL = {"top": [list], "entropy": float}
+VIEW = {"entropy": float, "vocabulary": int, "tiles": [{"box": [float], "side": int, "cells": [CELL]}]}
+"""What the evaluation writes about the vocabulary tokens of an image."""
+
+log = logging.getLogger(__name__)
 
 
 def build_report(run_folder: str | Path) -> Path:
@@ -33,12 +40,16 @@ def build_report(run_folder: str | Path) -> Path:
         The path of the page.
 
     Raises:
-        UserError: the folder holds no run.
+        UserError: the folder holds no run. DataError: the report cannot be written.
     """
     run = read_run(run_folder)
-    run.folder.report.mkdir(exist_ok=True)
-    write_atomic(run.folder.report_results, json.dumps(results_of(run), indent=2, ensure_ascii=False) + "\n")
-    write_atomic(run.folder.report_page, render(run))
+    results, page = json.dumps(results_of(run), indent=2, ensure_ascii=False) + "\n", render(run)
+    with must_write(run.folder.report, "make the run folder writable, or copy it to where you may write"):
+        run.folder.report.mkdir(exist_ok=True)
+        if not run.folder.holds(run.folder.report):
+            raise OSError("it leads out of the run folder")
+        write_atomic(run.folder.report_results, results)
+        write_atomic(run.folder.report_page, page)
     return run.folder.report_page
 
 
@@ -82,18 +93,18 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     """The facts in the head of the page, as far as they are known."""
     facts: list[tuple[str, str]] = []
     environment = run.environment
-    planned = (run.config.get("train") or {}).get("processes")
+    planned = run.section("train").get("processes")
     world_size = run.attempts[-1].get("world_size", planned) if run.attempts else planned
     if run.steps:
         facts.append(("Steps", f"{len(run.steps):,}"))
-        facts.append(("Tokens", format_number(sum(step.get("tokens") or 0 for step in run.steps))))
-        facts.append(("Samples", format_number(sum(step.get("samples") or 0 for step in run.steps))))
-        facts.append(("Training time", format_duration(sum(step.get("seconds") or 0.0 for step in run.steps))))
-        facts.append(("Checkpoint wait", f"{sum(step.get('checkpoint_stall') or 0.0 for step in run.steps):.1f} s"))
+        facts.append(("Tokens", format_number(_total(run, "tokens"))))
+        facts.append(("Samples", format_number(_total(run, "samples"))))
+        facts.append(("Training time", format_duration(_total(run, "seconds"))))
+        facts.append(("Checkpoint wait", f"{_total(run, 'checkpoint_stall'):.1f} s"))
     if world_size:
         facts.append(("Processes", str(world_size)))
     if run.attempts:
-        facts.append(("Resumes", str(sum(attempt.get("resumed_at", 0) > 0 for attempt in run.attempts))))
+        facts.append(("Resumes", str(sum(attempt["resumed_at"] > 0 for attempt in run.attempts))))
     if environment.get("git_commit"):
         facts.append(("Commit", str(environment["git_commit"])[:10]))
     packages = environment.get("packages") or {}
@@ -103,14 +114,24 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     return facts
 
 
+def _total(run: RunData, key: str) -> float:
+    return sum(value for step in run.steps if (value := finite(step.get(key))) is not None)
+
+
+def _rates(step: dict[str, Any]) -> dict[str, Any]:
+    """Learning rates by part of the model."""
+    rates = step.get("lr")
+    return rates if isinstance(rates, dict) else {}
+
+
 def _charts(run: RunData) -> list[Chart]:
     def one(name: str, colour: int, key: str) -> list[Series]:
         return [Series(name, colour, lambda step: step.get(key))]
 
     def rate(part: str) -> Value:
-        return lambda step: (step.get("lr") or {}).get(part)
+        return lambda step: _rates(step).get(part)
 
-    parts = dict.fromkeys(part for step in run.steps for part in step.get("lr") or {})
+    parts = dict.fromkeys(part for step in run.steps for part in _rates(step))
     order = [part for part in PARTS if part in parts] + [part for part in parts if part not in PARTS]
     return [
         Chart("Loss", one("loss", 0, "loss"), "per supervised token", log=True, smooth=True),
@@ -141,7 +162,8 @@ def _gallery(run: RunData, task: str) -> list[dict[str, Any]]:
             turn = sample["turns"].setdefault(row["turn"], {"question": row["question"], "answers": row["answers"]})
             turn.setdefault("predictions", []).append((stage.name, row["prediction"], *answer_mark(stage, task, row)))
     for sample in samples.values():
-        sample["images"] = [embed(path) for path in sample.pop("pictures") if path.is_file()]
+        uris = [embed(run.folder, path) for path in sample.pop("pictures")]
+        sample["images"] = [uri for uri in uris if uri is not None]
         sample["turns"] = [sample["turns"][turn] for turn in sorted(sample["turns"])]
     return [samples[index] for index in sorted(samples)]
 
@@ -156,33 +178,47 @@ def _views(run: RunData) -> list[dict[str, Any]]:
     chosen = [paths[i] for i in range(VIEWS) for paths in per_task if i < len(paths)]
     views = []
     for path in sorted(chosen[:VIEWS]):
-        view = _read_json(path)
         task, index = path.name.removesuffix(VIEW_SUFFIX).rsplit("-", 1)
-        picture = newest.picture(task, int(index), 0)
-        history = [
-            (stage.name, _read_json(other)["entropy"])
-            for stage in evaluated
-            if (other := stage.folder.evaluation.view(task, int(index))).is_file()
-        ]
-        views.append(
-            {
-                "drawing": draw_view(view, embed(picture), image_size(picture.read_bytes())),
-                "task": task,
-                "history": history,
-                "uniform": math.log(view["vocabulary"]),
-            }
-        )
-    return views
+        views.append(_view(run, evaluated, task, int(index)))
+    return [view for view in views if view is not None]
 
 
-def embed(path: Path) -> str:
-    """A picture as a data URI: its own PNG when small, else JPEG."""
-    data, kind = path.read_bytes(), "png"
-    if len(data) > MAX_PNG_BYTES:
-        buffer = io.BytesIO()
-        decode_image(data).save(buffer, "JPEG", quality=85, optimize=True)
-        if buffer.tell() < len(data):
-            data, kind = buffer.getvalue(), "jpeg"
+def _view(run: RunData, evaluated: list[StageData], task: str, index: int) -> dict[str, Any] | None:
+    """The view of a sample after the last of these stages; None when it or its picture is missing or damaged."""
+    found = {}
+    for stage in evaluated:
+        path = stage.folder.evaluation.view(task, index)
+        found[stage.name] = read_json(path, VIEW) if run.folder.has_file(path) else {}
+    view = found[evaluated[-1].name]
+    picture = evaluated[-1].folder.evaluation.picture(task, index, 0)
+    uri = embed(run.folder, picture)
+    if not view or uri is None:
+        return None
+    try:
+        drawing = draw_view(view, uri, image_size(image_bytes(picture)))
+        uniform = math.log(view["vocabulary"])
+    except (SampleError, ValueError, TypeError, IndexError, ArithmeticError) as error:
+        log.warning("%s cannot be drawn and is left out (%s)", picture, reason(error))
+        return None
+    history = [(name, each["entropy"]) for name, each in found.items() if each]
+    return {"drawing": drawing, "task": task, "history": history, "uniform": uniform}
+
+
+def embed(run: RunFolder, path: Path) -> str | None:
+    """A picture of the run as a data URI: its own PNG when small, else JPEG; None when it is missing or damaged."""
+    if not run.has_file(path):
+        return None
+    try:
+        data = image_bytes(path)
+        kind = "jpeg" if (extension := image_extension(data)) == "jpg" else extension
+        if len(data) > MAX_PNG_BYTES:
+            buffer = io.BytesIO()
+            decode_image(data).save(buffer, "JPEG", quality=85, optimize=True)
+            if buffer.tell() < len(data):
+                data, kind = buffer.getvalue(), "jpeg"
+    except SampleError as error:
+        log.warning("%s is left out of the report (%s)", path, reason(error))
+        return None
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -197,8 +233,4 @@ def format_duration(seconds: float) -> str:
 
 
 def _config_text(run: RunData) -> str:
-    return run.folder.config.read_text(encoding="utf-8") if run.folder.config.is_file() else ""
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return run.folder.config.read_text(encoding="utf-8") if run.config else ""

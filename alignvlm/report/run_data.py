@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from alignvlm.errors import UserError
 from alignvlm.evaluation.evaluate import read_results
-from alignvlm.run_folder import RunFolder, StageFolder
-from data_pipeline.files import read_json_lines
+from alignvlm.run_folder import ATTEMPTS_LINE, ENVIRONMENT, METRICS_LINE, RunFolder, StageFolder
+from data_pipeline.files import read_json, read_json_lines
+from data_pipeline.loading.ledger import LINE as QUARANTINE_LINE
+
+PREDICTION = {
+    "index": int, "turn": int, "key": str, "question": str, "answers": [str], "prediction": str, "images?": [str],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class StageData:
     """One stage folder."""
 
+    run: RunFolder
     folder: StageFolder
     exported: bool
     results: dict[str, dict[str, Any]]
@@ -32,7 +35,7 @@ class StageData:
         return self.folder.name
 
     def predictions(self, task: str) -> list[dict[str, Any]]:
-        return _lines(self.folder.evaluation.predictions(task))
+        return _lines(self.run, self.folder.evaluation.predictions(task), PREDICTION)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,14 @@ class RunData:
     @property
     def planned_stages(self) -> list[str]:
         """Stage names of the recipe."""
-        return list(self.config.get("stages") or {})
+        return list(self.section("stages"))
+
+    def section(self, *keys: str) -> dict[str, Any]:
+        """A section of the recipe; {} when it is missing or no section."""
+        found: Any = self.config
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else {}
 
     @property
     def finished(self) -> bool:
@@ -68,31 +78,31 @@ class RunData:
     @property
     def tasks(self) -> list[str]:
         """Tasks with results, in the order of the recipe; tasks that it no longer has come last."""
-        planned = list((self.config.get("evaluation") or {}).get("tasks") or {})
+        planned = list(self.section("evaluation", "tasks"))
         seen = [task for stage in self.stages for task in stage.results]
         return [t for t in dict.fromkeys(planned + seen) if t in seen]
 
 
 def read_run(folder: str | Path) -> RunData:
-    """Read a run folder, finished or not.
+    """Read a run folder, finished or not. The folder may come from somebody else: nothing outside it is read.
 
     Raises:
-        UserError: there is no such folder, or nothing of a run in it.
+        UserError: there is no such folder, nothing of a run in it, or its recipe is damaged.
     """
     run = RunFolder(folder)
     if not run.path.is_dir():
         raise UserError(f"{run.path}: there is no run folder; give one that training wrote, such as runs/quickstart")
-    stages = [_stage(stage) for stage in run.stages()]
+    stages = [_stage(run, stage) for stage in run.stages() if run.holds(stage.path)]
     if not stages and not run.config.is_file():
         raise UserError(f"{run.path} is not a run folder (no {run.config.name} and no stage folders such as 0-init)")
     return RunData(
         folder=run,
-        config=yaml.safe_load(run.config.read_text(encoding="utf-8")) or {} if run.config.is_file() else {},
-        environment=json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.is_file() else {},
+        config=run.read_config() if run.has_file(run.config) else {},
+        environment=read_json(run.environment, ENVIRONMENT) if run.has_file(run.environment) else {},
         stages=stages,
-        steps=_read_steps(run.metrics, {stage.name: stage.folder.number for stage in stages}),
-        quarantine=_lines(run.quarantine),
-        attempts=_lines(run.attempts),
+        steps=_read_steps(run, {stage.name: stage.folder.number for stage in stages}),
+        quarantine=_lines(run, run.quarantine, QUARANTINE_LINE),
+        attempts=_lines(run, run.attempts, ATTEMPTS_LINE),
     )
 
 
@@ -107,14 +117,14 @@ def quarantine_summary(quarantine: list[dict[str, Any]]) -> list[tuple[str, str,
     return [(source, error, count, example[source, error]) for (source, error), count in kinds.most_common()]
 
 
-def _stage(folder: StageFolder) -> StageData:
-    results = read_results(folder.evaluation).get("tasks", {})
-    return StageData(folder, (folder.export / "config.json").is_file(), results)
+def _stage(run: RunFolder, folder: StageFolder) -> StageData:
+    results = read_results(folder.evaluation) if run.has_file(folder.evaluation.results) else {}
+    return StageData(run, folder, (folder.export / "config.json").is_file(), results.get("tasks", {}))
 
 
-def _read_steps(path: Path, stage_order: dict[str, int]) -> list[dict[str, Any]]:
+def _read_steps(run: RunFolder, stage_order: dict[str, int]) -> list[dict[str, Any]]:
     """Steps in order; a resumed run repeats those after its checkpoint, and the last line of a step counts."""
-    steps = {(line["stage"], line["step"]): line for line in _lines(path)}
+    steps = {(line["stage"], line["step"]): line for line in _lines(run, run.metrics, METRICS_LINE)}
     order = {name: number for number, name in enumerate(dict.fromkeys(stage for stage, _ in steps))}
     return sorted(
         steps.values(),
@@ -122,6 +132,6 @@ def _read_steps(path: Path, stage_order: dict[str, int]) -> list[dict[str, Any]]
     )
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; [] while it does not exist."""
-    return read_json_lines(path) if path.is_file() else []
+def _lines(run: RunFolder, path: Path, shape: Any) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file of the run; [] while it does not exist."""
+    return read_json_lines(path, shape) if run.has_file(path) else []
