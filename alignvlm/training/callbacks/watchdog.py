@@ -115,6 +115,12 @@ class Watchdog(Callback):
                 self._give_up(state, heartbeats, beat["seconds"])
 
     def _give_up(self, state: StageState, heartbeats: Heartbeats, seconds: float) -> None:
+        try:
+            self._report(state, heartbeats, seconds)
+        finally:  # also when the report cannot be printed, for example on a full disk
+            os._exit(HANG)
+
+    def _report(self, state: StageState, heartbeats: Heartbeats, seconds: float) -> None:
         pause = min(BEAT_SECONDS, self.limit(state) / 2)
         time.sleep(pause)  # the others post their last heartbeat meanwhile
         beats = heartbeats.read()
@@ -128,7 +134,6 @@ class Watchdog(Callback):
         sys.stderr.flush()
         if state.world.is_main:
             time.sleep(BEAT_SECONDS + pause)  # its process holds the heartbeats, which the others still have to read
-        os._exit(HANG)
 
 
 def describe_lag(beats: Sequence[dict[str, Any]]) -> str:

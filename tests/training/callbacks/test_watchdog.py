@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import replace
@@ -114,6 +115,22 @@ def test_a_step_without_end_is_reported_and_ends_the_process(
     assert "samples s/0.tar/0, s/0.tar/1" in report
     assert "test_watchdog.py" in report  # the stack of this thread
     callback.on_end(state)
+
+
+def test_a_report_that_cannot_be_printed_keeps_no_job_alive(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(watchdog.os, "_exit", codes.append)
+    monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.0)
+    state, callback = stage_state(recipe, tmp_path, step=6), Watchdog()
+    callback.before_step(state, [])
+    with Path("/dev/full").open("w", buffering=1) as full, monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", full)
+        with pytest.raises(OSError, match="No space left"):
+            callback._give_up(state, Heartbeats(state.world, beat(0, 6)), 3.0)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    assert codes == [HANG]
 
 
 def test_the_thread_ends_with_the_stage(recipe: Recipe, tmp_path: Path) -> None:
