@@ -130,7 +130,7 @@ class _Job:
         state = [
             EVALUATION_VERSION,
             [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
-            source.path if manifest is None else manifest.read_text(encoding="utf-8"),
+            source.path if manifest is None else manifest.read_text(encoding="utf-8", errors="replace"),
             [source.prompt, task.limit, self.limit, task.max_new_tokens, self.settings.gallery],
             [[metric.name, metric.version] for metric in self.metrics],
         ]
