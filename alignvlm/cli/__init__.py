@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from alignvlm import __version__
@@ -83,5 +84,6 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd image files; those that cannot be used are named
     if not glob.glob("/dev/nvidia[0-9]*") and not os.path.exists("/dev/kfd"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

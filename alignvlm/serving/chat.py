@@ -23,12 +23,12 @@ class ChatSession:
         from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 
         check_export(export)
+        self.images = [_open(path) for path in images]
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = AlignVLMForConditionalGeneration.from_pretrained(export)
         self.model = model.to(self.device).eval()
         self.processor = AlignVLMProcessor.from_pretrained(export)
         self.max_new_tokens = max_new_tokens
-        self.images = [_open(path) for path in images]
         self.messages: list[dict[str, Any]] = []
 
     def ask(self, question: str) -> str:

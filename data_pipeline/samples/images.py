@@ -142,6 +142,8 @@ def _sample_errors() -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise SampleError(f"image cannot be decoded: not an image of the formats {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:  # PIL's own limit, above this one
+        raise SampleError(f"image of more than {MAX_IMAGE_PIXELS:,} pixels, the most that are decoded") from error
     except Exception as error:  # PIL's decoders raise almost anything, KeyError and struct.error among it
         said = " ".join(str(error).split()) or type(error).__name__
         raise SampleError(f"image cannot be decoded: {said}") from error

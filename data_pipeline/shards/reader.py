@@ -105,7 +105,7 @@ class SourceReader:
         sizes = []
         for size in entry.image_sizes:
             if size is None:
-                raise SampleError("an image has no readable header")
+                raise SampleError("an image has no readable header, or far more pixels than are decoded")
             sizes.append(size)
         return messages, sizes, meta
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from alignvlm.cli import main
 from alignvlm.evaluation.answering import ModelAnswerer
 from alignvlm.evaluation.items import Item
 from alignvlm.serving.chat import ChatSession
 from tests.fixtures.command import Command
+from tests.fixtures.zoo import save
 from tests.tiny import picture, tiny_model
 
 
@@ -68,6 +71,28 @@ def test_mistakes_are_named(folder: Path, command: Command) -> None:
     assert "is not an export folder" in command("chat", folder, "--question", "?", code=2)
     message = command("chat", folder / "export", "--device", "cpu", "--question", "\ud800", code=2)
     assert "cannot be asked" in message
-    (folder / "text.png").write_text("no image")
-    message = command("chat", folder / "export", "--image", folder / "text.png", "--question", "?", code=2)
-    assert "text.png: not a readable image" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("text.png", b"no image", "not an image of the formats PNG"),
+        ("page.eps", save(picture(8, 8), "EPS"), "not an image of the formats PNG"),  # Ghostscript would draw it
+        ("cut.jpg", save(picture(8, 8), "JPEG")[:-90], "image cannot be decoded"),
+        ("large.png", save(Image.new("1", (11_000, 11_000)), "PNG"), "11000 x 11000 pixels; at most 100,000,000"),
+        ("larger.png", save(Image.new("1", (20_000, 20_000)), "PNG"), "more than 100,000,000 pixels"),
+        ("missing.png", None, "No such file"),
+        ("", None, "not a regular file"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_one_line(
+    folder: Path, command: Command, name: str, data: bytes | None, reason: str
+) -> None:
+    if data is not None:
+        (folder / name).write_bytes(data)
+    with warnings.catch_warnings(record=True) as warned:
+        message = command("chat", folder / "export", "--image", folder / name, "--question", "?", code=2)
+    assert message.startswith(f"alignvlm: {folder / name}: not a readable image (")
+    assert reason in message
+    assert message.count("\n") == 1
+    assert not warned
