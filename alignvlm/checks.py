@@ -47,11 +47,12 @@ def check_files(recipe: Recipe) -> None:
     _check_generators(recipe)
 
 
-def check_model(recipe: Recipe, *, download: bool) -> list[str]:
+def check_model(recipe: Recipe, *, for_training: bool) -> list[str]:
     """Chat template, tokenizer, and the model: built and run on PyTorch's meta device, where it takes no memory.
 
     Args:
-        download: ask the hub for configs and tokenizer that are not on this machine.
+        for_training: this machine trains it. The attention must run here, and the hub is asked for configs and the
+            tokenizer that are not here.
 
     Returns:
         What could not be checked for want of a file, in words.
@@ -59,27 +60,35 @@ def check_model(recipe: Recipe, *, download: bool) -> list[str]:
     Raises:
         UserError: the model cannot be built, or its parts do not fit, with file and line.
     """
+    import torch
+
+    from alignvlm.model.attention import choose_attention
     from alignvlm.model.backbones import Backbone, is_hub_id
     from alignvlm.model.build import chat_template, load_processor, position_weights, tiling_of
     from alignvlm.model.network import ElsewhereError, backbone_config, build_network
 
     chat_template(recipe)
+    if for_training:
+        try:
+            choose_attention(recipe.model.attention, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        except ValueError as error:
+            raise recipe_error(recipe, "model.attention", str(error)) from error
     elsewhere: list[str] = []
     parts: tuple[Backbone, Backbone] = ("vision", "language")
     for part in parts:
         try:
-            backbone_config(recipe, part, download)
+            backbone_config(recipe, part, download=for_training)
         except ElsewhereError as error:
             elsewhere.append(str(error))
     if elsewhere:
         return elsewhere
     tiling_of(recipe)
-    network = build_network(recipe, download=download)
+    network = build_network(recipe, download=for_training)
     if recipe.model.vision.position_std is not None and recipe.model.vision.path is None:
         position_weights(recipe, network.part("vision"))
     _check_network(recipe, network)
     path = recipe.model.language.path
-    if path is not None and (download or not is_hub_id(path)):
+    if path is not None and (for_training or not is_hub_id(path)):
         load_processor(recipe)
     return []
 

@@ -22,7 +22,7 @@ LLAMA = "{model_type: llama, hidden_size: 32, num_attention_heads: 4, num_hidden
 def check(*overrides: str) -> None:
     recipe = load_recipe(TINY, overrides)
     check_files(recipe)
-    check_model(recipe, download=False)
+    check_model(recipe, for_training=True)
 
 
 def error_of(*overrides: str) -> str:
@@ -55,6 +55,11 @@ def test_a_good_recipe_passes() -> None:
             "unknown field 'rms_nrm_eps' of llama: did you mean 'rms_norm_eps'?",
         ),
         ("model.language.config.zzz=1", "unknown field 'zzz' of llama: see LlamaConfig in the documentation"),
+        (
+            "model.language.config.rope_parameters={rope_typ: default}",
+            "unknown field 'rope_typ': did you mean 'rope_type'",
+        ),
+        ("model.attention=flash", "model.attention = 'flash' needs a CUDA device"),
         ("model.vision.config.model_type=siglip_vison_model", "did you mean 'siglip_vision_model'?"),
         ("model.vision.config.model_type=[1]", "model_type is missing"),
         (f"model.vision.config={LLAMA}", "model.vision.config.model_type: 'llama' is not a vision encoder"),
@@ -110,6 +115,13 @@ def test_a_file_stands_where_a_folder_is_needed(tmp_path: Path) -> None:
     assert "'link' is a link to nothing" in error_of("runs=link")
     with pytest.raises(UserError, match="more than 255 bytes"):
         check(f"runs={'x' * 300}")
+
+
+def test_a_dry_run_looks_at_files_too(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "file").write_text("")
+    assert "'file' is a file" in command("train", TINY, "--dry-run", "runs=file", code=2)
+    assert "stage" not in command("train", TINY, "--dry-run", "name=a/b", code=2)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_weights_on_the_hub_are_not_asked_for(tmp_path: Path, command: Command) -> None:

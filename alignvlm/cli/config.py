@@ -51,7 +51,7 @@ def run_check(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides)
     check_files(recipe)
-    unchecked = check_model(recipe, download=False)
+    unchecked = check_model(recipe, for_training=False)
     check_held_out(recipe)
     for line in unchecked:
         print(f"not checked: {line}")

@@ -23,11 +23,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from alignvlm.checks import check_files
     from alignvlm.config import load_recipe
     from alignvlm.launch.local import is_launched, run_local
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
+        check_files(recipe)
         return dry_run(recipe)
     if not is_launched() and recipe.train.processes > 1:
         command = [sys.executable, "-m", "alignvlm", "train", arguments.recipe, *arguments.overrides]

@@ -33,7 +33,18 @@ def json_schema() -> dict[str, Any]:
             for value in described["properties"].values():
                 if isinstance(value.get("additionalProperties"), dict):  # `name: null` removes an inherited entry
                     value["additionalProperties"] = {"anyOf": [value["additionalProperties"], {"type": "null"}]}
+    _set_bounds(schema)
     return schema
+
+
+def _set_bounds(node: Any) -> None:
+    """Bounds that pydantic checks after a validator of ours stand under its own names in the schema."""
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _set_bounds(child)
+    if isinstance(node, dict) and node.get("type") == "integer":
+        for own, name in (("ge", "minimum"), ("le", "maximum")):
+            if own in node:
+                node[name] = node.pop(own)
 
 
 def _stated(definition: dict[str, Any], section: type) -> dict[str, Any]:

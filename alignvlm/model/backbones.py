@@ -6,13 +6,16 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.modeling_rope_utils import RopeParameters
 
 from alignvlm.config.places import recipe_error
-from alignvlm.errors import UserError, reason, shown
+from alignvlm.errors import UserError, shown
 from data_pipeline.errors import did_you_mean
+from data_pipeline.files import reason
 
 if TYPE_CHECKING:
     from alignvlm.config.schema import Recipe
@@ -75,7 +78,7 @@ def config_from_fields(recipe: Recipe, part: Backbone, fields: Mapping[str, Any]
         config = AutoConfig.for_model(model_type, **fields)
     except Exception as error:  # each model type checks its fields in its own way: whatever it raises is about them
         name = (re.search(r"field '(\w+)'", str(error)) or ["", ""])[1]
-        raise recipe_error(recipe, f"{key}.{name}".rstrip("."), f"{key}: {reason(error)}") from error
+        raise recipe_error(recipe, f"{key}.{name}".rstrip("."), f"{key}: {reason(error.__cause__ or error)}") from error
     check_role(recipe, part, config)
     stated: Mapping[str, Any] = getattr(recipe.model, part).config
     if unknown := next((name for name in stated if _is_unknown(config, name)), None):
@@ -83,7 +86,18 @@ def config_from_fields(recipe: Recipe, part: Backbone, fields: Mapping[str, Any]
         hint = did_you_mean(unknown, known) or f"see {type(config).__name__} in the documentation of transformers"
         message = f"{key} has the unknown field {unknown!r} of {model_type}: {hint}"
         raise recipe_error(recipe, f"{key}.{unknown}", message)
+    _check_rope(recipe, f"{key}.rope_parameters", stated.get("rope_parameters"))
     return config
+
+
+def _check_rope(recipe: Recipe, key: str, stated: Any) -> None:
+    """Transformers only warns of names in this mapping that it does not know; what is nearly a known one is refused."""
+    for name, value in stated.items() if isinstance(stated, dict) else ():
+        near = get_close_matches(name, RopeParameters.__annotations__, n=1, cutoff=0.8)
+        if near and name not in RopeParameters.__annotations__:
+            message = f"{key} has the unknown field {name!r}: did you mean {near[0]!r}?"
+            raise recipe_error(recipe, f"{key}.{name}", message)
+        _check_rope(recipe, f"{key}.{name}", value)  # one mapping per type of layer
 
 
 def _check_heads(recipe: Recipe, key: str, model_type: str, fields: Mapping[str, Any]) -> None:

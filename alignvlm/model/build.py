@@ -12,14 +12,14 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from alignvlm.config.places import recipe_error
 from alignvlm.config.schema import Recipe
-from alignvlm.errors import UserError, reason, shown
+from alignvlm.errors import UserError, shown
 from alignvlm.model.backbones import language_config, model_error, pretrained, vision_config
 from alignvlm.model.configuration import AlignVLMConfig
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
 from alignvlm.model.processing import AlignVLMProcessor
 from alignvlm.model.tiling import TilingSpec
 from alignvlm.model.tokenizer import END
-from data_pipeline.files import read_needed
+from data_pipeline.files import read_needed, reason
 
 
 def load_processor(recipe: Recipe) -> AlignVLMProcessor:
@@ -51,7 +51,7 @@ def chat_template(recipe: Recipe) -> str | None:
             template = Path(template).read_text(encoding="utf-8")
         _compile_jinja_template(template)
     except (OSError, UnicodeDecodeError) as error:
-        raise recipe_error(recipe, key, f"{key} is {shown(template)}, which cannot be read: {error}") from error
+        raise recipe_error(recipe, key, f"{key} is {shown(template)}, which cannot be read: {reason(error)}") from error
     except (TemplateError, RecursionError) as error:
         raise recipe_error(recipe, key, f"{key} is not a Jinja template: {reason(error)}") from error
     return template

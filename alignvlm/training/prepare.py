@@ -20,7 +20,7 @@ def prepare(run: Run) -> None:
     recipe = run.recipe
     check_files(recipe)
     if not run.initial.has_export:
-        check_model(recipe, download=True)
+        check_model(recipe, for_training=True)
     run.open()
     processor = stage_data.prepare(recipe, progress=data_progress)
     if not run.initial.has_export:

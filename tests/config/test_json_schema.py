@@ -50,3 +50,16 @@ def test_keys_are_described(validator: Draft202012Validator) -> None:
     schema: dict[str, Any] = json_schema()
     described = [schema, *(d for d in schema["$defs"].values() if "properties" in d)]
     assert all("description" in value or "$ref" in value for d in described for value in d["properties"].values())
+
+
+def test_every_whole_number_has_bounds() -> None:
+    pending: list[Any] = [json_schema()]
+    unbounded, found = [], 0
+    while pending:
+        node = pending.pop()
+        pending += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+        if isinstance(node, dict) and node.get("type") == "integer":
+            found += 1
+            unbounded += [node] if not {"minimum", "maximum"} <= node.keys() else []
+    assert found > 25
+    assert unbounded == []
