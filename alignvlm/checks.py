@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,12 +31,19 @@ def check_files(recipe: Recipe) -> None:
     Raises:
         UserError: for the first that cannot be used, with its file and line.
     """
+    from data_pipeline.shards.storage import open_storage
+
     _check_folder(recipe, "runs", recipe.runs)
     _check_folder(recipe, "name", str(Path(recipe.runs) / recipe.name))
     _check_folder(recipe, "data.root", recipe.data.root)
     for name, source in recipe.data.sources.items():
+        key = f"data.sources.{name}.path"
+        try:
+            open_storage(source.folder)
+        except DataError as error:
+            raise recipe_error(recipe, key, f"{key}: {error}") from error
         if "://" not in source.folder:
-            _check_folder(recipe, f"data.sources.{name}.path", source.folder)
+            _check_folder(recipe, key, source.folder)
     for stage in recipe.stages.values():
         key = f"stages.{stage.name}.deepspeed"
         key = key if key in recipe.places else "train.deepspeed"
@@ -142,7 +150,7 @@ def _check_weights(recipe: Recipe) -> None:
                 raise recipe_error(
                     recipe, key, f"{key} is {shown(path)}, a folder without config.json and weights (*.safetensors)"
                 )
-        elif path.count("/") > 1 or path.startswith(("/", ".", "~")) or path.endswith("/") or not path:
+        elif os.path.exists(path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
             raise recipe_error(recipe, key, f"{key} is {shown(path)}, which is no folder, nor an id of the hub")
 
 

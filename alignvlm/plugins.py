@@ -6,10 +6,12 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
 from alignvlm.errors import UserError
+from data_pipeline.files import reason
 
 VARIABLE = "ALIGNVLM_IMPORTS"
 """Environment variable with further modules, separated by commas, for commands that read no recipe."""
@@ -36,10 +38,19 @@ def _import(name: str) -> None:
         if "" not in sys.path and os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         importlib.import_module(name)
-    except (ImportError, OSError, SyntaxError) as error:
+    except Exception as error:  # a module may raise anything
+        said = f"{_where(error)}{reason(error)}"
         raise UserError(
-            f"imports: {name!r} cannot be imported ({error}); give a module or the path of a .py file"
+            f"imports: {name!r} cannot be imported ({said}); give a module or the path of a .py file"
         ) from error
+
+
+def _where(error: Exception) -> str:
+    """The line of the module that raised; empty where it was not found, and where Python's message has it."""
+    if isinstance(error, ImportError | OSError | SyntaxError):
+        return ""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}:{last.lineno}: {type(error).__name__}: "
 
 
 def _import_file(path: Path) -> None:

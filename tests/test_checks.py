@@ -73,6 +73,9 @@ def test_a_good_recipe_passes() -> None:
         ("model.vision.config.hidden_act=gelo", "model.vision.config.hidden_act cannot be built: KeyError 'gelo'"),
         ("model.vision.config.num_channels=1", "num_channels is 1, but images have 3"),
         ("model.vision.config.image_size=[64, 64]", "image_size [64, 64] and patch_size 16 must be"),
+        ("model.vision.config.image_size=100000", "each one whole number up to 8,192"),
+        ("model.language.config={model_type: bert}", "'bert' is not a causal language model"),
+        ("data.sources.fields.path=gopher://x", "data.sources.fields.path: 'gopher://x': cannot read gopher:"),
         ("model.vision.config.patch_size=128", "image_size 64 and patch_size 128 must be"),
         ("model.language.config.num_hidden_layers=1000000000", "num_hidden_layers is 1000000000, but must be at most"),
         ("model.language.config.intermediate_size=1000000000000", "parameters, more than"),
@@ -109,6 +112,7 @@ def test_a_recipe_that_cannot_run_is_one_line_with_its_place(override: str, said
 def test_a_file_stands_where_a_folder_is_needed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("nothing")
+    assert "model.vision.path is 'file', which is no folder" in error_of("model.vision.path=file")
     for key in ("runs", "data.root", "data.sources.test.path"):
         assert f"{key} needs the folder" in error_of("data.root=.", f"{key}=file")
     assert "'file' is a file" in error_of("runs=file/below")

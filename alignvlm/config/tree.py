@@ -114,6 +114,8 @@ def parse_override(text: str) -> tuple[list[str], Value]:
         raise UserError(f"{where}: write it as key.subkey=value, for example train.precision=fp32")
     if len(keys) > MAX_DEPTH or len(raw) > MAX_BYTES:
         raise UserError(f"{where}: an override has at most {MAX_DEPTH} keys and {MAX_BYTES:,} characters")
+    for key in keys:
+        _check_key(key, where)
     return keys, _parse(raw, where, lines=False) or Value(None, where)
 
 
@@ -188,9 +190,13 @@ class _Converter:
 def _key(node: yaml.Node, where: str) -> str:
     if not isinstance(node, yaml.ScalarNode):
         raise UserError(f"{where}: a key must be a name, not a list or a mapping")
-    if len(node.value) > MAX_KEY or not node.value.isprintable():
-        raise UserError(f"{where}: the key {shown(node.value)} is no name: at most {MAX_KEY} printable characters")
+    _check_key(node.value, where)
     return node.value
+
+
+def _check_key(key: str, where: str) -> None:
+    if len(key) > MAX_KEY or not key.isprintable():
+        raise UserError(f"{where}: the key {shown(key)} is no name: at most {MAX_KEY} printable characters")
 
 
 def _scalar(node: yaml.Node, where: str) -> Any:

@@ -26,6 +26,8 @@ Backbone = Literal["vision", "language"]
 
 READ_BY_MODELS = {"head_dim", "sliding_window"}
 """Fields that transformers' models read although not every config class declares them."""
+MAX_TILE = 8192
+"""Pixels of a tile's side."""
 MAX_MODULES = 4096
 """Layers, heads or experts of a backbone: each is built, and the largest models have some hundreds."""
 _COUNT = re.compile(r"num_\w+|n_(layer|head|expert)\w*|\w+_(layers|depth)")
@@ -121,6 +123,7 @@ def check_role(recipe: Recipe, part: Backbone, config: PreTrainedConfig) -> None
     """Raise UserError when a model of this type cannot be this part."""
     if part == "language":
         fits = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) is not None
+        fits = fits and getattr(config, "is_decoder", True)  # encoders such as BERT attend to what follows
         wanted = "a causal language model (llama, qwen2, …)"
     else:
         fits = getattr(MODEL_MAPPING.get(type(config), None), "main_input_name", None) == "pixel_values"
@@ -137,9 +140,11 @@ def _check_vision(recipe: Recipe, config: PreTrainedConfig) -> None:
     """Tiles are square, and so are patches; images have three channels."""
     key = "model.vision.config"
     size, patch = (getattr(config, name, None) for name in ("image_size", "patch_size"))
-    if type(size) is not int or type(patch) is not int or not 0 < patch <= size:
+    if type(size) is not int or type(patch) is not int or not 0 < patch <= size <= MAX_TILE:
         message = f"{key}: image_size {shown(size)} and patch_size {shown(patch)} must be the side of a tile and of a "
-        raise recipe_error(recipe, f"{key}.image_size", f"{message}smaller patch in pixels, each one whole number")
+        raise recipe_error(
+            recipe, f"{key}.image_size", f"{message}smaller patch in pixels, each one whole number up to {MAX_TILE:,}"
+        )
     if (channels := getattr(config, "num_channels", 3)) != 3:
         raise recipe_error(recipe, f"{key}.num_channels", f"{key}.num_channels is {channels}, but images have 3")
 

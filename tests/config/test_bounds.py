@@ -77,6 +77,8 @@ STAGE = "{mixture: {pages: 1}, lr: {default: 1e-3}}"
         ('data={sources: {"a\\nb": {}}}', "the key 'a\\nb' is no name"),
         (f"name={'[' * 5000}", "more than 32 values inside each other"),
         (f"model.vision.config.{'a.' * 500}b=1", "at most 32 keys"),
+        ("model.vision.config.a\nb=1", "the key 'a\\nb' is no name"),
+        (f"model.vision.config.{'k' * 300}=1", "is no name: at most 200 printable characters"),
         ("name=..", "name: the name '..' must be that of a file"),
         ("name=../../x", "name: the name '../../x' must be that of a file"),
         ("name=a/b", "must be that of a file"),
@@ -158,3 +160,10 @@ def test_a_task_may_not_read_what_a_stage_trains_on_under_another_name(base: Pat
     assert "evaluation.tasks.read.allow_leak: true" in message
     recipe = load_recipe(str(base), [*overrides, "evaluation.tasks.read.allow_leak=true"])
     assert recipe.evaluation.tasks["read"].allow_leak
+
+
+def test_a_module_that_raises_is_one_line_with_its_place(base: Path, tmp_path: Path) -> None:
+    module = tmp_path / "raises.py"
+    module.write_text("import os\nraise RuntimeError('two\\nlines')\n")
+    message = error_of(base, f"imports=[{module}]")
+    assert f"'{module}' cannot be imported ({module}:2: RuntimeError: two lines)" in message
