@@ -9,7 +9,8 @@ MIN_LENGTH = 4
 """A known secret that is shorter is not looked for in text: it would be found in every word."""
 
 # A password ends at the last "@" before a blank: users write "@", "/" and "#" without their percent codes.
-_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]*://[^\s:@/?#]*):(?!\d+[/?#])\S*@", re.IGNORECASE)
+_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]*:/{1,3}[^\s:@/?#]*):(?!\d+[/?#])\S*@", re.IGNORECASE)
+_WITHOUT_SCHEME = re.compile(r"(?<![\w/:.+-])(?!mailto:)([a-z][\w.+-]*):[^\s/@:]+@(?=\w)", re.IGNORECASE)
 _TOKEN_AS_USER = re.compile(r"(https?://)[^\s:@/?#]+@", re.IGNORECASE)
 _QUERY = re.compile(
     r"([?&;#][^\s=&;#]*(?:token|pass|pwd|secret|key|sig|auth|cred|jwt|session|odbc_connect)[^\s=&;#]*=)[^\s&;#]*",
@@ -26,6 +27,7 @@ def mask(text: str, *known: str) -> str:
         if len(secret) >= MIN_LENGTH:
             text = text.replace(secret, MASK)
     text = _PASSWORD.sub(rf"\1:{MASK}@", text)
+    text = _WITHOUT_SCHEME.sub(rf"\1:{MASK}@", text)
     text = _TOKEN_AS_USER.sub(rf"\1{MASK}@", text)
     return _QUERY.sub(rf"\1{MASK}", text)
 

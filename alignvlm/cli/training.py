@@ -73,7 +73,8 @@ def print_locations(recipe: Any) -> None:
     print(f"\nfinished: {run.folder.path}")
     print(f"  report   {run.folder.report_page}")
     print(f"  model    {export}")
-    print(f"  MLflow   mlflow ui --backend-store-uri {Target.of(run).shown_uri}")
+    uri = Target.of(run).shown_uri
+    print(f"  MLflow   {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}")
     print(f"  chat     alignvlm chat {export} --image FILE")
     sys.stdout.flush()
 

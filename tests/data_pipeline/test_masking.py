@@ -25,7 +25,9 @@ from data_pipeline.masking import is_masked, mask
         ("http://host:5000/a and someone@host", "http://host:5000/a and someone@host"),
         ("http://host/a?b=c#d", "http://host/a?b=c#d"),
         ("sqlite:////data/runs/mlflow.db", "sqlite:////data/runs/mlflow.db"),
-        ("data/a:b@c ", "data/a:b@c "),
+        ("postgresql:/user:pw@host", "postgresql:/user:***@host"),
+        ("'user:pw@host:5000'", "'user:***@host:5000'"),
+        ("data/a:b@c 0.tar:key@7 git@host:path mailto:me@host", "data/a:b@c 0.tar:key@7 git@host:path mailto:me@host"),
     ],
 )  # fmt: skip
 def test_urls(text: str, masked: str) -> None:

@@ -67,7 +67,7 @@ class Target:
     def check(self) -> None:
         """Raise UserError when the URI comes from a file of a run, where its password is masked."""
         if is_masked(self.uri):
-            raise UserError(f"{self.shown_uri}: the secret is masked in this recipe; set MLFLOW_TRACKING_URI")
+            raise UserError("the secret is masked in this copy of a recipe; set MLFLOW_TRACKING_URI")
 
 
 def tracking_uri(run: Run) -> str:

@@ -88,8 +88,9 @@ def test_no_answer(run_folder: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("nonsense://x", "refuses the delivery"),
         ("postgresql://someone:s3cr@/t@127.0.0.1:1/x", "cannot be used"),
+        ("postgresql:/someone:s3cret@127.0.0.1:1/x", "postgresql:/someone:***@127.0.0.1:1/x cannot be used"),
         ("http://", "does not answer"),
-        ("http://someone:***@127.0.0.1:1", "the secret is masked in this recipe; set MLFLOW_TRACKING_URI"),
+        ("http://someone:***@127.0.0.1:1", "the secret is masked in this copy of a recipe; set MLFLOW_TRACKING_URI"),
     ],
 )
 def test_uris_that_cannot_be(run_folder: Run, monkeypatch: pytest.MonkeyPatch, uri: str, words: str) -> None:
