@@ -5,6 +5,7 @@ While the server is away the worker tries again, and a next start (or `alignvlm 
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -27,49 +28,63 @@ class Tracker:
     def __init__(self, run: Run) -> None:
         self._target = Target.of(run)
         self._process: subprocess.Popen[bytes] | None = None
-        self._started = 0.0
+        self._started = -math.inf
         self._complained = False
 
     def notify(self) -> None:
         """There is something new in the run folder. Starts the worker, also one in place of one that ended."""
-        if self._process is None or self._process.poll() is not None:
-            if self._process is not None and time.monotonic() < self._started + RETRY_SECONDS:
-                return
+        if not self._is_running() and time.monotonic() > self._started + RETRY_SECONDS:
             self._start()
         self._tell(worker.NEW)
 
     def close(self) -> None:
         """Make a last delivery; after `CLOSE_SECONDS` the rest is left for the next start or `alignvlm track`."""
-        if self._process is None or self._process.poll() is not None:
+        if not self._is_running():
             self._start()
-        assert self._process is not None
         self._tell(worker.END)
+        if self._process is None:
+            return
         try:
-            self._process.wait(CLOSE_SECONDS)
+            code = self._process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            if not self._complained:
-                print(too_late(self._target, CLOSE_SECONDS, worker.CONSEQUENCE), file=sys.stderr, flush=True)
+            self._complain(too_late(self._target, CLOSE_SECONDS, worker.CONSEQUENCE))
+        else:
+            if code not in (0, worker.FAILED, worker.OVERDUE):
+                self._complain(f"the process that talks to MLflow died (exit code {code}); {worker.CONSEQUENCE}")
+
+    def _is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def _start(self) -> None:
         """Start the worker; it finds modules where this process does. Secrets go through the pipe, not to `ps`."""
-        self._complained = self._process is not None and self._process.returncode == worker.OVERDUE
-        order = worker.Order(self._target, CALL_SECONDS, RETRY_SECONDS, self._complained, os.getpid())
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", worker.__name__],
-            stdin=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            bufsize=0,
-        )
         self._started = time.monotonic()
+        self._complained |= self._process is not None and self._process.returncode == worker.OVERDUE
+        order = worker.Order(self._target, CALL_SECONDS, RETRY_SECONDS, self._complained, os.getpid())
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", worker.__name__],
+                stdin=subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                bufsize=0,
+            )
+        except OSError as error:  # no memory, no process left
+            self._complain(f"the process that talks to MLflow cannot start; {worker.CONSEQUENCE}: {error}")
+            return
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
         self._tell(order.to_json().encode())
 
+    def _complain(self, line: str) -> None:
+        if not self._complained:
+            print(line, file=sys.stderr, flush=True)
+        self._complained = True
+
     def _tell(self, line: bytes) -> None:
         """A worker that is gone or does not read is no reason to wait: the files keep what it misses."""
-        assert self._process is not None
+        if self._process is None:
+            return
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line)

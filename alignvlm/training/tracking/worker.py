@@ -17,12 +17,14 @@ from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 from alignvlm.training.tracking.client import TimeLimit, quiet_mlflow
-from alignvlm.training.tracking.failures import explain, too_late
+from alignvlm.training.tracking.failures import explain, first_line, too_late
 from alignvlm.training.tracking.mirror import Mirror
 from alignvlm.training.tracking.target import Target
 
+FAILED = 1
+"""Exit code: the last delivery failed, and a line said so."""
 OVERDUE = 3
-"""Exit code: MLflow did not answer in time; another process may try again."""
+"""Exit code: MLflow did not answer in time, and a line said so; another process may try again."""
 NEW, END = b"new\n", b"end\n"
 CONSEQUENCE = "metrics wait on disk"
 
@@ -86,7 +88,7 @@ class Worker:
         if self._monitor is not None:
             with self._limit():
                 self._monitor.finish()
-        return 0 if self.deliver() else 1
+        return 0 if self.deliver() else FAILED
 
     def deliver(self) -> bool:
         """Whether MLflow has everything now."""
@@ -156,7 +158,11 @@ def main() -> int:
     show_warnings(order.target, output)
     threading.Thread(target=end_with, args=(order.parent,), daemon=True).start()
     threading.Thread(target=worker.listen, args=(sys.stdin.buffer,), daemon=True).start()
-    return worker.work()
+    try:
+        return worker.work()
+    except Exception as error:  # standard error is closed to tracebacks
+        print(f"MLflow cannot be used; {CONSEQUENCE}: {type(error).__name__}: {first_line(error)}", file=output)
+        return FAILED
 
 
 if __name__ == "__main__":

@@ -125,6 +125,28 @@ def test_no_process_and_no_thread_is_left(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("/nowhere/python", "cannot start; metrics wait on disk: "),
+        ("segfault", "died (exit code -11)"),
+    ],
+)
+def test_a_worker_that_cannot_work_stops_nothing(
+    run_folder: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path,
+    program: str, words: str,
+) -> None:  # fmt: skip
+    (tmp_path / "segfault").write_text("#!/bin/sh\nkill -SEGV $$\n")
+    (tmp_path / "segfault").chmod(0o755)
+    monkeypatch.setattr(f"{MODULE}.sys.executable", str(tmp_path / program))
+    tracker = Tracker(run_folder)
+    for _ in range(3):
+        tracker.notify()
+    tracker.close()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert words in line
+
+
 def test_the_worker_ends_with_a_training_that_is_killed(run_folder: Run) -> None:
     """Although a process that the training forked holds the worker's standard input open."""
     reader, writer = os.pipe()
