@@ -66,7 +66,8 @@ class ControlTokens:
         spelt = [f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items()]
         self._spelt = re.compile("|".join([MARK, *spelt]))
         self._beginnings = {MARK} | {name[:4] for name in self._ids}
-        self._normalizer = tokenizer.backend_tokenizer.normalizer
+        self._numbers = set(self._ids.values()) - {tokenizer.unk_token_id}
+        self._normalises = tokenizer.backend_tokenizer.normalizer is not None
 
     def escape(self, text: str) -> str:
         """The text with the first character of every control token in it replaced by MARK and a code."""
@@ -76,24 +77,25 @@ class ControlTokens:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a rendered conversation whose contents are escaped."""
-        if self._is_ordinary(text):
-            return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        if MARK not in text:
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            if self._are_written(ids, text):
+                return ids
         return self._encode_escaped(text)[0]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """`encode`, and where each token begins and ends in the text."""
-        if self._is_ordinary(text):
+        if MARK not in text:
             encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            return encoding["input_ids"], encoding["offset_mapping"]
+            if self._are_written(encoding["input_ids"], text):
+                return encoding["input_ids"], encoding["offset_mapping"]
         return self._encode_escaped(text)
 
-    def _is_ordinary(self, text: str) -> bool:
-        """Whether no text spells a control token, not even after normalising, which makes `<s>` of wide characters."""
-        if MARK in text:
-            return False
-        if self._normalizer is None:
+    def _are_written(self, ids: list[int], text: str) -> bool:
+        """Whether all control tokens stand in the text: normalising can make `<s>` of wide characters."""
+        if not self._normalises:
             return True
-        return len(self._spelt.findall(text)) == len(self._spelt.findall(self._normalizer.normalize_str(text)))
+        return sum(map(self._numbers.__contains__, ids)) == len(self._spelt.findall(text))
 
     def _encode_escaped(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         encoding = self._twin.encode(text, add_special_tokens=False)
