@@ -243,13 +243,14 @@ def saved_or_new_plans(target: str, progress: Progress | None = None) -> dict[st
     if not target.endswith(".json"):
         recipe = load_recipe(target)
         return plan_summaries(recipe, recipe.stages.values(), progress=progress)
+    way_out = "write one with `alignvlm data plan RECIPE --json`"
     try:
         plans = json.loads(Path(target).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{target}: not a saved plan ({error}); write one with `alignvlm data plan RECIPE --json`"
-        ) from error
-    return plans if isinstance(plans, dict) else {"plan": plans}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{target}: not a saved plan ({error}); {way_out}") from error
+    if not (isinstance(plans, dict) and isinstance(plans.get("stages"), dict)):
+        raise UserError(f"{target}: not a saved plan (it has no stages); {way_out}")
+    return plans
 
 
 def shard_folders(target: str) -> list[str]:

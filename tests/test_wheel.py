@@ -117,7 +117,13 @@ def test_sdist_has_what_a_checkout_has(distributions: Path) -> None:
         "setup.py",
         "pyproject.toml",
     } <= names
-    assert {"tests/test_wheel.py", "docs/data.md", "benchmarks/loader.py", "ds_configs/zero3.json"} <= names
+    assert {
+        "tests/test_wheel.py",
+        "docs/data.md",
+        "benchmarks/loader.py",
+        "examples/own_connector.py",
+        "ds_configs/zero3.json",
+    } <= names
 
 
 def test_installed_command_knows_its_recipes_and_launch_files(run: Run) -> None:

@@ -12,6 +12,10 @@ import warnings
 from collections.abc import Sequence
 
 from alignvlm import __version__
+from alignvlm.cli.arguments import Parser
+from alignvlm.cli.output import describe, one_line, output_is_gone, prepare_streams
+from alignvlm.errors import UserError
+from data_pipeline.errors import DataError, LoadError
 from data_pipeline.masking import mask
 
 MODULES = ("data", "training", "estimate", "evaluate", "analyze", "runs", "chat", "config", "launch")
@@ -20,7 +24,7 @@ MODULES = ("data", "training", "estimate", "evaluate", "analyze", "runs", "chat"
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; imports only argparse-level modules."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="alignvlm",
         description="Train vision-language models with the ALIGN connector, from shards to a served model.",
     )
@@ -31,36 +35,63 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake is one line on stderr and exit code 2.
-
-    Rank 0 speaks for all, except for what only one rank knows.
-    """
-    from alignvlm.errors import UserError
-    from data_pipeline.errors import DataError, LoadError
-
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of a command line. Raises UserError or SystemExit for a mistake."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest:  # argparse takes `key=value` only right after the recipe; users write it anywhere
         if not hasattr(arguments, "overrides") or any(word.startswith("-") or "=" not in word for word in rest):
-            parser.error(mask(f"unrecognized arguments: {' '.join(rest)}"))
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.overrides = [*arguments.overrides, *rest]
-    _quiet_libraries()
-    _show_warnings()
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; a user's mistake is one line on stderr and exit code 2, a mistake of ours has its traceback.
+
+    Rank 0 speaks for all, except for what only one rank knows.
+    """
+    prepare_streams()
     try:
-        return int(arguments.handler(arguments) or 0)
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
     except (UserError, DataError) as error:
-        rank = os.environ.get("RANK", "0")
-        if isinstance(error, LoadError) and "RANK" in os.environ:
-            print(mask(f"alignvlm: rank {rank}: {error}"), file=sys.stderr)
-        elif rank == "0":
-            print(mask(f"alignvlm: {error}"), file=sys.stderr)
+        if isinstance(error, LoadError):
+            return _mistake_of_this_rank(str(error))
+        if os.environ.get("RANK", "0") == "0":
+            print(f"alignvlm: {one_line(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        if output_is_gone():  # as in `alignvlm config show quickstart | head`
+            return 1
+        raise
+    except OSError as error:
+        message = describe(error)
+        if message is None:
+            raise
+        output_is_gone()
+        return _mistake_of_this_rank(message)
+    except UnicodeEncodeError as error:
+        if error.encoding == "utf-8":
+            raise
+        return _mistake_of_this_rank(f"{error.object!r} is no name in this locale ({error.encoding}); set PYTHONUTF8=1")
     except KeyboardInterrupt:
         return 130
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    arguments = parse_arguments(argv)
+    _quiet_libraries()
+    _show_warnings()
+    return int(arguments.handler(arguments) or 0)
+
+
+def _mistake_of_this_rank(message: str) -> int:
+    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    print(f"alignvlm: {rank}{one_line(message)}", file=sys.stderr)
+    return 2
 
 
 def _show_warnings() -> None:

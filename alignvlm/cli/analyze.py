@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
+
+from alignvlm.cli.arguments import folder, fraction, path, positive
 
 
 def add_parser(subparsers: Any) -> None:
@@ -17,13 +20,15 @@ def add_parser(subparsers: Any) -> None:
         description="Average the connector's probabilities over the vocabulary on some images, and write an export "
         "whose connector keeps the fewest tokens that hold --keep-mass of them. The LLM keeps its whole vocabulary.",
     )
-    vocab.add_argument("export", type=Path, help="export folder of a trained model")
-    vocab.add_argument("--data", type=Path, required=True, nargs="+", help="folders of shards with images")
-    vocab.add_argument("--keep-mass", type=float, default=0.999, help="probability mass to keep (default: %(default)g)")
+    vocab.add_argument("export", type=path, help="export folder of a trained model")
+    vocab.add_argument("--data", type=folder, required=True, nargs="+", help="folders of shards with images")
     vocab.add_argument(
-        "--images", type=int, default=100, help="number of images, spread over the sources (default: %(default)s)"
+        "--keep-mass", type=fraction, default=0.999, help="probability mass to keep (default: %(default)g)"
     )
-    vocab.add_argument("--output", type=Path, help="new folder (default: the export's name with -active)")
+    vocab.add_argument(
+        "--images", type=positive, default=100, help="number of images, spread over the sources (default: %(default)s)"
+    )
+    vocab.add_argument("--output", type=path, help="new folder (default: the export's name with -active)")
     vocab.set_defaults(handler=run)
 
 
@@ -33,11 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from alignvlm.exports import check_export
 
     export: Path = arguments.export
-    output = arguments.output or export.with_name(f"{export.name}-active")
-    if not 0 < arguments.keep_mass <= 1:
-        raise UserError(f"--keep-mass {arguments.keep_mass}: must be above 0 and at most 1")
-    if arguments.images < 1:
-        raise UserError(f"--images {arguments.images}: must be at least 1")
+    output = arguments.output or Path(f"{os.path.abspath(export)}-active")
     check_export(export)
     if output.exists():
         raise UserError(f"{output} already exists; give another --output")

@@ -1,8 +1,38 @@
-"""Arguments that several commands share."""
+"""Arguments that several commands share: the parser, whose errors are one line, and the types of values."""
 
 from __future__ import annotations
 
 import argparse
+import math
+import re
+from argparse import ArgumentTypeError
+from pathlib import Path
+from typing import Any, NoReturn
+
+from alignvlm.cli.output import one_line
+from alignvlm.errors import UserError
+
+MAX_COUNT = 2**31 - 1
+MAX_PROCESSES = 1024
+"""Processes that one command may start on this machine."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser, also of the subcommands, that names a mistake in one line and points to the help."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"exit_on_error": False})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse; UserError for a value that its argument does not take."""
+        try:
+            return super().parse_known_args(args, namespace)
+        except argparse.ArgumentError as error:
+            named = f"{error.argument_name} {error.message}" if error.argument_name else error.message
+            raise UserError(f"{named}; see {self.prog} --help") from error
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"alignvlm: {one_line(message)}; see {self.prog} --help\n")
 
 
 def add_recipe(parser: argparse.ArgumentParser, example: str = "seed=1") -> None:
@@ -10,5 +40,108 @@ def add_recipe(parser: argparse.ArgumentParser, example: str = "seed=1") -> None
 
     The parsed arguments have `recipe` and `overrides`, as `load_recipe` takes them.
     """
-    parser.add_argument("recipe", help="name of a built-in recipe, or path of a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"settings to change, such as {example}")
+    parser.add_argument("recipe", type=word, help="name of a built-in recipe, or path of a YAML file")
+    add_overrides(parser, f"settings to change, such as {example}")
+
+
+def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add `[key=value …]`."""
+    parser.add_argument("overrides", nargs="*", type=word, metavar="key=value", help=text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    return _whole(text, 1, MAX_COUNT)
+
+
+def count(text: str) -> int:
+    """A whole number from 0."""
+    return _whole(text, 0, MAX_COUNT)
+
+
+def processes(text: str) -> int:
+    """How many processes to start."""
+    return _whole(text, 1, MAX_PROCESSES)
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0."""
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise ArgumentTypeError(f"{text}: must be a finite number above 0")
+    return number
+
+
+def fraction(text: str) -> float:
+    """A number above 0 and at most 1."""
+    number = _number(text)
+    if not 0 < number <= 1:
+        raise ArgumentTypeError(f"{text}: must be above 0 and at most 1")
+    return number
+
+
+def word(text: str) -> str:
+    """Text that is not empty and has no NUL, which no name, path or command can hold."""
+    if not text.strip():
+        raise ArgumentTypeError(f"{text!r}: must not be empty")
+    if "\0" in text:
+        raise ArgumentTypeError(f"{text!r}: must not hold a NUL character")
+    return text
+
+
+def path(text: str) -> Path:
+    """A path, whether it exists or not."""
+    return Path(word(text))
+
+
+def folder(text: str) -> Path:
+    """An existing folder."""
+    found = path(text)
+    if not found.is_dir():
+        raise ArgumentTypeError(f"{text}: {'this is a file, not a folder' if found.exists() else 'no such folder'}")
+    return found
+
+
+def file(text: str) -> Path:
+    """An existing file, or a pipe or the like."""
+    found = path(text)
+    if found.is_dir():
+        raise ArgumentTypeError(f"{text}: this is a folder, not a file")
+    if not found.exists():
+        raise ArgumentTypeError(f"{text}: no such file")
+    return found
+
+
+def hosts(text: str) -> str:
+    """A number of hosts, or MIN:MAX."""
+    limits = [positive(part) for part in text.split(":")]
+    if len(limits) > 2 or limits != sorted(limits):
+        raise ArgumentTypeError(f"{text}: must be a number of hosts, or MIN:MAX")
+    return text
+
+
+def endpoint(text: str) -> str:
+    """HOST or HOST:PORT."""
+    match = re.fullmatch(r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::([0-9]{1,5}))?", text)
+    if match is None or not 0 < int(match[1] or 1) < 65536:
+        raise ArgumentTypeError(f"{text!r}: must be HOST:PORT, such as host1:29400")
+    return text
+
+
+def _whole(text: str, lowest: int, highest: int) -> int:
+    try:
+        number = int(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text[:80]!r}: must be a whole number") from error
+    if number < lowest:
+        raise ArgumentTypeError(f"{number}: must be at least {lowest}")
+    if number > highest:
+        raise ArgumentTypeError(f"{text}: must be at most {highest}")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text[:80]!r}: must be a number") from error

@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from pathlib import Path
 from typing import Any
 
+from alignvlm.cli.arguments import path, positive, word
+from alignvlm.cli.output import one_line
 from alignvlm.errors import UserError
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `chat` to the command line."""
     parser = subparsers.add_parser("chat", help="ask an exported model about images")
-    parser.add_argument("export", type=Path, help="export folder of a model")
-    parser.add_argument("--image", type=Path, action="append", default=[], help="image file; may be repeated")
-    parser.add_argument("--question", help="answer this question and exit")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
-    parser.add_argument("--device", help="cpu, cuda, … (default: CUDA where there is a GPU)")
+    parser.add_argument("export", type=path, help="export folder of a model")
+    parser.add_argument("--image", type=path, action="append", default=[], help="image file; may be repeated")
+    parser.add_argument("--question", type=word, help="answer this question and exit")
+    parser.add_argument("--max-new-tokens", type=positive, default=128, help="longest answer (default: %(default)s)")
+    parser.add_argument("--device", type=word, help="cpu, cuda, … (default: CUDA where there is a GPU)")
     parser.set_defaults(handler=run)
 
 
@@ -43,4 +44,4 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             print(f"model: {session.ask(question)}")
         except UserError as error:
-            print(f"alignvlm: {error}", file=sys.stderr)
+            print(f"alignvlm: {one_line(str(error))}", file=sys.stderr)

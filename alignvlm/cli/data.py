@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignvlm.cli.arguments import add_recipe
+from alignvlm.cli.arguments import add_overrides, add_recipe, count, file, folder, path, positive, word
+from alignvlm.errors import UserError
 
 if TYPE_CHECKING:
     from data_pipeline.shards.index import Manifest
@@ -20,59 +21,64 @@ def add_parser(subparsers: Any) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     write = actions.add_parser("write", help="write the shards that a recipe generates, or shards of your own data")
-    write.add_argument("target", help="recipe; with --from, the folder for the new shards")
+    write.add_argument("target", type=word, help="recipe; with --from, the folder for the new shards")
+    add_overrides(write, "settings of the recipe; with --from, options of the format")
+    write.add_argument("--from", dest="source", type=path, metavar="PATH", help="file or folder with your own data")
     write.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings of the recipe; with --from, options of the format"
+        "--format",
+        type=word,
+        default="auto",
+        metavar="NAME",
+        help="format of your data, such as jsonl (default: by its suffix)",
     )
-    write.add_argument("--from", dest="source", type=Path, metavar="PATH", help="file or folder with your own data")
+    write.add_argument("--from-jsonl", type=file, metavar="FILE", help="short for --from FILE --format jsonl")
     write.add_argument(
-        "--format", default="auto", metavar="NAME", help="format of your data, such as jsonl (default: by its suffix)"
+        "--images",
+        type=folder,
+        metavar="DIR",
+        help="folder of the image files that FILE names (default: its own folder)",
     )
-    write.add_argument("--from-jsonl", type=Path, metavar="FILE", help="short for --from FILE --format jsonl")
-    write.add_argument(
-        "--images", type=Path, metavar="DIR", help="folder of the image files that FILE names (default: its own folder)"
-    )
-    write.add_argument("--samples-per-shard", type=int, default=1000, help="default: %(default)s")
+    write.add_argument("--samples-per-shard", type=positive, default=1000, help="default: %(default)s")
     write.set_defaults(handler=run_write)
 
     fetch = actions.add_parser("fetch", help="copy the shards of a pipe: URL into a folder and index them")
-    fetch.add_argument("url", help="for example 'pipe:aws s3 cp s3://bucket/{0000..0099}.tar -'")
-    fetch.add_argument("folder", type=Path)
+    fetch.add_argument("url", type=word, help="for example 'pipe:aws s3 cp s3://bucket/{0000..0099}.tar -'")
+    fetch.add_argument("folder", type=path)
     fetch.add_argument("--allow-pipe", action="store_true", help="allow the URL to run shell commands")
     fetch.set_defaults(handler=run_fetch)
 
     index = actions.add_parser(
         "index", help="index a folder of WebDataset tars (written here, by img2dataset or others)"
     )
-    index.add_argument("folder", type=Path)
+    index.add_argument("folder", type=path)
     index.set_defaults(handler=run_index)
 
     verify = actions.add_parser("verify", help="read all shards and compare them with their indexes")
-    verify.add_argument("target", help="folder of shards, or recipe")
+    verify.add_argument("target", type=word, help="folder of shards, or recipe")
     verify.add_argument("--decode", action="store_true", help="also decode every sample")
     verify.add_argument(
-        "--recipe", help="also encode every sample as this recipe's training would, and name the unusable"
+        "--recipe", type=word, help="also encode every sample as this recipe's training would, and name the unusable"
     )
     verify.set_defaults(handler=run_verify)
 
     plan = actions.add_parser("plan", help="print steps, mixture, fill and first batches of a recipe's stages")
     add_recipe(plan, "stages.joint.sequence_length=4096")
-    plan.add_argument("--stage", help="only this stage")
-    plan.add_argument("--world-size", type=int, help="also check batch sizes and balance for this number of ranks")
+    plan.add_argument("--stage", type=word, help="only this stage")
+    plan.add_argument("--world-size", type=positive, help="also check batch sizes and balance for this number of ranks")
     plan.add_argument("--json", action="store_true", help="print JSON, which `alignvlm data diff` reads")
     plan.set_defaults(handler=run_plan)
 
     diff = actions.add_parser("diff", help="compare two plans; exit code 1 when they differ")
-    diff.add_argument("old", help="recipe, or a file written by `alignvlm data plan --json`")
-    diff.add_argument("new", help="recipe, or a file written by `alignvlm data plan --json`")
+    diff.add_argument("old", type=word, help="recipe, or a file written by `alignvlm data plan --json`")
+    diff.add_argument("new", type=word, help="recipe, or a file written by `alignvlm data plan --json`")
     diff.set_defaults(handler=run_diff)
 
     show = actions.add_parser("show", help="draw the packs of one step as HTML: images, tokens, labels")
     add_recipe(show, "stages.joint.sequence_length=4096")
-    show.add_argument("--stage", help="default: the first stage")
-    show.add_argument("--step", type=int, default=0, help="optimizer step, from 0 (default: %(default)s)")
-    show.add_argument("--packs", type=int, default=4, help="number of packs to draw (default: %(default)s)")
-    show.add_argument("--out", type=Path, help="HTML file (default: <recipe>-<stage>-<step>.html)")
+    show.add_argument("--stage", type=word, help="default: the first stage")
+    show.add_argument("--step", type=count, default=0, help="optimizer step, from 0 (default: %(default)s)")
+    show.add_argument("--packs", type=positive, default=4, help="number of packs to draw (default: %(default)s)")
+    show.add_argument("--out", type=path, help="HTML file (default: <recipe>-<stage>-<step>.html)")
     show.set_defaults(handler=run_show)
 
 
@@ -82,6 +88,8 @@ def run_write(args: argparse.Namespace) -> int:
         return _write_own_data(args, args.from_jsonl, "jsonl")
     if args.source is not None:
         return _write_own_data(args, args.source, args.format)
+    if args.images is not None or args.format != "auto":
+        raise UserError("--images and --format describe data of your own: give it by --from-jsonl FILE or --from PATH")
     from alignvlm.config import load_recipe
     from alignvlm.progress import data_progress
     from alignvlm.stage_data import ensure_shards, open_reader, used_sources
@@ -141,10 +149,10 @@ def run_verify(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe) if args.recipe else None
     problems = []
-    for folder in shard_folders(args.target):
-        readings = training_readings(recipe, folder, data_progress) if recipe else []
-        found = verify_folder(folder, decode=args.decode, readings=readings, progress=data_progress)
-        print(f"{folder}: {'OK' if not found else f'{len(found)} problem(s)'}")
+    for shards in shard_folders(args.target):
+        readings = training_readings(recipe, shards, data_progress) if recipe else []
+        found = verify_folder(shards, decode=args.decode, readings=readings, progress=data_progress)
+        print(f"{shards}: {'OK' if not found else f'{len(found)} problem(s)'}")
         problems += found
     for line in problems:
         print(f"  {line}")
@@ -193,6 +201,6 @@ def run_show(args: argparse.Namespace) -> int:
     stage = find_stage(recipe, args.stage)
     page = batch_page(recipe, stage, args.step, args.packs, data_progress)
     out = args.out or Path(f"{recipe.name}-{stage.name}-{args.step}.html")
-    out.write_text(page, encoding="utf-8")
+    out.write_text(page, encoding="utf-8", errors="backslashreplace")
     print(out)
     return 0

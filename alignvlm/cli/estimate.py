@@ -6,7 +6,7 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from alignvlm.cli.arguments import add_recipe
+from alignvlm.cli.arguments import add_recipe, fraction, positive, positive_number
 from alignvlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,11 +17,16 @@ def add_parser(subparsers: Any) -> None:
     """Add `estimate` to the command line, and `plan`, its former name, which only says so."""
     parser = subparsers.add_parser("estimate", help="parameters, memory, FLOPs and hours of a recipe, before it runs")
     add_recipe(parser, "train.deepspeed=zero2")
-    parser.add_argument("--world-size", type=int, help="GPUs (default: the recipe's train.processes)")
-    parser.add_argument("--gpu-memory", type=float, default=80.0, help="GiB of one GPU (default: %(default)g)")
-    parser.add_argument("--mfu", type=float, default=0.4, help="model FLOPs utilisation (default: %(default)g)")
+    parser.add_argument("--world-size", type=positive, help="GPUs (default: the recipe's train.processes)")
     parser.add_argument(
-        "--peak-tflops", type=float, default=989.0, help="dense bf16 peak of one GPU (default: %(default)g, H100 SXM)"
+        "--gpu-memory", type=positive_number, default=80.0, help="GiB of one GPU (default: %(default)g)"
+    )
+    parser.add_argument("--mfu", type=fraction, default=0.4, help="model FLOPs utilisation (default: %(default)g)")
+    parser.add_argument(
+        "--peak-tflops",
+        type=positive_number,
+        default=989.0,
+        help="dense bf16 peak of one GPU (default: %(default)g, H100 SXM)",
     )
     parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
     parser.set_defaults(handler=run_estimate)

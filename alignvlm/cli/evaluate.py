@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from alignvlm.cli.arguments import add_overrides, path, positive, processes, word
+
 
 def add_parser(subparsers: Any) -> None:
     """Add `eval` to the command line."""
@@ -18,16 +20,25 @@ def add_parser(subparsers: Any) -> None:
         "processes share the samples.",
     )
     parser.add_argument(
-        "target", metavar="RECIPE_or_EXPORT", help="a recipe (the newest export of its run), or an export folder"
+        "target",
+        type=word,
+        metavar="RECIPE_or_EXPORT",
+        help="a recipe (the newest export of its run), or an export folder",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the recipe to change")
-    parser.add_argument("--recipe", help="the recipe with the tasks, for an export folder outside a run")
-    parser.add_argument("--stage", help="the export of this stage instead of the newest (init: before training)")
-    parser.add_argument("--task", action="append", metavar="NAME", help="only this task; may be repeated")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N samples of each task")
-    parser.add_argument("--processes", type=int, default=1, metavar="P", help="processes to start on this machine")
-    parser.add_argument("--device", help="such as cuda:1 or cpu (default: the GPU of this process, else the CPU)")
-    parser.add_argument("--out", type=Path, help="folder for the results (default: `evaluation` beside the export)")
+    add_overrides(parser, "settings of the recipe to change")
+    parser.add_argument("--recipe", type=word, help="the recipe with the tasks, for an export folder outside a run")
+    parser.add_argument(
+        "--stage", type=word, help="the export of this stage instead of the newest (init: before training)"
+    )
+    parser.add_argument("--task", type=word, action="append", metavar="NAME", help="only this task; may be repeated")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N samples of each task")
+    parser.add_argument(
+        "--processes", type=processes, default=1, metavar="P", help="processes to start on this machine"
+    )
+    parser.add_argument(
+        "--device", type=word, help="such as cuda:1 or cpu (default: the GPU of this process, else the CPU)"
+    )
+    parser.add_argument("--out", type=path, help="folder for the results (default: `evaluation` beside the export)")
     parser.set_defaults(handler=run)
 
 
@@ -39,8 +50,6 @@ def run(arguments: argparse.Namespace) -> int:
     from alignvlm.launch.local import is_launched, run_local
     from alignvlm.run_folder import evaluation_folder
 
-    if arguments.limit is not None and arguments.limit < 1:
-        raise UserError(f"--limit {arguments.limit}: must be at least 1")
     recipe, export = find_target(arguments.target, arguments.overrides, arguments.recipe, arguments.stage)
     if not recipe.evaluation.tasks:
         raise UserError(f"recipe {recipe.name!r} has no evaluation.tasks; name at least one held-out source there")

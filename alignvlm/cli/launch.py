@@ -12,7 +12,8 @@ import subprocess
 import sys
 from typing import Any
 
-from alignvlm.cli.arguments import add_recipe
+from alignvlm.cli.arguments import add_recipe, count, endpoint, hosts, path, positive, word
+from alignvlm.errors import UserError
 from data_pipeline.masking import mask
 
 
@@ -26,19 +27,20 @@ def add_parser(subparsers: Any) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
 
     slurm = _add_kind(kinds, "slurm", "submit to Slurm: one process per GPU, requeued until training ends")
-    slurm.add_argument("--nodes", type=_positive, default=1)
-    slurm.add_argument("--gpus-per-node", type=_count, default=8, help="0 trains on CPUs (default: %(default)s)")
-    slurm.add_argument("--processes-per-node", type=_positive, help="default: one per GPU, else train.processes")
-    slurm.add_argument("--cpus-per-process", type=_positive, help="default: data.num_workers + 1")
-    slurm.add_argument("--time", default="24:00:00", help="time limit of one job (default: %(default)s)")
+    slurm.add_argument("--nodes", type=positive, default=1)
+    slurm.add_argument("--gpus-per-node", type=count, default=8, help="0 trains on CPUs (default: %(default)s)")
+    slurm.add_argument("--processes-per-node", type=positive, help="default: one per GPU, else train.processes")
+    slurm.add_argument("--cpus-per-process", type=positive, help="default: data.num_workers + 1")
+    slurm.add_argument("--time", type=word, default="24:00:00", help="time limit of one job (default: %(default)s)")
     slurm.add_argument(
-        "--signal-seconds", type=_positive, default=300,
+        "--signal-seconds", type=positive, default=300,
         help="save and requeue this many seconds before the time limit (default: %(default)s)",
     )  # fmt: skip
-    slurm.add_argument("--partition")
-    slurm.add_argument("--account")
+    slurm.add_argument("--partition", type=word)
+    slurm.add_argument("--account", type=word)
     slurm.add_argument(
         "--sbatch",
+        type=word,
         action="append",
         default=[],
         metavar="OPTION",
@@ -47,27 +49,31 @@ def add_parser(subparsers: Any) -> None:
     slurm.set_defaults(handler=run_slurm)
 
     torchrun = _add_kind(kinds, "torchrun", "start torchrun on this host; run the same command on every host")
-    torchrun.add_argument("--nodes", default="1", help="number of hosts, or MIN:MAX")
-    torchrun.add_argument("--processes-per-node", type=_positive, help="default: one per GPU, else 1")
-    torchrun.add_argument("--rendezvous", default="localhost:29400", metavar="HOST:PORT", help="default: %(default)s")
+    torchrun.add_argument("--nodes", type=hosts, default="1", help="number of hosts, or MIN:MAX")
+    torchrun.add_argument("--processes-per-node", type=positive, help="default: one per GPU, else 1")
+    torchrun.add_argument(
+        "--rendezvous", type=endpoint, default="localhost:29400", metavar="HOST:PORT", help="default: %(default)s"
+    )
     torchrun.set_defaults(handler=run_torchrun)
 
-    hosts = _add_kind(kinds, "hosts", "start the hosts of a DeepSpeed hostfile over ssh")
-    hosts.add_argument("--hostfile", required=True)
-    hosts.add_argument(
-        "--node-rank", type=_count, help="start this host only, without ssh; its position in the hostfile, from 0"
+    hostfile = _add_kind(kinds, "hosts", "start the hosts of a DeepSpeed hostfile over ssh")
+    hostfile.add_argument("--hostfile", type=path, required=True)
+    hostfile.add_argument(
+        "--node-rank", type=count, help="start this host only, without ssh; its position in the hostfile, from 0"
     )
-    hosts.set_defaults(handler=run_hosts)
+    hostfile.set_defaults(handler=run_hosts)
 
     local = _add_kind(kinds, "local", "train on this machine; restart after crashes")
     local.set_defaults(handler=run_local)
 
     kubernetes = _add_kind(kinds, "kubernetes", "print a manifest for `kubectl apply -f -`", dry_run=False)
     kubernetes.add_argument("--kind", dest="manifest", choices=("job", "pytorchjob"), default="job")
-    kubernetes.add_argument("--nodes", type=_positive, default=1)
-    kubernetes.add_argument("--gpus-per-node", type=_positive, default=8)
-    kubernetes.add_argument("--image", required=True, help="container image with alignvlm installed")
-    kubernetes.add_argument("--claim", required=True, help="persistent volume claim (ReadWriteMany) for data and runs")
+    kubernetes.add_argument("--nodes", type=positive, default=1)
+    kubernetes.add_argument("--gpus-per-node", type=positive, default=8)
+    kubernetes.add_argument("--image", type=word, required=True, help="container image with alignvlm installed")
+    kubernetes.add_argument(
+        "--claim", type=word, required=True, help="persistent volume claim (ReadWriteMany) for data and runs"
+    )
     kubernetes.set_defaults(handler=run_kubernetes)
 
 
@@ -82,7 +88,6 @@ def _add_kind(kinds: Any, name: str, text: str, dry_run: bool = True) -> argpars
 def run_slurm(arguments: argparse.Namespace) -> int:
     """Submit the job and print its number and logs."""
     from alignvlm.config import load_recipe
-    from alignvlm.errors import UserError
     from alignvlm.launch import SlurmJob
     from alignvlm.launch.scripts import find_launcher
     from alignvlm.launch.slurm import logs_folder
@@ -106,7 +111,7 @@ def run_slurm(arguments: argparse.Namespace) -> int:
         print(f"mkdir -p {shlex.quote(str(logs_folder(recipe)))}")
         print(mask(job.shell_line(recipe)))
         print(f"\n# {find_launcher('slurm/train.sbatch')}:\n")
-        print(find_launcher("slurm/train.sbatch").read_text(), end="")
+        print(find_launcher("slurm/train.sbatch").read_text(encoding="utf-8"), end="")
         return 0
     logs_folder(recipe).mkdir(parents=True, exist_ok=True)
     try:
@@ -135,7 +140,7 @@ def run_torchrun(arguments: argparse.Namespace) -> int:
 def run_hosts(arguments: argparse.Namespace) -> int:
     """Replace this process by launch/deepspeed_hosts.sh."""
     variables = {} if arguments.node_rank is None else {"ALIGNVLM_NODE_RANK": str(arguments.node_rank)}
-    return _exec_script("deepspeed_hosts.sh", arguments, variables, arguments.hostfile)
+    return _exec_script("deepspeed_hosts.sh", arguments, variables, str(arguments.hostfile))
 
 
 def run_local(arguments: argparse.Namespace) -> int:
@@ -149,6 +154,8 @@ def _exec_script(script: str, arguments: argparse.Namespace, variables: dict[str
     from alignvlm.launch import find_launcher
 
     load_recipe(arguments.recipe, arguments.overrides)
+    if not (arguments.dry_run or all(map(os.path.isfile, first))):
+        raise UserError(f"--hostfile {first[0]}: no such file; it has a line `HOST slots=GPUS` for each host")
     variables = {"ALIGNVLM_PYTHON": sys.executable, **variables}
     command = ["bash", str(find_launcher(script)), *first, arguments.recipe, *arguments.overrides]
     if arguments.dry_run:
@@ -176,17 +183,3 @@ def run_kubernetes(arguments: argparse.Namespace) -> int:
     cluster = Cluster(arguments.nodes, arguments.gpus_per_node, arguments.image, arguments.claim)
     print(render(arguments.manifest, recipe.name, [arguments.recipe, *arguments.overrides], cluster), end="")
     return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is negative")
-    return number

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from alignvlm.cli.arguments import add_recipe
+from alignvlm.cli.arguments import add_recipe, path
 
 
 def add_parser(subparsers: Any) -> None:
@@ -16,7 +15,7 @@ def add_parser(subparsers: Any) -> None:
         help="build the HTML report of a run",
         description="Write one self-contained page with results, curves and a gallery, from the run's files so far.",
     )
-    report.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/quickstart")
+    report.add_argument("run", type=path, metavar="RUN", help="run folder, such as runs/quickstart")
     report.set_defaults(handler=run_report)
 
     export = subparsers.add_parser(
@@ -25,8 +24,8 @@ def add_parser(subparsers: Any) -> None:
         description="Convert a checkpoint into a Hugging Face folder. Every stage does this at its end; this command "
         "is for the checkpoints before.",
     )
-    export.add_argument("checkpoint", type=Path, help="runs/<name>/<n>-<stage>/checkpoints/step-…")
-    export.add_argument("output", type=Path, help="new folder")
+    export.add_argument("checkpoint", type=path, help="runs/<name>/<n>-<stage>/checkpoints/step-…")
+    export.add_argument("output", type=path, help="new folder")
     export.set_defaults(handler=run_export)
 
     track = subparsers.add_parser(

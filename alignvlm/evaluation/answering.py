@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from alignvlm.errors import UserError
 from alignvlm.evaluation.items import Item
 from alignvlm.exports import check_export
 from data_pipeline.samples.schema import SampleError
@@ -51,8 +52,9 @@ class ModelAnswerer:
 
         folder = Path(folder)
         check_export(folder)
+        device = find_device(device)
         model = AlignVLMForConditionalGeneration.from_pretrained(folder)
-        return cls(model, AlignVLMProcessor.from_pretrained(folder), device or default_device())
+        return cls(model, AlignVLMProcessor.from_pretrained(folder), device)
 
     def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
         """Greedy answers; padding is on the left, so that all prompts of a batch end at the same position."""
@@ -83,13 +85,26 @@ class ModelAnswerer:
         return self.processor.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
 
 
-def default_device() -> str:
-    """`cuda:<LOCAL_RANK>` where CUDA is available, else `cpu`."""
+def find_device(name: Any = None) -> Any:
+    """A torch device or its name, when it can compute; without one `cuda:<LOCAL_RANK>` where there is CUDA, else `cpu`.
+
+    Raises:
+        UserError: there is no such device here.
+    """
     import os
 
     import torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    if name is None:
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device refuses in its own way
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"device {str(name)!r} cannot be used here ({reason}); give cpu, or cuda:0 for a GPU"
+        ) from error
+    return name
 
 
 def _token_ids(*values: int | Sequence[int] | None) -> set[int]:

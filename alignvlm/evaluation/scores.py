@@ -46,7 +46,9 @@ def most_frequent_answer(metrics: Sequence[Metric], answer_lists: Sequence[Seque
     if not frequency:
         return Baseline("", mean_scores(metrics, []))
     constant = spelling[frequency.most_common(1)[0][0]]
-    return Baseline(constant, mean_scores(metrics, [score(metrics, constant, answers) for answers in answer_lists]))
+    distinct = {tuple(answers): answers for answers in answer_lists}
+    scores = {key: score(metrics, constant, answers) for key, answers in distinct.items()}
+    return Baseline(constant, mean_scores(metrics, [scores[tuple(answers)] for answers in answer_lists]))
 
 
 def task_scores(metrics: Sequence[Metric], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def write_restricted(
         "largest_mean_probability": float(measured.mass.max()),
         "top": [[processor.tokenizer.decode([i]), float(measured.mass[i])] for i in top],
     }
-    (folder / "vocabulary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False))
+    write_atomic(folder / "vocabulary.json", json.dumps(summary, indent=2, ensure_ascii=False))
     return summary
 
 

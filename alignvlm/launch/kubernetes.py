@@ -40,7 +40,7 @@ def render(manifest: str, name: str, arguments: Sequence[str], cluster: Cluster)
     name = name.lower().replace("_", "-").replace(".", "-")
     if not NAME.fullmatch(name):
         raise UserError(f"the run's name {name!r} cannot name a Kubernetes job (letters, digits, '-'): add name=other")
-    documents = list(yaml.safe_load_all(find_launcher(f"kubernetes/{manifest}.yaml").read_text()))
+    documents = list(yaml.safe_load_all(find_launcher(f"kubernetes/{manifest}.yaml").read_text(encoding="utf-8")))
     for document in documents:
         document["metadata"]["name"] = name
         {"Service": _service, "Job": _job, "PyTorchJob": _pytorch_job}[document["kind"]](

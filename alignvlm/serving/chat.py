@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvlm.errors import UserError
+from alignvlm.evaluation.answering import find_device
 from alignvlm.exports import check_export
 from data_pipeline.samples.images import decode_image
 from data_pipeline.samples.schema import SampleError
@@ -18,13 +19,11 @@ class ChatSession:
     """Keeps the messages so far; `ask` answers one question."""
 
     def __init__(self, export: Path, images: list[Path], device: str | None = None, max_new_tokens: int = 128) -> None:
-        import torch
-
         from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 
         check_export(export)
         self.images = [_open(path) for path in images]
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = find_device(device)
         model: Any = AlignVLMForConditionalGeneration.from_pretrained(export)
         self.model = model.to(self.device).eval()
         self.processor = AlignVLMProcessor.from_pretrained(export)

@@ -6,13 +6,18 @@ A data path never runs a command by itself: this is the one place that does, and
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+from itertools import islice
 from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import open_atomic, write_atomic
 from data_pipeline.progress import Progress, silent
 from data_pipeline.shards.index import Manifest, index_shards
+
+MAX_SHARDS = 1_000_000
+"""Of one URL."""
 
 
 def fetch_shards(
@@ -28,13 +33,11 @@ def fetch_shards(
     Raises:
         DataError: no `pipe:` URL, not allowed, a command failed, or the folder holds something else.
     """
-    from braceexpand import braceexpand
-
     if not url.startswith("pipe:"):
         raise DataError(f"{url!r} is no pipe: URL; copy the shards to a folder and run `alignvlm data index` on it")
     if not allow_pipe:
         raise DataError(f"{url!r} runs a shell command; if you trust it, say so with --allow-pipe")
-    commands = [each.removeprefix("pipe:") for each in braceexpand(url)]
+    commands = _commands(url)
     folder = Path(folder)
     _claim(folder, url)
     with progress(f"fetch {folder.name}", len(commands)) as advance:
@@ -46,10 +49,27 @@ def fetch_shards(
     return index_shards(folder, origin={"fetched": url}, progress=progress)
 
 
+def _commands(url: str) -> list[str]:
+    """The command of each shard. Raises DataError for braces that do not match, or stand for too many shards."""
+    from braceexpand import braceexpand
+
+    too_many = f"{url!r} stands for more than {MAX_SHARDS:,} shards; fetch them in parts"
+    try:
+        ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", url)  # expanded as a whole, unlike their products
+        if any(abs(int(last) - int(first)) >= MAX_SHARDS for first, last in ranges):
+            raise DataError(too_many)
+        commands = [each.removeprefix("pipe:") for each in islice(braceexpand(url), MAX_SHARDS + 1)]
+    except ValueError as error:
+        raise DataError(f"{url!r}: its braces do not match ({error})") from error
+    if len(commands) > MAX_SHARDS:
+        raise DataError(too_many)
+    return commands
+
+
 def _claim(folder: Path, url: str) -> None:
     """The folder belongs to this URL: `fetched-from.txt` in it says so. Raises DataError when it does not."""
     owner = folder / "fetched-from.txt"
-    if owner.exists() and owner.read_text() == url + "\n":
+    if owner.exists() and owner.read_text(encoding="utf-8", errors="replace") == url + "\n":
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is not empty and was not fetched from {url!r}; choose another folder or delete it")

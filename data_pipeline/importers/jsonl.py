@@ -25,12 +25,12 @@ def read_jsonl(file: Path, *, images: str | Path | None = None) -> Iterator[dict
     if not file.is_file():
         raise DataError(f"{file}: no such file")
     folder = file.parent if images is None else Path(images)
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
                     yield _record(json.loads(line), folder, f"{number:09d}")
-                except (ValueError, DataError, SampleError) as error:
+                except (ValueError, RecursionError, DataError, SampleError) as error:
                     raise DataError(f"{file}, line {number}: {error}") from error
 
 

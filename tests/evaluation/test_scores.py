@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from alignvlm.evaluation.scores import baseline_of, mean_scores, metrics_of, most_frequent_answer, score, task_scores
-from alignvlm.metrics import find_metric
+from alignvlm.metrics import Metric, find_metric
 
 METRICS = [find_metric(name) for name in ("exact_match", "anls", "relaxed_accuracy")]
 
@@ -20,6 +22,18 @@ def test_baseline_is_the_best_constant_answer() -> None:
 
 def test_baseline_counts_an_item_once() -> None:
     assert most_frequent_answer(METRICS, [["a", "A", " a"], ["b"], ["b"]]).answer == "b"
+
+
+def test_the_baseline_scores_each_list_of_answers_once() -> None:
+    asked: list[list[str]] = []
+
+    def scored(prediction: str, answers: Sequence[str]) -> float:
+        asked.append(list(answers))
+        return float(prediction in answers)
+
+    metric = Metric("scored", "Scored", "", scored)
+    assert most_frequent_answer([metric], [["a"]] * 30 + [["b", "c"]] * 10).scores == {"scored": 0.75}
+    assert asked == [["a"], ["b", "c"]]
 
 
 def test_nothing_evaluated() -> None:

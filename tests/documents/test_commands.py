@@ -1,0 +1,150 @@
+"""Every command line in README and docs: run as it stands where it is cheap, else parsed and its recipe loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from alignvlm.cli import parse_arguments
+from alignvlm.config import list_recipes, load_recipe
+from alignvlm.errors import UserError
+from tests.checkout import ROOT
+from tests.documents.commands import DOCUMENTS, Line, lines_of
+from tests.fixtures.command import Command, every_command
+from tests.test_project_files import COMMANDS as MAKE
+from tests.tiny import conversation, picture
+
+PLACEHOLDERS = {
+    "RECIPE": "paper_llama32_1b", "RUN": "runs/demo", "N": "8", "IMAGE": "registry/image:1", "CLAIM": "disk",
+    "PATH": "train.jsonl", "NAME": "jsonl", "FILE": "page.png", "FOLDER": "data/mine",
+}  # fmt: skip
+AS_WRITTEN = {
+    ("config", "show"), ("config", "list"), ("config", "check"), ("config", "schema"), ("estimate",),
+    ("data", "write"), ("data", "fetch"), ("data", "index"), ("data", "verify"), ("launch", "kubernetes"),
+}  # fmt: skip
+WITH_DRY_RUN = {("train",), *(("launch", kind) for kind in ("slurm", "torchrun", "hosts", "local"))}
+"""The others need weights, a trained model or a server: their arguments are parsed and their recipe is loaded."""
+SCRIPT = re.compile(r"(launch|scripts|benchmarks|examples|tests)/[\w./*-]+")
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory that the documents speak of: conversations, images, folders of shards, a recipe."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("images", "data/fields", "data/charts"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("page.png", "images/0.png", "images/a.png"):
+        picture(32, 32).save(tmp_path / name)
+    row = {"messages": conversation("What is the total?", "12.50", 1), "images": ["a.png"]}
+    for name in ("train.jsonl", "heldout.jsonl"):
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^```yaml\n(name: mine\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(recipe)
+    return tmp_path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_of_a_document_work(document: Path, desk: Path, command: Command) -> None:
+    for line in lines_of(document.read_text(encoding="utf-8")):
+        if line.program == "alignvlm":
+            check_alignvlm(line, command)
+        elif line.program == "make":
+            assert {word for word in line.words if "=" not in word} - {"COMMAND"} <= MAKE, line.text
+        else:
+            check_script(line)
+
+
+def check_alignvlm(line: Line, command: Command) -> None:
+    words = [PLACEHOLDERS.get(word, word) for word in line.words if not word.startswith("[") and not word.endswith("]")]
+    if not line.whole and not parses(words):
+        check_mention(line)
+        return
+    name = next((key for key in every_command() if tuple(words[: len(key)]) == key), ())
+    arguments = parse_arguments(words)
+    if name == ("data", "write"):
+        shutil.rmtree(arguments.target, ignore_errors=True)
+    if name in AS_WRITTEN and not any("s3://" in word for word in words):
+        command(*words)
+    elif name in WITH_DRY_RUN:
+        command(*words, *([] if arguments.dry_run else ["--dry-run"]))
+    elif hasattr(arguments, "overrides"):
+        load_recipe(getattr(arguments, "recipe", None) or arguments.target, arguments.overrides)
+    check_stage_folders(words)
+
+
+def parses(words: list[str]) -> bool:
+    try:
+        parse_arguments(words)
+    except (SystemExit, UserError):
+        return False
+    return True
+
+
+def check_mention(line: Line) -> None:
+    """A command that is only named: some command begins with these words and has these options."""
+    words = line.words[: line.words.index("…")] if "…" in line.words else line.words
+    named = [word for word in words if re.fullmatch(r"[a-z-]+", word) and not word.startswith("-")]
+    options = {word.partition("=")[0] for word in line.words if word.startswith("--")} - {"--help"}
+    fitting = [parser for key, parser in every_command().items() if list(key[: len(named)]) == named]
+    assert any(options <= set(parser._option_string_actions) for parser in fitting), f"no such command: {line.text}"
+
+
+def check_stage_folders(words: list[str]) -> None:
+    """`runs/<recipe>/<n>-<stage>` of a recipe of the package is a stage that it has."""
+    for recipe, number, stage in re.findall(r"runs/(\w+)/(\d+)-(\w+)", " ".join(words)):
+        if recipe in list_recipes():
+            assert load_recipe(recipe).stages[stage].number == int(number)
+
+
+def check_script(line: Line) -> None:
+    """The files that the command names are there, and a script takes the variables that are set for it."""
+    named = [word for word in (line.program, *line.words) if SCRIPT.fullmatch(word)]
+    for word in named:
+        assert list(ROOT.glob(word)) or (ROOT / "alignvlm" / word).exists(), f"{word} of {line.text} is not there"
+    modules = [after for before, after in zip(line.words, line.words[1:], strict=False) if before == "-m"]
+    for module in modules:
+        assert module == "pytest" or (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), line.text
+    for variable in line.variables:
+        assert any(f"${{{variable}" in (ROOT / word).read_text(encoding="utf-8") for word in named), line.text
+
+
+def test_variables_of_the_cluster_page_are_read_by_the_files_that_it_names() -> None:
+    page = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    files = {
+        "Slurm": ["slurm/train.sbatch"], "torchrun": ["torchrun.sh"], "hosts": ["deepspeed_hosts.sh"],
+        "all scripts": ["slurm/train.sbatch", "torchrun.sh", "deepspeed_hosts.sh", "local.sh"],
+        "all but hosts": ["slurm/train.sbatch", "torchrun.sh", "local.sh"],
+    }  # fmt: skip
+    rows = re.findall(r"^\| `(ALIGNVLM_\w+)` \| ([^|]+) \|", page, re.MULTILINE)
+    assert len(rows) > 10
+    for variable, users in rows:
+        for name in (name for user in ([users] if users in files else users.split(", ")) for name in files[user]):
+            assert f"${{{variable}:-" in (ROOT / "launch" / name).read_text(encoding="utf-8"), (variable, name)
+
+
+def test_commands_are_found_in_blocks_sentences_and_tables() -> None:
+    text = (
+        "Say `alignvlm data index FOLDER`, or `ALIGNVLM_NODES=4\nlaunch/torchrun.sh RECIPE` over two lines.\n\n"
+        "| a | `alignvlm eval RECIPE \\| less` |\n\n    make test   # it's long\n    runs/x   no command\n\n"
+        "```sh\nalignvlm train a.yaml \\\n  seed=1 > log\n```\n\n```python\nalignvlm.train()\n```\n"
+    )
+    found = [(line.program, line.words, line.variables, line.whole) for line in lines_of(text)]
+    assert found == [
+        ("alignvlm", ["train", "a.yaml", "seed=1"], {}, True),
+        ("make", ["test"], {}, True),
+        ("alignvlm", ["data", "index", "FOLDER"], {}, False),
+        ("launch/torchrun.sh", ["RECIPE"], {"ALIGNVLM_NODES": "4"}, False),
+        ("alignvlm", ["eval", "RECIPE"], {}, False),
+    ]
+
+
+def test_the_readme_has_commands_of_every_kind() -> None:
+    """A guard for the test above: it must not pass because nothing is found."""
+    found = [line for line in lines_of((ROOT / "README.md").read_text(encoding="utf-8")) if line.whole]
+    assert {line.program for line in found} >= {"alignvlm", "make"}
+    assert {line.words[0] for line in found} >= {"data", "estimate", "train", "launch", "eval", "chat", "quickstart"}
