@@ -22,7 +22,7 @@ def test_estimate_prints_json_and_fails_where_it_does_not_fit(command: Command) 
 
 
 def test_arguments_out_of_range_are_refused(command: Command) -> None:
-    assert "--mfu between 0 and 1" in command("estimate", "quickstart", "--mfu", "40", code=2)
+    assert "--mfu 40: must be above 0 and at most 1" in command("estimate", "quickstart", "--mfu", "40", code=2)
 
 
 def test_the_former_name_says_the_new_one(command: Command) -> None:
