@@ -20,6 +20,7 @@ from alignvlm.errors import UserError
 from alignvlm.evaluation.items import spread
 from alignvlm.evaluation.vocabulary_view import probability_chunks
 from alignvlm.exports import save_export
+from data_pipeline.files import write_atomic
 from data_pipeline.samples.images import decode_image
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.reader import SourceReader

@@ -63,6 +63,9 @@ EXPORT = [
     (["missing"], "missing is not an export folder"),
     (["empty"], "empty is not an export folder"),
     (["file.txt"], "file.txt is not an export folder"),
+    (["other_model"], "holds a model of type 'llama'"),
+    (["damaged_model"], "config.json"),
+    (["list_model"], "config.json"),
 ]
 NEW = ["--from-jsonl", "rows.jsonl"]
 ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
@@ -111,7 +114,7 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
     ("train",): [*RECIPE, (["tiny.yaml", "--dry-run=yes"], "--dry-run")],
     ("estimate",): [*RECIPE, (["tiny.yaml", "--json", "--world-size"], "--world-size expected one argument")],
     ("eval",): [
-        *RECIPE, *EXPORT[1:2], (["tiny.yaml"], "no export yet"), (["made_model"], "--recipe RECIPE"),
+        *RECIPE, *EXPORT[1:2], *EXPORT[3:], (["tiny.yaml"], "no export yet"), (["made_model"], "--recipe RECIPE"),
         (["made_model", "--recipe", "missing"], "unknown recipe"),
         (["tiny.yaml", "--stage", "conector"], "did you mean"),
     ],
@@ -176,6 +179,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (desk / name).write_bytes(b'name: "gr\xf6\xdfe"\n')
     for part in tiny_model():
         part.save_pretrained(desk / "made_model")
+    for name, config in {"other": '{"model_type": "llama"}', "damaged": "{", "list": "[]"}.items():
+        (desk / f"{name}_model").mkdir()
+        (desk / f"{name}_model" / "config.json").write_text(config)
     write_shards([{"key": "a", "messages": conversation("a", "b", 1), "images": [picture(9, 9)]}], desk / "shards")
     return desk
 
