@@ -56,7 +56,7 @@ def check_files(recipe: Recipe) -> None:
 
 
 def check_model(recipe: Recipe, *, for_training: bool) -> list[str]:
-    """Chat template, tokenizer, and the model: built and run on PyTorch's meta device, where it takes no memory.
+    """Chat template, tokenizer, and the model: built, and shown a tile, on the meta device, where it takes no memory.
 
     Args:
         for_training: this machine trains it. The attention must run here, and the hub is asked for configs and the
@@ -170,7 +170,7 @@ def _check_generators(recipe: Recipe) -> None:
 
 
 def _check_network(recipe: Recipe, network: Network) -> None:
-    """Its size, one layer's run, and that every stage trains what it names."""
+    """Its size, what it makes of a tile, and that every stage trains what it names."""
     from alignvlm.model.backbones import model_error
 
     total = network.total()

@@ -39,8 +39,19 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_good_recipe_passes() -> None:
-    check()
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "model.language.config={model_type: gpt2, n_embd: 32, n_layer: 2, n_head: 4}",
+        "model.language.config={model_type: mixtral, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 4, "
+        "num_key_value_heads: 2, intermediate_size: 64, num_local_experts: 2}",
+        "model.vision.config={model_type: clip_vision_model, hidden_size: 32, num_hidden_layers: 2, "
+        "num_attention_heads: 2, image_size: 64, patch_size: 16}",
+    ],
+)
+def test_good_recipes_pass(override: str) -> None:
+    check(override)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +85,15 @@ def test_a_good_recipe_passes() -> None:
         ("model.vision.config.num_channels=1", "num_channels is 1, but images have 3"),
         ("model.vision.config.image_size=[64, 64]", "image_size [64, 64] and patch_size 16 must be"),
         ("model.vision.config.image_size=100000", "each one whole number up to 8,192"),
+        ("model.language.config.num_hidden_layers=-3", "num_hidden_layers is -3, but must be at least 1"),
+        ("model.vision.config={model_type: swin, image_size: 64, patch_size: 4}", "model cannot be built"),
         ("model.language.config={model_type: bert}", "'bert' is not a causal language model"),
         ("data.sources.fields.path=gopher://x", "data.sources.fields.path: 'gopher://x': cannot read gopher:"),
         ("model.vision.config.patch_size=128", "image_size 64 and patch_size 128 must be"),
-        ("model.language.config.num_hidden_layers=1000000000", "num_hidden_layers is 1000000000, but must be at most"),
+        (
+            "model.language.config.num_hidden_layers=1000000000",
+            "num_hidden_layers is 1000000000, but must be at least 1",
+        ),
         ("model.language.config.intermediate_size=1000000000000", "parameters, more than"),
         ("model.tiles.merge=3", "model.tiles.merge = 3 does not divide the 4 patches"),
         ("model.connector={kind: perceiver, num_heads: 5}", "model.connector.num_heads = 5 does not divide the width"),

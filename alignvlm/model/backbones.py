@@ -73,8 +73,9 @@ def config_from_fields(recipe: Recipe, part: Backbone, fields: Mapping[str, Any]
         raise recipe_error(recipe, f"{key}.model_type", message)
     _check_heads(recipe, key, model_type, fields)
     for name, value in fields.items():
-        if _COUNT.fullmatch(name) and isinstance(value, int) and value > MAX_MODULES:
-            message = f"{key}.{name} is {shown(value)}, but must be at most {MAX_MODULES:,}"
+        least = 1 if name in ("num_hidden_layers", "num_layers", "n_layer") else 0
+        if _COUNT.fullmatch(name) and isinstance(value, int) and not least <= value <= MAX_MODULES:
+            message = f"{key}.{name} is {shown(value)}, but must be at least {least} and at most {MAX_MODULES:,}"
             raise recipe_error(recipe, f"{key}.{name}", message)
     try:
         config = AutoConfig.for_model(model_type, **fields)

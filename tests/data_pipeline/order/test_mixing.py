@@ -57,6 +57,7 @@ def test_blocks_are_shuffled_but_keep_their_quotas() -> None:
         ({"a": float("inf")}, "weight inf of source 'a' must be a positive number"),
         ({"nobody": 1.0}, r"source 'nobody' is not among the sources \(a, b, empty\)"),
         ({"a": 1.0, "empty": 1.0}, "source 'empty' has no usable sample"),
+        ({"a": 1.0, "b": 1e-12}, "an epoch would have 3,000,000,000,003 samples, more than 10,000,000,000, until 'b'"),
     ],
 )
 def test_impossible_mixtures_are_refused_by_name(mixture: dict[str, float], reason: str) -> None:

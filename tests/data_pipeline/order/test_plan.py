@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from data_pipeline.errors import DataError
 from data_pipeline.order.batch import GlobalBatch
 from data_pipeline.order.plan import Plan, Position
-from data_pipeline.order.settings import PlanSettings
+from data_pipeline.order.settings import LARGEST, PlanSettings
 from data_pipeline.order.summary import diff_plans, order_hash, summarise, world_summary
 
 SMALL = PlanSettings(sequence_length=1000, global_batch_packs=8, window_shards=3, mix_block=32, pack_window=200)
@@ -142,6 +142,13 @@ def test_batch_sizes_that_do_not_divide_name_what_fits(synthetic: Any) -> None:
 def test_settings_that_cannot_work_are_named(name: str) -> None:
     with pytest.raises(DataError, match=f"{name} is 0; it must be at least 1"):
         replace(SMALL, **{name: 0})
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_settings_that_no_machine_holds_are_named(name: str) -> None:
+    replace(SMALL, **{name: LARGEST[name]})
+    with pytest.raises(DataError, match=f"{name} is 1000000000000; it must be at most {LARGEST[name]}"):
+        replace(SMALL, **{name: 10**12})
 
 
 def test_long_and_unusable_samples_are_counted_and_named(synthetic: Any, caplog: pytest.LogCaptureFixture) -> None:
