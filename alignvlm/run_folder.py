@@ -235,22 +235,29 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Package versions, git commit (of the working directory, when there is one), machine and time."""
+    """Package versions, git commit (of this code, where it is a checkout and git is installed), machine and time."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     return {
         "packages": versions,
         "python": platform.python_version(),
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": _git_commit(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _git_commit() -> str | None:
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:  # no git here
+        return None
+    return git.stdout.strip() or None
 
 
 def _is_free(change: str) -> bool:

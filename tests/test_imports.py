@@ -32,7 +32,7 @@ ORDER = {
         ("config",),
         ("connectors", "metrics"),
         ("kernels",),
-        ("exports", "plugins", "settings"),
+        ("exports", "plugins", "settings", "system"),
         ("errors", "progress", "resources"),
     ),
     "data_pipeline": (

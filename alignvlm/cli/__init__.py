@@ -15,6 +15,7 @@ from alignvlm import __version__
 from alignvlm.cli.arguments import Parser
 from alignvlm.cli.output import describe, one_line, output_is_gone, prepare_streams
 from alignvlm.errors import UserError
+from alignvlm.system.home import ensure_home
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.masking import mask
 
@@ -83,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = parse_arguments(argv)
+    ensure_home()
     _quiet_libraries()
     _show_warnings()
     return int(arguments.handler(arguments) or 0)
