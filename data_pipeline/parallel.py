@@ -1,13 +1,19 @@
-"""A pool of processes for indexing, measuring and generating: the one place that decides how many, and how."""
+"""Processes for indexing, measuring and generating: how many, how they start, and that they end with their parent."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+
+PARENT_SECONDS = 0.5
+"""How often a process looks whether its parent is still there."""
 
 
 @contextmanager
@@ -18,8 +24,24 @@ def pool(num_processes: int | None, num_tasks: int) -> Iterator[ProcessPoolExecu
         yield None
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(count, mp_context=context, initializer=single_threaded) as executor:
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)) as executor:
         yield executor
+
+
+def _start_worker(parent: int) -> None:
+    single_threaded()
+    end_with_parent(parent)
+
+
+def end_with_parent(parent: int) -> None:
+    """Kill this process soon after its parent has ended, in whatever way: a thread looks twice a second."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def usable_cores() -> int:

@@ -24,6 +24,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 # A mistake in the recipe is said once, and not by every rank.
 "$python" -m alignvlm train --dry-run "$@" >/dev/null
 
+export ALIGNVLM_END_WITH_PARENT=1 # ranks end with DeepSpeed's launcher on their host
+
 # Over ssh DeepSpeed hands on only a few variables, and those of this file.
 DS_ENV_FILE=$(mktemp)
 export DS_ENV_FILE
@@ -35,7 +37,7 @@ done
 set +e -m # a process group of its own: DeepSpeed's launcher does not hand signals on to its children
 "$python" -m deepspeed.launcher.runner "${options[@]}" --no_local_rank --module alignvlm train "$@" &
 asked=0
-trap 'asked=1; kill -TERM -- -$! 2>/dev/null' TERM INT HUP USR1
+trap 'asked=1; kill -TERM -- -$! 2>/dev/null; kill -CONT -- -$! 2>/dev/null' TERM INT HUP USR1
 wait $!
 code=$?
 while ((code > 128)) && kill -0 $! 2>/dev/null; do

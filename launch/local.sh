@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One machine without a scheduler: one process per GPU (or as many as the recipe says), started again after a crash or
-# a hang, up to ALIGNVLM_MAX_CRASHES times in a row. A signal stops it with everything saved and exit code 75.
+# a hang, up to ALIGNVLM_MAX_CRASHES times in a row. A signal stops it with everything saved and exit code 75; when this
+# script is killed, so is the job.
 #   launch/local.sh RECIPE [key=value ...]
 set -uo pipefail
 
@@ -12,19 +13,31 @@ fi
 if ((gpus > 0)) && [[ " $*" != *' train.processes='* ]]; then
     set -- "$@" "train.processes=$gpus"
 fi
+export ALIGNVLM_END_WITH_PARENT=1
 asked=0
 crashes=0
-while :; do
+job=
+stop() {
+    asked=1
+    if [[ -n $job ]]; then
+        kill -TERM "$job" 2>/dev/null
+        kill -CONT "$job" 2>/dev/null # also when it was stopped
+    fi
+}
+trap stop TERM INT HUP USR1
+while ((!asked)); do
     "$python" -m alignvlm train "$@" &
-    trap 'asked=1; kill -TERM $! 2>/dev/null' TERM INT USR1
-    wait $!
+    job=$!
+    ((asked)) && stop
+    wait $job
     code=$?
-    while ((code > 128)) && kill -0 $! 2>/dev/null; do
-        wait $!
+    while ((code > 128)) && kill -0 $job 2>/dev/null; do
+        wait $job
         code=$?
     done
+    job=
     ((code == 0 || code == 2)) && exit "$code" # finished, or a user's mistake
-    ((asked)) && exit 75
+    ((asked)) && break
     if ((code == 75)); then
         crashes=0
     elif ((++crashes > ${ALIGNVLM_MAX_CRASHES:-3})); then
@@ -33,3 +46,4 @@ while :; do
     echo "$(date +%FT%T) exit code $code: starting again" >&2
     sleep 1
 done
+exit 75

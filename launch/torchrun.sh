@@ -19,14 +19,21 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 # A mistake in the recipe is said once, and not by every rank at every restart.
 "$python" -m alignvlm train --dry-run "$@" >/dev/null || exit
 
+export ALIGNVLM_END_WITH_PARENT=1 # ranks end with torchrun, and torchrun with this script where `setpriv` can do that
+tied=()
+setpriv --pdeathsig KILL true 2>/dev/null && tied=(setpriv --pdeathsig KILL)
+
+signals=SIGTERM,SIGINT,SIGQUIT,SIGUSR1
+[[ -n $(trap -p HUP) ]] || signals+=,SIGHUP # ignored under nohup
+
 asked=0
-"$python" -m torch.distributed.run \
+"${tied[@]}" "$python" -m torch.distributed.run \
     --nnodes="${ALIGNVLM_NODES:-1}" --nproc-per-node="$processes" \
     --rdzv-backend=c10d --rdzv-endpoint="${ALIGNVLM_RENDEZVOUS:-localhost:29400}" --rdzv-id="${ALIGNVLM_JOB:-alignvlm}" \
     --max-restarts="${ALIGNVLM_MAX_CRASHES:-3}" \
-    --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+    --signals-to-handle="$signals" \
     -m alignvlm train "$@" &
-trap 'asked=1; kill -TERM $! 2>/dev/null' TERM INT HUP QUIT USR1
+trap 'asked=1; kill -TERM $! 2>/dev/null; kill -CONT $! 2>/dev/null' TERM INT HUP QUIT USR1
 wait $!
 code=$?
 while ((code > 128)) && kill -0 $! 2>/dev/null; do

@@ -47,9 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     from alignvlm.errors import UserError
     from alignvlm.evaluation.evaluate import evaluate
     from alignvlm.evaluation.target import find_target
-    from alignvlm.launch.local import is_launched, run_local
+    from alignvlm.launch.local import end_with_launcher, is_launched, run_local
     from alignvlm.run_folder import evaluation_folder
 
+    end_with_launcher()
     recipe, export = find_target(arguments.target, arguments.overrides, arguments.recipe, arguments.stage)
     if not recipe.evaluation.tasks:
         raise UserError(f"recipe {recipe.name!r} has no evaluation.tasks; name at least one held-out source there")

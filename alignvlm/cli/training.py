@@ -25,8 +25,9 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from alignvlm.checks import check_files
     from alignvlm.config import load_recipe
-    from alignvlm.launch.local import is_launched, run_local
+    from alignvlm.launch.local import end_with_launcher, is_launched, run_local
 
+    end_with_launcher()
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
         check_files(recipe)

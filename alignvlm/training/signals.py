@@ -9,37 +9,51 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 REQUEUE = 75
 """Exit code that asks the launcher to start the job again (EX_TEMPFAIL): everything is saved."""
 
-HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class Signals:
     """Handles the signals while it is open; `received` is the name of the first one, or None."""
 
-    def __init__(self) -> None:
+    def __init__(self, before_exit: Callable[[], None] = lambda: None) -> None:
+        """`before_exit` is called when a signal ends the process at once."""
         self.received: str | None = None
         self.stepping = False
         """Set while there are steps that a save would keep."""
+        self._before_exit = before_exit
+        self._interrupts = 0
+        self._process = 0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
-        self._previous = {number: signal.signal(number, self._handle) for number in HANDLED}
+        self._process = os.getpid()
+        for number in HANDLED:
+            if not (number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN):  # started by nohup
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if not self.stepping or (number == signal.SIGINT and self.received == name):
-            print(f"{name}: ending at once; the same command resumes from the last checkpoint", file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
+        if os.getpid() != self._process:  # a forked helper, which got the signal that was meant for all
             os._exit(REQUEUE)
+        name = signal.Signals(number).name
+        self._interrupts += number == signal.SIGINT
+        if not self.stepping or self._interrupts > 1:
+            try:
+                print(f"{name}: ending at once; the same command resumes from the last checkpoint", file=sys.stderr)
+                sys.stdout.flush()
+                sys.stderr.flush()
+                self._before_exit()
+            finally:  # also when the terminal is gone
+                os._exit(REQUEUE)
         self.received = self.received or name

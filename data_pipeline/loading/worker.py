@@ -22,12 +22,12 @@ from data_pipeline.errors import LoadError
 from data_pipeline.loading.collate import MicroBatch, collate
 from data_pipeline.loading.malloc import keep_memory
 from data_pipeline.loading.tile_memory import Block
-from data_pipeline.parallel import single_threaded
+from data_pipeline.parallel import end_with_parent, single_threaded
 from data_pipeline.samples.schema import Encoder, SampleError, encode_as_measured
 from data_pipeline.shards.reader import IndexEntry, SourceReader, entry_label
 from data_pipeline.shards.sources import BadSample
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """What asks a job to stop."""
 READ_AHEAD = 2
 """Samples that are read while another one is decoded."""
@@ -131,7 +131,9 @@ def prepare_process(worker: int) -> None:
     keep_memory()
     torch.set_num_threads(1)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    threading.Thread(target=_exit_when_told, args=(os.getppid(),), name="signals", daemon=True).start()
+    parent = os.getppid()
+    threading.Thread(target=_exit_when_told, args=(parent,), name="signals", daemon=True).start()
+    end_with_parent(parent)
 
 
 def _exit_when_told(parent: int) -> None:

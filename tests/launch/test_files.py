@@ -162,14 +162,15 @@ def test_local_starts_a_process_per_visible_gpu(tmp_path: Path) -> None:
     assert (tmp_path / "calls").read_text() == "run -m alignvlm train recipe a=b train.processes=3\n"
 
 
-def test_local_hands_a_signal_on_and_does_not_start_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP], ids=lambda number: number.name)
+def test_local_hands_a_signal_on_and_does_not_start_again(number: signal.Signals, tmp_path: Path) -> None:
     process = start_local(
         tmp_path, "trap 'sleep 0.5; echo saved >saved; exit 75' TERM; for i in {1..100}; do sleep 0.1; done"
     )
     while not (tmp_path / "calls").exists():
         time.sleep(0.05)
     time.sleep(0.3)
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(number)
     assert process.wait(20) == 75
     assert (tmp_path / "saved").exists()
     assert len((tmp_path / "calls").read_text().splitlines()) == 1

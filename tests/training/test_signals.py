@@ -15,7 +15,7 @@ def test_between_steps_the_first_signal_is_remembered() -> None:
     with Signals() as signals:
         assert signals.received is None
         signals.stepping = True
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             os.kill(os.getpid(), number)
         assert signals.received == "SIGUSR1"
 
@@ -27,14 +27,26 @@ def test_the_handlers_that_were_there_come_back() -> None:
     assert [signal.getsignal(number) for number in HANDLED] == before
 
 
+def test_under_nohup_a_hangup_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            signals.stepping = True
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def ended_by(program: str) -> tuple[int, str]:
     """Exit code and errors of a process that runs `program` under the handlers."""
     code = (
         "import os, signal\nfrom alignvlm.training.signals import Signals\n"
-        f"with Signals() as signals:\n    {program}\nprint('went on')"
+        f"with Signals(lambda: print('released', flush=True)) as signals:\n    {program}\nprint('went on')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert "went on" not in done.stdout
+    assert done.stdout == "released\n"
     return done.returncode, done.stderr
 
 
@@ -45,5 +57,15 @@ def test_outside_the_steps_a_signal_ends_the_process_with_the_code_for_another_s
 
 
 def test_a_second_interrupt_ends_the_process_at_once() -> None:
-    interrupt = "os.kill(os.getpid(), signal.SIGINT)"
-    assert ended_by(f"signals.stepping = True; {interrupt}; {interrupt}")[0] == REQUEUE
+    """Also when the launcher has passed the first one on as SIGTERM before."""
+    interrupt, term = (f"os.kill(os.getpid(), signal.{name})" for name in ("SIGINT", "SIGTERM"))
+    assert ended_by(f"signals.stepping = True; {term}; {interrupt}; {interrupt}")[0] == REQUEUE
+
+
+def test_forked_helpers_end_silently_and_release_nothing() -> None:
+    with Signals(lambda: os._exit(1)):
+        helper = os.fork()
+        if helper == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]) == REQUEUE

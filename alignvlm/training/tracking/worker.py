@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -20,6 +19,7 @@ from alignvlm.training.tracking.client import TimeLimit, quiet_mlflow
 from alignvlm.training.tracking.failures import explain, first_line, too_late
 from alignvlm.training.tracking.mirror import Mirror
 from alignvlm.training.tracking.target import Target
+from data_pipeline.parallel import end_with_parent
 
 FAILED = 1
 """Exit code: the last delivery failed, and a line said so."""
@@ -138,13 +138,6 @@ def show_warnings(target: Target, output: IO[str]) -> None:
     logging.getLogger("data_pipeline").addHandler(handler)
 
 
-def end_with(parent: int) -> None:
-    """End this process soon after its parent."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(0)
-
-
 def main() -> int:
     """Read the order and work."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # the run decides when it ends
@@ -156,7 +149,7 @@ def main() -> int:
     order = Order.from_json(sys.stdin.buffer.readline())
     worker = Worker(order, output)
     show_warnings(order.target, output)
-    threading.Thread(target=end_with, args=(order.parent,), daemon=True).start()
+    end_with_parent(order.parent)
     threading.Thread(target=worker.listen, args=(sys.stdin.buffer,), daemon=True).start()
     try:
         return worker.work()

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,30 @@ def test_processes_are_started_before_the_threads_that_follow(plan: Plan, encode
     assert all(same(mine, other) for (mine,), (other,) in zip(batches, expected, strict=True))
     assert set(multiprocessing.active_children()) == before, "ended with the last batch"
     assert len(list(loader)) == len(expected), "and it may be iterated again"
+
+
+def test_processes_end_with_a_killed_parent(plan: Plan, encoder: Any) -> None:
+    """Within three seconds; torch's own look at its parent comes every five."""
+    fork = multiprocessing.get_context("fork")
+    receive, send = fork.Pipe(duplex=False)
+
+    def load_and_die() -> None:
+        batches = iter(build_loader(plan, encoder, num_workers=2, micro_batch_packs=8))
+        next(batches)
+        send.send([process.pid for process in multiprocessing.active_children()])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    parent = fork.Process(target=load_and_die)
+    parent.start()
+    send.close()
+    workers = receive.recv()
+    parent.join()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 3
+    for worker in (Path(f"/proc/{number}/stat") for number in workers):
+        while worker.exists() and b") Z " not in worker.read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 @pytest.fixture

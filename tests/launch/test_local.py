@@ -1,0 +1,141 @@
+"""The launcher of one machine, with stand-ins for ranks: no process outlives it, and stopped ones end too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from alignvlm.errors import UserError
+from alignvlm.launch.local import run_local
+from tests.checkout import ROOT
+from tests.launch.test_files import start_local
+
+LAUNCHER = """
+import sys
+from alignvlm.launch.local import run_local
+sys.exit(run_local([sys.executable, "-c", sys.argv[1]], 2))
+"""
+SAVES = """
+import os, signal, sys, time
+def save(number, frame):
+    time.sleep(0.2)
+    open(f"saved-{os.environ['RANK']}", "w").write(signal.Signals(number).name)
+    sys.exit(75)
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, save)
+open(f"rank-{os.getpid()}", "w").close()
+time.sleep(60)
+"""
+IGNORES = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen(["sleep", "60"])
+os.kill(child.pid, signal.SIGSTOP)
+open(f"rank-{child.pid}", "w").close()
+open(f"rank-{os.getpid()}", "w").close()
+time.sleep(60)
+"""
+
+Start = Callable[..., tuple[subprocess.Popen[str], list[int]]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a launcher of two ranks; returns it and the processes that they have announced."""
+    launchers = []
+
+    def start(program: str, announced: int = 2, before: str = "", **environment: str) -> tuple:
+        command = [sys.executable, "-c", before + LAUNCHER, program]
+        variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+        launchers.append(
+            subprocess.Popen(
+                command, cwd=tmp_path, env=variables, text=True, stderr=subprocess.PIPE, start_new_session=True
+            )
+        )
+        wait(lambda: len(list(tmp_path.glob("rank-*"))) == announced)
+        return launchers[-1], [int(path.name.removeprefix("rank-")) for path in tmp_path.glob("rank-*")]
+
+    yield start
+    for launcher in launchers:
+        launcher.kill()
+        launcher.communicate()
+
+
+def wait(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there and no zombie, which nobody may collect in a container."""
+    try:
+        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False
+
+
+def test_no_rank_outlives_a_killed_launcher(start: Start) -> None:
+    launcher, ranks = start(SAVES)
+    os.kill(ranks[0], signal.SIGSTOP)
+    launcher.kill()
+    wait(lambda: not any(map(runs, ranks)), 5)
+
+
+@pytest.mark.parametrize(
+    ("number", "reaches"), [("SIGTERM", "SIGTERM"), ("SIGHUP", "SIGHUP"), ("SIGUSR1", "SIGUSR1"), ("SIGINT", "SIGTERM")]
+)
+def test_a_signal_lets_all_ranks_save_stopped_ones_too(number: str, reaches: str, start: Start, tmp_path: Path) -> None:
+    launcher, ranks = start(SAVES)
+    os.kill(ranks[0], signal.SIGSTOP)
+    launcher.send_signal(signal.Signals[number])
+    assert launcher.wait(20) == 75
+    assert {(tmp_path / f"saved-{rank}").read_text() for rank in range(2)} == {reaches}
+
+
+def test_after_the_grace_period_everything_is_killed(start: Start) -> None:
+    launcher, processes = start(IGNORES, announced=4, ALIGNVLM_GRACE="0.5")
+    launcher.terminate()
+    _, errors = launcher.communicate(timeout=20)
+    assert launcher.returncode == 128 + signal.SIGKILL
+    assert errors == "alignvlm: killing 2 of 2 processes that did not end after SIGTERM\n"
+    wait(lambda: not any(map(runs, processes)), 5)
+
+
+def test_under_nohup_a_hangup_changes_nothing(start: Start, tmp_path: Path) -> None:
+    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    launcher, ranks = start(SAVES, before=ignored)
+    os.killpg(launcher.pid, signal.SIGHUP)
+    time.sleep(0.5)
+    assert launcher.poll() is None
+    assert all(map(runs, ranks))
+    launcher.terminate()
+    assert launcher.wait(20) == 75
+
+
+def test_a_grace_period_that_is_no_number_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNVLM_GRACE", "5m")
+    with pytest.raises(UserError, match="ALIGNVLM_GRACE is '5m'"):
+        run_local(["true"], 1)
+
+
+def test_a_job_ends_with_the_script_that_started_it(tmp_path: Path) -> None:
+    program = "from alignvlm.launch.local import *; end_with_launcher(); open('job', 'w').write(str(os.getpid()))"
+    program += "; print(run_local(['sleep', '60'], 1))"
+    script = start_local(tmp_path, f'exec {sys.executable} -c "{program}"', PYTHONPATH=str(ROOT))
+    job = tmp_path / "job"
+    wait(lambda: job.exists() and job.read_text() != "")
+    wait(lambda: Path(f"/proc/{job.read_text()}/task/{job.read_text()}/children").read_text() != "")
+    children = Path(f"/proc/{job.read_text()}/task/{job.read_text()}/children").read_text().split()
+    script.kill()
+    script.wait()
+    wait(lambda: not any(map(runs, map(int, [job.read_text(), *children]))), 5)
