@@ -79,6 +79,30 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
+def kill_launcher(process: subprocess.Popen[str]) -> None:
+    """`kill -9` of the job's first process only; all others must follow it."""
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while left := _session(process.pid):
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.05)
+
+
+def _session(number: int) -> list[str]:
+    """Running processes of a session (`start` makes one), as /proc describes them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = path.read_text()
+        except OSError:  # it ended meanwhile
+            continue
+        state, _, _, session = text.rpartition(")")[2].split()[:4]
+        if int(session) == number and state != "Z":
+            found.append(text)
+    return found
+
+
 def wait_for_step(folder: Path, stage: str, step: int, process: subprocess.Popen[str], timeout: float = 180) -> None:
     """Until `metrics.jsonl` has that step."""
     deadline = time.monotonic() + timeout

@@ -11,16 +11,24 @@ from alignvlm.progress import data_progress
 from alignvlm.run_folder import Run
 
 
+def check(run: Run) -> None:
+    """Find what cannot work before anything of the run is written. One process only.
+
+    Raises:
+        UserError: with the key to change.
+    """
+    check_files(run.recipe)
+    if not run.initial.has_export:
+        check_model(run.recipe, for_training=True)
+
+
 def prepare(run: Run) -> None:
-    """Make what is missing; a second call does nothing. One process only.
+    """Make what is missing; a second call does nothing. The process that holds the run's lease calls it after `check`.
 
     Raises:
         UserError: the run folder belongs to another recipe, shards are missing, a setting cannot work.
     """
     recipe = run.recipe
-    check_files(recipe)
-    if not run.initial.has_export:
-        check_model(recipe, for_training=True)
     run.open()
     processor = stage_data.prepare(recipe, progress=data_progress)
     if not run.initial.has_export:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from alignvlm.config import load_recipe
@@ -15,6 +16,8 @@ from alignvlm.launch.local import is_launched
 from alignvlm.progress import say
 from alignvlm.report.report import build_report
 from alignvlm.run_folder import Run, StageFolder
+from alignvlm.system.home import ensure_home
+from alignvlm.system.lease import Lease
 from alignvlm.training import distributed
 from alignvlm.training.callbacks import Callback
 from alignvlm.training.callbacks.bad_numbers import BadNumbers
@@ -25,7 +28,7 @@ from alignvlm.training.callbacks.progress_bar import ProgressBar
 from alignvlm.training.callbacks.tracking import Tracking
 from alignvlm.training.callbacks.watchdog import Watchdog
 from alignvlm.training.distributed import World
-from alignvlm.training.prepare import prepare, run_processor
+from alignvlm.training.prepare import check, prepare, run_processor
 from alignvlm.training.signals import REQUEUE, Signals
 from alignvlm.training.stage import train_stage
 from alignvlm.training.tracking.tracker import Tracker
@@ -47,8 +50,9 @@ def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = ()) -> in
         resumes it.
 
     Raises:
-        UserError: a setting or a callback cannot work. DataError: data cannot be read.
+        UserError: a setting or a callback cannot work, or another job trains this run. DataError: data cannot be read.
     """
+    ensure_home()
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(str(recipe))
     all_callbacks(None, callbacks)  # a mistake is reported before anything is prepared
@@ -59,20 +63,28 @@ def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = ()) -> in
             flush=True,
         )
     run = Run(recipe)
-    if os.environ.get("RANK", "0") == "0":
-        prepare(run)
-    world = distributed.start(recipe.train.timeout_minutes)
-    try:
-        world.barrier()
-        tracker = Tracker(run) if world.is_main else None
+    is_main = os.environ.get("RANK", "0") == "0"
+    if is_main:
+        check(run)
+    lease = Lease(run.folder.path)
+    signals = Signals(before_exit=lease.release)
+    with lease if is_main else nullcontext():
+        if is_main:
+            with signals:
+                prepare(run)
+        # Ranks wait here for rank 0, in code that no handler of Python interrupts: a signal has its default action.
+        world = distributed.start(recipe.train.timeout_minutes)
         try:
-            with Signals() as signals:
-                return _train(run, world, tracker, signals, callbacks)
+            world.barrier()
+            tracker = Tracker(run) if world.is_main else None
+            try:
+                with signals:
+                    return _train(run, world, tracker, signals, callbacks)
+            finally:
+                if tracker is not None:
+                    tracker.close()
         finally:
-            if tracker is not None:
-                tracker.close()
-    finally:
-        distributed.stop()
+            distributed.stop()
 
 
 def _train(run: Run, world: World, tracker: Tracker | None, signals: Signals, own: Sequence[Callback]) -> int:

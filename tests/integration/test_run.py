@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import time
 from pathlib import Path
 
@@ -10,16 +13,17 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from tests.jobs import TINY, curve, kill, metrics, run, start, wait_for_step, weights
+from tests.jobs import TINY, curve, kill, kill_launcher, metrics, run, start, wait_for_step, weights
 
 STAGES = ["connector"] * 8 + ["instruct"] * 4
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run with two processes; the folder it was started in."""
+    """An uninterrupted run with two processes, without git and a home; the folder it was started in."""
     folder = tmp_path_factory.mktemp("finished")
-    output = run("train", str(TINY), cwd=folder, new_store=True)
+    bare = {"PATH": str(folder), "HOME": str(folder / "nowhere"), "TMPDIR": str(folder)}
+    output = run("train", str(TINY), cwd=folder, new_store=True, **bare)
     assert "finished: runs/tiny" in output
     return folder
 
@@ -27,6 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_that_a_run_promises_is_there(finished: Path) -> None:
     folder = finished / "runs" / "tiny"
     records = metrics(folder)
+    assert json.loads((folder / "environment.json").read_text())["git_commit"] is None
     assert [r["stage"] for r in records] == STAGES
     assert [r["step"] for r in records] == [*range(1, 9), *range(1, 5)]
     for record in records:
@@ -76,13 +81,23 @@ def test_a_second_call_finds_nothing_to_do(finished: Path) -> None:
 
 
 def test_killed_runs_end_with_the_same_bits(finished: Path, tmp_path: Path) -> None:
-    """`kill -9` in the first stage between checkpoints, then in the second; the third start ends the run."""
-    for stage, step in (("connector", 5), ("instruct", 1)):
-        process = start("train", str(TINY), cwd=tmp_path)
-        wait_for_step(tmp_path / "runs" / "tiny", stage, step, process)
-        time.sleep(0.2)
-        kill(process)
+    """`kill -9` in the first stage between checkpoints, then of the launcher in the second; the third start ends it.
+
+    While the first job stands still, a second one is refused.
+    """
+    process = start("train", str(TINY), cwd=tmp_path)
+    wait_for_step(tmp_path / "runs" / "tiny", "connector", 5, process)
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGSTOP)
+    refused = run("train", str(TINY), cwd=tmp_path, code=2)
+    assert re.fullmatch(r"alignvlm: runs/tiny/lease-000001.json: another job trains here: .*\n", refused)
+    kill(process)
+    process = start("train", str(TINY), cwd=tmp_path)
+    wait_for_step(tmp_path / "runs" / "tiny", "instruct", 1, process)
+    time.sleep(0.2)
+    kill_launcher(process)
     run("train", str(TINY), cwd=tmp_path)
+    assert not list((tmp_path / "runs" / "tiny").glob("lease-*"))
     folder, reference = tmp_path / "runs" / "tiny", finished / "runs" / "tiny"
     assert curve(folder) == curve(reference)
     for stage in ("1-connector", "2-instruct"):

@@ -1,0 +1,322 @@
+"""One job per run folder: a small file says who trains there, and its time stamp keeps moving while that job lives.
+
+It works on any shared file system: hosts compare neither their clocks nor locks. A lease is a numbered file that is
+created exclusively; who takes over a dead job's lease creates the next number, so two can never win. The holder looks
+at its file with every beat and stops when another job has taken it over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from pathlib import Path
+
+from alignvlm.errors import UserError
+from alignvlm.progress import say
+from data_pipeline.files import must_write
+
+BEAT_SECONDS = 10.0
+"""How often the holder renews the file."""
+STALE_SECONDS = 45.0
+"""How long a job watches a lease that does not move before it takes it over."""
+ENDING_SECONDS = 2.0
+"""How long a holder on this host that was just killed may still be seen."""
+MAX_BYTES = 4096
+NAME = re.compile(r"lease-(\d{6})\.json")
+_EXITING = 0x4
+"""PF_EXITING among the flags of /proc/<pid>/stat."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that trains in a run folder: rank 0 of a job."""
+
+    host: str
+    pid: int
+    started: int
+    """When the process was started, in clock ticks since its host's boot; 0 where the system does not say."""
+    boot: str
+    """Identifies a running kernel; the host's name where the system has no such number."""
+    processes: str
+    """Identifies the space that `pid` belongs to: containers have their own."""
+    job: str
+    """The scheduler's job, or ""."""
+    attempt: int
+    """How often the scheduler had put this job back into the queue."""
+    since: str
+    token: str
+    """Unique: tells this lease from all others."""
+
+    @classmethod
+    def this_process(cls, environment: Mapping[str, str] = os.environ) -> Holder:
+        """What this process writes into its lease."""
+        host, job = socket.gethostname(), environment.get("SLURM_JOB_ID", "")
+        return cls(
+            host=host,
+            pid=os.getpid(),
+            started=_start_of(os.getpid()) or 0,
+            boot=_read_text("/proc/sys/kernel/random/boot_id") or host,
+            processes=_link("/proc/self/ns/pid"),
+            job=f"{environment.get('SLURM_CLUSTER_NAME', 'slurm')}/{job}" if job else "",
+            attempt=int(environment.get("SLURM_RESTART_COUNT", "0")),
+            since=datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+            token=uuid.uuid4().hex,
+        )
+
+    @classmethod
+    def parse(cls, content: bytes) -> Holder | None:
+        """The holder that a lease names; None for anything else, such as a file that a crash cut short."""
+        try:
+            values = json.loads(content)
+        except (ValueError, RecursionError):
+            return None
+        kinds = {field.name: int if field.type == "int" else str for field in fields(cls)}
+        if not isinstance(values, dict) or values.keys() != kinds.keys():
+            return None
+        if not all(type(values[name]) is kind for name, kind in kinds.items()):
+            return None
+        return cls(**values)
+
+    def __str__(self) -> str:
+        job = f", job {self.job}" if self.job else ""
+        return f"process {self.pid} on {self.host}{job}, since {self.since}"
+
+    def gives_way_to(self, other: Holder) -> bool:
+        """Whether the scheduler has put the holder's job back into the queue and started it again as `other`."""
+        return self.job != "" and self.job == other.job and self.attempt < other.attempt
+
+    def is_alive(self, me: Holder, lease: Path) -> bool | None:
+        """Whether the holder's process runs; None when that cannot be seen from here."""
+        if self.boot != me.boot:
+            return None
+        if self.processes != me.processes:
+            return _is_locked(lease)
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except (OSError, OverflowError):
+            pass  # another user's
+        started = _start_of(self.pid)
+        return None if started is None else started == self.started
+
+
+class Lease:
+    """`with Lease(folder):` trains alone in the run folder, or not at all."""
+
+    def __init__(self, folder: Path, beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS) -> None:
+        self.folder, self._beat, self._stale = folder, beat, stale
+        self._number, self._path = 0, folder
+        self._descriptor, self._content = -1, b""
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Lease:
+        """Become the holder, at once when the folder has none or its holder is known to be dead.
+
+        Raises:
+            UserError: another job trains here. DataError: the folder cannot be written.
+        """
+        with must_write(self.folder, "make it writable, or give another folder for all runs: runs=FOLDER"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            me = Holder.this_process()
+            while not self._take(me):
+                time.sleep(0.2)
+        # It lives while loader processes are forked, so it takes no lock that they could wait for.
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+        if self._thread is not None:
+            self._thread.join()
+        os.close(self._descriptor)
+
+    def release(self) -> None:
+        """Let the next job in at once; safe in a signal handler, and when nothing is held."""
+        self._ended.set()
+        if self._number and self._is_ours():
+            self._path.unlink(missing_ok=True)
+
+    def _take(self, me: Holder) -> bool:
+        """One try: wait for the holder there is, and create the next lease; False when another job was faster."""
+        seen = self._leases()
+        newest = max(seen, default=0)
+        if newest:
+            self._wait_for(seen[newest], me)
+        number = newest + 1
+        path = self.folder / f"lease-{number:06d}.json"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return False
+        self._number, self._path, self._descriptor = number, path, descriptor
+        self._content = json.dumps(asdict(me)).encode() + b"\n"
+        taken = False
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks; see `_is_locked`
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._renew()
+            # A new file makes NFS list the folder anew: a lease that an old list had hidden is seen now.
+            taken = self._leases().keys() - seen.keys() == {number}
+        finally:
+            if not taken:
+                path.unlink(missing_ok=True)
+                os.close(descriptor)
+        for old in seen.values():
+            with contextlib.suppress(OSError):  # another user's, in a folder where only owners remove
+                old.unlink()
+        return taken
+
+    def _leases(self) -> dict[int, Path]:
+        """Number -> file; the highest number is the one in force."""
+        found = [(NAME.fullmatch(name), name) for name in os.listdir(self.folder)]
+        return {int(match[1]): self.folder / name for match, name in found if match}
+
+    def _wait_for(self, lease: Path, me: Holder) -> None:
+        """Return when the lease may be taken over, because it is gone or its job is dead.
+
+        Raises:
+            UserError: its job is alive.
+        """
+        first = _look_at(lease)
+        holder = Holder.parse(first.content)
+        name = str(holder or "a process that it does not name")
+        held = UserError(
+            f"{lease}: another job trains here: {name}. Wait until it ends, stop it, or give this run another name "
+            f"(name={self.folder.name}-2)"
+        )
+        if not first.exists or (holder and holder.gives_way_to(me)):
+            return
+        deadline = time.monotonic() + ENDING_SECONDS
+        while holder and (alive := holder.is_alive(me, lease)) is not None:
+            if not alive:
+                return
+            if time.monotonic() > deadline:
+                raise held
+            time.sleep(0.1)
+        say(f"{lease}: held by {name}; waiting up to {self._stale:.0f} s for a sign of life")
+        deadline = time.monotonic() + self._stale
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, self._stale / 10))
+            now = _look_at(lease)
+            if not now.exists:
+                return
+            if now != first:
+                raise held
+        say(f"{lease}: no sign of life, taking over")
+
+    def _keep(self) -> None:
+        """Renew the lease until it ends. When another job has it, end this process: it must write nothing more."""
+        while not self._ended.wait(self._beat):
+            with contextlib.suppress(OSError):  # the next beat tries again; `_is_ours` finds out what matters
+                self._renew()
+            if not self._is_ours() and not self._ended.is_set():
+                with contextlib.suppress(OSError):
+                    line = f"alignvlm: {self._path}: {self._loss()}; this job ends and saves nothing more"
+                    print(line, file=sys.stderr, flush=True)
+                os._exit(2)
+
+    def _loss(self) -> str:
+        """What became of this job's lease."""
+        with contextlib.suppress(OSError):
+            leases = self._leases()
+            holder = Holder.parse(_look_at(leases[max(leases)]).content) if leases else None
+            if holder is not None:
+                return f"{holder} has taken this run over"
+        return "the lease of this job was removed"
+
+    def _renew(self) -> None:
+        """Write the same bytes once more: that moves the file's time stamp, and repairs what others did to it."""
+        os.pwrite(self._descriptor, self._content, 0)
+        os.ftruncate(self._descriptor, len(self._content))
+        os.fsync(self._descriptor)
+
+    def _is_ours(self) -> bool:
+        """Whether the lease in force is the one that this process created; True when the disk does not answer."""
+        try:
+            if max(self._leases(), default=0) > self._number:
+                return False
+            found = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)  # NFS asks the server, not its cache
+            try:
+                return os.path.sameopenfile(found, self._descriptor) or os.read(found, MAX_BYTES) == self._content
+            finally:
+                os.close(found)
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ESTALE)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a lease looks like from here; two looks differ when its holder has renewed it in between."""
+
+    exists: bool
+    content: bytes = b""
+    modified: int = 0
+
+
+def _look_at(lease: Path) -> _Look:
+    """Read a lease; opening it also makes NFS ask the server instead of its cache."""
+    try:
+        descriptor = os.open(lease, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return _Look(True, os.read(descriptor, MAX_BYTES), os.fstat(descriptor).st_mtime_ns)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return _Look(error.errno not in (errno.ENOENT, errno.ESTALE))
+
+
+def _is_locked(lease: Path) -> bool | None:
+    """Whether a process of this kernel, in whatever container, holds the file locked as a living holder does."""
+    try:
+        descriptor = os.open(lease, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # no locks here
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _start_of(pid: int) -> int | None:
+    """When a running process was started, in clock ticks; 0 when it is ending, None when the system does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            values = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    ending = values[0] in (b"Z", b"X") or int(values[6]) & _EXITING
+    return 0 if ending else int(values[19])
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
