@@ -96,7 +96,8 @@ def ensure_processor(recipe: Recipe) -> AlignVLMProcessor:
         with must_write(folder, "make data.root writable, or give another one: data.root=FOLDER"):
             shutil.rmtree(partial, ignore_errors=True)
             tokenizer.save_pretrained(partial)
-            (partial / MADE_FROM).write_text(json.dumps(made_from | {"files": _checksums(partial)}, indent=2))
+            stamp = json.dumps(made_from | {"files": _checksums(partial)}, indent=2)
+            (partial / MADE_FROM).write_text(stamp, encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         return True

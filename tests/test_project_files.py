@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -16,6 +17,8 @@ import alignvlm
 from tests.checkout import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
+OTHER_OPENS = ("os", "Image", "tarfile", "storage", "self", "run")
+"""What has a method `open` that opens no text file."""
 COMMANDS = set(re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[0].split())
 
 
@@ -118,3 +121,19 @@ def test_every_pinned_version_is_allowed_by_the_package() -> None:
     assert all(version in needed[name] for name, version in pinned.items() if name in needed)
     gpu_only = {"flash-attn", "liger-kernel"}
     assert needed.keys() - gpu_only <= pinned.keys()
+
+
+def test_every_text_file_is_read_and_written_as_utf_8() -> None:
+    """Not in the encoding of whoever's locale: a call that opens text names its encoding."""
+    found = []
+    for path in [each for package in ("alignvlm", "data_pipeline") for each in (ROOT / package).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            owner = ast.unparse(node.func).rpartition(".")[0]
+            mode = next((str(each.value) for each in node.args if isinstance(each, ast.Constant)), "r")
+            reads_text = name in ("read_text", "write_text") or (name == "open" and "b" not in mode)
+            if reads_text and owner not in OTHER_OPENS and "encoding" not in {each.arg for each in node.keywords}:
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert found == []

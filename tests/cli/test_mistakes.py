@@ -47,6 +47,7 @@ RECIPE: list[tuple[list[str], str]] = [
     (["latin.yaml"], "latin.yaml"),
     (["nul.yaml"], "nul.yaml"),
     (["empty.yaml"], "empty"),
+    (["~nobody-of-that-name/x.yaml"], "x.yaml"),
     (["x" * 5000], "xxx"),
     (["tiny.yaml", "sede=3"], "did you mean 'seed'"),
     (["tiny.yaml", "seed"], "seed"),

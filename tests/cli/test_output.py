@@ -96,6 +96,11 @@ def raising(error: BaseException) -> Callable[..., int]:
         ),
         (FileExistsError(errno.EEXIST, "File exists", "a\nb", None, b"c"), 2, "alignvlm: a b → c: File exists\n"),
         (KeyboardInterrupt(), 130, ""),
+        (
+            UnicodeEncodeError("ascii", "größe", 2, 4, "ordinal not in range"),
+            2,
+            "alignvlm: 'größe' is no name in this locale (ascii); set PYTHONUTF8=1\n",
+        ),
         (OSError(errno.EIO, "Input/output error", "x"), None, ""),
         (ConnectionResetError(errno.ECONNRESET, "reset"), None, ""),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), None, ""),
