@@ -11,7 +11,7 @@ from typing import Any
 from alignvlm.errors import UserError
 from alignvlm.evaluation.evaluate import read_results
 from alignvlm.run_folder import ATTEMPTS_LINE, ENVIRONMENT, METRICS_LINE, RunFolder, StageFolder
-from data_pipeline.files import read_json, read_json_lines
+from data_pipeline.files import read_json, read_json_lines, read_needed
 from data_pipeline.loading.ledger import LINE as QUARANTINE_LINE
 
 PREDICTION = {
@@ -87,12 +87,14 @@ def read_run(folder: str | Path) -> RunData:
     """Read a run folder, finished or not. The folder may come from somebody else: nothing outside it is read.
 
     Raises:
-        UserError: there is no such folder, nothing of a run in it, or its recipe is damaged.
+        UserError: there is no such folder, nothing of a run in it, or its recipe is damaged. DataError: the folder
+            cannot be read.
     """
     run = RunFolder(folder)
     if not run.path.is_dir():
         raise UserError(f"{run.path}: there is no run folder; give one that training wrote, such as runs/quickstart")
-    stages = [_stage(run, stage) for stage in run.stages() if run.holds(stage.path)]
+    found = read_needed(run.path, lambda _: run.stages(), "make the folder readable")
+    stages = [_stage(run, stage) for stage in found if run.holds(stage.path)]
     if not stages and not run.config.is_file():
         raise UserError(f"{run.path} is not a run folder (no {run.config.name} and no stage folders such as 0-init)")
     return RunData(

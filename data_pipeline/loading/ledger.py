@@ -50,12 +50,13 @@ class Ledger:
         self.num_seen += num_seen
         self.num_bad += len(bad)
         if bad:
-            self._waiting += bad
             try:
-                self._write(self._waiting)
+                self._write([*self._waiting, *bad])
                 self._waiting = []
             except OSError as error:
-                log.warning("%s cannot be written (%s): its lines wait in memory", self.path, reason(error))
+                if not self._waiting:
+                    log.warning("%s cannot be written (%s): its lines wait in memory", self.path, reason(error))
+                self._waiting += bad
             if self.num_bad > MIN_BAD and self.num_bad > self.max_bad_fraction * self.num_seen:
                 last = bad[-1]
                 raise LoadError(

@@ -21,9 +21,11 @@ from typing import Any
 
 import torch
 
+from alignvlm.errors import UserError
 from alignvlm.training.checkpoints.store import TAG, UNIVERSAL_SUFFIX, CheckpointInfo
 from alignvlm.training.distributed import World
 from alignvlm.training.optim import Group
+from data_pipeline.files import reason
 
 UNIVERSAL = {"checkpoint": {"load_universal": True}}
 """Added to the DeepSpeed config of an engine that `load` fills."""
@@ -33,7 +35,7 @@ def convert(checkpoint: CheckpointInfo, world: World) -> Path:
     """Folder of the checkpoint's universal copy, which rank 0 writes beside it; every rank calls it.
 
     Raises:
-        RuntimeError: the conversion failed; with its output.
+        UserError: the conversion failed, for example because the disk is full.
     """
     folder = checkpoint.folder.with_name(checkpoint.folder.name + UNIVERSAL_SUFFIX)
     problem = None
@@ -44,12 +46,18 @@ def convert(checkpoint: CheckpointInfo, world: World) -> Path:
         workers = ["--num_extract_workers", "2", "--num_merge_workers", "2"]
         result = subprocess.run([*program, *folders, *workers], capture_output=True, text=True, check=False)
         if result.returncode:
-            problem = result.stdout[-2000:] + result.stderr[-2000:]
+            problem = (result.stderr or result.stdout).rstrip().rpartition("\n")[2]  # a traceback's last line
         else:
-            (folder / "done").touch()
+            try:
+                (folder / "done").touch()
+            except OSError as error:
+                problem = reason(error)
     problem = world.broadcast(problem)
     if problem is not None:
-        raise RuntimeError(f"{checkpoint.folder}: conversion to {world.size} ranks failed:\n{problem}")
+        raise UserError(
+            f"{checkpoint.folder}: the conversion from {checkpoint.state['world_size']} to {world.size} ranks failed "
+            f"({problem}); free some space, or start with as many ranks as before"
+        )
     return folder
 
 
