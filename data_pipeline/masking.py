@@ -10,7 +10,7 @@ MIN_LENGTH = 4
 
 # A password ends at the last "@" before a blank: users write "@", "/" and "#" without their percent codes.
 _PASSWORD = re.compile(r"([a-z][a-z0-9+.-]*:/{1,3}[^\s:@/?#]*):(?!\d+[/?#])\S*@", re.IGNORECASE)
-_WITHOUT_SCHEME = re.compile(r"(?<![\w/:.+-])(?!mailto:)([a-z][\w.+-]*):[^\s/@:]+@(?=\w)", re.IGNORECASE)
+_WITHOUT_SCHEME = re.compile(r"(?<![\w/:.+-])(?!mailto:)([a-z][\w.+-]*):[^\s/@:]+@(?=\w)(?!\d+\b(?!\.))", re.IGNORECASE)
 _TOKEN_AS_USER = re.compile(r"(https?://)[^\s:@/?#]+@", re.IGNORECASE)
 _QUERY = re.compile(
     r"([?&;#][^\s=&;#]*(?:token|pass|pwd|secret|key|sig|auth|cred|jwt|session|odbc_connect)[^\s=&;#]*=)[^\s&;#]*",

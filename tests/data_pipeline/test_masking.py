@@ -27,6 +27,8 @@ from data_pipeline.masking import is_masked, mask
         ("sqlite:////data/runs/mlflow.db", "sqlite:////data/runs/mlflow.db"),
         ("postgresql:/user:pw@host", "postgresql:/user:***@host"),
         ("'user:pw@host:5000'", "'user:***@host:5000'"),
+        ("sbatch --signal=B:USR1@300 '--signal=B:USR1@90' x", "sbatch --signal=B:USR1@300 '--signal=B:USR1@90' x"),
+        ("'user:pw@10.0.0.1:5000'", "'user:***@10.0.0.1:5000'"),
         ("data/a:b@c 0.tar:key@7 git@host:path mailto:me@host", "data/a:b@c 0.tar:key@7 git@host:path mailto:me@host"),
     ],
 )  # fmt: skip
