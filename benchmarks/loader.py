@@ -54,7 +54,7 @@ class PageEncoder:
     def encode(self, sample: Sample) -> Encoded:
         tokens, _ = self.measure(sample.messages, sample.images)
         ids = np.arange(tokens, dtype=np.int64)
-        return Encoded(ids, ids, cut(sample.images[0])[None])
+        return Encoded(ids, ids, cut(sample.images[0])[None], ids[:196])
 
 
 def cut(image: Image.Image) -> np.ndarray:

@@ -6,6 +6,7 @@ As Liger does, the gradients are computed in chunks of tokens already in the for
 from __future__ import annotations
 
 import importlib.util
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -38,14 +39,14 @@ def linear_cross_entropy(
     """
     _check(hidden, weight, labels, bias, chunk)
     device_type = hidden.device.type
-    if torch.is_autocast_enabled(device_type) and hidden.dtype != torch.float64:
+    if _is_autocast(hidden) and hidden.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = bias if bias is None else bias.to(dtype)
     if implementation is None:
         has_liger = hidden.is_cuda and importlib.util.find_spec("liger_kernel") is not None
         implementation = "liger" if has_liger and hidden.dtype != torch.float64 and hidden.shape[0] > 0 else "torch"
-    with torch.autocast(device_type, enabled=False):
+    with nullcontext() if hidden.is_meta else torch.autocast(device_type, enabled=False):
         if implementation == "liger":
             return _liger(hidden, weight, labels, bias)
         if implementation == "torch":
@@ -119,6 +120,10 @@ def _loss_and_gradients(
     return loss, grad_hidden, grad_weight, grad_bias
 
 
+def _is_autocast(tensor: Tensor) -> bool:
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
 def _check(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, chunk: int) -> None:
     if hidden.dim() != 2 or not hidden.is_floating_point():
         raise ValueError(f"hidden must be a floating point [N, D], not {hidden.dtype} {tuple(hidden.shape)}")
@@ -128,7 +133,7 @@ def _check(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, 
         raise ValueError(f"labels must be int64 [{hidden.shape[0]}], not {labels.dtype} {tuple(labels.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], not {tuple(bias.shape)}")
-    autocast = torch.is_autocast_enabled(hidden.device.type)
+    autocast = _is_autocast(hidden)
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.dtype != hidden.dtype and not autocast:
             raise ValueError(f"{name} is {tensor.dtype} but hidden is {hidden.dtype}")

@@ -1,27 +1,29 @@
 """Attention over packed documents: which kernel, and the layout it needs. Documents never see each other.
 
 A packed micro-batch is one flat sequence with cumulative document lengths. Three implementations give the same
-result: flash-attn through transformers ("flash"), PyTorch's variable-length flash kernel ("varlen", CUDA) and SDPA
-per document ("sdpa", anywhere). Without a layout (generation) the latter two are transformers' own SDPA.
+result: the flash-attn package ("flash"), PyTorch's variable-length flash kernel ("varlen", both CUDA) and SDPA per
+document ("sdpa", anywhere). They are for packed micro-batches; generation uses transformers' own SDPA.
+
+transformers makes no mask for implementations whose masks it does not know. None is needed here, and its search for
+packed documents in `position_ids` would make the host wait for the GPU.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import AttentionInterface
+from transformers.utils import is_flash_attn_2_available
 
 SDPA = "alignvlm_sdpa"
 VARLEN = "alignvlm_varlen"
-FLASH = "flash_attention_2"
+FLASH = "alignvlm_flash"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Documents:
     """Where the documents of a flat sequence lie, prepared once per forward pass for all layers."""
 
     cu_seqlens: torch.Tensor
-    """Cumulative lengths, int32 [num_documents + 1], on the model's device."""
+    """Cumulative lengths, int32 [num_documents + 1]."""
     max_seqlen: int
     buckets: tuple[torch.Tensor, ...] = ()
     """For SDPA: token indices [documents, padded length] of documents of similar length."""
@@ -38,7 +40,10 @@ class Documents:
 
     @classmethod
     def of(cls, cu_seqlens: torch.Tensor, max_seqlen: int, implementation: str) -> Documents:
-        """Lay out the documents for one implementation; `cu_seqlens` is int32 [num_documents + 1]."""
+        """Lay out the documents for one implementation, on the device of `cu_seqlens`, int32 [num_documents + 1].
+
+        For SDPA the lengths are read: on a GPU's tensor the host waits for the GPU.
+        """
         if implementation != SDPA or len(cu_seqlens) == 2:
             return cls(cu_seqlens, max_seqlen)
         starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
@@ -57,13 +62,24 @@ class Documents:
         return cls(cu_seqlens, max_seqlen, tuple(buckets), inverse)
 
 
+    def to(self, device: torch.device) -> Documents:
+        """The same on another device, copied without waiting."""
+        move = lambda tensor: tensor.to(device, non_blocking=True)
+        return replace(
+            self,
+            cu_seqlens=move(self.cu_seqlens),
+            buckets=tuple(map(move, self.buckets)),
+            inverse=None if self.inverse is None else move(self.inverse),
+        )
+
+
 def choose_attention(name: str, device: torch.device) -> str:
-    """The transformers implementation for a recipe's `model.attention` on this device.
+    """The implementation for a recipe's `model.attention` on this device.
 
     Raises:
         ValueError: when the implementation asked for cannot run here.
     """
-    has_flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    has_flash = device.type == "cuda" and is_flash_attn_2_available()
     has_varlen = device.type == "cuda" and importlib.util.find_spec("torch.nn.attention.varlen") is not None
     if name == "auto":
         return FLASH if has_flash else VARLEN if has_varlen else SDPA
@@ -72,17 +88,6 @@ def choose_attention(name: str, device: torch.device) -> str:
     if name == "varlen" and not has_varlen:
         raise ValueError("model.attention = 'varlen' needs a CUDA device and torch >= 2.10; use 'auto'")
     return {"flash": FLASH, "varlen": VARLEN, "sdpa": SDPA}[name]
-
-
-def attention_kwargs(documents: Documents) -> dict[str, Any]:
-    """What the layers of a transformers LM pass through to the attention function for packed documents."""
-    return {
-        "cu_seq_lens_q": documents.cu_seqlens,
-        "cu_seq_lens_k": documents.cu_seqlens,
-        "max_length_q": documents.max_seqlen,
-        "max_length_k": documents.max_seqlen,
-        "documents": documents,
-    }
 
 
 def sdpa_per_document(
@@ -101,11 +106,9 @@ def sdpa_per_document(
 
     Documents of similar length become a right-padded batch: under a causal mask the padding is never seen.
     """
-    if documents is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+    documents = _packed(documents)
     _refuse_window(sliding_window, documents)
+    _refuse_variants(kwargs)
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         gqa = q.shape[1] != k.shape[1]
@@ -134,20 +137,63 @@ def varlen_per_document(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """As `sdpa_per_document`, through `torch.nn.attention.varlen` (CUDA, 16-bit)."""
-    if documents is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+    documents = _packed(documents)
     _refuse_window(sliding_window, documents)
+    _refuse_variants(kwargs)
     from torch.nn.attention.varlen import varlen_attn
 
+    arguments = _varlen_arguments()
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # [T, H, d]
     groups = q.shape[1] // k.shape[1]
-    if groups > 1:
+    if groups > 1 and "enable_gqa" not in arguments:
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     cu, longest = documents.cu_seqlens, documents.max_seqlen
-    out: Any = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, **_causal_argument())
+    out: Any = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, **arguments)
     return out[None], None
+
+
+def flash_per_document(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    documents: Documents | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """As `sdpa_per_document`, through the flash-attn package (CUDA, 16-bit), which knows windows and soft caps."""
+    documents = _packed(documents)
+    _refuse_variants(kwargs)
+    from flash_attn import flash_attn_varlen_func
+
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, H, d]
+    cu, longest = documents.cu_seqlens, documents.max_seqlen
+    before = -1 if sliding_window is None else sliding_window - 1  # tokens before itself that a token sees
+    out = flash_attn_varlen_func(
+        q, k, v, cu, cu, longest, longest,
+        dropout_p=dropout, softmax_scale=scaling, causal=True, window_size=(before, 0), softcap=softcap or 0.0,
+    )  # fmt: skip
+    return out[None], None
+
+
+def _packed(documents: Documents | None) -> Documents:
+    if documents is None:
+        raise ValueError(
+            "this attention is for packed micro-batches (cu_seqlens, max_seqlen); set_attn_implementation('sdpa') for "
+            "anything else"
+        )
+    return documents
+
+
+def _refuse_variants(kwargs: dict[str, Any]) -> None:
+    """Kinds of attention that would be left out in silence: soft-capped scores, attention sinks."""
+    for name in ("softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"this LM's attention has {name!r}, which alignvlm's packed attention does not know")
 
 
 def _refuse_window(sliding_window: int | None, documents: Documents) -> None:
@@ -159,23 +205,16 @@ def _refuse_window(sliding_window: int | None, documents: Documents) -> None:
 
 
 @lru_cache(maxsize=1)
-def _causal_argument() -> dict[str, Any]:
-    """torch 2.10 says `is_causal`, later versions `window_size`."""
+def _varlen_arguments() -> dict[str, Any]:
+    """How this torch says causal (2.10: `is_causal`, later `window_size`) and, where it can, that heads are grouped."""
     from torch.nn.attention.varlen import varlen_attn
 
     names = inspect.signature(varlen_attn).parameters
-    return {"is_causal": True} if "is_causal" in names else {"window_size": (-1, 0)}
-
-
-def document_mask(*, q_length: int, kv_length: int, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
-    """No mask tensor where causality is all there is (packed documents, or no padding); transformers' one elsewhere."""
-    if attention_mask is None and q_length == kv_length and kwargs.get("local_size") is None:
-        return None
-    return sdpa_mask(q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs)
+    causal: dict[str, Any] = {"is_causal": True} if "is_causal" in names else {"window_size": (-1, 0)}
+    return causal | ({"enable_gqa": True} if "enable_gqa" in names else {})
 
 
 def register() -> None:
     """Make the implementations known to transformers; called once when `alignvlm.model` is imported."""
-    for name, function in ((SDPA, sdpa_per_document), (VARLEN, varlen_per_document)):
+    for name, function in ((SDPA, sdpa_per_document), (VARLEN, varlen_per_document), (FLASH, flash_per_document)):
         AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, document_mask)

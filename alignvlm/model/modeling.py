@@ -15,7 +15,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from alignvlm.connectors import Connector, Sizes, build_connector
 from alignvlm.kernels.linear_cross_entropy import IGNORE_INDEX, linear_cross_entropy
-from alignvlm.model.attention import Documents, attention_kwargs
+from alignvlm.model.attention import Documents
 from alignvlm.model.configuration import AlignVLMConfig
 
 
@@ -75,11 +75,10 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         A vision encoder without trainable parameters keeps no activations.
         """
         if pixel_values.dtype == torch.uint8:
-            mean, std = (
-                torch.tensor(x, device=pixel_values.device).view(1, 3, 1, 1)
-                for x in (self.config.image_mean, self.config.image_std)
-            )
-            pixel_values = (pixel_values / 255 - mean) / std
+            pixel_values = pixel_values / 255
+            # Numbers instead of tensors of them: a tensor would have to be copied to the GPU, which waits.
+            for channel, (mean, std) in enumerate(zip(self.config.image_mean, self.config.image_std, strict=True)):
+                pixel_values[:, channel].sub_(mean).div_(std)
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters())
         with torch.set_grad_enabled(trained):
             features = self.vision(pixel_values=pixel_values.to(self.vision.dtype)).last_hidden_state
@@ -95,18 +94,29 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Connector outputs of tiles: [K, 3, S, S] to [K, T', D]."""
         return self.connector(self.encode_tiles(pixel_values), self.get_input_embeddings().weight)
 
-    def embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
-        """Input embeddings [B, T, D]: text embeddings with the visual tokens scattered into their places.
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        visual_positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Input embeddings [B, T, D]: text embeddings with the visual tokens put into their places.
 
         In training the vision encoder and the connector are called exactly once whatever the batch holds: a dummy
         tile of weight zero stands in for images, so that all ranks make the same collective calls under ZeRO-3.
+
+        Args:
+            visual_positions: int64 [N], the places of the visual tokens in the flattened `input_ids`; without it they
+                are looked up, for which the host waits for the GPU.
 
         Raises:
             ValueError: when the visual tokens in `input_ids` are not as many as the tiles give.
         """
         is_visual = input_ids == self.config.image_token_id
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_visual, 0))
-        num_visual = int(is_visual.sum())
+        if visual_positions is None:
+            visual_positions = is_visual.flatten().nonzero().squeeze(1)
+        num_visual = len(visual_positions)
         if pixel_values is None or len(pixel_values) == 0:
             if num_visual:
                 raise ValueError(f"{num_visual} visual tokens in input_ids, but no tiles in pixel_values")
@@ -117,7 +127,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"{num_visual} visual tokens in input_ids, but {features.shape[0]} tiles give "
                 f"{features.shape[0] * features.shape[1]}: encode text and images with this model's processor"
             )
-        return embeds.masked_scatter(is_visual[..., None], features.to(embeds.dtype))
+        visual = features.flatten(0, 1).to(embeds.dtype)  # [N, D]
+        return embeds.flatten(0, 1).index_copy(0, visual_positions, visual).view_as(embeds)
 
     def _dummy_tile(self, embeds: torch.Tensor) -> torch.Tensor:
         """Zero, computed through the vision encoder and the connector; scalar of the embeddings' dtype."""
@@ -136,6 +147,9 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         cu_seqlens: torch.Tensor | None = None,
         max_seqlen: int | None = None,
+        visual_positions: torch.Tensor | None = None,
+        target_positions: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -148,29 +162,36 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: tiles of all images in reading order, [K, 3, S, S], uint8 or normalised floats.
             labels: [B, T], -100 where unsupervised, not shifted; gives a loss instead of logits.
             cu_seqlens: int32 [num_documents + 1] for a packed micro-batch (B = 1), with `max_seqlen`, and
-                `position_ids` [1, T] that restart in every document.
+                `position_ids` [1, T] that restart in every document. Best on the host, where it is read.
+            visual_positions: int64 [N], where the visual tokens are in the flattened `input_ids`.
+            target_positions: int64 [M], instead of `labels`: the tokens, flattened, whose next token is supervised.
+            targets: int64 [M], these next tokens. Training gives positions, so that the host never waits for the GPU.
             num_items_in_batch: divisor of the summed loss; default: this micro-batch's supervised tokens.
         """
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds = self.embed(input_ids, pixel_values)
+            inputs_embeds = self.embed(input_ids, pixel_values, visual_positions)
         if cu_seqlens is not None:
             assert max_seqlen is not None, "cu_seqlens comes with max_seqlen"
             implementation = self.language.config._attn_implementation
-            kwargs |= attention_kwargs(Documents.of(cu_seqlens, max_seqlen, implementation))
+            documents = Documents.of(cu_seqlens, max_seqlen, implementation)
+            kwargs["documents"] = documents.to(inputs_embeds.device)
+        if labels is not None:
+            target_positions, targets = find_targets(labels, cu_seqlens)
         decoder = self.language.get_decoder()
         outputs = decoder(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            use_cache=use_cache if labels is None else False,
+            use_cache=use_cache if targets is None else False,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        if labels is not None:
-            return AlignVLMOutput(loss=self._loss(hidden, labels, cu_seqlens, num_items_in_batch))
+        if targets is not None:
+            assert target_positions is not None, "targets comes with target_positions"
+            return AlignVLMOutput(loss=self._loss(hidden, target_positions, targets, num_items_in_batch))
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.get_output_embeddings()(hidden[:, kept])
         return AlignVLMOutput(logits=logits, past_key_values=outputs.past_key_values)
@@ -178,17 +199,14 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _loss(
         self,
         hidden: torch.Tensor,
-        labels: torch.Tensor,
-        cu_seqlens: torch.Tensor | None,
+        positions: torch.Tensor,
+        targets: torch.Tensor,
         num_items: torch.Tensor | int | None,
     ) -> torch.Tensor:
-        targets = shift_labels(labels, cu_seqlens)  # [B, T]
-        chosen = targets != IGNORE_INDEX
         head: Any = self.get_output_embeddings()
-        total = linear_cross_entropy(
-            hidden[chosen], head.weight, targets[chosen], getattr(head, "bias", None), chunk=self.loss_chunk
-        )
-        return total / (chosen.sum().clamp(min=1) if num_items is None else num_items)
+        chosen = hidden.flatten(0, 1).index_select(0, positions)  # [M, D]
+        total = linear_cross_entropy(chosen, head.weight, targets, getattr(head, "bias", None), chunk=self.loss_chunk)
+        return total / (max(1, len(targets)) if num_items is None else num_items)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Any, past_key_values: Any = None, pixel_values: Any = None, **kwargs: Any
@@ -199,10 +217,12 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return inputs
 
 
-def shift_labels(labels: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
-    """The target of each position, the next token of the same document: [B, T] to [B, T], -100 where there is none."""
-    targets = torch.full_like(labels, IGNORE_INDEX)
-    targets[:, :-1] = labels[:, 1:]
+def find_targets(labels: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions [M] in the flattened labels [B, T] whose next token, in the same document, is supervised; these [M]."""
+    following = torch.full_like(labels, IGNORE_INDEX)
+    following[:, :-1] = labels[:, 1:]
     if cu_seqlens is not None:
-        targets[0, cu_seqlens[1:].long() - 1] = IGNORE_INDEX
-    return targets
+        following[0, cu_seqlens[1:].long() - 1] = IGNORE_INDEX
+    following = following.flatten()
+    positions = (following != IGNORE_INDEX).nonzero().squeeze(1)
+    return positions, following[positions]

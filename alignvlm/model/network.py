@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from alignvlm.config.schema import PARTS, Recipe
 from alignvlm.errors import UserError, shown
-from alignvlm.model.attention import SDPA, Documents, attention_kwargs
+from alignvlm.model.attention import SDPA, Documents
 from alignvlm.model.backbones import (
     Backbone,
     check_role,
@@ -109,14 +109,10 @@ class Network:
 
     def run_decoder(self, num_tokens: int, needs_grad: bool) -> torch.Tensor:
         """Last hidden states [1, T, D] of one document; `needs_grad`: something before the decoder learns."""
-        device = torch.device("meta")
-        documents = Documents(torch.empty(2, dtype=torch.int32, device=device), max_seqlen=1)  # passes any window
-        # A mask in four dimensions is taken as it is: transformers looks at values to make one itself. SDPA per
-        # document ignores it.
-        mask = torch.empty(1, 1, num_tokens, num_tokens, dtype=torch.bool, device=device)
+        documents = Documents(torch.empty(2, dtype=torch.int32, device="meta"), max_seqlen=1)  # passes any window
         embeds = self.empty(1, num_tokens, self.dims.hidden_size, needs_grad=needs_grad)
         decoder: Any = self.model.language.get_decoder()
-        outputs = decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **attention_kwargs(documents))
+        outputs = decoder(inputs_embeds=embeds, use_cache=False, documents=documents)
         return outputs.last_hidden_state
 
     def try_out(self) -> None:
@@ -163,7 +159,7 @@ def measure_layers(part: nn.Module, measure: Callable[[], Any]) -> PerLayer:
     The part runs with one layer and with two, for time: all layers take seconds. A part without a list of equal layers
     runs once as it is, and its layers count as equal shares.
     """
-    layers = _largest_list(part)[2]
+    layers = largest_list(part)[2]
     if len(layers) < 2 or len({_signature(layer) for layer in layers}) > 1:
         whole, num_layers = measure(), max(1, len(layers))
         return PerLayer(whole / num_layers, num_layers, 0 * whole)
@@ -177,7 +173,7 @@ def measure_layers(part: nn.Module, measure: Callable[[], Any]) -> PerLayer:
 @contextlib.contextmanager
 def _first_layers(part: nn.Module, count: int) -> Iterator[None]:
     """The part with its first layers only, where it has a list of layers."""
-    parent, name, layers = _largest_list(part)
+    parent, name, layers = largest_list(part)
     try:
         if len(layers) > count:
             setattr(parent, name, layers[:count])
@@ -187,7 +183,7 @@ def _first_layers(part: nn.Module, count: int) -> Iterator[None]:
             setattr(parent, name, layers)
 
 
-def _largest_list(part: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
+def largest_list(part: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
     """The module list with the most parameters, with its parent and its name there: the part's layers."""
     found: list[tuple[nn.Module, str, nn.ModuleList]] = []
     for parent in part.modules():

@@ -114,7 +114,8 @@ class AlignVLMProcessor(ProcessorMixin):
         if not (labels[1:] != IGNORE_INDEX).any():
             raise SampleError("no supervised token: the conversation has no assistant turn within the text limit")
         none = np.zeros((0, 3, self.tile_size, self.tile_size), np.uint8)
-        return Encoded(ids, labels, np.concatenate(tiles) if tiles else none)
+        visual = np.flatnonzero(ids == self.image_token_id)
+        return Encoded(ids, labels, np.concatenate(tiles) if tiles else none, visual)
 
     def prepare_generation(
         self, conversations: list[list[dict[str, Any]]], images: Sequence[Sequence[ImageSource]]

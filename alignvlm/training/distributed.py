@@ -26,8 +26,10 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    host_group: Any
+    """A gloo group over all ranks with the job's timeout, for what the host knows; None is the default group."""
     cpu_group: Any
-    """A gloo group over all ranks whose timeout is `SLOW_WORK`."""
+    """The same with the timeout `SLOW_WORK`."""
 
     @property
     def is_main(self) -> bool:
@@ -38,10 +40,14 @@ class World:
         dist.barrier(group=self.cpu_group)
 
     def all_reduce_sum(self, *values: float) -> list[float]:
-        """Each value summed over the ranks, in float64, by one collective."""
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        """Each value summed over the ranks, in float64, by one collective of the hosts: no GPU waits or is waited for."""
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self.host_group)
         return total.tolist()
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        """Sum a tensor on `device` over the ranks, in place; the host does not wait for the result."""
+        dist.all_reduce(tensor)
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on all ranks."""
@@ -91,11 +97,11 @@ def start(timeout_minutes: float) -> World:
         # Its shared-memory collectives would be compiled for a minute at every first start; gloo serves as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(
-        dist_backend=backend, timeout=timedelta(minutes=timeout_minutes), verbose=False, auto_mpi_discovery=False
-    )
+    timeout = timedelta(minutes=timeout_minutes)
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False, auto_mpi_discovery=False)
+    host_group = dist.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
     cpu_group = dist.new_group(backend="gloo", timeout=SLOW_WORK)
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, cpu_group)
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, host_group, cpu_group)
 
 
 def stop() -> None:

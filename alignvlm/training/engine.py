@@ -15,6 +15,7 @@ from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.exports import check_export
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm.model.attention import choose_attention
+from alignvlm.model.network import largest_list
 from alignvlm.training.distributed import World
 from alignvlm.training.optim import Group, optimizer_groups, parameter_groups, set_trainable
 
@@ -45,11 +46,21 @@ class Trainer:
 
 
 def build_trainer(
-    recipe: Recipe, stage: StageConfig, export: Path, world: World, extra: dict[str, Any] | None = None
+    recipe: Recipe,
+    stage: StageConfig,
+    export: Path,
+    world: World,
+    extra: dict[str, Any] | None = None,
+    whole_layers: bool = False,
 ) -> Trainer:
     """The engine of a stage, starting from the weights in `export` (under ZeRO-3 never whole on one rank's GPU).
 
-    `extra` is added to DeepSpeed's configuration. Raises DataError when the export is damaged.
+    Args:
+        extra: added to DeepSpeed's configuration.
+        whole_layers: under ZeRO-3, gather the layers of the backbones as wholes.
+
+    Raises:
+        DataError: the export is damaged.
     """
     import deepspeed
 
@@ -69,6 +80,8 @@ def build_trainer(
         enable({"use_reentrant": False})
     set_trainable(model, stage)
     groups = parameter_groups(model, stage)
+    if whole_layers and config["zero_optimization"].get("stage") == 3:
+        gather_whole_layers(model)
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=optimizer_groups(model, groups), config=config, dist_init_required=False
     )
@@ -91,6 +104,17 @@ def zero3_construction(config: dict[str, Any]) -> Iterator[None]:
     finally:
         del keep_alive
         unset_hf_deepspeed_config()
+
+
+def gather_whole_layers(model: AlignVLMForConditionalGeneration) -> None:
+    """Let ZeRO-3 gather and release a backbone's layer at once, not each of the dozen modules in it by itself.
+
+    It takes a fraction of the host's time (`benchmarks/step_overhead.py`) and of the collectives.
+    """
+    from deepspeed.utils import set_z3_leaf_modules
+
+    layers = [layer for part in (model.vision, model.language) for layer in largest_list(part)[2]]
+    set_z3_leaf_modules(model, sorted({type(layer) for layer in layers}, key=lambda kind: kind.__name__))
 
 
 def share_embeddings(model: AlignVLMForConditionalGeneration) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
 from alignvlm.training.optim import set_lr
@@ -79,6 +81,9 @@ def train_step(
 ) -> StepResult:
     """Take one step with learning rates at `factor` of their peaks.
 
+    The host waits for the device once, at the end, to read the loss and the gradient norm; DeepSpeed waits there too,
+    to see whether the gradient is finite.
+
     The loss is the sum over supervised tokens divided by their number in the whole global batch: neither the number
     of ranks nor of micro-batches, nor how the tokens fall to them, enters. DeepSpeed divides gradients by ranks and
     micro-batches, so each loss is divided by tokens / (ranks x micro-batches).
@@ -95,32 +100,43 @@ def train_step(
     counts, votes = agree(world, StepCounts.of(micro_batches), votes, failure)
     num_losses = world.size * len(micro_batches)
     divisor = max(1.0, counts.supervised) / num_losses
-    losses = []
+    total = torch.zeros((), dtype=torch.float64, device=world.device)
     for micro_batch in micro_batches:
         b = micro_batch.to(world.device)
         output = trainer.engine(
             input_ids=b.input_ids,
             pixel_values=b.tiles,
             position_ids=b.position_ids,
-            labels=b.labels,
             cu_seqlens=b.cu_seqlens,
             max_seqlen=b.max_seqlen,
+            visual_positions=b.visual_positions,
+            target_positions=b.target_positions,
+            targets=b.targets,
             num_items_in_batch=divisor,
         )
         trainer.engine.backward(output.loss)
         trainer.engine.step()
-        losses.append(output.loss.detach())
-    (loss,) = world.all_reduce_sum(sum(float(x) for x in losses))
+        total += output.loss.detach()
+    world.all_reduce(total)
+    loss, grad_norm = _read(total, trainer.engine.get_global_grad_norm())
     return StepResult(
         epoch=micro_batches[0].epoch,
         loss=loss / num_losses,
         lr=lr,
-        grad_norm=float(trainer.engine.get_global_grad_norm()),
+        grad_norm=grad_norm,
         counts=counts,
         votes=votes,
         skipped=bool(trainer.engine.optimizer.overflow),
         seconds=time.perf_counter() - began,
     )
+
+
+def _read(loss: torch.Tensor, grad_norm: torch.Tensor | float) -> tuple[float, float]:
+    """Both as numbers of the host, by one copy from the device."""
+    if not isinstance(grad_norm, torch.Tensor):
+        return loss.item(), float(grad_norm)
+    first, second = torch.stack([loss, grad_norm.to(loss)]).tolist()
+    return first, second
 
 
 def agree(world: World, counts: StepCounts, votes: Votes, failure: LoadError | None = None) -> tuple[StepCounts, Votes]:

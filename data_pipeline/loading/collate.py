@@ -22,18 +22,20 @@ class MicroBatch:
 
     input_ids: torch.Tensor
     """int64 [1, T]."""
-    labels: torch.Tensor
-    """int64 [1, T], -100 where unsupervised; not shifted."""
     position_ids: torch.Tensor
     """int64 [1, T], from 0 in every document."""
     cu_seqlens: torch.Tensor
-    """int32 [documents + 1]: where documents begin, and T."""
+    """int32 [documents + 1]: where documents begin, and T. Stays on the host, where attention is laid out."""
     max_seqlen: int
     """Tokens of the longest document."""
     tiles: torch.Tensor
     """uint8 [K, 3, S, S]; K may be 0, and S is 0 when there was no document to tell it."""
-    num_supervised: int
-    """Labels that survive the shift inside their document: a document's first token is predicted from nothing."""
+    visual_positions: torch.Tensor
+    """int64 [V], ascending: where the visual tokens of the tiles are among the T tokens."""
+    target_positions: torch.Tensor
+    """int64 [M], ascending: the tokens whose next token, in the same document, is supervised."""
+    targets: torch.Tensor
+    """int64 [M]: these next tokens."""
     keys: list[str]
     """"source/shard/key" of each document."""
     num_samples: int
@@ -43,11 +45,15 @@ class MicroBatch:
     epoch: int
     """Epoch (from 0) in the plan."""
 
+    @property
+    def num_supervised(self) -> int:
+        """Tokens with a loss. A document's first token has none: it is predicted from nothing."""
+        return len(self.targets)
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> MicroBatch:
-        """The same on another device."""
-        return replace(
-            self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self._tensors().items()}
-        )
+        """The same on another device, except `cu_seqlens`."""
+        moved = {name: tensor for name, tensor in self._tensors().items() if name != "cu_seqlens"}
+        return replace(self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in moved.items()})
 
     def pin_memory(self) -> MicroBatch:
         """The same in page-locked memory, for copies to a GPU that overlap with work."""
@@ -70,16 +76,19 @@ def collate(
         lengths, input_ids, labels = [1], np.zeros(1, dtype=np.int64), np.full(1, IGNORE_INDEX, dtype=np.int64)
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    shifted = labels != IGNORE_INDEX
-    shifted[starts] = False
+    is_target = labels != IGNORE_INDEX
+    is_target[starts] = False
+    places = np.flatnonzero(is_target)
+    visual = [document.visual_positions + start for document, start in zip(documents, starts, strict=False)]
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids.astype(np.int64, copy=False))[None],
-        labels=torch.from_numpy(labels.astype(np.int64, copy=False))[None],
         position_ids=torch.from_numpy(np.arange(len(input_ids)) - np.repeat(starts, lengths))[None],
         cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
         max_seqlen=max(lengths),
         tiles=_stack([document.tiles for document in documents], block),
-        num_supervised=int(shifted.sum()),
+        visual_positions=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *visual])),
+        target_positions=torch.from_numpy(places - 1),
+        targets=torch.from_numpy(labels[places].astype(np.int64, copy=False)),
         keys=list(keys),
         num_samples=len(documents),
         step=step,

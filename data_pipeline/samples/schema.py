@@ -51,12 +51,14 @@ class Encoded:
     """A sample as the model takes it.
 
     `input_ids` int64 [T]; `labels` int64 [T], -100 where unsupervised and not shifted (labels[i] is input_ids[i]);
-    `tiles` uint8 [K, 3, S, S], K may be 0.
+    `tiles` uint8 [K, 3, S, S], K may be 0; `visual_positions` int64 [V], ascending: where in `input_ids` the visual
+    tokens of the tiles are.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     tiles: np.ndarray
+    visual_positions: np.ndarray
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from alignvlm.config.deepspeed import read_strategy
 from alignvlm.estimates.activations import Activations
 from alignvlm.estimates.memory import Memory, estimate_memory
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
-from alignvlm.model.attention import SDPA, Documents, attention_kwargs
+from alignvlm.model.attention import SDPA, Documents
 from alignvlm.model.network import build_network, network_of
 
 TOKENS, TILES = 128, 3
@@ -69,7 +69,7 @@ def test_activations_are_what_a_real_model_saves(
     tiles = torch.randn(TILES, 3, 32, 32, dtype=dtype)
     features = torch.randn(TILES, 64, 256, dtype=dtype, requires_grad=True)
     embeds = torch.randn(1, TOKENS, 256, dtype=dtype, requires_grad=True)
-    documents = attention_kwargs(Documents(torch.tensor([0, TOKENS], dtype=torch.int32), TOKENS))
+    documents = {"documents": Documents(torch.tensor([0, TOKENS], dtype=torch.int32), TOKENS)}
     decoder: Any = model.language.get_decoder()
     measured = {
         "vision": saved_bytes(model, lambda: model.encode_tiles(tiles)),

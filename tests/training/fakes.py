@@ -27,6 +27,7 @@ class FakeWorld:
     others: list[float] = field(default_factory=list)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     sums: list[tuple[float, ...]] = field(default_factory=list)
+    reduced: list[float] = field(default_factory=list)
 
     @property
     def is_main(self) -> bool:
@@ -38,6 +39,9 @@ class FakeWorld:
         self.sums.append(values)
         others = self.others if len(self.others) == len(values) else [0.0] * len(values)
         return [float(value) + other for value, other in zip(values, others, strict=True)]
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        self.reduced.append(tensor.item())
 
     def broadcast(self, value: Any) -> Any:
         return value
@@ -86,12 +90,13 @@ def micro_batch(lengths: list[int], supervised: int = 0, tiles: int = 0, step: i
     documents, total = lengths or [1], sum(lengths) or 1
     return MicroBatch(
         input_ids=torch.zeros(1, total, dtype=torch.int64),
-        labels=torch.zeros(1, total, dtype=torch.int64),
         position_ids=torch.zeros(1, total, dtype=torch.int64),
         cu_seqlens=torch.tensor([0, *torch.tensor(documents).cumsum(0).tolist()], dtype=torch.int32),
         max_seqlen=max(documents),
         tiles=torch.zeros(tiles, 3, 2, 2, dtype=torch.uint8),
-        num_supervised=supervised,
+        visual_positions=torch.zeros(0, dtype=torch.int64),
+        target_positions=torch.arange(supervised),
+        targets=torch.zeros(supervised, dtype=torch.int64),
         keys=[f"s/0.tar/{i}" for i in range(len(lengths))],
         num_samples=len(lengths),
         step=step,

@@ -29,7 +29,7 @@ def test_tokens_of_all_ranks_divide_the_loss() -> None:
     assert trainer.engine.divisors == [(4 + 12) / 2]  # DeepSpeed averages over the ranks
     assert result.counts == StepCounts(supervised=16, samples=2, tokens=28, tiles=0, attended=464)
     assert result.votes == Votes(stop=1, written=1)
-    assert len(world.sums) == 2  # one collective before the micro-batches, one for the loss
+    assert (len(world.sums), len(world.reduced)) == (1, 1)  # before the micro-batches, and the loss
 
 
 def test_filler_is_not_counted_and_a_step_without_supervised_tokens_divides_by_one() -> None:

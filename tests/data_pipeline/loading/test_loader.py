@@ -36,7 +36,9 @@ def plan(source: Source) -> Plan:
 
 
 def same(a: MicroBatch, b: MicroBatch) -> bool:
-    tensors = ("input_ids", "labels", "position_ids", "cu_seqlens", "tiles")
+    tensors = (
+        "input_ids", "position_ids", "cu_seqlens", "tiles", "visual_positions", "target_positions", "targets"
+    )  # fmt: skip
     return a.keys == b.keys and all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
 
 
@@ -91,23 +93,25 @@ def test_documents_are_isolated_and_right(plan: Plan, source: Source, encoder: A
         assert ends[-1] == batch.input_ids.shape[1] <= 4 * 120
         assert batch.num_samples == len(batch.keys) == len(ends) - 1
         assert batch.max_seqlen == int(np.diff(ends).max())
-        tile, supervised = 0, 0
+        tile, targets, visual = 0, [], []
         for key, begin, end in zip(batch.keys, ends, ends[1:], strict=False):
             expected = encoder.encode(source.reader[numbers[key]])
             assert batch.input_ids[0, begin:end].tolist() == expected.input_ids.tolist()
-            assert batch.labels[0, begin:end].tolist() == expected.labels.tolist()
+            targets += [(begin + i - 1, int(label)) for i, label in enumerate(expected.labels) if i and label != -100]
+            visual += (begin + expected.visual_positions).tolist()
             assert batch.position_ids[0, begin:end].tolist() == list(range(end - begin))
             assert (batch.tiles[tile : tile + len(expected.tiles)].numpy() == expected.tiles).all()
             tile += len(expected.tiles)
-            supervised += int((expected.labels[1:] != -100).sum())
         assert tile == len(batch.tiles)
-        assert supervised == batch.num_supervised
+        assert list(zip(batch.target_positions.tolist(), batch.targets.tolist(), strict=True)) == targets
+        assert batch.visual_positions.tolist() == visual
+        assert batch.num_supervised == len(targets) > 0
 
 
 def test_an_empty_micro_batch_is_one_pad_token() -> None:
     batch = collate([], [], step=0, epoch=0)
     assert batch.input_ids.shape == (1, 1)
-    assert batch.labels.tolist() == [[-100]]
+    assert len(batch.visual_positions) == len(batch.target_positions) == 0
     assert batch.cu_seqlens.tolist() == [0, 1]
     assert (len(batch.tiles), batch.num_supervised, batch.num_samples, batch.max_seqlen) == (0, 0, 0, 1)
     assert batch.to("cpu").keys == []
@@ -115,7 +119,8 @@ def test_an_empty_micro_batch_is_one_pad_token() -> None:
 
 def test_a_first_token_is_never_counted_as_supervised() -> None:
     """It is predicted from nothing: the shift inside the document drops its label."""
-    document = Encoded(np.arange(3), np.asarray([0, 1, -100]), np.zeros((0, 3, 8, 8), np.uint8))
+    none = np.zeros(0, np.int64)
+    document = Encoded(np.arange(3), np.asarray([0, 1, -100]), np.zeros((0, 3, 8, 8), np.uint8), none)
     assert collate([document, document], ["a", "b"], step=0, epoch=0).num_supervised == 2
 
 
@@ -242,7 +247,7 @@ def test_stale_measures_are_named(source: Source, plan: Plan, encoder: Any, tmp_
     class Longer(type(encoder)):  # type: ignore[misc]
         def encode(self, sample: Any) -> Any:
             encoded = super().encode(sample)
-            return type(encoded)(np.append(encoded.input_ids, 1), np.append(encoded.labels, 1), encoded.tiles)
+            return replace(encoded, input_ids=np.append(encoded.input_ids, 1), labels=np.append(encoded.labels, 1))
 
     with pytest.raises(DataError, match="but measured as"):
         list(build_loader(plan, Longer(), num_workers=0, ledger=Ledger(tmp_path / "q", 0.01)))
