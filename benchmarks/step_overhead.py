@@ -107,7 +107,7 @@ def measure_plain(export: Path, repeats: int) -> list[float]:
     attention = {"text_config": SDPA, "vision_config": "sdpa"}
     model = AlignVLMForConditionalGeneration.from_pretrained(export, attn_implementation=attention).train()
     model.to(torch.float32)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     batch = inputs(model.config.image_token_id)
     return [timed(lambda: model(**batch).loss.backward()) for _ in range(repeats + 2)]
 

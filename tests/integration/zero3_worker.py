@@ -6,6 +6,7 @@ Arguments: output file, "tied" or "untied", "checkpointing" or "plain". Started 
 from __future__ import annotations
 
 import sys
+import weakref
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from deepspeed.utils import safe_get_full_grad
 from alignvlm.model import AlignVLMForConditionalGeneration
 from alignvlm.training import distributed
 from alignvlm.training.checkpoints.export import consolidate
-from alignvlm.training.engine import share_embeddings, zero3_construction
+from alignvlm.training.engine import Trainer, gather_whole_layers, share_embeddings, zero3_construction
 from tests.tiny import pack, samples, tiny_model
 
 STEPS = 3
@@ -48,10 +49,10 @@ def main(output: Path, tied: bool, checkpointing: bool) -> None:
         )
     model.train()
     if checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     import deepspeed
 
+    gather_whole_layers(model)
     groups = [{"params": list(model.parameters()), **LR}]
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config, dist_init_required=False)
     share_embeddings(model)
@@ -65,11 +66,17 @@ def main(output: Path, tied: bool, checkpointing: bool) -> None:
             if engine.is_gradient_accumulation_boundary() and not gradients:
                 gradients = {name: safe_get_full_grad(p).clone() for name, p in model.named_parameters()}
             engine.step()
-            total += float(loss)
+            total += loss.item()
         losses.append(world.all_reduce_sum(total)[0] / len(batches))
     weights = consolidate(model, world)
+    moments = [weakref.ref(value) for state in engine.optimizer.optimizer.state.values() for value in state.values()]
+    trainer = Trainer(engine, [], "alignvlm_sdpa")
+    del engine, model, loss, groups
+    trainer.close()
+    alive = sum(reference() is not None for reference in moments)
     if world.is_main:
-        torch.save({"losses": losses, "gradients": gradients, "weights": weights}, output)
+        found = {"losses": losses, "gradients": gradients, "weights": weights, "alive": alive, "moments": len(moments)}
+        torch.save(found, output)
     distributed.stop()
 
 
