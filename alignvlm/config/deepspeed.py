@@ -105,8 +105,12 @@ def deepspeed_config(
     """DeepSpeed's configuration for one stage.
 
     Batch sizes count packs. Learning rates and weight decay are not in it: they come with the parameter groups.
-    `gradient_clipping` is always stated, because DeepSpeed's default is not "off". `cuda` says whether a GPU trains
-    (null asks torch); without one, PyTorch's own AdamW is chosen, since DeepSpeed's would be compiled first.
+    `gradient_clipping` is always stated, because DeepSpeed's default is not "off". The optimizer is PyTorch's AdamW,
+    fused on a GPU, because DeepSpeed's would be compiled first, with nvcc; only where its states are offloaded is it
+    DeepSpeed's CPU Adam. In bf16, ZeRO-2 and ZeRO-3 sum the gradients of micro-batches in fp32.
+
+    Args:
+        cuda: whether a GPU trains; null asks torch.
 
     Raises:
         UserError: for an unknown strategy, one that states the recipe's numbers, or batches that do not divide.
@@ -118,15 +122,23 @@ def deepspeed_config(
 
         cuda = torch.cuda.is_available()
     parameters = strategy.get("optimizer", {}).get("params", {})
+    zero = strategy.get("zero_optimization", {})
+    offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     if not cuda:
         parameters = {**parameters, "torch_adam": True}
+    elif not offloaded:
+        parameters = {"torch_adam": True, "fused": True, **parameters}
+    is_bf16 = recipe.train.precision == "bf16"
+    # Under ZeRO-1 DeepSpeed would take another optimizer wrapper for fp32 sums, whose checkpoints have another layout.
+    sums = {"data_types": {"grad_accum_dtype": "fp32"}} if is_bf16 and zero.get("stage", 0) >= 2 else {}
     return {
+        **sums,
         **strategy,
         "train_batch_size": stage.global_batch_packs,
         "train_micro_batch_size_per_gpu": stage.micro_batch_packs,
         "gradient_accumulation_steps": accumulation_steps(stage, world_size),
         "gradient_clipping": float(stage.max_grad_norm),
-        "bf16": {"enabled": recipe.train.precision == "bf16"},
+        "bf16": {"enabled": is_bf16},
         "optimizer": {"type": "AdamW", "params": {**parameters, "betas": list(stage.betas)}},
         "steps_per_print": NEVER,
         "wall_clock_breakdown": False,

@@ -1,8 +1,8 @@
 """GPU memory of one rank, kind by kind. Sizes in bytes; an upper estimate for the fullest micro-batch.
 
 Model states follow ZeRO (arXiv 1910.02054, section 3): 2 + 2 + 12 bytes per parameter in bf16 with AdamW, divided by
-the world size as far as the stage partitions them. Activations are what autograd saves on the meta device
-(activations.py).
+the world size as far as the stage partitions them; ZeRO-2 and ZeRO-3 sum gradients in fp32 here, 4 bytes. Activations
+are what autograd saves on the meta device (activations.py).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _states(
     weights, learning = network.total(), network.total(trainable)
     gpu = {
         "weights": weights * bytes_each / (world_size if level >= 3 else 1),
-        "gradients": learning * bytes_each / (world_size if level >= 2 else 1),
+        "gradients": learning * (4 / world_size if level >= 2 else bytes_each),
         "fp32 masters": learning * 4 / (world_size if level >= 1 else 1),
         "optimizer states": learning * 8 / (world_size if level >= 1 else 1),
     }

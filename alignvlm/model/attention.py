@@ -61,7 +61,6 @@ class Documents:
         inverse[order[places]] = places
         return cls(cu_seqlens, max_seqlen, tuple(buckets), inverse)
 
-
     def to(self, device: torch.device) -> Documents:
         """The same on another device, copied without waiting."""
         move = lambda tensor: tensor.to(device, non_blocking=True)

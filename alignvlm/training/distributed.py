@@ -40,7 +40,7 @@ class World:
         dist.barrier(group=self.cpu_group)
 
     def all_reduce_sum(self, *values: float) -> list[float]:
-        """Each value summed over the ranks, in float64, by one collective of the hosts: no GPU waits or is waited for."""
+        """Each value summed over the ranks, in float64, by one collective of the hosts; no GPU takes part."""
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self.host_group)
         return total.tolist()
@@ -83,7 +83,11 @@ def start(timeout_minutes: float) -> World:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(free_port())
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    # T and N differ in every micro-batch: blocks of fixed sizes would leave gaps. Read when CUDA is first used.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if torch.cuda.is_available():
+        local_rank %= torch.cuda.device_count()  # a launcher may show each process its own GPU only
+        os.environ["LOCAL_RANK"] = str(local_rank)  # DeepSpeed reads it too
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     else:

@@ -32,15 +32,22 @@ def test_numbers_come_from_the_recipe() -> None:
     assert config["gradient_accumulation_steps"] == 4
     assert config["gradient_clipping"] == 0.0
     assert config["bf16"] == {"enabled": True}
-    assert config["optimizer"] == {"type": "AdamW", "params": {"betas": [0.9, 0.95]}}
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
     assert config["wall_clock_breakdown"] is False
     assert config["zero_optimization"]["stage"] == 3
+
+
+def test_the_optimizer_is_compiled_by_nobody_except_for_offloading() -> None:
+    fused = {"torch_adam": True, "fused": True, "betas": [0.9, 0.95]}
+    assert merged(8)["optimizer"] == {"type": "AdamW", "params": fused}
+    assert merged(8, "train.deepspeed=zero3_offload")["optimizer"]["params"] == {"betas": [0.9, 0.95]}
 
 
 def test_a_cpu_takes_pytorchs_optimizer() -> None:
     config = merged(2, "train.precision=fp32", "train.deepspeed=zero2", cuda=False)
     assert config["optimizer"]["params"]["torch_adam"] is True
     assert config["bf16"] == {"enabled": False}
+    assert "data_types" not in config
 
 
 def test_a_stage_may_choose_its_own_strategy() -> None:

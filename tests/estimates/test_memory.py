@@ -98,7 +98,7 @@ def test_model_states_follow_zero(strategy: str, weights: int, gradients: int, s
     everything += [f"stages.{name}.lr.default=1e-3" for name in load_recipe("quickstart").stages]
     found, parameters = memory(8, f"train.deepspeed={strategy}", *everything)
     assert found.gpu["weights"] == pytest.approx(2 * parameters / weights)
-    assert found.gpu["gradients"] == pytest.approx(2 * parameters / gradients)
+    assert found.gpu["gradients"] == pytest.approx((2 if strategy == "zero1" else 4) * parameters / gradients)
     assert found.gpu["fp32 masters"] == pytest.approx(4 * parameters / states)
     assert found.gpu["optimizer states"] == pytest.approx(8 * parameters / states)
     assert not found.host

@@ -73,7 +73,7 @@ def test_no_value_is_read_within_a_step_and_one_at_its_end(
     model, processor = tiny_model(connector={"kind": kind})
     model.language.set_attn_implementation(SDPA)
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     model.to(META).train()
     encoded = [processor.encode(sample) for sample in samples()]
     batches = [

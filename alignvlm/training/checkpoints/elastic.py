@@ -68,13 +68,15 @@ def load(engine: Any, folder: Path, groups: list[Group]) -> None:
 
 
 def repair(optimizer: Any, groups: list[Group]) -> None:
-    """Give every group its own hyperparameters and every parameter its own `step` tensor.
+    """Give every group its own hyperparameters and every parameter its own `step` tensor, where AdamW wants it.
 
     Other hyperparameters are equal in all groups, and `optim.set_lr` sets the learning rates before each step.
     """
     for target, group in zip(optimizer.param_groups, groups, strict=True):
         target["weight_decay"] = group.weight_decay
         target["lr"] = group.lr
-    for state in optimizer.optimizer.state.values():
+    is_fused = any(group.get("fused") for group in optimizer.param_groups)
+    for parameter, state in optimizer.optimizer.state.items():
         if isinstance(state.get("step"), torch.Tensor):
-            state["step"] = state["step"].clone()
+            device = parameter.device if is_fused else state["step"].device
+            state["step"] = state["step"].detach().clone().to(device)

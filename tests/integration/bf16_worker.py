@@ -1,0 +1,122 @@
+"""One rank in bf16 under ZeRO-1, 2 and 3: a gradient that is not finite, and the sum of many gradients.
+
+Argument: the folder to work in; results.json is written there. Started by test_bf16.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+
+from alignvlm.config import load_recipe
+from alignvlm.model import AlignVLMForConditionalGeneration
+from alignvlm.model.attention import SDPA
+from alignvlm.training import distributed
+from alignvlm.training.engine import Trainer, build_trainer
+from alignvlm.training.step import Votes, train_step
+from data_pipeline.loading.collate import MicroBatch, collate
+from tests.jobs import TINY
+from tests.tiny import samples, tiny_model
+
+MICRO_BATCHES = 16
+
+
+def micro_batches() -> list[MicroBatch]:
+    encoded = [tiny_model()[1].encode(sample) for sample in samples()]
+    chosen = [[i % 3, i % 2] if i % 4 else [i % 3] for i in range(MICRO_BATCHES)]
+    return [collate([encoded[i] for i in row], ["s/0/k"] * len(row), step=0, epoch=0) for row in chosen]
+
+
+def trainer_of(folder: Path, strategy: str, world: Any, **extra: Any) -> Trainer:
+    recipe = load_recipe(str(TINY), [
+        "train.precision=bf16", f"train.deepspeed={strategy}", "train.processes=1",
+        f"stages.connector.global_batch_packs={MICRO_BATCHES}", "stages.connector.max_grad_norm=0",
+    ])  # fmt: skip
+    return build_trainer(recipe, recipe.stages["connector"], folder / "model", world, extra)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """fp32 weights of everything that learns."""
+    return {name: safe_get_full_fp32_param(p).clone() for name, p in trainer.model.named_parameters()}
+
+
+def take_bad_step(trainer: Trainer, world: Any) -> dict[str, Any]:
+    """A step whose connector gives NaN, then a good one; which weights each of them changed."""
+    before, batches = weights(trainer), micro_batches()
+    hook = trainer.model.connector.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    bad = train_step(trainer, batches, world, 1.0, Votes())
+    hook.remove()
+    between = weights(trainer)
+    good = train_step(trainer, batches, world, 1.0, Votes())
+    changed = lambda a, b: sum(not torch.equal(a[name], b[name]) for name in a)
+    return {
+        "skipped": [bad.skipped, good.skipped],
+        "changed": [changed(before, between), changed(between, weights(trainer))],
+    }
+
+
+def summed(trainer: Trainer, world: Any) -> dict[str, torch.Tensor]:
+    """Gradients of a step as the optimizer gets them."""
+    found: dict[str, torch.Tensor] = {}
+    step = trainer.engine.step
+
+    def look() -> None:
+        if trainer.engine.is_gradient_accumulation_boundary():
+            found.update((name, safe_get_full_grad(p).float().clone()) for name, p in trainer.model.named_parameters())
+        step()
+
+    trainer.engine.step = look
+    train_step(trainer, micro_batches(), world, 1.0, Votes())
+    return found
+
+
+def expected(folder: Path) -> dict[str, torch.Tensor]:
+    """The same without DeepSpeed: bf16 gradients of each micro-batch, summed in fp32."""
+    attention = {"text_config": SDPA, "vision_config": "sdpa"}
+    model = AlignVLMForConditionalGeneration.from_pretrained(
+        folder / "model", dtype=torch.bfloat16, attn_implementation=attention
+    ).train()
+    batches = micro_batches()
+    tokens = sum(batch.num_supervised for batch in batches)
+    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in model.named_parameters()}
+    for b in batches:
+        model.zero_grad()
+        inputs = {"input_ids": b.input_ids, "pixel_values": b.tiles, "position_ids": b.position_ids}
+        places = {"visual_positions": b.visual_positions, "target_positions": b.target_positions, "targets": b.targets}
+        packed = {"cu_seqlens": b.cu_seqlens, "max_seqlen": b.max_seqlen}
+        model(**inputs, **places, **packed, num_items_in_batch=tokens / MICRO_BATCHES).loss.backward()
+        for name, parameter in model.named_parameters():
+            sums[name] += parameter.grad.float() / MICRO_BATCHES
+    return sums
+
+
+def error(found: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference over the norm of the reference, all parameters together."""
+    norm = lambda tensors: torch.cat([t.flatten() for t in tensors]).double().norm()
+    return float(norm([found[n] - reference[n] for n in reference]) / norm(list(reference.values())))
+
+
+def main(folder: Path) -> None:
+    world = distributed.start(timeout_minutes=2)
+    tiny_model()[0].save_pretrained(folder / "model")
+    results: dict[str, Any] = {}
+    for strategy in ("zero1", "zero2", "cpu_zero3"):
+        trainer = trainer_of(folder, strategy, world)
+        results[strategy] = take_bad_step(trainer, world)
+        trainer.close()
+    reference = expected(folder)
+    for name, extra in {"fp32": {}, "bf16": {"data_types": {"grad_accum_dtype": "bf16"}}}.items():
+        trainer = trainer_of(folder, "cpu_zero3", world, **extra)
+        results[f"error, sums in {name}"] = error(summed(trainer, world), reference)
+        trainer.close()
+    (folder / "results.json").write_text(json.dumps(results))
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
