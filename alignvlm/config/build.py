@@ -118,7 +118,7 @@ def _raise_wrong(section: type, tree: Value, location: tuple[int | str, ...], ke
 def _check_keys(kind: Any, tree: Value, key: str) -> None:
     """Raise for the first key, in the order of the file, that its section does not have."""
     section = section_of(kind, tree.plain())
-    known = field_types(section) if dataclasses.is_dataclass(section) else None
+    known = field_types(section) if dataclasses.is_dataclass(section) and isinstance(tree.data, dict) else None
     for name, child in _children(tree):
         if known is not None and name not in known:
             raise UserError(f"{child.where}: unknown key {join(key, name)!r}: {_hint(section, name, known)}")
