@@ -21,7 +21,7 @@ def test_no_command_and_no_file_shows_a_password(
     monkeypatch.chdir(tmp_path)
     echo = answer(403, f"for {LOGIN}: s3cr@t-word or t0ken-of-mine do not match")
     with serving(echo) as address:
-        overrides = [f"tracking.uri=http://{LOGIN}{address}", f"data.root=s3://{LOGIN}bucket/x?token={SECRET}"]
+        overrides = [f"tracking.uri=http://{LOGIN}{address}", f"description=of https://{LOGIN}host/x?token={SECRET}"]
         for _ in range(2):  # the second start compares the recipe with what the first one wrote
             run = Run(load_recipe(str(TINY), overrides))
             run.open()
@@ -40,7 +40,7 @@ def test_no_command_and_no_file_shows_a_password(
     assert "a manifest is no place for a password" in shown
     assert "Traceback" not in shown
     written = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
-    assert "root: s3://someone:***@bucket/x?token=***" in run.folder.config.read_text()
+    assert "description: of https://someone:***@host/x?token=***" in run.folder.config.read_text()
     for text in [shown, *written.values()]:
         assert "s3cr" not in text
         assert "t0ken" not in text
