@@ -58,7 +58,9 @@ def _check_names(recipe: Recipe) -> None:
     }
     keys = {f"{section}.{name}": name for section, entries in sections.items() for name in entries}
     for key, name in {"name": recipe.name, **keys}.items():
-        short = 0 < len(name) <= MAX_NAME and len(name.encode()) <= 2 * MAX_NAME  # a file name has 255 bytes at most
+        short = (
+            0 < len(name) <= MAX_NAME and len(name.encode(errors="surrogatepass")) <= 2 * MAX_NAME
+        )  # a file name has 255 bytes at most
         if not short or name.startswith(".") or "/" in name or not name.isprintable():
             raise recipe_error(
                 recipe,

@@ -129,7 +129,7 @@ def _families(ranks: Iterable[subprocess.Popen[bytes]]) -> list[int]:
     for process in found:  # it grows meanwhile
         for children in Path(f"/proc/{process}/task").glob("*/children"):
             try:
-                found += map(int, children.read_text().split())
+                found += map(int, children.read_text(encoding="ascii").split())
             except OSError:  # it has ended
                 continue
     return found

@@ -56,9 +56,10 @@ def test_text_reaches_a_stream_of_any_encoding(encoding: str, recipe: Path, monk
 
 
 def test_the_locale_of_old_systems(recipe: Path) -> None:
-    """Also file names: Python cannot name `größe.yaml` there, and says which variable helps."""
+    """File names that are not ASCII are read there, and named where they are missing."""
     old = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    shown = alignvlm(f"cd '{recipe.parent}'; alignvlm config show *.yaml && alignvlm config show '{WORDS}.yaml'", **old)
+    command = f"alignvlm config show *.yaml name=x && alignvlm config show '{WORDS}.yaml'"
+    shown = alignvlm(f"cd '{recipe.parent}'; {command}", **old)
     assert "\\u2192" in shown.stdout
     assert "Traceback" not in shown.stderr
     assert shown.stderr.count("\n") == 1
