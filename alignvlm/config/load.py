@@ -73,7 +73,9 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     check_scalars(tree)
     _import_modules(tree)
     recipe = build(tree)
-    recipe = dataclasses.replace(recipe, name=recipe.name or path.stem, extends=None, places=origins(tree))
+    # A file name is UTF-8 also where the locale is not.
+    name = recipe.name or os.fsencode(path.stem).decode("utf-8", "replace")
+    recipe = dataclasses.replace(recipe, name=name, extends=None, places=origins(tree))
     recipe = with_names(recipe)
     check_recipe(recipe)
     for warning in ignored_settings(recipe):
