@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from alignvlm import __version__
 from alignvlm.cli.arguments import Parser
-from alignvlm.cli.output import describe, one_line, output_is_gone, prepare_streams
+from alignvlm.cli.output import PASSING, describe, one_line, output_is_gone, prepare_streams
 from alignvlm.errors import UserError
 from alignvlm.system.home import ensure_home
 from data_pipeline.errors import DataError, LoadError
@@ -50,7 +50,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake is one line on stderr and exit code 2, a mistake of ours has its traceback.
 
-    Rank 0 speaks for all, except for what only one rank knows.
+    Rank 0 speaks for all, except for what only one rank knows. A disk that fails is one line too, but exit code 1:
+    launchers start the job again.
     """
     prepare_streams()
     try:
@@ -58,9 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(argv)
         finally:
             sys.stdout.flush()
+    except LoadError as error:
+        return _mistake_of_this_rank(str(error))
     except (UserError, DataError) as error:
-        if isinstance(error, LoadError):
-            return _mistake_of_this_rank(str(error))
+        cause = error.__cause__
+        if isinstance(error, DataError) and isinstance(cause, OSError):  # a disk may fail on one host only
+            code = _mistake_of_this_rank(str(error))
+            return 1 if cause.errno in PASSING else code
         if os.environ.get("RANK", "0") == "0":
             print(f"alignvlm: {one_line(str(error))}", file=sys.stderr)
         return 2

@@ -19,6 +19,8 @@ LASTING = frozenset(
     }
 )  # fmt: skip
 """Errors of the system that come again when the same command is started again: of permissions, names and space."""
+PASSING = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.EINTR})
+"""Errors of disks and networks that another start may not meet."""
 
 
 def prepare_streams() -> None:

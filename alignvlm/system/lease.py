@@ -34,7 +34,7 @@ STALE_SECONDS = 45.0
 ENDING_SECONDS = 2.0
 """How long a holder on this host that was just killed may still be seen."""
 MAX_BYTES = 4096
-NAME = re.compile(r"lease-(\d{6})\.json")
+NAME = re.compile(r"lease-(\d{6,})\.json")
 _EXITING = 0x4
 """PF_EXITING among the flags of /proc/<pid>/stat."""
 
@@ -70,7 +70,7 @@ class Holder:
             boot=_read_text("/proc/sys/kernel/random/boot_id") or host,
             processes=_link("/proc/self/ns/pid"),
             job=f"{environment.get('SLURM_CLUSTER_NAME', 'slurm')}/{job}" if job else "",
-            attempt=int(environment.get("SLURM_RESTART_COUNT", "0")),
+            attempt=int(environment.get("SLURM_RESTART_COUNT") or 0),
             since=datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
             token=uuid.uuid4().hex,
         )
@@ -101,8 +101,9 @@ class Holder:
         """Whether the holder's process runs; None when that cannot be seen from here."""
         if self.boot != me.boot:
             return None
+        locked = _is_locked(lease)
         if self.processes != me.processes:
-            return _is_locked(lease)
+            return locked
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -110,6 +111,8 @@ class Holder:
         except (OSError, OverflowError):
             pass  # another user's
         started = _start_of(self.pid)
+        if started == self.started and locked is False:
+            return None  # the file may be a copy, in a folder where that process does not train
         return None if started is None else started == self.started
 
 
@@ -193,13 +196,15 @@ class Lease:
             UserError: its job is alive.
         """
         first = _look_at(lease)
-        holder = Holder.parse(first.content)
+        if first is None:
+            return
+        holder = Holder.parse(first[0])
         name = str(holder or "a process that it does not name")
         held = UserError(
             f"{lease}: another job trains here: {name}. Wait until it ends, stop it, or give this run another name "
             f"(name={self.folder.name}-2)"
         )
-        if not first.exists or (holder and holder.gives_way_to(me)):
+        if holder and holder.gives_way_to(me):
             return
         deadline = time.monotonic() + ENDING_SECONDS
         while holder and (alive := holder.is_alive(me, lease)) is not None:
@@ -213,7 +218,7 @@ class Lease:
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self._stale / 10))
             now = _look_at(lease)
-            if not now.exists:
+            if now is None:
                 return
             if now != first:
                 raise held
@@ -234,7 +239,8 @@ class Lease:
         """What became of this job's lease."""
         with contextlib.suppress(OSError):
             leases = self._leases()
-            holder = Holder.parse(_look_at(leases[max(leases)]).content) if leases else None
+            newest = _look_at(leases[max(leases)]) if leases else None
+            holder = Holder.parse(newest[0]) if newest else None
             if holder is not None:
                 return f"{holder} has taken this run over"
         return "the lease of this job was removed"
@@ -259,25 +265,22 @@ class Lease:
             return error.errno not in (errno.ENOENT, errno.ESTALE)
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What a lease looks like from here; two looks differ when its holder has renewed it in between."""
+def _look_at(lease: Path) -> tuple[bytes, int] | None:
+    """(content, time stamp) of a lease, which differ once its holder has renewed it; None when it is gone.
 
-    exists: bool
-    content: bytes = b""
-    modified: int = 0
-
-
-def _look_at(lease: Path) -> _Look:
-    """Read a lease; opening it also makes NFS ask the server instead of its cache."""
+    Opening it also makes NFS ask the server instead of its cache.
+    """
     try:
-        descriptor = os.open(lease, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            return _Look(True, os.read(descriptor, MAX_BYTES), os.fstat(descriptor).st_mtime_ns)
+            descriptor = os.open(lease, os.O_RDONLY | os.O_NONBLOCK)
+        except PermissionError:  # another user's, who lets nobody read: the time stamp shows that it lives
+            return b"", os.stat(lease).st_mtime_ns
+        try:
+            return os.read(descriptor, MAX_BYTES), os.fstat(descriptor).st_mtime_ns
         finally:
             os.close(descriptor)
     except OSError as error:
-        return _Look(error.errno not in (errno.ENOENT, errno.ESTALE))
+        return None if error.errno in (errno.ENOENT, errno.ESTALE) else (b"", 0)
 
 
 def _is_locked(lease: Path) -> bool | None:

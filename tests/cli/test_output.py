@@ -16,6 +16,7 @@ import pytest
 from alignvlm import cli
 from alignvlm.cli import main
 from alignvlm.cli.output import one_line
+from data_pipeline.files import must_write
 from tests.checkout import ROOT
 from tests.fixtures.command import Command
 
@@ -130,6 +131,21 @@ def test_a_rank_names_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr(cli, "_run", raising(PermissionError(errno.EACCES, "Permission denied", "x")))
     assert main([]) == 2
     assert capsys.readouterr().err == "alignvlm: rank 3: x: Permission denied\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 2), (errno.EIO, 1), (errno.ESTALE, 1)])
+def test_a_rank_says_what_its_disk_does_and_what_may_pass_is_tried_again(
+    number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(argv: object) -> int:
+        with must_write(tmp_path / "export", "free some space"):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(cli, "_run", write)
+    assert main([]) == code
+    wanted = f"alignvlm: rank 1: {tmp_path}/export cannot be written ({os.strerror(number)}); free some space\n"
+    assert capsys.readouterr().err == wanted
 
 
 def test_a_message_is_one_line_without_control_characters(command: Command) -> None:

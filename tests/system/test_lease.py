@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,6 +173,7 @@ def test_a_requeued_slurm_job_takes_over_from_its_last_attempt_only(tmp_path: Pa
     again = Holder.this_process({"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "1"})
     other = Holder.this_process({"SLURM_JOB_ID": "13", "SLURM_RESTART_COUNT": "1"})
     lone = Holder.this_process({"SLURM_RESTART_COUNT": "1"})
+    assert Holder.this_process({"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": ""}).attempt == 0
     assert "job slurm/12" in str(first)
     assert first.gives_way_to(again)
     assert not any(first.gives_way_to(holder) for holder in (first, other, lone))
@@ -191,6 +194,41 @@ def test_a_container_on_the_same_machine_is_known_by_its_lock(tmp_path: Path) ->
     began = time.monotonic()
     with Lease(tmp_path, stale=60):
         assert time.monotonic() - began < 1
+
+
+def test_a_copy_of_a_run_that_trains_is_watched_and_taken_over(
+    tmp_path: Path, jobs: list[subprocess.Popen[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hold(tmp_path / "run", jobs)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with Lease(tmp_path / "copy", stale=0.3):
+        assert files(tmp_path / "copy") == ["lease-000002.json"]
+    assert "no sign of life, taking over" in capsys.readouterr().out
+
+
+def test_a_lease_that_cannot_be_read_shows_its_life_by_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = leave(tmp_path, elsewhere())
+    opened = os.open
+
+    def refuse(name: str | Path, flags: int, *mode: int) -> int:
+        if name == path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(name, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    beating = Thread(target=lambda: (time.sleep(0.3), os.utime(path)))
+    beating.start()
+    with pytest.raises(UserError, match="a process that it does not name"), Lease(tmp_path, stale=60):
+        pass
+    beating.join()
+
+
+def test_numbers_of_leases_have_no_end(tmp_path: Path) -> None:
+    leave(tmp_path, b"", number=999_999)
+    with Lease(tmp_path, stale=0.1):
+        assert files(tmp_path) == ["lease-1000000.json"]
 
 
 def test_a_job_that_lost_its_lease_ends_at_once(tmp_path: Path, jobs: list[subprocess.Popen[str]]) -> None:

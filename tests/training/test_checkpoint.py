@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -208,6 +209,26 @@ def test_a_disk_that_fails_while_the_manifest_is_written_costs_the_checkpoint(
     assert names(store) == ["step-00000010"]
     save(store, 30, engine=engine)
     assert store.newest_step == 30
+
+
+def test_a_file_that_one_host_does_not_see_yet_is_in_the_manifest(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine()
+    store.attach(engine)
+    assert store.begin(engine, {"step": 10}) is None
+    listed = checkpoint._files
+    seen_by_another_host = [checkpoint.STATE, f"{checkpoint.TAG}/model.pt"]
+
+    def gather(value: Any) -> list[Any]:
+        return [seen_by_another_host, value] if isinstance(value, list) else [value]
+
+    monkeypatch.setattr(store.world, "all_gather", gather)
+    monkeypatch.setattr(checkpoint, "_files", lambda folder: [n for n in listed(folder) if n != checkpoint.STATE])
+    assert store.finish() is None
+    manifest = json.loads((store.folder / "step-00000010" / checkpoint.MANIFEST).read_text())
+    assert list(manifest["files"]) == sorted(manifest["files"])
+    assert set(seen_by_another_host) | {f"{checkpoint.TAG}/optimizer.pt"} < manifest["files"].keys()
 
 
 def test_old_checkpoints_that_cannot_be_removed_stay(

@@ -164,12 +164,19 @@ class CheckpointStore:
     def _seal(self, partial: Path, final: Path) -> str | None:
         """Checksum all files, each rank its share, write the manifest and give the folder its name; or why not."""
         mine: dict[str, dict[str, int]] = {}
+        listed: list[str] = []
         problem = None
         try:
-            for name in _files(partial)[self.world.rank :: self.world.size]:
-                mine[name] = _checksum(partial, name)
+            listed = _files(partial)
         except OSError as error:
             problem = reason(error)
+        # A host may not see the newest files of the others yet; every rank sees its own.
+        names = sorted(set().union(*self.world.all_gather(listed)))
+        try:
+            for name in names[self.world.rank :: self.world.size]:
+                mine[name] = _checksum(partial, name)
+        except OSError as error:
+            problem = problem or reason(error)
         parts = self.world.all_gather(mine)
         problem = self._first(problem)
         if problem is None and self.world.is_main:
