@@ -124,8 +124,9 @@ class ControlTokens:
 
     @cached_property
     def _twin_ids(self) -> dict[int, int]:
-        """Ids of control tokens in the twin, which numbers them anew -> their ids."""
-        return {self._twin.token_to_id(name): number for name, number in self._ids.items()}
+        """Ids of added tokens in the twin, which numbers them anew -> their ids."""
+        added = self._tokenizer.added_tokens_decoder
+        return {self._twin.token_to_id(token.content): number for number, token in added.items()}
 
 
 def _hide(model: dict[str, Any], names: Mapping[str, int]) -> None:

@@ -150,6 +150,19 @@ def test_ordinary_text_has_the_tokens_it_always_had(backend: str, name: str) -> 
     assert processor.control_tokens._encode_escaped(text) == processor.control_tokens.encode_with_offsets(text)
 
 
+def test_added_white_space_keeps_its_tokens() -> None:
+    """As Phi's tokenizer has it: runs of blanks are added tokens, and a control token is in the model's vocabulary."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(WORDS, trainer)
+    backend.add_tokens([AddedToken(" " * count, normalized=False) for count in (4, 3, 2)])
+    control = processor_of(backend.to_str(), CHAT_TEMPLATES["chatml"].text).control_tokens
+    text = "a  b   c    d"
+    assert control.encode(text + control.escape(EOS))[: len(control.encode(text))] == control.encode(text)
+
+
 def test_an_answer_is_learnt_as_it_is_spelt(backend: str) -> None:
     processor = processor_of(backend, CHAT_TEMPLATES["chatml"].text)
     answer = "<|im_end|> says <image><s>"
