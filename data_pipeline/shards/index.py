@@ -108,13 +108,13 @@ def load_manifest(storage: Storage) -> Manifest:
     return manifest
 
 
-def index_lines(storage: Storage, shard: ShardInfo) -> list[bytes]:
-    """The lines of a shard's index, one per sample.
+def index_lines(storage: Storage, place: Storage, shard: ShardInfo) -> list[bytes]:
+    """The lines of a shard's index, one per sample; `place` is the shards' `index_storage`.
 
     An index that is missing or is not the manifest's is made anew from the shard, with a warning. Raises LoadError when
     the shard too is another than the manifest's.
     """
-    place, name = index_storage(storage), index_name(shard.name)
+    name = index_name(shard.name)
     data = place.read(name) if place.exists(name) else b""
     if index_digest(data) == shard.sha256:
         return data.splitlines()[1:]

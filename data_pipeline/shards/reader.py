@@ -24,6 +24,7 @@ from data_pipeline.samples.schema import (
     normalise_messages,
 )
 from data_pipeline.shards.index import Manifest, ShardInfo, index_lines, load_manifest
+from data_pipeline.shards.sidecars import index_storage
 from data_pipeline.shards.storage import Storage, open_storage
 
 MAX_OPEN_INDEXES = 256
@@ -48,8 +49,8 @@ def entry_label(source: str, entry: IndexEntry) -> str:
 class ShardIndex:
     """The lines of one index file; a line is parsed when it is asked for."""
 
-    def __init__(self, storage: Storage, shard: ShardInfo) -> None:
-        self.shard, self.lines = shard.name, index_lines(storage, shard)
+    def __init__(self, storage: Storage, place: Storage, shard: ShardInfo) -> None:
+        self.shard, self.lines = shard.name, index_lines(storage, place, shard)
 
     def __getitem__(self, number: int) -> IndexEntry:
         entry = json.loads(self.lines[number])
@@ -73,6 +74,7 @@ class SourceReader:
     def __init__(self, folder: str | os.PathLike[str], name: str = "", prompt: str = "") -> None:
         self.storage = open_storage(folder)
         self.manifest: Manifest = load_manifest(self.storage)
+        self._index_storage = index_storage(self.storage)
         self.name = name or self.manifest.source
         self.prompt = prompt
         self.shard_starts = self.manifest.shard_starts()
@@ -129,7 +131,7 @@ class SourceReader:
         shard = int(np.searchsorted(self.shard_starts, number, side="right")) - 1
         index = self._indexes.get(shard)
         if index is None:
-            index = self._indexes[shard] = ShardIndex(self.storage, self.manifest.shards[shard])
+            index = self._indexes[shard] = ShardIndex(self.storage, self._index_storage, self.manifest.shards[shard])
             if len(self._indexes) > MAX_OPEN_INDEXES:
                 self._indexes.popitem(last=False)
         else:

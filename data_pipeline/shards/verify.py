@@ -15,7 +15,7 @@ from data_pipeline.shards.index import ShardInfo, index_digest, load_manifest, s
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sidecars import index_name, index_storage
 from data_pipeline.shards.sources import measure_sample
-from data_pipeline.shards.storage import open_storage
+from data_pipeline.shards.storage import Storage, open_storage
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ def verify_folder(
         DataError: no manifest.
     """
     storage = open_storage(folder)
-    shards = load_manifest(storage).shards
+    shards, place = load_manifest(storage).shards, index_storage(storage)
     known = {shard.name for shard in shards}
     problems = [f"{name}: not in the manifest" for name in storage.list(".tar") if name not in known]
     with pool(num_processes, len(shards)) as executor, progress("verify", len(shards)) as advance:
         run = map if executor is None else executor.map
-        for lines in run(_verify_shard, [os.fspath(folder)] * len(shards), shards):
+        for lines in run(_verify_shard, [storage] * len(shards), [place] * len(shards), shards):
             problems += lines
             advance(1)
     unusable: dict[tuple[str, str], str] = {}
@@ -110,9 +110,8 @@ def _why_unusable(reader: SourceReader, encoder: Encoder | None, number: int) ->
     return None
 
 
-def _verify_shard(folder: str, shard: ShardInfo) -> list[str]:
-    storage = open_storage(folder)
-    place, name = index_storage(storage), index_name(shard.name)
+def _verify_shard(storage: Storage, place: Storage, shard: ShardInfo) -> list[str]:
+    name = index_name(shard.name)
     if not storage.exists(shard.name):
         return [f"{shard.name}: missing"]
     if not place.exists(name):

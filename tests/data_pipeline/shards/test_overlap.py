@@ -5,6 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
+from data_pipeline.shards import overlap
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.overlap import common_shard
 from data_pipeline.shards.writer import write_shards
@@ -23,6 +26,20 @@ def test_a_copied_shard_is_found_under_another_name(tmp_path: Path) -> None:
     shutil.copy(shard, held_out / "renamed.tar")
     index_shards(held_out)
     assert common_shard(held_out, train) == ("renamed.tar", shard.name)
+
+
+def test_every_index_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = make(tmp_path / "train", "one"), make(tmp_path / "held_out", "two")
+    for folder in folders:
+        (shard,) = folder.glob("*.tar")
+        for number in range(4):
+            shutil.copy(shard, folder / f"copy{number}.tar")
+        (folder / "empty.tar").write_bytes(bytes(10240))  # no samples in common
+        index_shards(folder)
+    read = []
+    monkeypatch.setattr(overlap, "content_digest", lambda place, name: read.append(name) or f"{place.url}/{name}")
+    assert common_shard(*folders) is None
+    assert len(read) == 10
 
 
 def test_folders_without_an_index_are_passed_over(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.importers.prepare import prepare_folder
+from data_pipeline.shards import sidecars
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sources import measure_source, open_source
@@ -60,6 +61,13 @@ def test_index_and_lengths_of_read_only_shards_go_to_the_cache(
     assert verify_folder(shards, decode=True, num_processes=1) == []
     assert prepare_folder("web", shards, num_processes=1) == manifest  # nothing is indexed again
     assert len(caplog.messages) == 1
+
+
+def test_the_cache_is_looked_for_once_not_for_every_shard(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index_shards(shards, num_processes=1)
+    reader = SourceReader(shards)
+    monkeypatch.setattr(sidecars, "_content", None)  # it lists all shards
+    assert [reader[number].key for number in range(6)] == [f"s{number:05d}" for number in range(6)]
 
 
 def test_other_shards_at_the_same_path_have_another_cache(shards: Path, tmp_path: Path, records: Any) -> None:
