@@ -20,9 +20,13 @@ MAX_JSON_BYTES = 16 * 1024**2
 """Largest .json or .txt member that is read."""
 MAX_IMAGES = 256
 """Most images of one sample."""
+MAX_MESSAGES = 1000
+"""Most messages of one sample: rendering them takes time that grows with their square."""
 IGNORE_INDEX = -100
 """Label of a token that is not supervised, as torch's cross entropy has it."""
 _KEY = re.compile(r"[^\s./\\][^\s.\\]*(?<!/)\Z")
+_META = re.compile(r"__[^/]*__/|(?:.*/)?__[^/.]*__(?:\.[^/]*)?\Z")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 """Roles of LLaVA's speakers."""
 
@@ -84,13 +88,22 @@ class Encoder(Protocol):
         ...
 
 
+def is_meta(name: str) -> bool:
+    """Whether a file's path or key is no sample's: `__meta__`, with any extension, or in a folder of such a name."""
+    return _META.match(name) is not None
+
+
 def check_key(key: str) -> str:
     """The key itself. Raises SampleError when WebDataset cannot hold it.
 
-    A dot would start the extension; blanks, absolute paths and `..` are refused too.
+    A dot would start the extension; blanks, control characters, lone surrogates, absolute paths and `..` are refused
+    too, and names like `__meta__`, which are passed over when shards are read.
     """
-    if not isinstance(key, str) or not _KEY.match(key) or len(key) > 200:
-        raise SampleError(f"key {key!r} does not fit: no dots, blanks or leading slash, at most 200 characters")
+    if not isinstance(key, str) or not _KEY.match(key) or _UNSAFE.search(key) or is_meta(key) or len(key) > 200:
+        raise SampleError(
+            f"key {brief(key)} does not fit: no dots, blanks, control characters, leading slash or name like "
+            "__meta__, at most 200 characters"
+        )
     return key
 
 
@@ -102,6 +115,8 @@ def normalise_messages(messages: Any, num_images: int) -> list[dict[str, Any]]:
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise SampleError("'messages' is not a list of messages")
+    if len(messages) > MAX_MESSAGES:
+        raise SampleError(f"{len(messages):,} messages; at most {MAX_MESSAGES:,} are read")
     normal = [_normalise_message(message, number) for number, message in enumerate(messages)]
     placeholders = sum(part["type"] == "image" for message in normal for part in message["content"])
     if placeholders != num_images:

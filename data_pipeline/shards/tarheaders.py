@@ -11,6 +11,8 @@ from typing import BinaryIO, NamedTuple
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
+_USTAR = b"ustar\0"
+"""Magic of headers in which a name may have a prefix; GNU tar has times in its place."""
 _RECORD = 20 * BLOCK
 """GNU tar, Python and webdataset fill an archive with zeros up to a multiple of this; others write the mark alone."""
 _MAX_PADDING = 2 * 1024**2
@@ -18,7 +20,8 @@ _MAX_PADDING = 2 * 1024**2
 _MAX_EXTENDED = 1024**2
 """Longest pax header or GNU long name that is read, bytes."""
 _FILES = (b"0", b"\0", b"7", b"S")
-_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
+_LINKS = (b"1", b"2")
+_WITHOUT_DATA = (*_LINKS, b"3", b"4", b"5", b"6")
 _PAX, _PAX_OF_ALL = (b"x", b"X"), b"g"
 _LONG_NAME, _LONG_LINK, _SPARSE = b"L", b"K", b"S"
 
@@ -40,6 +43,9 @@ class Member(NamedTuple):
     size: int
     is_file: bool
     is_sparse: bool
+    is_link: bool
+    archive: int
+    """Offset of its archive: not 0 where archives were joined."""
 
 
 def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
@@ -87,7 +93,8 @@ def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
             if data + length > size:
                 raise TarDamage(position, f"the member {_text(name)!r} of {length:,} bytes is cut off")
             is_sparse = kind == _SPARSE or any(key.startswith("GNU.sparse.") for key in stated)
-            yield Member(_text(name), position, data, length, kind in _FILES and not is_folder, is_sparse)
+            is_file = kind in _FILES and not is_folder
+            yield Member(_text(name), position, data, length, is_file, is_sparse, kind in _LINKS, start)
             own = {}
         position = data + -(-length // BLOCK) * BLOCK
 
@@ -95,7 +102,8 @@ def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
 def _behind_zeros(file: BinaryIO, start: int, begin: int, size: int) -> int | None:
     """Where the next archive begins behind the zeros from `begin` on; None at the end of the file.
 
-    Zeros between two archives are as many as writers put there. Any others are a hole: the members there are lost.
+    Zeros between two archives are as many as writers put there: the mark alone, where the file too ends with no more,
+    or padding to a whole record. Any others are a hole: the members there are lost.
     """
     position = begin
     while position < size:
@@ -111,7 +119,8 @@ def _behind_zeros(file: BinaryIO, start: int, begin: int, size: int) -> int | No
     position -= position % BLOCK
     mark = begin + 2 * BLOCK
     filled = start + -(-(mark - start) // _RECORD) * _RECORD
-    if position not in (mark, filled):
+    is_padded = not any(_read(file, max(size - 3 * BLOCK, 0), min(3 * BLOCK, size)))
+    if position != filled and (position != mark or is_padded):
         raise TarDamage(begin, f"{position - begin:,} zero bytes with more data behind them are no end-of-archive mark")
     return position
 
@@ -142,7 +151,7 @@ def _parse(header: bytes, position: int, joined: bool) -> tuple[bytes, bytes, in
     name, prefix = header[:100].partition(b"\0")[0], header[345:500].partition(b"\0")[0]
     if size < 0:
         raise TarDamage(position, f"the member {_text(name)!r} has the size {size:,}")
-    if prefix and kind not in (_LONG_NAME, _LONG_LINK, _SPARSE):
+    if prefix and header[257:263] == _USTAR:
         name = prefix + b"/" + name
     return kind, name, size
 

@@ -6,6 +6,7 @@ A sample is a run of files that share a key: the path up to the first dot of its
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import zlib
 from collections.abc import Iterator
@@ -14,14 +15,14 @@ from typing import BinaryIO
 
 from data_pipeline.errors import DataError
 from data_pipeline.samples.images import image_members, image_size
-from data_pipeline.samples.schema import SampleError
+from data_pipeline.samples.schema import SampleError, is_meta
 from data_pipeline.shards.storage import check_name
 from data_pipeline.shards.tarheaders import Member, TarDamage, read_members
 
 _MEMBER = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)\Z")
-_META_PREFIX = "__"
 _PIECE = 16 * 1024**2
 """Bytes that are read at once."""
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -38,7 +39,7 @@ class ScannedSample:
 
 
 def scan_tar(file: BinaryIO, size: int, name: str) -> Iterator[ScannedSample]:
-    """The samples of a tar file of `size` bytes.
+    """The samples of a tar file of `size` bytes. Links are left out, with one warning; joined archives get one too.
 
     Raises:
         DataError: the archive is damaged, cut off or unsafe; the message names the place and the samples before it.
@@ -47,10 +48,14 @@ def scan_tar(file: BinaryIO, size: int, name: str) -> Iterator[ScannedSample]:
     images: dict[str, bytes] = {}
     digest = hashlib.sha256()
     seen: set[str] = set()
+    num_links, archives = 0, {0}
     try:
         for member in read_members(file, size):
-            match = _MEMBER.match(member.name.removeprefix("./"))
-            if not member.is_file or member.name.rsplit("/", 1)[-1].startswith(_META_PREFIX):
+            name_inside = member.name.removeprefix("./")
+            match = _MEMBER.match(name_inside)
+            num_links += member.is_link
+            archives.add(member.archive)
+            if not member.is_file or is_meta(name_inside):
                 continue
             _check_name(member)
             if match is None:
@@ -87,6 +92,13 @@ def scan_tar(file: BinaryIO, size: int, name: str) -> Iterator[ScannedSample]:
         ) from damage
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
+    if num_links:
+        log.warning("%s: left out %d link(s); tar -h --hard-dereference archives files in their place", name, num_links)
+    if len(archives) > 1:
+        log.warning(
+            "%s: read as %d archives that were joined; if it was written as one, it is damaged before byte %d",
+            name, len(archives), sorted(archives)[1],
+        )  # fmt: skip
     if current is not None:
         yield _finish(current, images, digest)
 

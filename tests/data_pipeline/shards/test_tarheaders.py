@@ -94,7 +94,7 @@ def test_every_flipped_header_byte_is_noticed_or_harmless(format: str) -> None:
 
 def test_a_hole_of_zeros_is_not_the_end() -> None:
     data = archive()
-    holes = [(begin, begin + count * BLOCK) for begin in headers(data) for count in (1, 3, 4, 8)]
+    holes = [(begin, begin + count * BLOCK) for begin in headers(data) for count in (1, 2, 3, 4, 8)]
     for begin, end in holes:
         if end < end_of(data):
             found = scan(data[:begin] + bytes(end - begin) + data[end:])
@@ -112,18 +112,22 @@ def test_errors_name_shard_place_and_samples_before_it() -> None:
     assert keys(data[:begin] + bytes(1024)) == ["s0", "s1"]
 
 
-def test_archives_that_were_joined_are_read_on() -> None:
+def test_archives_that_were_joined_are_read_on(caplog: pytest.LogCaptureFixture) -> None:
     one, two, end = archive(), archive("pax", prefix="t"), end_of(archive())
+    bare = two[: end_of(two) + 2 * BLOCK]  # of a writer that adds no padding
     assert [key[-2:] for key in keys(one + two)] == ["s0", "s1", "s2", "t0", "t1", "t2"]
-    assert len(keys(one[: end + 2 * BLOCK] + two)) == 6  # a writer that adds no padding
+    joined = "x.tar: read as 2 archives that were joined; if it was written as one, it is damaged before byte 10240"
+    assert caplog.messages == [joined]
+    assert len(keys(one[: end + 2 * BLOCK] + bare)) == 6
     assert len(keys(one + bytes(10 * BLOCK))) == 3
     assert "comes twice" in str(scan(one + one))
-    for joined, problem in (
+    for data, problem in (
+        (one[: end + 2 * BLOCK] + two, "1,024 zero bytes with more data behind them"),
         (one[: end + 3 * BLOCK] + two, "1,536 zero bytes with more data behind them"),
         (one + b"signed by somebody".ljust(BLOCK), "what lies behind the end-of-archive mark is not another archive"),
         (one + bytes(1 << 21), "are no padding but lost data"),
     ):
-        assert problem in str(scan(joined))
+        assert problem in str(scan(data))
 
 
 def member(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
@@ -173,12 +177,21 @@ def test_members_are_those_that_tarfile_finds() -> None:
         assert [(m.name, m.data, m.size) for m in read_members(io.BytesIO(data), len(data))] == expected
 
 
-def test_gnu_tars_own_archives_are_read(tmp_path: Path) -> None:
+def test_meta_data_are_no_samples() -> None:
+    names = ("__a.json", "b/__c__.json", "__d__/e.json", "__f__", "g/h.json", ".i.json", "j/__k__/l.json")
+    data = b"".join(member(name.encode(), b"0" * 12) for name in names) + bytes(1024)
+    assert keys(data) == ["__a", "g/h", "j/__k__/l"]
+
+
+def test_gnu_tars_own_archives_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "in" / ("long" * 40)).mkdir(parents=True)
     for name in ("a.txt", "b.txt", f"{'long' * 40}/c.txt"):
         (tmp_path / "in" / name).write_text(name)
     (tmp_path / "in" / "d.txt").symlink_to("a.txt")
     (tmp_path / "in" / "e.txt").hardlink_to(tmp_path / "in" / "a.txt")
-    for options in ([], ["--format=posix"], ["--format=oldgnu", "-b", "1"], ["--format=pax", "-b", "128"]):
+    times = ["--format=gnu", "-g", "times"]  # where other formats have the prefix of a name
+    for options in ([], times, ["--format=posix"], ["--format=oldgnu", "-b", "1"], ["--format=pax", "-b", "128"]):
         subprocess.run(["tar", *options, "--sort=name", "-cf", "out.tar", "-C", "in", "."], cwd=tmp_path, check=True)
         assert keys((tmp_path / "out.tar").read_bytes()) == ["a", "b", f"{'long' * 40}/c"]
+    links = "x.tar: left out 2 link(s); tar -h --hard-dereference archives files in their place"
+    assert caplog.messages == [links] * 5

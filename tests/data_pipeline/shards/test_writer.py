@@ -47,6 +47,11 @@ def test_the_same_records_have_the_same_fingerprint(records: Any, tmp_path: Path
     [
         ({"key": "a.b", "messages": [{"role": "user", "content": "x"}]}, "does not fit"),
         ({"key": "../a", "messages": [{"role": "user", "content": "x"}]}, "does not fit"),
+        ({"key": "a\0b", "messages": [{"role": "user", "content": "x"}]}, "does not fit"),
+        ({"key": "\ud800", "messages": [{"role": "user", "content": "x"}]}, "does not fit"),
+        ({"key": "a/__b__", "messages": [{"role": "user", "content": "x"}]}, "does not fit"),
+        ({"key": "__a__/b", "messages": [{"role": "user", "content": "x"}]}, "does not fit"),
+        ({"key": "a", "messages": [{"role": "user", "content": "x"}] * 1001}, "1,001 messages; at most 1,000"),
         ({"key": "a", "messages": []}, "not a list"),
         ({"key": "a", "messages": [{"role": "robot", "content": "x"}]}, "robot"),
         ({"key": "a", "messages": [{"role": "user", "content": "<image>"}]}, "1 image placeholder"),
