@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 from data_pipeline.errors import DataError
@@ -45,6 +46,8 @@ def _record(row: Any, images: Path, key: str) -> dict[str, Any]:
     names = row.pop("images", None)
     if names is None:
         names = [row.pop("image")] if "image" in row else []
+    if not isinstance(names, list):
+        raise DataError(f"'images' is not a list of file names: {brief(names)}")
     return {"key": key, **row, "images": [_read(images, name) for name in names]}
 
 

@@ -103,6 +103,7 @@ def test_own_data_becomes_shards(own_data: Path, tmp_path: Path, command: Comman
         ('{"messages": []', "line 1"),
         ("[]", "not a JSON object"),
         ('{"text": "x"}', "no 'messages'"),
+        ('{"messages": [], "images": 5}', "'images' is not a list of file names: 5"),
         ('{"messages": [], "image": "no.png"}', "No such file"),
         ('{"messages": [], "image": "../../etc/passwd"}', "leaves its folder"),
         ('{"conversations": [{"from": "robot", "value": "x"}]}', "must be from"),
