@@ -91,7 +91,8 @@ def _train(run: Run, world: World, tracker: Tracker | None, signals: Signals, ow
     processor = run_processor(run)
     evaluate_stage(run, run.initial, world)
     for stage in run.recipe.stages.values():
-        if not run.stage_folder(stage).has_export:
+        # Rank 0 looks: a host that has looked for a folder before may not see at once that it is there now.
+        if not world.broadcast(world.is_main and run.stage_folder(stage).has_export):
             reason = train_stage(run, stage, world, processor, all_callbacks(tracker, own), signals)
             if reason is not None:
                 if world.is_main:

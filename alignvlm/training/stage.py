@@ -14,7 +14,7 @@ from alignvlm.progress import say
 from alignvlm.run_folder import Run
 from alignvlm.training.batches import step_batches
 from alignvlm.training.callbacks import Callback, StageState
-from alignvlm.training.callbacks.bad_numbers import read_skips
+from alignvlm.training.callbacks.bad_numbers import agreed_skips
 from alignvlm.training.checkpoints import elastic
 from alignvlm.training.checkpoints.export import export_stage
 from alignvlm.training.checkpoints.store import CheckpointInfo, CheckpointStore
@@ -133,7 +133,7 @@ def run_steps(state: StageState, processor: AlignVLMProcessor) -> None:
         for callback in state.callbacks:
             callback.on_start(state)
         state.signals.stepping = True
-        for batches in step_batches(loader, range(state.step, state.num_steps), read_skips(state)):
+        for batches in step_batches(loader, range(state.step, state.num_steps), agreed_skips(state)):
             state.step = batches.step
             for callback in state.callbacks:
                 callback.before_step(state, batches.micro_batches)

@@ -16,6 +16,7 @@ from typing import Any
 from alignvlm.errors import UserError
 from alignvlm.training.callbacks.base import Callback, StageState
 from alignvlm.training.record import StepRecord
+from data_pipeline.errors import DataError
 from data_pipeline.files import has_shape, must_write, read_needed, write_atomic
 
 WINDOW = 50
@@ -75,6 +76,20 @@ def read_skips(state: StageState) -> set[int]:
     path = state.folder.skipped_steps
     way_out = "it lists the steps left out after a loss spike: restore it, or remove it to train on them"
     return read_needed(path, _read_steps, way_out) if path.exists() else set()
+
+
+def agreed_skips(state: StageState) -> set[int]:
+    """What rank 0 reads with `read_skips`, on all ranks: hosts may see a new file at different times."""
+    found: set[int] | DataError | None = None
+    if state.world.is_main:
+        try:
+            found = read_skips(state)
+        except DataError as error:
+            found = error
+    found = state.world.broadcast(found)
+    if isinstance(found, DataError):
+        raise found
+    return found
 
 
 def _read_steps(path: Path) -> set[int]:

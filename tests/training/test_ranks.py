@@ -1,0 +1,72 @@
+"""What is on the disk is rank 0's word: hosts see a new file of a shared disk at different times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from alignvlm.config.schema import Recipe
+from alignvlm.training import run as run_module
+from alignvlm.training.callbacks.bad_numbers import agreed_skips
+from alignvlm.training.distributed import World
+from alignvlm.training.signals import Signals
+from data_pipeline.errors import DataError
+from tests.training.fakes import FakeWorld, stage_state
+
+
+class Other(FakeWorld):
+    """Rank 1, and what rank 0 tells it."""
+
+    def __init__(self, told: Any) -> None:
+        super().__init__(size=2, rank=1)
+        self.told = told
+
+    def broadcast(self, value: Any) -> Any:
+        return self.told
+
+
+def test_a_rank_leaves_out_the_steps_that_rank_0_has_read(recipe: Recipe, tmp_path: Path) -> None:
+    state = stage_state(recipe, tmp_path)
+    state.folder.skipped_steps.write_text("[3, 4]")
+    assert agreed_skips(state) == {3, 4}
+    state.folder.skipped_steps.unlink()
+    state.world = cast(World, Other({3, 4}))
+    assert agreed_skips(state) == {3, 4}
+    state.world = cast(World, Other(DataError("skipped_steps.json cannot be read")))
+    with pytest.raises(DataError, match="cannot be read"):
+        agreed_skips(state)
+
+
+def test_a_damaged_list_reaches_the_other_ranks_before_it_ends_rank_0(recipe: Recipe, tmp_path: Path) -> None:
+    state = stage_state(recipe, tmp_path)
+    state.folder.skipped_steps.write_text("[3, ")
+    sent: list[Any] = []
+
+    class Main(FakeWorld):
+        def broadcast(self, value: Any) -> Any:
+            sent.append(value)
+            return value
+
+    state.world = cast(World, Main())
+    with pytest.raises(DataError, match=r"skipped_steps\.json cannot be read"):
+        agreed_skips(state)
+    assert isinstance(sent[0], DataError)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_rank_trains_the_stages_that_rank_0_finds_unfinished(
+    finished: bool, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    monkeypatch.setattr(run_module, "run_processor", lambda run: None)
+    monkeypatch.setattr(run_module, "evaluate_stage", lambda *arguments: None)
+    monkeypatch.setattr(run_module, "train_stage", lambda run, stage, *rest: trained.append(stage.name))
+    run = stage_state(recipe, tmp_path).run
+    for folder in run.stage_folders():
+        if not finished:  # the opposite of what rank 0 says
+            folder.export.mkdir(parents=True)
+    world = cast(World, Other(finished))
+    assert run_module._train(run, world, None, Signals(), ()) == 0
+    assert trained == ([] if finished else list(run.recipe.stages))
