@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError, LoadError
-from data_pipeline.files import must_write, reason, write_atomic
+from data_pipeline.files import has_shape, must_write, reason, write_atomic
 from data_pipeline.parallel import pool
 from data_pipeline.progress import Progress, silent
 from data_pipeline.shards.sidecars import MANIFEST, index_name, index_storage, is_indexed, searched, writable_place
@@ -30,6 +30,14 @@ from data_pipeline.shards.tarscan import ScannedSample, scan_tar
 INDEX_VERSION = 2
 MANIFEST_VERSION = 1
 log = logging.getLogger(__name__)
+
+
+def _is_row(row: Any) -> bool:
+    """Whether JSON data is a shard's row of a manifest."""
+    return isinstance(row, list) and len(row) == 4 and all(map(has_shape, row, (str, int, int, str))) and row[1] >= 0
+
+
+_MANIFEST_SHAPE = {"source": str, "fingerprint": str, "origin?": dict, "shards": [_is_row]}
 
 
 @dataclass(frozen=True)
@@ -96,14 +104,16 @@ def load_manifest(storage: Storage) -> Manifest:
         )
     try:
         content = json.loads(place.read(MANIFEST))
-        if content["version"] != MANIFEST_VERSION:
+        if has_shape(content, {"version": int}) and content["version"] != MANIFEST_VERSION:
             raise DataError(f"{path} has version {content['version']}, this code reads {MANIFEST_VERSION}; index again")
+        if not has_shape(content, _MANIFEST_SHAPE):
+            raise ValueError("it does not hold what it should")
         shards = [ShardInfo(check_name(name), samples, size, sha) for name, samples, size, sha in content["shards"]]
-        manifest = Manifest(content["source"], shards, content.get("origin", {}))
-        stated = content["fingerprint"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error!r}); run `alignvlm data index {storage.url}`") from error
-    if manifest.fingerprint != stated:
+        manifest = Manifest(content["source"], shards, content.get("origin") or {})
+        is_whole = manifest.fingerprint == content["fingerprint"]
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({reason(error)}); run `alignvlm data index {storage.url}`") from error
+    if not is_whole:
         raise DataError(f"{path} was edited: its fingerprint does not match its shards; index the folder again")
     return manifest
 
@@ -117,7 +127,7 @@ def index_lines(storage: Storage, place: Storage, shard: ShardInfo) -> list[byte
     name = index_name(shard.name)
     data = place.read(name) if place.exists(name) else b""
     if index_digest(data) == shard.sha256:
-        return data.splitlines()[1:]
+        return _lines(data, shard, place)
     log.warning("%s/%s is damaged or missing and is made anew", place.url, name)
     try:
         data = scan_shard(storage, shard.name)
@@ -134,7 +144,17 @@ def index_lines(storage: Storage, place: Storage, shard: ShardInfo) -> list[byte
             write_atomic(path, data)
     except OSError as error:
         log.warning("%s cannot be written (%s)", path, reason(error))
-    return data.splitlines()[1:]
+    return _lines(data, shard, place)
+
+
+def _lines(data: bytes, shard: ShardInfo, place: Storage) -> list[bytes]:
+    """The lines of an index file behind its header. Raises LoadError when they are not as many as the manifest says."""
+    lines = data.splitlines()[1:]
+    if len(lines) != shard.samples:
+        raise LoadError(
+            f"{place.url}/{MANIFEST}: {shard.name} has {len(lines)} samples, not {shard.samples}; index again"
+        )
+    return lines
 
 
 def index_shards(
@@ -187,7 +207,7 @@ def index_shard(storage: Storage, name: str, place: Path) -> ShardInfo:
     path, target = storage.local_path(name), place / index_name(name)
     assert path is not None
     size = storage.size(name)
-    if target.exists() and target.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+    if target.is_file() and target.stat().st_mtime_ns >= path.stat().st_mtime_ns:
         data = target.read_bytes()
         header, digest = _header(data), index_digest(data)
         if header.get("version") == INDEX_VERSION and header["size"] == size and header.get("digest") == digest:
@@ -241,7 +261,7 @@ def _header(data: bytes) -> dict[str, Any]:
     """The header of an index file; empty when it is damaged."""
     try:
         header = json.loads(data.partition(b"\n")[0])
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     needed = {"version", "shard", "size", "samples", "sha256"}
     return header if isinstance(header, dict) and needed <= header.keys() else {}

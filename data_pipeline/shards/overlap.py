@@ -46,5 +46,5 @@ def content_digest(place: Storage, shard: str) -> str | None:
     try:
         with place.open(name) as file:
             return str(json.loads(file.readline())["sha256"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,29 @@ def test_members_that_leave_the_archive_are_refused(tmp_path: Path, name: str) -
     write_tar(tmp_path / "0.tar", [(name, b"x")])
     with pytest.raises(DataError, match="leaves its folder"):
         index_shards(tmp_path, num_processes=1)
+
+
+def test_manifests_of_any_content_are_one_line(tmp_path: Path, records: Any) -> None:
+    folder = tmp_path / "out"
+    manifest = write_shards(records(4), folder, num_processes=1)
+    (shard,), path = manifest.shards, folder / "manifest.json"
+    content = json.loads(path.read_bytes())
+    rows: list[Any] = [
+        5,
+        [],
+        ["000000.tar", "4", 1, ""],
+        ["000000.tar", -1, 1, ""],
+        [5, 4, 1, ""],
+        ["\ud800", 4, 1, ""],
+    ]
+    for damaged in ("[" * 100_000, "[]", *(json.dumps(content | {"shards": [row]}) for row in rows)):
+        path.write_text(damaged)
+        with pytest.raises(DataError, match=r"manifest\.json is damaged \(.+\); run `alignvlm data index"):
+            load_manifest(open_storage(folder))
+    assert index_shards(folder, source="out", num_processes=1) == manifest
+    replace(manifest, shards=[replace(shard, samples=5)]).save(folder)
+    with pytest.raises(LoadError, match=r"000000\.tar has 4 samples, not 5; index again"):
+        SourceReader(folder).entry(0)
 
 
 def test_edited_manifests_are_noticed(tmp_path: Path, records: Any) -> None:
