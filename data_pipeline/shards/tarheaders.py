@@ -6,6 +6,7 @@ takes a damaged header, a zeroed block and the end of a cut file for the end of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -22,6 +23,8 @@ _MAX_EXTENDED = 1024**2
 _FILES = (b"0", b"\0", b"7", b"S")
 _LINKS = (b"1", b"2")
 _WITHOUT_DATA = (*_LINKS, b"3", b"4", b"5", b"6")
+_CONTROL = re.compile(r"[\x01-\x1f\x7f-\x9f\u2028\u2029]")
+"""What may end a line or change a terminal. NUL is left for the check of names to refuse."""
 _PAX, _PAX_OF_ALL = (b"x", b"X"), b"g"
 _LONG_NAME, _LONG_LINK, _SPARSE = b"L", b"K", b"S"
 
@@ -187,8 +190,9 @@ def _decimal(value: bytes, position: int) -> int:
 
 
 def _text(raw: bytes) -> str:
-    """A name; one that is not UTF-8 is read as Latin-1, in which every byte is a letter."""
+    """A name on one line: one that is not UTF-8 is read as Latin-1, and control characters as %0A and the like."""
     try:
-        return raw.decode()
+        text = raw.decode()
     except UnicodeDecodeError:
-        return raw.decode("latin-1")
+        text = raw.decode("latin-1")
+    return _CONTROL.sub(lambda found: f"%{ord(found[0]):02X}", text)

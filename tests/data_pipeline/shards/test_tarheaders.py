@@ -169,6 +169,11 @@ def test_names_that_are_not_utf8_are_read_as_latin_1() -> None:
     assert keys(data) == ["café", "ф"]
 
 
+def test_names_are_one_line() -> None:
+    data = member(b"a\n\x1b[31mb.txt", b"0" * 12) + member("\u2028c%.txt".encode(), b"0" * 12) + bytes(1024)
+    assert keys(data) == ["a%0A%1B[31mb", "%2028c%"]
+
+
 def test_members_are_those_that_tarfile_finds() -> None:
     for format in FORMATS:
         data = archive(format)
