@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from alignvlm.errors import UserError
 from alignvlm.launch.local import free_port, is_launched
 
 SLOW_WORK = timedelta(hours=24)
@@ -77,7 +78,13 @@ class World:
 
 
 def start(timeout_minutes: float) -> World:
-    """Join the process group that the launcher's environment describes; a lone process makes its own."""
+    """Join the process group that the launcher's environment describes; a lone process makes its own.
+
+    Ranks wait for rank 0 as long as it prepares data, at most `SLOW_WORK`; `timeout_minutes` is for collectives.
+
+    Raises:
+        UserError: this host has fewer GPUs than processes.
+    """
     _quiet()
     if not is_launched():
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
@@ -86,7 +93,7 @@ def start(timeout_minutes: float) -> World:
     # T and N differ in every micro-batch: blocks of fixed sizes would leave gaps. Read when CUDA is first used.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if torch.cuda.is_available():
-        local_rank %= torch.cuda.device_count()  # a launcher may show each process its own GPU only
+        local_rank = choose_gpu(local_rank, torch.cuda.device_count(), "CUDA_VISIBLE_DEVICES" in os.environ)
         os.environ["LOCAL_RANK"] = str(local_rank)  # DeepSpeed reads it too
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
@@ -102,10 +109,46 @@ def start(timeout_minutes: float) -> World:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
+    join(backend, device, timeout)
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False, auto_mpi_discovery=False)
     host_group = dist.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
     cpu_group = dist.new_group(backend="gloo", timeout=SLOW_WORK)
     return World(dist.get_rank(), dist.get_world_size(), local_rank, device, host_group, cpu_group)
+
+
+def choose_gpu(local_rank: int, num_gpus: int, is_chosen: bool) -> int:
+    """Number of the GPU of a process, among those that it sees.
+
+    Args:
+        is_chosen: a launcher or the user says which GPUs are seen: then a single one is this process's own.
+
+    Raises:
+        UserError: this host has fewer GPUs than processes.
+    """
+    if local_rank < num_gpus:
+        return local_rank
+    if num_gpus == 1 and is_chosen:
+        return 0
+    raise UserError(
+        f"process {local_rank + 1} of this host has no GPU: {num_gpus} seen here. Start one process per GPU "
+        f"(train.processes={num_gpus}, or the launcher's number of processes)"
+    )
+
+
+def join(backend: str, device: torch.device, timeout: timedelta) -> None:
+    """Make the default process group when rank 0 is here: other ranks wait for it in the launcher's store.
+
+    In the group itself they could wait for no longer than a collective may take.
+    """
+    store, rank, size = next(dist.rendezvous("env://", timeout=SLOW_WORK))
+    if rank == 0:
+        store.set("prepared", "yes")
+    store.wait(["prepared"], SLOW_WORK)
+    store.set_timeout(timeout)
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout,
+        device_id=device if backend == "nccl" and size > 1 else None,
+    )  # fmt: skip
 
 
 def stop() -> None:

@@ -13,7 +13,6 @@ import torch
 
 from alignvlm.config.deepspeed import deepspeed_config
 from alignvlm.config.schema import Recipe, StageConfig
-from alignvlm.exports import check_export
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm.model.attention import choose_attention
 from alignvlm.model.network import largest_list
@@ -61,13 +60,9 @@ def build_trainer(
     Args:
         extra: added to DeepSpeed's configuration.
         whole_layers: under ZeRO-3, gather the layers of the backbones as wholes.
-
-    Raises:
-        DataError: the export is damaged.
     """
     import deepspeed
 
-    check_export(export)
     config = deepspeed_config(recipe, stage, world.size) | (extra or {})
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     torch.manual_seed(recipe.seed)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from alignvlm import stage_data
 from alignvlm.config.schema import StageConfig
 from alignvlm.errors import UserError
+from alignvlm.exports import check_export
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.progress import say
 from alignvlm.run_folder import Run
@@ -79,8 +80,10 @@ def resume_trainer(
 
     Raises:
         UserError: when the data is not what the checkpoint was trained on.
+        DataError: the export of the stage before is damaged.
     """
     start = run.start_of(stage)
+    check_export(start)
     if found is None:
         return build_trainer(run.recipe, stage, start, world)
     position = plan.position(found.step).to_json()
