@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
+# A file's tests share a process; files are taken in order, so that the jobs of tests/integration are not left for the end.
+TEST_PROCESSES ?= 2
+PARALLEL := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 SLOW := cuda or cluster or integration or slow
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -23,10 +26,10 @@ quickstart: $(VENV)/installed-quickstart ## train a small model that reads, on t
 	$(BIN)/alignvlm train quickstart $(OVERRIDES)
 
 test: $(VENV)/installed-test ## all tests that need neither a GPU nor a cluster; shows the 15 slowest
-	$(BIN)/python -m pytest -m "not cuda and not cluster" --durations=15
+	$(PARALLEL) -m "not cuda and not cluster" --durations=15
 
 test-fast: $(VENV)/installed-test ## the same without the slow ones and without training jobs: under 90 seconds
-	$(BIN)/python -m pytest -m "not ($(SLOW))"
+	$(PARALLEL) -m "not ($(SLOW))"
 
 test-cluster: $(VENV)/installed-test ## a real Slurm, two hosts, twenty kills; installs Debian packages, as root
 	bash tests/cluster/install.sh

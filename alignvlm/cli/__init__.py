@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ from data_pipeline.masking import mask
 
 MODULES = ("data", "training", "estimate", "evaluate", "analyze", "runs", "chat", "config", "launch")
 """Each adds its commands, in the order of the help."""
+RANK_0_SECONDS = 10.0
+"""How long other ranks wait with a mistake, which rank 0 usually met too."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,8 +53,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake is one line on stderr and exit code 2, a mistake of ours has its traceback.
 
-    Rank 0 speaks for all, except for what only one rank knows. A disk that fails is one line too, but exit code 1:
-    launchers start the job again.
+    Rank 0 speaks for all; a rank that is still there some seconds later met the mistake alone. A disk that fails is
+    one line too, but exit code 1: launchers start the job again.
     """
     prepare_streams()
     try:
@@ -66,8 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, DataError) and isinstance(cause, OSError):  # a disk may fail on one host only
             code = _mistake_of_this_rank(str(error))
             return 1 if cause.errno in PASSING else code
-        if os.environ.get("RANK", "0") == "0":
-            print(f"alignvlm: {one_line(str(error))}", file=sys.stderr)
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(RANK_0_SECONDS)  # a launcher ends rank 0 when another rank is gone, with its word unsaid
+            return _mistake_of_this_rank(str(error))
+        print(f"alignvlm: {one_line(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         if output_is_gone():  # as in `alignvlm config show quickstart | head`

@@ -83,15 +83,11 @@ def resume_trainer(
         DataError: the export of the stage before is damaged.
     """
     start = run.start_of(stage)
+    if found is not None:
+        check_position(found, plan)
     check_export(start)
     if found is None:
         return build_trainer(run.recipe, stage, start, world)
-    position = plan.position(found.step).to_json()
-    if found.state["position"] != position:
-        raise UserError(
-            f"{found.folder}: trained on other data or in another order: its position was "
-            f"{found.state['position']}, step {found.step} is now {position}. Restore the shards, or start a new run"
-        )
     if found.state["world_size"] == world.size:
         trainer = build_trainer(run.recipe, stage, start, world)
         store.load(trainer.engine, found)
@@ -102,6 +98,16 @@ def resume_trainer(
     trainer = build_trainer(run.recipe, stage, start, world, elastic.UNIVERSAL)
     elastic.load(trainer.engine, universal, trainer.groups)
     return trainer
+
+
+def check_position(found: CheckpointInfo, plan: Plan) -> None:
+    """Raise UserError when the data is not what the checkpoint was trained on."""
+    position = plan.position(found.step).to_json()
+    if found.state["position"] != position:
+        raise UserError(
+            f"{found.folder}: trained on other data or in another order: its position was "
+            f"{found.state['position']}, step {found.step} is now {position}. Restore the shards, or start a new run"
+        )
 
 
 def restore_callbacks(callbacks: Sequence[Callback], found: CheckpointInfo | None) -> None:

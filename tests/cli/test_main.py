@@ -26,11 +26,17 @@ def test_what_no_command_knows_is_refused(words: list[str], capsys: pytest.Captu
     assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err
 
 
-def test_only_rank_zero_reports_a_mistake(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_zero_reports_a_mistake_before_the_others(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("alignvlm.cli.time.sleep", waited.append)
     monkeypatch.setenv("RANK", "1")
-    assert command("report", "runs/nothing", code=2) == ""
+    assert command("report", "runs/nothing", code=2).startswith(
+        "alignvlm: rank 1: runs/nothing: there is no run folder"
+    )
+    assert waited.pop() >= 10
     monkeypatch.setenv("RANK", "0")
     assert command("report", "runs/nothing", code=2).startswith("alignvlm: runs/nothing: there is no run folder")
+    assert not waited
 
 
 def test_export_and_track_say_the_way_out(command: Command, tmp_path: Path) -> None:
