@@ -23,6 +23,8 @@ from data_pipeline.parallel import end_with_parent
 
 GRACE_SECONDS = 30.0
 """Between asking the remaining processes to end, because one has failed, and killing them."""
+RANK_0_SECONDS = 5.0
+"""How long rank 0, which speaks for all, may still say why the job ends when another rank has ended first."""
 SAVE_SECONDS = 300.0
 """The same after a signal, when they write a checkpoint; the variable ALIGNVLM_GRACE sets another number."""
 END_WITH_PARENT = "ALIGNVLM_END_WITH_PARENT"
@@ -90,6 +92,7 @@ def _save_seconds() -> float:
 def _wait(ranks: list[subprocess.Popen[bytes]], asked: list[str], save_seconds: float) -> int:
     """Until all have ended; after the first failure or signal the others get a grace period."""
     failed, reason, deadline = 0, "", float("inf")
+    ask_at: float | None = None
     while running := [rank for rank in ranks if rank.poll() is None]:
         codes = [rank.returncode for rank in ranks if rank.returncode]
         if asked and not reason:
@@ -97,6 +100,9 @@ def _wait(ranks: list[subprocess.Popen[bytes]], asked: list[str], save_seconds: 
         if codes and not failed:
             failed, reason = codes[0], reason or f"exit code {_exit_code(codes[0])} of another"
             deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+            ask_at = time.monotonic() + RANK_0_SECONDS
+        if ask_at is not None and (ranks[0] not in running or time.monotonic() > ask_at):
+            ask_at = None
             _send(running, signal.SIGTERM)
         if time.monotonic() > deadline:
             which = f"{len(running)} of {len(ranks)} processes"

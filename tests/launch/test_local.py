@@ -44,6 +44,15 @@ open(f"rank-{os.getpid()}", "w").close()
 time.sleep(60)
 """
 
+EXPLAINS = """
+import os, sys, time
+open(f"rank-{os.getpid()}", "w").close()
+if os.environ["RANK"] == "0":
+    time.sleep(0.7)
+    print("rank 0 says why", file=sys.stderr)
+sys.exit(2)
+"""
+
 Start = Callable[..., tuple[subprocess.Popen[str], list[int]]]
 
 
@@ -109,6 +118,12 @@ def test_after_the_grace_period_everything_is_killed(start: Start) -> None:
     assert launcher.returncode == 128 + signal.SIGKILL
     assert errors == "alignvlm: killing 2 of 2 processes that did not end after SIGTERM\n"
     wait(lambda: not any(map(runs, processes)), 5)
+
+
+def test_rank_0_says_why_the_job_ends_when_another_rank_ends_first(start: Start) -> None:
+    launcher, _ = start(EXPLAINS)
+    assert launcher.communicate(timeout=20)[1] == "rank 0 says why\n"
+    assert launcher.returncode == 2
 
 
 def test_under_nohup_a_hangup_changes_nothing(start: Start, tmp_path: Path) -> None:
