@@ -33,12 +33,19 @@ def _start_worker(parent: int) -> None:
     end_with_parent(parent)
 
 
-def end_with_parent(parent: int) -> None:
-    """Kill this process soon after its parent has ended, in whatever way: a thread looks twice a second."""
+def end_with_parent(parent: int, grace: float = 0.0) -> None:
+    """End this process soon after its parent has ended, in whatever way: a thread looks twice a second.
+
+    Args:
+        grace: seconds between SIGTERM, on which the process may save, and SIGKILL; 0: SIGKILL only.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(PARENT_SECONDS)
+        if grace:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(grace)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -39,9 +39,12 @@ def is_launched() -> bool:
 
 
 def end_with_launcher() -> None:
-    """End with the process that started this one, where it asked for that; what this one starts is not concerned."""
+    """Save and end with the process that started this one, where it asked for that; its own children need not.
+
+    A launcher that gets a signal may be gone before its ranks have saved.
+    """
     if os.environ.pop(END_WITH_PARENT, ""):
-        end_with_parent(os.getppid())
+        end_with_parent(os.getppid(), grace=_save_seconds())
 
 
 def run_local(command: list[str], processes: int) -> int:

@@ -143,6 +143,17 @@ def test_a_grace_period_that_is_no_number_is_one_line(monkeypatch: pytest.Monkey
         run_local(["true"], 1)
 
 
+def test_a_rank_saves_when_its_launcher_is_gone(tmp_path: Path) -> None:
+    rank = f"from alignvlm.launch.local import end_with_launcher; end_with_launcher()\n{SAVES}"
+    launcher = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RANK": "0", "ALIGNVLM_END_WITH_PARENT": "1"}
+    started = subprocess.Popen([sys.executable, "-c", launcher, rank], cwd=tmp_path, env=environment)
+    wait(lambda: bool(list(tmp_path.glob("rank-*"))))
+    started.kill()
+    started.wait()
+    wait(lambda: (tmp_path / "saved-0").exists() and (tmp_path / "saved-0").read_text() == "SIGTERM", 5)
+
+
 def test_a_job_ends_with_the_script_that_started_it(tmp_path: Path) -> None:
     program = "from alignvlm.launch.local import *; end_with_launcher(); open('job', 'w').write(str(os.getpid()))"
     program += "; print(run_local(['sleep', '60'], 1))"
