@@ -33,6 +33,10 @@ STALE_SECONDS = 45.0
 """How long a job watches a lease that does not move before it takes it over."""
 ENDING_SECONDS = 2.0
 """How long a holder on this host that was just killed may still be seen."""
+ENDING = b"ending\n"
+"""Stands behind the holder when its job is about to end: the next job waits for it instead of giving up."""
+SAVE_SECONDS = 600.0
+"""How long a job that is about to end is waited for."""
 MAX_BYTES = 4096
 NAME = re.compile(r"lease-(\d{6,})\.json")
 _EXITING = 0x4
@@ -79,7 +83,7 @@ class Holder:
     def parse(cls, content: bytes) -> Holder | None:
         """The holder that a lease names; None for anything else, such as a file that a crash cut short."""
         try:
-            values = json.loads(content)
+            values = json.loads(content.partition(b"\n")[0])
         except (ValueError, RecursionError):
             return None
         kinds = {field.name: int if field.type == "int" else str for field in fields(cls)}
@@ -148,6 +152,13 @@ class Lease:
             self._thread.join()
         os.close(self._descriptor)
 
+    def announce_end(self) -> None:
+        """Let the next job wait for the end of this one, which only saves; safe in a signal handler."""
+        if self._number and not self._content.endswith(ENDING):
+            self._content += ENDING
+            with contextlib.suppress(OSError):  # the next beat tries again
+                self._renew()
+
     def release(self) -> None:
         """Let the next job in at once; safe in a signal handler, and when nothing is held."""
         self._ended.set()
@@ -206,12 +217,20 @@ class Lease:
         )
         if holder and holder.gives_way_to(me):
             return
-        deadline = time.monotonic() + ENDING_SECONDS
+        began = released = time.monotonic()
+        is_told = False
         while holder and (alive := holder.is_alive(me, lease)) is not None:
-            if not alive:
+            now = _look_at(lease)
+            if not alive or (now is None and time.monotonic() > released + ENDING_SECONDS):
                 return
-            if time.monotonic() > deadline:
+            is_ending = now is None or now[0].endswith(ENDING)
+            if now is not None:
+                released = time.monotonic()
+            if time.monotonic() > began + (SAVE_SECONDS if is_ending else ENDING_SECONDS):
                 raise held
+            if is_ending and not is_told:
+                say(f"{lease}: held by {name}, which is about to end; waiting for it")
+                is_told = True
             time.sleep(0.1)
         say(f"{lease}: held by {name}; waiting up to {self._stale:.0f} s for a sign of life")
         deadline = time.monotonic() + self._stale
@@ -220,8 +239,10 @@ class Lease:
             now = _look_at(lease)
             if now is None:
                 return
-            if now != first:
+            if now != first and not now[0].endswith(ENDING):
                 raise held
+            if now != first:  # it saves: as long as it moves
+                first, deadline = now, time.monotonic() + self._stale
         say(f"{lease}: no sign of life, taking over")
 
     def _keep(self) -> None:

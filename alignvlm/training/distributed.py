@@ -80,8 +80,6 @@ class World:
 def start(timeout_minutes: float) -> World:
     """Join the process group that the launcher's environment describes; a lone process makes its own.
 
-    Ranks wait for rank 0 as long as it prepares data, at most `SLOW_WORK`; `timeout_minutes` is for collectives.
-
     Raises:
         UserError: this host has fewer GPUs than processes.
     """
@@ -109,7 +107,6 @@ def start(timeout_minutes: float) -> World:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
-    join(backend, device, timeout)
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False, auto_mpi_discovery=False)
     host_group = dist.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
     cpu_group = dist.new_group(backend="gloo", timeout=SLOW_WORK)
@@ -133,22 +130,6 @@ def choose_gpu(local_rank: int, num_gpus: int, is_chosen: bool) -> int:
         f"process {local_rank + 1} of this host has no GPU: {num_gpus} seen here. Start one process per GPU "
         f"(train.processes={num_gpus}, or the launcher's number of processes)"
     )
-
-
-def join(backend: str, device: torch.device, timeout: timedelta) -> None:
-    """Make the default process group when rank 0 is here: other ranks wait for it in the launcher's store.
-
-    In the group itself they could wait for no longer than a collective may take.
-    """
-    store, rank, size = next(dist.rendezvous("env://", timeout=SLOW_WORK))
-    if rank == 0:
-        store.set("prepared", "yes")
-    store.wait(["prepared"], SLOW_WORK)
-    store.set_timeout(timeout)
-    dist.init_process_group(
-        backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout,
-        device_id=device if backend == "nccl" and size > 1 else None,
-    )  # fmt: skip
 
 
 def stop() -> None:

@@ -67,7 +67,7 @@ def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = ()) -> in
     if is_main:
         check(run)
     lease = Lease(run.folder.path)
-    signals = Signals(before_exit=lease.release)
+    signals = Signals(before_exit=lease.release, before_save=lease.announce_end)
     with lease if is_main else nullcontext():
         if is_main:
             with signals:
@@ -81,6 +81,7 @@ def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = ()) -> in
                 with signals:
                     return _train(run, world, tracker, signals, callbacks)
             finally:
+                lease.announce_end()
                 if tracker is not None:
                     tracker.close()
         finally:

@@ -22,12 +22,14 @@ HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 class Signals:
     """Handles the signals while it is open; `received` is the name of the first one, or None."""
 
-    def __init__(self, before_exit: Callable[[], None] = lambda: None) -> None:
-        """`before_exit` is called when a signal ends the process at once."""
+    def __init__(
+        self, before_exit: Callable[[], None] = lambda: None, before_save: Callable[[], None] = lambda: None
+    ) -> None:
+        """`before_exit` is called when a signal ends the process at once, `before_save` when it lets the job save."""
         self.received: str | None = None
         self.stepping = False
         """Set while there are steps that a save would keep."""
-        self._before_exit = before_exit
+        self._before_exit, self._before_save = before_exit, before_save
         self._interrupts = 0
         self._process = 0
         self._previous: dict[signal.Signals, Any] = {}
@@ -57,3 +59,4 @@ class Signals:
             finally:  # also when the terminal is gone
                 os._exit(REQUEUE)
         self.received = self.received or name
+        self._before_save()

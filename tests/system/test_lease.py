@@ -266,3 +266,32 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         DataError, match=r"^\S*runs/tiny cannot be written \(.*\); make it writable, or .* runs=FOLDER$"
     ):
         Lease(tmp_path / "runs" / "tiny").__enter__()
+
+
+def test_a_job_that_is_about_to_end_is_waited_for(tmp_path: Path, jobs: list[subprocess.Popen[str]]) -> None:
+    with Lease(tmp_path) as first:
+        first.announce_end()
+        second = start(tmp_path, jobs)
+        assert second.stdout is not None
+        assert "which is about to end; waiting for it" in second.stdout.readline()
+        time.sleep(0.3)
+        assert second.poll() is None
+    assert second.stdout.readline() == "held\n"
+
+
+def test_a_job_of_another_host_that_is_about_to_end_is_waited_for_as_long_as_it_moves(tmp_path: Path) -> None:
+    other = replace(Holder.this_process(), boot="another kernel", host="node7")
+    path = tmp_path / "lease-000001.json"
+
+    def save() -> None:
+        for _ in range(8):
+            os.utime(path)
+            time.sleep(0.1)
+        path.unlink()
+
+    save_thread = Thread(target=save)
+    path.write_bytes(json.dumps(asdict(other)).encode() + b"\nending\n")
+    save_thread.start()
+    with Lease(tmp_path, stale=0.4):
+        assert not path.exists()
+    save_thread.join()

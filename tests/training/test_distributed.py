@@ -1,42 +1,11 @@
-"""How ranks come together: which GPU is whose, and waiting for rank 0 longer than a collective may take."""
+"""Which GPU is whose."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
 
 import pytest
 
 from alignvlm.errors import UserError
-from alignvlm.launch.local import free_port
 from alignvlm.training.distributed import choose_gpu
-from tests.jobs import ROOT, job_environment
-
-LATE = """
-import os, sys, time
-from datetime import timedelta
-import torch
-from alignvlm.training.distributed import join
-if os.environ["RANK"] == "0":
-    time.sleep(6)
-join("gloo", torch.device("cpu"), timedelta(seconds=4))
-value = torch.ones(1)
-torch.distributed.all_reduce(value)
-sys.exit(int(value) != 2)
-"""
-
-
-def test_ranks_wait_for_rank_0_longer_than_for_a_collective() -> None:
-    environment = job_environment(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", LATE], cwd=ROOT, env=environment | {"RANK": rank, "LOCAL_RANK": rank})
-        for rank in ("0", "1")
-    ]
-    try:
-        assert [rank.wait(120) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
 
 
 @pytest.mark.parametrize(
