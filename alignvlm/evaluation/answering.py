@@ -48,13 +48,8 @@ class ModelAnswerer:
     @classmethod
     def load(cls, folder: str | Path, device: Any = None) -> ModelAnswerer:
         """Load model and processor of an export; `device` defaults to this process's GPU, else the CPU."""
-        from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
-
-        folder = Path(folder)
-        check_export(folder)
         device = find_device(device)
-        model = AlignVLMForConditionalGeneration.from_pretrained(folder)
-        return cls(model, AlignVLMProcessor.from_pretrained(folder), device)
+        return cls(*load_export(Path(folder), device), device)
 
     def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
         """Greedy answers; padding is on the left, so that all prompts of a batch end at the same position."""
@@ -83,6 +78,21 @@ class ModelAnswerer:
     def _decode(self, row: list[int]) -> str:
         end = next((i for i, token in enumerate(row) if token in self.stop_ids), len(row))
         return self.processor.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+
+
+def load_export(folder: Path, device: Any) -> tuple[Any, Any]:
+    """Model, for inference on `device`, and processor of an export folder.
+
+    On a GPU that computes in bf16 the model is in bf16, whatever the export is in; elsewhere in the export's dtype.
+    """
+    import torch
+
+    from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
+
+    check_export(folder)
+    is_bf16 = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    model: Any = AlignVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16 if is_bf16 else "auto")
+    return model.to(device).eval(), AlignVLMProcessor.from_pretrained(folder)
 
 
 def find_device(name: Any = None) -> Any:

@@ -77,7 +77,8 @@ def tokenizer_folder(recipe: Recipe) -> Path:
 def build_model(recipe: Recipe, processor: AlignVLMProcessor) -> AlignVLMForConditionalGeneration:
     """The model before any training, on the CPU: pretrained backbones where the recipe names them, new ones elsewhere.
 
-    The connector's share of the LM head (ALIGN's W2) is copied from it.
+    The connector's share of the LM head (ALIGN's W2) is copied from it. All weights are in the dtype of
+    `train.precision`, whatever the backbones are kept in.
     """
     torch.manual_seed(recipe.seed)
     vision, language = recipe.model.vision, recipe.model.language
@@ -104,6 +105,9 @@ def build_model(recipe: Recipe, processor: AlignVLMProcessor) -> AlignVLMForCond
     )
     model = AlignVLMForConditionalGeneration(config, tower, lm)
     model.connector.copy_lm_head(lm.get_output_embeddings().weight)
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    for weight in model.parameters():  # not `model.to`, which would round RoPE's frequencies too
+        weight.data = weight.data.to(dtype)
     tokenizer = processor.tokenizer
     end = tokenizer.convert_tokens_to_ids(END) if END in tokenizer.get_vocab() else tokenizer.eos_token_id
     model.generation_config.eos_token_id = end

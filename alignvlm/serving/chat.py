@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvlm.errors import UserError
-from alignvlm.evaluation.answering import find_device
+from alignvlm.evaluation.answering import find_device, load_export
 from alignvlm.exports import check_export
 from data_pipeline.samples.images import decode_image
 from data_pipeline.samples.schema import SampleError
@@ -19,14 +19,10 @@ class ChatSession:
     """Keeps the messages so far; `ask` answers one question."""
 
     def __init__(self, export: Path, images: list[Path], device: str | None = None, max_new_tokens: int = 128) -> None:
-        from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
-
         check_export(export)
         self.images = [_open(path) for path in images]
         self.device = find_device(device)
-        model: Any = AlignVLMForConditionalGeneration.from_pretrained(export)
-        self.model = model.to(self.device).eval()
-        self.processor = AlignVLMProcessor.from_pretrained(export)
+        self.model, self.processor = load_export(export, self.device)
         self.max_new_tokens = max_new_tokens
         self.messages: list[dict[str, Any]] = []
 

@@ -42,9 +42,7 @@ class Trainer:
         self.engine.destroy()
         self.engine = None
         release_modules()
-        gc.collect()  # the engine and its optimizer refer to each other
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def build_trainer(
@@ -84,6 +82,13 @@ def build_trainer(
     )
     share_embeddings(model)
     return Trainer(engine, groups, attention)
+
+
+def free_memory() -> None:
+    """Give back the device's memory of what is no longer used, also of objects that refer to each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from alignvlm.training.callbacks.progress_bar import ProgressBar
 from alignvlm.training.callbacks.tracking import Tracking
 from alignvlm.training.callbacks.watchdog import Watchdog
 from alignvlm.training.distributed import World
+from alignvlm.training.engine import free_memory
 from alignvlm.training.prepare import check, prepare, run_processor
 from alignvlm.training.signals import REQUEUE, Signals
 from alignvlm.training.stage import train_stage
@@ -135,3 +136,4 @@ def evaluate_stage(run: Run, folder: StageFolder, world: World) -> None:
             folder.export, run.recipe, folder.evaluation.path,
             rank=world.rank, world_size=world.size, barrier=world.barrier, device=str(world.device), progress=True,
         )  # fmt: skip
+        free_memory()
