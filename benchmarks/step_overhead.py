@@ -17,17 +17,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from _common import write
+from _common import NARROW, write
 
-NARROW = [
-    "train.precision=fp32", "train.gradient_checkpointing=true",
-    "model.vision.config.hidden_size=32", "model.vision.config.intermediate_size=64",
-    "model.vision.config.num_attention_heads=2", "model.vision.config.image_size=28",
-    "model.language.config.hidden_size=32", "model.language.config.intermediate_size=64",
-    "model.language.config.num_attention_heads=4", "model.language.config.num_key_value_heads=2",
-    "model.language.config.head_dim=8", "model.language.config.vocab_size=512",
-]  # fmt: skip
-"""The recipe's layers with matrices that cost nothing: 4 visual tokens per tile."""
 TILES, TEXT = 24, 100
 VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
     "reuse distance 2e9": (False, {}),

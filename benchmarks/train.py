@@ -1,0 +1,159 @@
+"""A training step on one GPU at the paper's shapes: speed, use of the hardware, memory, host time, kernels.
+
+    python benchmarks/train.py                                    the recipe as it stands, 1B
+    python benchmarks/train.py --variants all --profile --budget 480
+    python benchmarks/train.py --model 8b --variants default,connector-mlp
+    python benchmarks/train.py --tiny                             the same code on a CPU in seconds
+
+Random weights and synthetic packs go through the engine and the step of `alignvlm train`; nothing is downloaded. One
+process, one device: what several GPUs add is not in it. A variant that cannot run here (no memory, no package) is noted
+with its reason. Writes benchmarks/results/train-<device>.json after every variant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from _common import RESULTS, write
+from _variants import MODELS, VARIANTS
+
+SHORT = {"tiny": (2, 1, 2), "1b": (5, 2, 4), "3b": (3, 1, 4), "8b": (3, 1, 4)}
+"""Model -> default steps, warm-up steps, micro-batches per step."""
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--model", choices=[name for name in MODELS if name != "tiny"], default="1b")
+    size.add_argument("--tiny", dest="model", action="store_const", const="tiny", help="all code, small shapes")
+    parser.add_argument("--variants", default="default", metavar="A,B", help=f"all, or of {', '.join(VARIANTS)}")
+    parser.add_argument("--steps", type=int, help="steps measured")
+    parser.add_argument("--warmup", type=int, help="steps before them")
+    parser.add_argument("--micro-batches", type=int, help="packs per step")
+    parser.add_argument("--profile", action="store_true", help="one more step under torch's profiler")
+    parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="then start no variant")
+    parser.add_argument("--name", help="added to the name of the result file")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
+    arguments = parser.parse_args()
+    names = list(VARIANTS) if arguments.variants == "all" else arguments.variants.split(",")
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        parser.error(f"--variants: no {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+    arguments.variants = names
+    for key, default in zip(("steps", "warmup", "micro_batches"), SHORT[arguments.model], strict=True):
+        if getattr(arguments, key) is None:
+            setattr(arguments, key, default)
+        if getattr(arguments, key) < 1:
+            parser.error(f"--{key.replace('_', '-')} must be at least 1")
+    return arguments
+
+
+def main() -> int:
+    began, arguments = time.perf_counter(), parse()
+    from transformers.utils.logging import disable_progress_bar
+
+    from alignvlm.training import distributed
+
+    disable_progress_bar()
+    world = distributed.start(timeout_minutes=5)
+    try:
+        return compare(arguments, world, began)
+    finally:
+        distributed.stop()
+
+
+def compare(arguments: argparse.Namespace, world: Any, began: float) -> int:
+    """Measure the variants; 1 where one of them failed for no reason that is expected."""
+    from _steps import Bench
+
+    bench = Bench(
+        MODELS[arguments.model], world,
+        steps=arguments.steps, warmup=arguments.warmup, micro_batches=arguments.micro_batches,
+    )  # fmt: skip
+    device = world.device.type
+    name = "-".join(filter(None, ["train", device, arguments.name]))
+    rows: list[dict[str, Any]] = []
+    code, path = 0, None
+    for variant in arguments.variants:
+        row: dict[str, Any] = {"variant": variant}
+        if time.perf_counter() - began > arguments.budget:
+            row["failed"] = "not started: --budget is spent"
+        else:
+            code = max(code, attempt(bench, variant, row, arguments.profile))
+            print(line(row), flush=True)
+        rows.append(row)
+        content = {key: getattr(arguments, key) for key in ("model", "steps", "warmup", "micro_batches")}
+        path = write(name, content | {"rows": rows}, device, arguments.output)
+    bench.close()
+    show(rows)
+    print(f"\nwritten: {path}")
+    return code
+
+
+def attempt(bench: Any, variant: str, row: dict[str, Any], profiled: bool) -> int:
+    """Measure one variant into `row`; 0, or 1 for an error that nobody expects."""
+    import torch
+
+    from alignvlm.errors import UserError
+
+    code, began = 0, time.perf_counter()
+    try:
+        bench.measure(VARIANTS[variant], row, profiled=profiled)
+    except (torch.OutOfMemoryError, ImportError, UserError) as error:
+        row["failed"] = reason(error)
+    except Exception as error:  # the other variants are measured all the same
+        traceback.print_exc()
+        row["failed"], code = reason(error), 1
+    bench.release(row)
+    row["took_s"] = time.perf_counter() - began
+    return code
+
+
+def reason(error: Exception) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+COLUMNS = {
+    "s/step": ("step_s", "{:.3f}", 1.0),
+    "tokens/s": ("tokens_per_s", "{:,.0f}", 1.0),
+    "MFU %": ("mfu", "{:.1f}", 100.0),
+    "HFU %": ("hfu", "{:.1f}", 100.0),
+    "peak GiB": ("peak_gib", "{:.1f}", 1.0),
+    "host ms": ("host_micro_batch_s", "{:.0f}", 1e3),
+    "connector %": ("connector_share", "{:.1f}", 100.0),
+}
+"""Heading -> key, format, factor."""
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    flat = {**row, **row.get("profile", {})}
+    cells = [
+        f"{pattern.format(flat[key] * factor) if flat.get(key) is not None else '-':>{max(9, len(head))}}"
+        for head, (key, pattern, factor) in COLUMNS.items()
+    ]
+    return f"{row['variant']:19}" + " ".join(cells) + (f"  {row['failed']}" if "failed" in row else "")
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The table, and where the time of the first profiled variant goes."""
+    print("\n" + " " * 19 + " ".join(f"{head:>{max(9, len(head))}}" for head in COLUMNS))
+    for row in rows:
+        print(line(row))
+    profiled = next((row for row in rows if "profile" in row), None)
+    if profiled is not None:
+        kinds = profiled["profile"]["kinds"].items()
+        print(f"\n{profiled['variant']}: " + ", ".join(f"{kind} {100 * v['share']:.1f} %" for kind, v in kinds))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
