@@ -10,7 +10,8 @@ from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.samples.images import image_bytes
-from data_pipeline.samples.schema import SampleError, conversation_messages
+from data_pipeline.samples.schema import SampleError
+from data_pipeline.samples.turns import turn_messages
 from data_pipeline.shards.storage import check_name
 
 
@@ -40,7 +41,7 @@ def _record(row: Any, images: Path, key: str) -> dict[str, Any]:
         raise DataError("not a JSON object")
     row = dict(row)
     if "conversations" in row and "messages" not in row:
-        row["messages"] = conversation_messages(row.pop("conversations"))
+        row["messages"] = turn_messages(row.pop("conversations"))
     if "messages" not in row:
         raise DataError(f"no 'messages' (fields: {', '.join(row)})")
     names = row.pop("images", None)

@@ -42,7 +42,7 @@ MAX_IMAGE_PIXELS = 100_000_000
 ImageSource = bytes | str | os.PathLike | Image.Image
 """An image as bytes, as a file, or as PIL opened it."""
 
-_IMAGE = re.compile(r"(?:(\d{1,6})\.)?(?:jpg|jpeg|png|webp|tif|tiff|bmp|gif|ppm|pgm|pbm)\Z")
+_IMAGE = re.compile(r"(?:(\d{1,6})(?:_.*)?\.)?(?:jpg|jpeg|png|webp|tif|tiff|bmp|gif|ppm|pgm|pbm)\Z")
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 _TURNS = {
@@ -60,7 +60,7 @@ _PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 
 
 def image_members(extensions: Iterable[str]) -> list[str]:
-    """The extensions that are a sample's images, in order: a bare `png` first, then `0.png`, `1.jpg`, … by number."""
+    """A sample's images among its extensions, in order: a bare `png` first, then `0.png`, `1_name.jpg`, … by number."""
     numbered = []
     for extension in extensions:
         match = _IMAGE.match(extension)

@@ -27,8 +27,6 @@ IGNORE_INDEX = -100
 _KEY = re.compile(r"[^\s./\\][^\s.\\]*(?<!/)\Z")
 _META = re.compile(r"__[^/]*__/|(?:.*/)?__[^/.]*__(?:\.[^/]*)?\Z")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-"""Roles of LLaVA's speakers."""
 
 
 class SampleError(Exception):
@@ -124,13 +122,6 @@ def normalise_messages(messages: Any, num_images: int) -> list[dict[str, Any]]:
     return normal
 
 
-def conversation_messages(conversations: Any) -> list[dict[str, Any]]:
-    """Messages of LLaVA's `conversations`, [{"from": "human", "value": str}, …]. Raises SampleError when it is none."""
-    if not isinstance(conversations, list):
-        raise SampleError("'conversations' is not a list of turns")
-    return [_message_of_turn(turn, number) for number, turn in enumerate(conversations)]
-
-
 def caption_messages(caption: str, prompt: str = "") -> list[dict[str, Any]]:
     """An image-caption pair as a conversation: the image and `prompt` from the user, the caption from the assistant."""
     caption = check_text(caption).strip()
@@ -175,13 +166,6 @@ def encode_as_measured(encoder: Encoder, sample: Sample, tokens: int, tiles: int
     if encoded.tiles.shape[1:] != (3, encoder.tile_size, encoder.tile_size):
         raise SampleError(f"encoded to tiles of shape {encoded.tiles.shape[1:]}, not of side {encoder.tile_size}")
     return encoded
-
-
-def _message_of_turn(turn: Any, number: int) -> dict[str, Any]:
-    speaker = turn.get("from") if isinstance(turn, Mapping) else turn
-    if not isinstance(speaker, str) or speaker not in _SPEAKERS:
-        raise SampleError(f"turn {number} of 'conversations' must be from {', '.join(_SPEAKERS)}: {brief(turn)}")
-    return {"role": _SPEAKERS[speaker], "content": turn.get("value")}
 
 
 def _normalise_message(message: Any, number: int) -> dict[str, Any]:

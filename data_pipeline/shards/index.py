@@ -27,7 +27,8 @@ from data_pipeline.shards.sidecars import MANIFEST, index_name, index_storage, i
 from data_pipeline.shards.storage import Storage, check_name, open_storage
 from data_pipeline.shards.tarscan import ScannedSample, scan_tar
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
+"""2 did not take members such as `0_name.jpg` for images."""
 MANIFEST_VERSION = 1
 log = logging.getLogger(__name__)
 

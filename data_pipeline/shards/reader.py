@@ -20,9 +20,9 @@ from data_pipeline.samples.schema import (
     Sample,
     SampleError,
     caption_messages,
-    conversation_messages,
     normalise_messages,
 )
+from data_pipeline.samples.turns import row_messages
 from data_pipeline.shards.index import Manifest, ShardInfo, index_lines, load_manifest
 from data_pipeline.shards.sidecars import index_storage
 from data_pipeline.shards.storage import Storage, open_storage
@@ -176,16 +176,20 @@ class SourceReader:
             if size is not None:
                 check_size(*size)
         meta = decode_member("json", data["json"]) if "json" in data else {}
+        if isinstance(meta, list):
+            meta = {"conversations": meta}  # as energon's VQA samples and LLaVA-OneVision-1.5's of single images
         if not isinstance(meta, dict):
-            raise SampleError(f"the .json member is a {type(meta).__name__}, not an object")
+            raise SampleError(f"the .json member is a {type(meta).__name__}, neither an object nor a list of turns")
         if "messages" in meta:
             return normalise_messages(meta.pop("messages"), num_images), meta
-        if "conversations" in meta:
-            return normalise_messages(conversation_messages(meta.pop("conversations")), num_images), meta
+        messages, used = row_messages(meta, num_images)
+        if messages:
+            return messages, {name: value for name, value in meta.items() if name not in used}
         caption = decode_member("txt", data["txt"]) if "txt" in data else meta.get("caption")
         if not isinstance(caption, str):
             raise SampleError(
-                "neither 'messages' nor 'conversations' nor a caption: not a chat and not an image-caption pair"
+                "neither 'messages' nor 'conversations' nor 'texts' nor a question nor a caption: "
+                "not a chat and not an image-caption pair"
             )
         if num_images != 1:
             raise SampleError(f"an image-caption pair has one image, this one has {num_images}")

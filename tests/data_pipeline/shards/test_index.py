@@ -122,7 +122,7 @@ def test_folders_indexed_by_version_1_are_read_and_keep_their_fingerprint(tmp_pa
     assert index.read_text() == old
     assert verify_folder(folder, num_processes=1) == []
     assert index_shards(folder, source="old", num_processes=1).fingerprint == manifest.fingerprint
-    assert json.loads(index.read_text().partition("\n")[0])["version"] == 2
+    assert json.loads(index.read_text().partition("\n")[0])["version"] == 3
 
 
 def test_damaged_shards_are_refused_and_verify_says_the_same(tmp_path: Path, records: Any) -> None:
