@@ -1,0 +1,1 @@
+"""What a free reply chose: a letter of several options, or yes or no."""

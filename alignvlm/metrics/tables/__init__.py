@@ -1,0 +1,1 @@
+"""Scores of answers from tables and forms: WTQ, TabFact, TableVQABench, DeepForm and Kleister Charity."""
