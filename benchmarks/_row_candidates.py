@@ -1,8 +1,4 @@
-"""Row kernels that `row_kernels.py` compares with those of the operator, all with LayerNorm and affine.
-
-Loads inside `tl.range(num_stages=...)` are asynchronous copies of the next tokens' rows into shared memory; gamma and
-beta stay in registers, and a token's numbers are scalars.
-"""
+"""Row kernels that `row_kernels.py` compares with those of the operator: those before them, and another way."""
 
 from __future__ import annotations
 
@@ -13,29 +9,104 @@ _LAG = tl.constexpr(8.0)
 
 
 @triton.jit
-def forward_rows(
-    z_ptr, mu_ptr, rstd_ptr, gamma_ptr, beta_ptr, peak_ptr, mass_ptr, factor_ptr, num_tokens, width,
-    ROWS: tl.constexpr, STAGES: tl.constexpr, BLOCK: tl.constexpr,
+def _logits(
+    z, gamma_ptr, beta_ptr, vocab, inside, mu, rstd,
+    HAS_NORM: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr,
 ):  # fmt: skip
-    """ROWS tokens of a block, one after the other: z -> p in place, relative to the running maximum `peak`."""
-    first = tl.program_id(0).to(tl.int64) * ROWS
+    """z [..., C] in fp32 -> (zhat, gamma zhat + beta, gamma)."""
+    gamma = tl.full(vocab.shape, 1.0, tl.float32)
+    if HAS_NORM:
+        z = (z - mu) * rstd
+    logits = z
+    if HAS_GAMMA:
+        gamma = tl.load(gamma_ptr + vocab, mask=inside, other=0.0)
+        logits = logits * gamma
+    if HAS_BETA:
+        logits += tl.load(beta_ptr + vocab, mask=inside, other=0.0)
+    return z, logits, gamma
+
+
+@triton.jit
+def forward_before(
+    z_ptr, mu_ptr, rstd_ptr, gamma_ptr, beta_ptr, lse_ptr, peak_ptr, mass_ptr, factor_ptr, width,
+    HAS_NORM: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr,
+    HAS_LSE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One token of a block: z -> p in place. With HAS_LSE p is final, else relative to the running maximum `peak`."""
+    token = tl.program_id(0).to(tl.int64)
     vocab = tl.arange(0, BLOCK)
     inside = vocab < width
-    gamma = tl.load(gamma_ptr + vocab, mask=inside, other=0.0)
-    beta = tl.load(beta_ptr + vocab, mask=inside, other=float("-inf"))
-    for token in tl.range(first, min(first + ROWS, num_tokens), num_stages=STAGES):
-        row = token * width + vocab
-        z = tl.load(z_ptr + row, mask=inside, other=0.0).to(tl.float32)
+    z = tl.load(z_ptr + token * width + vocab, mask=inside, other=0.0).to(tl.float32)
+    mu, rstd = 0.0, 1.0
+    if HAS_NORM:
         mu, rstd = tl.load(mu_ptr + token), tl.load(rstd_ptr + token)
-        logits = (z - mu) * rstd * gamma + beta
+    _, logits, _ = _logits(z, gamma_ptr, beta_ptr, vocab, inside, mu, rstd, HAS_NORM, HAS_GAMMA, HAS_BETA)
+    logits = tl.where(inside, logits, float("-inf"))
+    if HAS_LSE:
+        p = tl.exp(logits - tl.load(lse_ptr + token))
+    else:
         before = tl.load(peak_ptr + token)
-        highest = tl.maximum(tl.max(logits, axis=0), -1e30)
+        highest = tl.maximum(tl.max(logits, axis=0), -1e30)  # a token masked everywhere must not turn into nan
         peak = tl.where(highest > before + _LAG, highest, before)
         p = tl.exp(logits - peak)
         tl.store(mass_ptr + token, tl.sum(p, axis=0))
         tl.store(factor_ptr + token, tl.exp(before - peak))
         tl.store(peak_ptr + token, peak)
-        tl.store(z_ptr + row, p.to(z_ptr.dtype.element_ty), mask=inside)
+    tl.store(z_ptr + token * width + vocab, p.to(z_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def backward_before(
+    z_ptr, dp_ptr, mu_ptr, rstd_ptr, gamma_ptr, beta_ptr, lse_ptr, delta_ptr,
+    g_sum_ptr, g_zhat_sum_ptr, gamma_grad_ptr, beta_grad_ptr, num_tokens, width,
+    HAS_NORM: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr,
+    STORE_P: tl.constexpr, AFFINE_SUMS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr, TILE_VOCAB: tl.constexpr, STEP_TOKENS: tl.constexpr,
+):  # fmt: skip
+    """One tile: z -> p and dp -> gamma p (dp - delta) / std in place, with partial sums over both dimensions."""
+    tile_token, tile_vocab = tl.program_id(0), tl.program_id(1)
+    vocab = tile_vocab * TILE_VOCAB + tl.arange(0, TILE_VOCAB)[None, :]
+    inside_vocab = vocab < width
+    sum_gamma = tl.zeros([STEP_TOKENS, TILE_VOCAB], tl.float32)
+    sum_beta = tl.zeros([STEP_TOKENS, TILE_VOCAB], tl.float32)
+    for start in range(0, TILE_TOKENS, STEP_TOKENS):
+        tokens = tile_token * TILE_TOKENS + start + tl.arange(0, STEP_TOKENS)[:, None]
+        inside_tokens = tokens < num_tokens
+        inside = inside_tokens & inside_vocab
+        offsets = tokens.to(tl.int64) * width + vocab
+        z = tl.load(z_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        dp = tl.load(dp_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        lse = tl.load(lse_ptr + tokens, mask=inside_tokens, other=0.0)
+        delta = tl.load(delta_ptr + tokens, mask=inside_tokens, other=0.0)
+        mu, rstd = 0.0, 1.0
+        if HAS_NORM:
+            mu = tl.load(mu_ptr + tokens, mask=inside_tokens, other=0.0)
+            rstd = tl.load(rstd_ptr + tokens, mask=inside_tokens, other=0.0)
+        zhat, logits, gamma = _logits(
+            z, gamma_ptr, beta_ptr, vocab, inside_vocab, mu, rstd, HAS_NORM, HAS_GAMMA, HAS_BETA
+        )
+        p = tl.where(inside, tl.exp(logits - lse), 0.0)
+        ds = p * (dp - delta)
+        g = ds * gamma
+        scaled = g * rstd
+        if STORE_P:
+            tl.store(z_ptr + offsets, p.to(z_ptr.dtype.element_ty), mask=inside)
+        tl.store(dp_ptr + offsets, scaled.to(dp_ptr.dtype.element_ty), mask=inside)
+        if HAS_NORM:
+            partial = tile_vocab.to(tl.int64) * num_tokens + tokens
+            tl.store(g_sum_ptr + partial, tl.sum(g, axis=1)[:, None], mask=inside_tokens)
+            tl.store(g_zhat_sum_ptr + partial, tl.sum(g * zhat, axis=1)[:, None], mask=inside_tokens)
+        if AFFINE_SUMS:
+            if HAS_GAMMA:
+                sum_gamma += ds * zhat
+            if HAS_BETA:
+                sum_beta += ds
+    if AFFINE_SUMS:
+        partial = tile_token.to(tl.int64) * width + vocab
+        if HAS_GAMMA:
+            tl.store(gamma_grad_ptr + partial, tl.sum(sum_gamma, axis=0)[None, :], mask=inside_vocab)
+        if HAS_BETA:
+            tl.store(beta_grad_ptr + partial, tl.sum(sum_beta, axis=0)[None, :], mask=inside_vocab)
 
 
 @triton.jit
@@ -76,37 +147,3 @@ def backward_steps(
     partial = tile_token.to(tl.int64) * width + vocab
     tl.store(gamma_grad_ptr + partial, sum_gamma, mask=inside_vocab)
     tl.store(beta_grad_ptr + partial, sum_beta, mask=inside_vocab)
-
-
-@triton.jit
-def backward_rows(
-    z_ptr, dp_ptr, mu_ptr, rstd_ptr, gamma_ptr, beta_ptr, lse_ptr, delta_ptr,
-    g_sum_ptr, gamma_grad_ptr, beta_grad_ptr, num_tokens, width,
-    TILE_TOKENS: tl.constexpr, TILE_VOCAB: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """The same, one token at a time."""
-    tile_token, tile_vocab = tl.program_id(0), tl.program_id(1)
-    vocab = tile_vocab * TILE_VOCAB + tl.arange(0, TILE_VOCAB)
-    inside = vocab < width
-    gamma = tl.load(gamma_ptr + vocab, mask=inside, other=0.0)
-    beta = tl.load(beta_ptr + vocab, mask=inside, other=0.0)
-    sum_gamma, sum_beta = tl.zeros([TILE_VOCAB], tl.float32), tl.zeros([TILE_VOCAB], tl.float32)
-    begin = tile_token.to(tl.int64) * TILE_TOKENS
-    for token in tl.range(begin, min(begin + TILE_TOKENS, num_tokens), num_stages=STAGES):
-        row = token * width + vocab
-        z = tl.load(z_ptr + row, mask=inside, other=0.0).to(tl.float32)
-        dp = tl.load(dp_ptr + row, mask=inside, other=0.0).to(tl.float32)
-        lse, delta = tl.load(lse_ptr + token), tl.load(delta_ptr + token)
-        mu, rstd = tl.load(mu_ptr + token), tl.load(rstd_ptr + token)
-        zhat = (z - mu) * rstd
-        p = tl.exp(zhat * gamma + beta - lse)
-        ds = p * (dp - delta)
-        g = (ds * gamma * rstd).to(dp_ptr.dtype.element_ty)
-        tl.store(z_ptr + row, p.to(z_ptr.dtype.element_ty), mask=inside)
-        tl.store(dp_ptr + row, g, mask=inside)
-        tl.store(g_sum_ptr + tile_vocab.to(tl.int64) * num_tokens + token, tl.sum(g.to(tl.float32), axis=0))
-        sum_gamma += ds * zhat
-        sum_beta += ds
-    partial = tile_token.to(tl.int64) * width + vocab
-    tl.store(gamma_grad_ptr + partial, sum_gamma, mask=inside)
-    tl.store(beta_grad_ptr + partial, sum_beta, mask=inside)

@@ -26,7 +26,7 @@ if "--tiny" in sys.argv:
 import torch
 import triton
 from _common import write
-from _row_candidates import backward_rows, backward_steps, forward_rows
+from _row_candidates import backward_before, backward_steps, forward_before
 from torch import Tensor
 
 from alignvlm.kernels.align import rows_triton, vocab_moments
@@ -86,18 +86,19 @@ class Candidate:
         return f"{self.kernel:16} {values}{', ' if values else ''}warps {self.warps}"
 
 
-def now_forward(block: Block, c: Candidate) -> None:
-    rows_triton._forward_kernel[(block.num_tokens,)](
+def forward_as_before(block: Block, c: Candidate) -> None:
+    forward_before[(block.num_tokens,)](
         block.z, block.mu, block.rstd, block.gamma, block.beta, None, block.peak, block.mass, block.factor, block.width,
         HAS_NORM=True, HAS_GAMMA=True, HAS_BETA=True, HAS_LSE=False, BLOCK=triton.next_power_of_2(block.width),
         num_warps=c.warps,
     )  # fmt: skip
 
 
-def rows_forward(block: Block, c: Candidate) -> None:
-    forward_rows[(triton.cdiv(block.num_tokens, c.config["ROWS"]),)](
-        block.z, block.mu, block.rstd, block.gamma, block.beta, block.peak, block.mass, block.factor,
-        block.num_tokens, block.width, BLOCK=triton.next_power_of_2(block.width), **c.config, num_warps=c.warps,
+def forward(block: Block, c: Candidate) -> None:
+    rows_triton._forward_kernel[(triton.cdiv(block.num_tokens, c.config["ROWS"]),)](
+        block.z, block.z, block.mu, block.rstd, block.gamma, block.beta, None, block.peak, block.mass, block.factor,
+        block.num_tokens, block.width, HAS_NORM=True, HAS_GAMMA=True, HAS_BETA=True, HAS_LSE=False,
+        BLOCK=triton.next_power_of_2(block.width), **c.config, num_warps=c.warps,
     )  # fmt: skip
 
 
@@ -114,19 +115,27 @@ def parts(block: Block, c: Candidate, *names: str) -> tuple[tuple[int, int], lis
     return tiles, [block.parts[name] for name in names]
 
 
-def now_backward(block: Block, c: Candidate) -> None:
+def backward_as_before(block: Block, c: Candidate) -> None:
     tiles, buffers = parts(block, c, "g_unscaled", "g_zhat", "gamma", "beta")
-    rows_triton._backward_kernel[tiles](
+    backward_before[tiles](
         block.z, block.dp, block.mu, block.rstd, block.gamma, block.beta, block.lse, block.delta, *buffers,
         block.num_tokens, block.width, HAS_NORM=True, HAS_GAMMA=True, HAS_BETA=True, STORE_P=True, AFFINE_SUMS=True,
         **c.config, num_warps=c.warps,
     )  # fmt: skip
 
 
-def candidate_backward(block: Block, c: Candidate) -> None:
-    kernel = backward_steps if "STEP" in c.config else backward_rows
+def backward(block: Block, c: Candidate) -> None:
     tiles, buffers = parts(block, c, "g", "gamma", "beta")
-    kernel[tiles](
+    rows_triton._backward_kernel[tiles](
+        block.z, block.dp, block.z, block.mu, block.rstd, block.gamma, block.beta, block.lse, block.delta, *buffers,
+        block.num_tokens, block.width, HAS_NORM=True, HAS_GAMMA=True, HAS_BETA=True,
+        STORE_P=True, TOKEN_SUMS=True, AFFINE_SUMS=True, **c.config, num_warps=c.warps,
+    )  # fmt: skip
+
+
+def backward_in_steps(block: Block, c: Candidate) -> None:
+    tiles, buffers = parts(block, c, "g", "gamma", "beta")
+    backward_steps[tiles](
         block.z, block.dp, block.mu, block.rstd, block.gamma, block.beta, block.lse, block.delta, *buffers,
         block.num_tokens, block.width, **c.config, num_warps=c.warps,
     )  # fmt: skip
@@ -134,29 +143,29 @@ def candidate_backward(block: Block, c: Candidate) -> None:
 
 def forward_candidates() -> Iterator[Candidate]:
     for warps in (8, 16, 4):
-        yield Candidate("forward now", {}, warps, now_forward, backward=False)
+        yield Candidate("forward before", {}, warps, forward_as_before, backward=False)
     for rows, stages, warps in (
         (1, 1, 8), (4, 1, 8), (4, 2, 8), (8, 2, 8), (8, 3, 8), (16, 2, 8), (16, 3, 8), (32, 3, 8),
         (4, 2, 16), (8, 2, 16), (16, 2, 16), (16, 3, 16), (8, 3, 4),
     ):  # fmt: skip
         config = {"ROWS": rows, "STAGES": stages}
-        yield Candidate("forward rows", config, warps, rows_forward, backward=False)
+        yield Candidate("forward", config, warps, forward, backward=False)
 
 
 def backward_candidates() -> Iterator[Candidate]:
     for step, warps in ((4, 8), (2, 8), (4, 4)):
         config = {"TILE_TOKENS": 128, "TILE_VOCAB": 512, "STEP_TOKENS": step}
-        yield Candidate("backward now", config, warps, now_backward, backward=True)
+        yield Candidate("backward before", config, warps, backward_as_before, backward=True)
     for tokens, vocab, stages, warps in (
         (128, 1024, 3, 4), (128, 2048, 3, 8), (128, 1024, 1, 4), (128, 1024, 2, 4), (128, 1024, 4, 4),
         (64, 1024, 3, 4), (256, 1024, 3, 4), (128, 2048, 2, 8), (128, 2048, 4, 8), (256, 2048, 3, 8),
         (128, 2048, 3, 4), (128, 512, 4, 2), (128, 4096, 3, 8), (128, 4096, 2, 16), (128, 1024, 3, 8),
     ):  # fmt: skip
         config = {"TILE_TOKENS": tokens, "TILE_VOCAB": vocab, "STAGES": stages}
-        yield Candidate("backward rows", config, warps, candidate_backward, backward=True)
+        yield Candidate("backward", config, warps, backward, backward=True)
     for vocab, step, stages, warps in ((1024, 4, 2, 4), (2048, 4, 2, 8), (2048, 2, 3, 8), (1024, 2, 3, 4)):
         config = {"TILE_TOKENS": 128, "TILE_VOCAB": vocab, "STEP": step, "STAGES": stages}
-        yield Candidate("backward steps", config, warps, candidate_backward, backward=True)
+        yield Candidate("backward in steps", config, warps, backward_in_steps, backward=True)
 
 
 def timed(run: Callable[[], Any], device: str) -> float:
@@ -186,19 +195,18 @@ def error(c: Candidate, block: Block) -> float:
     plain = TorchRows(block.mu[:, None], LogitStatistics(block.mu, block.rstd))
     z, affine = block.z.float() * block.rstd[:, None], VocabAffine(block.gamma, block.beta)
     if not c.backward:
-        p, mass, _ = plain.forward(z, affine, exact.peak)
+        p = torch.empty_like(z)
+        mass, _ = plain.forward(z, affine, exact.peak, out=p)
         factor = torch.exp(exact.peak - found.peak)  # the peak of a kernel may lag behind
         pairs = [(found.z, p * factor[:, None]), (found.mass, mass * factor)]
     else:
-        scratch = [torch.empty_like(z)]
-        dp = block.dp.float()
-        p, g, sums = plain.backward(z, dp, affine, block.lse, block.delta, scratch, store_p=True, affine_sums=True)
-        scaled = g * block.rstd[:, None]
-        pairs = [(found.z, p), (found.dp, scaled)]
-        expected = {
-            "g": scaled.sum(dim=1), "g_unscaled": g.sum(dim=1), "gamma": sums.gamma, "beta": sums.beta,
-        }  # fmt: skip
-        pairs += [(part.sum(dim=0), expected[n]) for n, part in found.parts.items() if n in expected]
+        p, g, sums = plain.backward(
+            z, block.dp.float(), affine, block.lse, block.delta, [torch.empty_like(z) for _ in range(2)],
+            store_p=True, token_sums=True, affine_sums=True,
+        )  # fmt: skip
+        pairs = [(found.z, p), (found.dp, g * block.rstd[:, None])]
+        expected = {"g": sums.g, "g_unscaled": g.sum(dim=1), "gamma": sums.gamma, "beta": sums.beta}
+        pairs += [(part.sum(dim=0), value) for n, part in found.parts.items() if (value := expected.get(n)) is not None]
     return max(float((a.float() - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 

@@ -1,4 +1,4 @@
-"""The operator and the token loss on a GPU (`make gpu-check`): kernels, tuning, numerics, memory, repeatability."""
+"""The operator and the token loss on a GPU (`make gpu-check`): kernels, numerics, memory, repeatability."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def test_full_vocabulary(dtype: torch.dtype, bound: float, implementation: str, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_two_runs_agree_bit_for_bit(dtype: torch.dtype) -> None:
     inputs = problem(300, 20_000, 256, dtype=dtype, device="cuda")
-    solve(inputs)  # tuning
     first, second = solve(inputs), solve(inputs)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
 
 
-def test_deterministic_mode_takes_the_fixed_configuration() -> None:
-    inputs = problem(40, 700, 64, dtype=torch.bfloat16, device="cuda")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        found = solve(inputs)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert worst_error(found, solve(inputs, exactly=True)) < 3e-2
+@pytest.mark.parametrize("shape", [(8193, 4000, 256), (8200, 9000, 64), (1000, 17_000, 64)])
+def test_blocks_of_training(shape: tuple[int, int, int]) -> None:
+    """More tokens than a block has rows, numbers of tokens beside tiles of 128, a last block that is smaller."""
+    inputs = problem(*shape, dtype=torch.bfloat16, device="cuda")
+    found, exact = solve(inputs), solve(inputs, exactly=True)
+    eager = solve(inputs, implementation="reference")
+    for name, value in exact.items():
+        allowed = max(2e-2, 3 * worst_error({name: eager[name]}, {name: value}))
+        assert worst_error({name: found[name]}, {name: value}) < allowed, name
 
 
 def test_extra_memory_stays_small() -> None:

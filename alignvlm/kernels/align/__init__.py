@@ -2,13 +2,14 @@
 
 from alignvlm.kernels.align.costs import recomputed_flops, workspace_bytes
 from alignvlm.kernels.align.dispatch import IMPLEMENTATIONS, vocab_softmax
-from alignvlm.kernels.align.moments import Moments, moments_pay_off, vocab_moments
+from alignvlm.kernels.align.moments import Moments, SharedMoments, moments_pay_off, vocab_moments
 from alignvlm.kernels.align.reference import vocab_probabilities, vocab_softmax_reference
 from alignvlm.kernels.align.vocab_blocks import default_block
 
 __all__ = [
     "IMPLEMENTATIONS",
     "Moments",
+    "SharedMoments",
     "default_block",
     "moments_pay_off",
     "recomputed_flops",

@@ -26,6 +26,8 @@ class Settings:
     """Moments of W2 that are known already; None: the algorithm finds the statistics of the logits in its own way."""
     block: int | None = None
     """Vocabulary rows per block; None chooses."""
+    kept_bytes: int = 0
+    """For logits that a forward pass keeps for its backward pass instead of having them computed again."""
     needs_grad: bool = True
     """False in inference, where the statistics of a few tokens are cheaper from their logits than from W2's moments."""
 
@@ -84,9 +86,7 @@ class BlockSums:
     beta: Tensor | None = None
     """[B] sum over tokens of ds"""
     g: Tensor | None = None
-    """[N] sum over the block of g = gamma ds"""
-    g_zhat: Tensor | None = None
-    """[N] sum over the block of g zhat"""
+    """[N] sum over the block of g / std, g = gamma ds"""
 
 
 def blocks_of(vocab_size: int, block: int) -> Iterator[slice]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignvlm.kernels.align.common import Settings
 from alignvlm.kernels.align.costs import VocabSoftmaxOnMeta
-from alignvlm.kernels.align.moments import Moments
+from alignvlm.kernels.align.moments import Moments, SharedMoments
 from alignvlm.kernels.align.reference import vocab_softmax_reference
 from alignvlm.kernels.align.rows_torch import TorchRows
 from alignvlm.kernels.align.token_chunks import TokenChunks
@@ -49,14 +49,16 @@ class Implementation:
     """(h, w2, e, gamma, beta, settings) -> [N, D_e]"""
     dtypes: tuple[torch.dtype, ...]
     takes_moments: bool = True
+    computes_moments: bool = False
+    """Whether it needs moments in training, and computes those that nobody gives it."""
 
 
 _ALL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 IMPLEMENTATIONS = {
     "reference": Implementation(_reference, _ALL, takes_moments=False),
     "token_chunks": Implementation(_token_chunks, (torch.float64, torch.float32)),
-    "vocab_blocks": Implementation(_vocab_blocks, _ALL),
-    "triton": Implementation(_triton, (torch.float32, torch.bfloat16)),
+    "vocab_blocks": Implementation(_vocab_blocks, _ALL, computes_moments=True),
+    "triton": Implementation(_triton, (torch.float32, torch.bfloat16), computes_moments=True),
 }
 
 
@@ -76,7 +78,8 @@ def vocab_softmax(
     *,
     eps: float = 1e-5,
     normalize: bool = True,
-    moments: Moments | None = None,
+    moments: Moments | SharedMoments | None = None,
+    kept_bytes: int = 0,
     block: int | None = None,
     implementation: str | None = None,
 ) -> Tensor:
@@ -95,7 +98,10 @@ def vocab_softmax(
         eps: of the LayerNorm over V.
         normalize: False leaves the LayerNorm over V out (the Ovis connector).
         moments: `vocab_moments(w2)` computed earlier for the same weights, or, with `constant=True`, those of
-            the whole vocabulary when w2 holds a part of it. None computes them.
+            the whole vocabulary when w2 holds a part of it. `SharedMoments` computes them once, if the implementation
+            needs them. None computes them every time.
+        kept_bytes: for logits that the forward pass keeps until the backward pass, instead of having them computed
+            again; whole blocks, from the first. token_chunks keeps its last chunk whatever this says.
         block: vocabulary rows per block; None chooses.
         implementation: "reference" (keeps N x V), "token_chunks" (some tokens against the whole vocabulary; made for a
             CPU, float32 and float64), "vocab_blocks" (all tokens against blocks of the vocabulary; plain PyTorch, any
@@ -112,7 +118,7 @@ def vocab_softmax(
     autocast = not h.is_meta and torch.is_autocast_enabled(h.device.type) and h.dtype != torch.float64
     _check_matrices(h, w2, e, check_dtype=not autocast)
     _check_vectors(h, w2, {"gamma": gamma, "beta": beta})
-    _check_options(w2, eps, normalize, moments, block)
+    _check_options(w2, eps, normalize, moments, block, kept_bytes)
     if h.is_meta:
         on_meta: Tensor = VocabSoftmaxOnMeta.apply(h, w2, e, gamma, beta)
         return on_meta
@@ -122,16 +128,18 @@ def vocab_softmax(
     chosen = _implementation(implementation or _choose(h.device, h.dtype), h.dtype, moments)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (h, w2, e, gamma, beta))
     with torch.autocast(h.device.type, enabled=False):
-        return chosen.run(h, w2, e, gamma, beta, Settings(eps, normalize, moments, block, needs_grad))
+        if isinstance(moments, SharedMoments):
+            moments = moments.of(w2) if chosen.computes_moments else None
+        return chosen.run(h, w2, e, gamma, beta, Settings(eps, normalize, moments, block, kept_bytes, needs_grad))
 
 
-def _implementation(name: str, dtype: torch.dtype, moments: Moments | None) -> Implementation:
+def _implementation(name: str, dtype: torch.dtype, moments: Moments | SharedMoments | None) -> Implementation:
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, not {name!r}")
     found = IMPLEMENTATIONS[name]
     if dtype not in found.dtypes:
         raise ValueError(f"implementation {name!r} takes {', '.join(map(str, found.dtypes))}, not {dtype}")
-    if moments is not None and not found.takes_moments:
+    if isinstance(moments, Moments) and not found.takes_moments:
         raise ValueError(f"implementation {name!r} takes no moments")
     return found
 
@@ -166,15 +174,18 @@ def _check_vectors(h: Tensor, w2: Tensor, vectors: dict[str, Tensor | None]) -> 
             raise ValueError(f"{name} is on {vector.device} but h is on {h.device}")
 
 
-def _check_options(w2: Tensor, eps: float, normalize: bool, moments: Moments | None, block: int | None) -> None:
-    if eps < 0:
-        raise ValueError(f"eps must not be negative, but is {eps}")
-    if block is not None and block < 1:
-        raise ValueError(f"block must be positive, not {block}")
-    if moments is not None:
-        if not normalize:
-            raise ValueError("moments are given but normalize is False: nothing would use them")
-        if moments.covariance.shape != (w2.shape[1], w2.shape[1]):
-            raise ValueError(f"moments belong to a width of {len(moments.mean)}, but w2 is {tuple(w2.shape)}")
-        if moments.mean.device != w2.device:
-            raise ValueError(f"moments are on {moments.mean.device} but w2 is on {w2.device}")
+def _check_options(
+    w2: Tensor,
+    eps: float,
+    normalize: bool,
+    moments: Moments | SharedMoments | None,
+    block: int | None,
+    kept_bytes: int,
+) -> None:
+    for name, value, least in (("eps", eps, 0), ("block", block, 1), ("kept_bytes", kept_bytes, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, but is {value}")
+    if moments is not None and not normalize:
+        raise ValueError("moments are given but normalize is False: nothing would use them")
+    if isinstance(moments, Moments):
+        moments.check(w2)

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from alignvlm.kernels.matmul import accumulate, product, product_with_wide, wide_dtype
+from alignvlm.kernels.matmul import product, product_with_wide, wide_dtype
 
 _BLOCK = 4096
 
@@ -21,7 +21,7 @@ _BLOCK = 4096
 class Moments:
     """First and second moments of the rows of W2, in fp32 (float64 for float64 weights).
 
-    Computing them costs 2 V D^2 FLOPs; they can be reused as long as W2 does not change, as in gradient accumulation.
+    Computing them costs 2 V D^2 FLOPs; they can be reused as long as W2 does not change: `SharedMoments`.
     """
 
     mean: Tensor
@@ -30,6 +30,34 @@ class Moments:
     """[D, D] covariance of W2's rows."""
     constant: bool = False
     """True: numbers of their own (those of a vocabulary W2 was cut from), so no gradient reaches W2 through them."""
+
+    def check(self, w2: Tensor) -> None:
+        """Raise ValueError if they cannot belong to w2 [V, D]."""
+        if self.covariance.shape != (w2.shape[1], w2.shape[1]):
+            raise ValueError(f"moments belong to a width of {len(self.mean)}, but w2 is {tuple(w2.shape)}")
+        if self.mean.device != w2.device:
+            raise ValueError(f"moments are on {self.mean.device} but w2 is on {w2.device}")
+
+
+@dataclass
+class SharedMoments:
+    """Moments of one W2, for as long as it does not change, as in gradient accumulation: computed when first needed.
+
+    Whoever changes the weights calls `forget`: version counters of tensors do not show what ZeRO's optimizers do.
+    """
+
+    _kept: Moments | None = None
+
+    def of(self, w2: Tensor) -> Moments:
+        """The moments of w2 [V, D]. Raises ValueError when those kept belong to another width or device."""
+        if self._kept is None:
+            self._kept = vocab_moments(w2)
+        self._kept.check(w2)
+        return self._kept
+
+    def forget(self) -> None:
+        """The weights may have changed."""
+        self._kept = None
 
 
 def moments_pay_off(num_tokens: int, width: int) -> bool:
@@ -46,21 +74,32 @@ def vocab_moments(w2: Tensor) -> Moments:
     for start in range(0, vocab_size, _BLOCK):
         mean += w2[start : start + _BLOCK].sum(dim=0, dtype=wide)
     mean /= vocab_size
-    # On a CPU short fp32 products are summed in float64: a long sum of squares in fp32 would lose two digits.
-    total, step = (wide, _BLOCK) if w2.is_cuda else (torch.float64, _BLOCK // 4)
+    if w2.is_cuda and w2.dtype != wide:  # 16-bit products are exact in fp32: the mean is subtracted afterwards
+        covariance = product(w2.T, w2).div_(vocab_size).addr_(mean, mean, alpha=-1)
+    else:
+        covariance = _centred_gram(w2, mean).div_(vocab_size).to(wide)
+    return Moments(mean, covariance)
+
+
+def _centred_gram(w2: Tensor, mean: Tensor) -> Tensor:
+    """(W2 - 1 mean)^T (W2 - 1 mean) [D, D], summed over blocks of rows.
+
+    On a CPU in float64 over short products, since a long sum of squares in fp32 would lose two digits.
+    """
+    vocab_size, width = w2.shape
+    total, step = (mean.dtype, _BLOCK) if w2.is_cuda else (torch.float64, _BLOCK // 4)
     gram = torch.zeros(width, width, dtype=total, device=w2.device)
-    exact_products = w2.is_cuda and w2.dtype != wide  # 16-bit products are exact in fp32: subtract the mean afterwards
-    centred = mean.new_empty(0 if exact_products else min(step, vocab_size), width)
+    buffer = mean.new_empty(min(step, vocab_size), width)
     for start in range(0, vocab_size, step):
         rows = w2[start : start + step]
-        if not exact_products:
-            rows = torch.sub(rows, mean, out=centred[: len(rows)])
-        _accumulate_gram(gram, rows)
-    _mirror(gram)
-    covariance = gram.div_(vocab_size).to(wide)
-    if exact_products:
-        covariance.addr_(mean, mean, alpha=-1)
-    return Moments(mean, covariance)
+        centred = torch.sub(rows, mean, out=buffer[: len(rows)])
+        if w2.is_cuda:
+            gram.addmm_(centred.T, centred)
+        else:
+            _accumulate_gram(gram, centred)
+    if not w2.is_cuda:
+        _mirror(gram)
+    return gram
 
 
 def _pieces(width: int) -> list[slice]:
@@ -71,13 +110,9 @@ def _pieces(width: int) -> list[slice]:
 
 def _accumulate_gram(gram: Tensor, rows: Tensor) -> None:
     """Add rows^T rows to the upper block triangle of `gram`."""
-    pieces = _pieces(gram.shape[0])
-    for left in pieces:
+    for left in _pieces(gram.shape[0]):
         columns = slice(left.start, gram.shape[0])
-        if rows.is_cuda:
-            accumulate(gram[left, columns], rows[:, left].T, rows[:, columns])
-        else:
-            gram[left, columns] += rows[:, left].T @ rows[:, columns]
+        gram[left, columns] += rows[:, left].T @ rows[:, columns]
 
 
 def _mirror(gram: Tensor) -> None:
@@ -98,8 +133,12 @@ class LogitStatistics:
     """[N]"""
 
     def gradients(self, g_sum: Tensor, g_zhat_sum: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of mean and variance [N] from the sums over V of g and g zhat; g is that of normalised logits."""
-        return -self.rstd * g_sum, -0.5 * self.rstd.square() * g_zhat_sum
+        """Gradients of mean and variance [N] from the sums over V of g / std and g zhat; g is that of zhat."""
+        return -g_sum, -0.5 * self.rstd.square() * g_zhat_sum
+
+    def g_zhat_sum(self, h: Tensor, g_w2: Tensor, g_sum: Tensor) -> Tensor:
+        """Sum over V of g zhat [N], from h [N, D], the sum of g / std W2 [N, D] and that of g / std: z = h W2^T."""
+        return (g_w2 * h).sum(dim=1) - self.mu * g_sum
 
 
 def logit_statistics(h: Tensor, moments: Moments, eps: float) -> LogitStatistics:
@@ -142,13 +181,11 @@ def add_weight_gradient(
     tensor_cores = h.is_cuda and h.dtype != wide
     second = product(weighted.to(h.dtype).T, h) if tensor_cores else weighted.T @ h_wide  # S [D, D]
     row = (grad_mu @ h_wide) / vocab_size - scale * (moments.mean @ second)
-    for start in range(0, vocab_size, _BLOCK):
-        block = slice(start, start + _BLOCK)
-        target = grad_w2[block] if grad_w2.dtype == wide else grad_w2[block].to(wide)
-        if tensor_cores:
-            accumulate(target, w2[block], (scale * second).to(w2.dtype))
-        else:
-            target.addmm_(w2[block].to(wide), second, alpha=scale)
-        target += row
-        if grad_w2.dtype != wide:
-            grad_w2[block] = target
+    if tensor_cores:
+        grad_w2.addmm_(w2, (scale * second).to(w2.dtype)).add_(row)
+    elif grad_w2.dtype == wide:
+        grad_w2.addmm_(w2, second, alpha=scale).add_(row)
+    else:
+        for start in range(0, vocab_size, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            grad_w2[block] = grad_w2[block].to(wide).addmm_(w2[block].to(wide), second, alpha=scale).add_(row)

@@ -1,4 +1,4 @@
-"""The element-wise part of the operator in plain PyTorch, in place on one block of logits [N, B] at a time.
+"""The element-wise part of the operator in plain PyTorch, on one block of logits [N, B] at a time.
 
 A row of such a block is a token, a column a row of the vocabulary.
 Everything is computed in fp32 (float64 for float64 inputs); 16-bit blocks of W2 and E are widened as they come.
@@ -17,7 +17,7 @@ from alignvlm.kernels.matmul import wide_dtype
 class TorchRows:
     """Tokens prepared for the sweep: `left` is h scaled by 1/std, so that no pass over N x V has to do it."""
 
-    num_buffers = 3
+    num_buffers = 2
 
     def __init__(self, h: Tensor, statistics: LogitStatistics | None) -> None:
         self.dtype = wide_dtype(h.dtype)
@@ -41,25 +41,24 @@ class TorchRows:
         """From the summed products with W2 to the gradient of h (in place)."""
         return acc if self.scale is None else acc.mul_(self.scale)
 
-    def _normalise(self, z: Tensor) -> Tensor:
-        """z [N, B] = left W2^T -> normalised logits before gamma and beta, in place."""
-        return z if self.shift is None else z.sub_(self.shift)
+    def _normalise(self, z: Tensor, out: Tensor) -> Tensor:
+        """z [N, B] = left W2^T -> normalised logits before gamma and beta, in `out` or z itself."""
+        return z if self.shift is None else torch.sub(z, self.shift, out=out)
 
-    def forward(self, z: Tensor, affine: VocabAffine, peak: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z [N, B] -> (p relative to the new peak, in place; sums of p [N]; factor [N] for what was summed before).
+    def forward(self, z: Tensor, affine: VocabAffine, peak: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        """z [N, B] -> (sums of p [N]; factor [N] for what was summed before), with p relative to the new peak in `out`.
 
-        `peak` [N] is the running maximum and is updated.
+        `out` [N, B] may be z. `peak` [N] is the running maximum and is updated.
         """
-        z = affine.apply(self._normalise(z), out=z)
-        new_peak = torch.maximum(peak, z.amax(dim=1).clamp_min_(LOWEST))
+        logits = affine.apply(self._normalise(z, out), out=out)
+        new_peak = torch.maximum(peak, logits.amax(dim=1).clamp_min_(LOWEST))
         factor = torch.exp(peak - new_peak)
         peak.copy_(new_peak)
-        p = z.sub_(new_peak.unsqueeze(1)).exp_()
-        return p, p.sum(dim=1), factor
+        return logits.sub_(new_peak.unsqueeze(1)).exp_().sum(dim=1), factor
 
-    def probabilities(self, z: Tensor, affine: VocabAffine, lse: Tensor) -> Tensor:
-        """z [N, B] -> p, in place, given the log of the normaliser [N]."""
-        return affine.apply(self._normalise(z), out=z).sub_(lse.unsqueeze(1)).exp_()
+    def probabilities(self, z: Tensor, affine: VocabAffine, lse: Tensor, out: Tensor) -> Tensor:
+        """z [N, B] -> p in `out`, which may be z, given the log of the normaliser [N]."""
+        return affine.apply(self._normalise(z, out), out=out).sub_(lse.unsqueeze(1)).exp_()
 
     def backward(
         self,
@@ -68,28 +67,27 @@ class TorchRows:
         affine: VocabAffine,
         lse: Tensor,
         delta: Tensor,
-        scratch: list[Tensor],
+        buffers: list[Tensor],
         *,
         store_p: bool,
+        token_sums: bool,
         affine_sums: bool,
     ) -> tuple[Tensor, Tensor, BlockSums]:
-        """z, dp [N, B] -> (p, g = gamma p (dp - delta), sums of them); all three buffers are overwritten."""
+        """z, dp [N, B] -> (p, g = gamma p (dp - delta), sums of them).
+
+        dp and the `num_buffers` buffers [N, B] are overwritten. The first of these may be z, which else is only read.
+        """
         del store_p  # p is needed on the way in any case
-        zhat = self._normalise(z)
-        p = affine.apply(zhat, out=scratch[0]).sub_(lse.unsqueeze(1)).exp_()
+        first, second = buffers
+        zhat = self._normalise(z, first)
+        p = affine.apply(zhat, out=second).sub_(lse.unsqueeze(1)).exp_()
         ds = dp.sub_(delta.unsqueeze(1)).mul_(p)
         sums = BlockSums()
         if affine_sums and affine.beta is not None:
             sums.beta = ds.sum(dim=0)
-        g, product = ds, zhat
-        if self.shift is not None or (affine_sums and affine.gamma is not None):
-            product = torch.mul(ds, zhat, out=zhat)
-            if affine_sums and affine.gamma is not None:
-                sums.gamma = product.sum(dim=0)
-        if affine.gamma is not None:
-            g = ds.mul_(affine.gamma)
-        if self.shift is not None:
-            # A pass of multiplications and a plain sum: several times faster on a CPU than a matrix-vector product.
-            weighted = product if affine.gamma is None else product.mul_(affine.gamma)
-            sums.g, sums.g_zhat = g.sum(dim=1), weighted.sum(dim=1)
+        if affine_sums and affine.gamma is not None:
+            sums.gamma = torch.mul(ds, zhat, out=first).sum(dim=0)
+        g = ds if affine.gamma is None else ds.mul_(affine.gamma)
+        if token_sums:
+            sums.g = g.sum(dim=1) if self.scale is None else g.sum(dim=1).mul_(self.scale.squeeze(1))
         return p, g, sums

@@ -207,7 +207,7 @@ class _Gradients:
             if self.needs.logits:
                 self._through_norm(tokens, z, g)
         if self.h is not None and self.constant is not None and operands.statistics is not None:
-            through_statistics = operands.statistics.gradients(self.g_sum, self.g_zhat_sum)
+            through_statistics = operands.statistics.gradients(operands.statistics.rstd * self.g_sum, self.g_zhat_sum)
             add_hidden_gradient(self.h, operands.h, self.constant, *through_statistics)
         vectors = (None if part is None else part.squeeze(1) for part in (self.gamma, self.beta))
         return [self.h, self.w2, self.e, *vectors]

@@ -6,7 +6,6 @@ element-wise part is left to row kernels (rows_torch.py, rows_triton.py), matrix
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,18 +56,20 @@ class VocabBlocks(torch.autograd.Function):
         settings: Settings,
         row_kernels: type[RowKernels],
     ) -> Tensor:
-        statistics = None
+        statistics, moments = None, settings.moments
         if settings.normalize:
-            if settings.moments is None and (settings.needs_grad or moments_pay_off(*h.shape)):
-                settings = replace(settings, moments=vocab_moments(w2))
-            if settings.moments is not None:
-                statistics = logit_statistics(h, settings.moments, settings.eps)
+            if moments is None and (settings.needs_grad or moments_pay_off(*h.shape)):
+                moments = vocab_moments(w2)
+            if moments is not None:
+                statistics = logit_statistics(h, moments, settings.eps)
             else:
                 statistics = swept_statistics(h, w2, settings.eps)
         block = settings.block or default_block(h.shape[0], w2.shape[0], h.dtype, h.device)
-        out, lse = _sweep_forward(row_kernels(h, statistics), w2, e, _affine(h, gamma, beta), block)
-        ctx.save_for_backward(h, w2, e, gamma, beta, out, lse)
-        ctx.row_kernels, ctx.statistics, ctx.moments, ctx.block = row_kernels, statistics, settings.moments, block
+        kernels = row_kernels(h, statistics)
+        kept = _kept_logits(kernels.left, w2.shape[0], block, settings)
+        out, lse = _sweep_forward(kernels, w2, e, _affine(h, gamma, beta), block, kept)
+        ctx.save_for_backward(h, w2, e, gamma, beta, out, lse, *kept)
+        ctx.row_kernels, ctx.statistics, ctx.moments, ctx.block = row_kernels, statistics, moments, block
         return out
 
     @staticmethod
@@ -83,20 +84,32 @@ def _affine(h: Tensor, gamma: Tensor | None, beta: Tensor | None) -> VocabAffine
     return VocabAffine(*(None if part is None else part.to(wide) for part in (gamma, beta)))
 
 
+def _kept_logits(left: Tensor, vocab_size: int, block_size: int, settings: Settings) -> list[Tensor]:
+    """Memory for the logits of the first blocks, as many whole ones as the budget allows."""
+    kept, free = [], settings.kept_bytes if settings.needs_grad else 0
+    for block in blocks_of(vocab_size, block_size):
+        free -= len(left) * (block.stop - block.start) * left.dtype.itemsize
+        if free < 0:
+            break
+        kept.append(left.new_empty(len(left), block.stop - block.start))
+    return kept
+
+
 def _sweep_forward(
-    kernels: RowKernels, w2: Tensor, e: Tensor, affine: VocabAffine, block_size: int
+    kernels: RowKernels, w2: Tensor, e: Tensor, affine: VocabAffine, block_size: int, kept: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """(output [N, D_e], log of the normaliser [N])."""
+    """(output [N, D_e], log of the normaliser [N]); `kept` takes the logits of the first blocks."""
     num_tokens, vocab_size = kernels.left.shape[0], w2.shape[0]
     wide = wide_dtype(kernels.left.dtype)
     acc = kernels.left.new_zeros(num_tokens, e.shape[1], dtype=wide)
     peak = kernels.left.new_full((num_tokens,), -torch.inf, dtype=wide)
     total = torch.zeros_like(peak)
     buffer = kernels.left.new_empty(num_tokens * min(block_size, vocab_size))
-    for block in blocks_of(vocab_size, block_size) if num_tokens else ():
-        z = matrix_in(buffer, num_tokens, block.stop - block.start)
+    for i, block in enumerate(blocks_of(vocab_size, block_size) if num_tokens else ()):
+        p = matrix_in(buffer, num_tokens, block.stop - block.start)
+        z = kept[i] if i < len(kept) else p
         product_into(z, kernels.left, kernels.operand(w2[block]).T)
-        p, mass, factor = kernels.forward(z, affine.block(block), peak)
+        mass, factor = kernels.forward(z, affine.block(block), peak, out=p)
         total.mul_(factor).add_(mass)
         kernels.rescale(acc, factor)
         accumulate(acc, p, kernels.operand(e[block]))
@@ -106,7 +119,8 @@ def _sweep_forward(
 
 def _sweep_backward(ctx: Any, grad_out: Tensor) -> list[Tensor | None]:
     """Gradients of h, w2, e, gamma, beta; None and no work where none is needed."""
-    h, w2, e, gamma, beta, out, lse = ctx.saved_tensors
+    h, w2, e, gamma, beta, out, lse, *kept = ctx.saved_tensors
+    statistics, moments = ctx.statistics, ctx.moments
     needs = NeedsGrad(*ctx.needs_input_grad[:5])
     wide = wide_dtype(h.dtype)
     fresh = torch.empty_like if h.shape[0] else torch.zeros_like  # the sweep writes every row
@@ -114,27 +128,33 @@ def _sweep_backward(ctx: Any, grad_out: Tensor) -> list[Tensor | None]:
     grad_e = fresh(e, memory_format=torch.contiguous_format) if needs.e else None
     grad_gamma = torch.zeros_like(gamma) if needs.gamma else None
     grad_beta = torch.zeros_like(beta) if needs.beta else None
-    acc = torch.zeros_like(h, dtype=wide) if needs.h else None  # [N, D]
-    g_sum, g_zhat_sum = (h.new_zeros(h.shape[0], dtype=wide) for _ in range(2))
+    through_norm = statistics is not None and (needs.h or (needs.w2 and not moments.constant))
+    acc = torch.zeros_like(h, dtype=wide) if needs.h or through_norm else None  # [N, D], sum of g / std W2
+    g_sum = h.new_zeros(h.shape[0], dtype=wide)  # sum of g / std
 
     def sweep() -> None:
-        kernels = ctx.row_kernels(h, ctx.statistics)
+        kernels = ctx.row_kernels(h, statistics)
         affine = _affine(h, gamma, beta)
         upstream = kernels.operand(grad_out)
         delta = (grad_out.to(wide) * out.to(wide)).sum(dim=1)
         size = h.shape[0] * min(ctx.block, w2.shape[0])
-        buffers = [kernels.left.new_empty(size) for _ in range(kernels.num_buffers if needs.logits else 1)]
-        for block in blocks_of(w2.shape[0], ctx.block):
-            z, *scratch = (matrix_in(buffer, h.shape[0], block.stop - block.start) for buffer in buffers)
+        memory = [kernels.left.new_empty(size) for _ in range(kernels.num_buffers + 1 if needs.logits else 1)]
+        for i, block in enumerate(blocks_of(w2.shape[0], ctx.block)):
+            first, *others = (matrix_in(buffer, h.shape[0], block.stop - block.start) for buffer in memory)
             w2_block, part = kernels.operand(w2[block]), affine.block(block)
-            product_into(z, kernels.left, w2_block.T)
+            z = kept[i] if i < len(kept) else first
+            if i >= len(kept):
+                product_into(z, kernels.left, w2_block.T)
             if not needs.logits:
                 if grad_e is not None:
-                    product_into(grad_e[block], kernels.probabilities(z, part, lse).T, upstream)
+                    product_into(grad_e[block], kernels.probabilities(z, part, lse, out=first).T, upstream)
                 continue
-            dp = scratch.pop()
+            dp = others.pop()
             product_into(dp, upstream, kernels.operand(e[block]).T)
-            p, g, sums = kernels.backward(z, dp, part, lse, delta, scratch, store_p=needs.e, affine_sums=needs.affine)
+            p, g, sums = kernels.backward(
+                z, dp, part, lse, delta, [first, *others],
+                store_p=needs.e, token_sums=through_norm, affine_sums=needs.affine,
+            )  # fmt: skip
             if grad_e is not None:
                 product_into(grad_e[block], p.T, upstream)
             if acc is not None:
@@ -144,19 +164,17 @@ def _sweep_backward(ctx: Any, grad_out: Tensor) -> list[Tensor | None]:
             for grad, value in ((grad_gamma, sums.gamma), (grad_beta, sums.beta)):
                 if grad is not None and value is not None:
                     grad[block] = value
-            if sums.g is not None and sums.g_zhat is not None:
+            if sums.g is not None:
                 g_sum.add_(sums.g)
-                g_zhat_sum.add_(sums.g_zhat)
         if acc is not None:
             kernels.hidden_gradient(acc)
 
     if h.shape[0]:
         sweep()
-        if ctx.statistics is not None and ctx.moments is not None:
-            moments = ctx.moments
-            grad_mu, grad_var = ctx.statistics.gradients(g_sum, g_zhat_sum)
-            if acc is not None:
-                add_hidden_gradient(acc, h, moments, grad_mu, grad_var)
+        if through_norm and acc is not None:
+            gradients = statistics.gradients(g_sum, statistics.g_zhat_sum(h, acc, g_sum))
+            if needs.h:
+                add_hidden_gradient(acc, h, moments, *gradients)
             if grad_w2 is not None and not moments.constant:
-                add_weight_gradient(grad_w2, h, w2, moments, grad_mu, grad_var)
-    return [None if acc is None else acc.to(h.dtype), grad_w2, grad_e, grad_gamma, grad_beta]
+                add_weight_gradient(grad_w2, h, w2, moments, *gradients)
+    return [acc.to(h.dtype) if needs.h and acc is not None else None, grad_w2, grad_e, grad_gamma, grad_beta]

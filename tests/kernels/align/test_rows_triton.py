@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,31 +14,8 @@ from tests.kernels.align.row_checks import CHECKS
 
 ROOT = Path(__file__).parents[3]
 
-COMPILE = """
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from alignvlm.kernels.align import rows_triton as rows
 
-def build(kernel, constants, dtypes, **options):
-    names = kernel.arg_names
-    signature = {n: "constexpr" if n in constants else dtypes.get(n, "*fp32") for n in names}
-    source = ASTSource(kernel, signature, {(names.index(n),): v for n, v in constants.items()})
-    assert compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
-
-flags = {"HAS_NORM": True, "HAS_GAMMA": True, "HAS_BETA": True}
-dtypes = {"z_ptr": "*bf16", "dp_ptr": "*bf16", "width": "i32", "num_tokens": "i32"}
-build(rows._forward_kernel, flags | {"HAS_LSE": False, "lse_ptr": None, "BLOCK": 8192}, dtypes, num_warps=8)
-build(
-    rows._backward_kernel,
-    flags | {"STORE_P": True, "AFFINE_SUMS": True, "TILE_TOKENS": rows._TILE_TOKENS,
-             "TILE_VOCAB": rows._TILE_VOCAB, "STEP_TOKENS": rows._STEP_TOKENS},
-    dtypes, num_warps=8,
-)
-build(rows._rescale_kernel, {"BLOCK": 1024}, dtypes)
-"""
-
-
-def run(*arguments: str, **environment: str) -> None:
+def run(*arguments: str, **environment: str) -> str:
     process = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -47,6 +25,7 @@ def run(*arguments: str, **environment: str) -> None:
         timeout=300,
     )
     assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 @pytest.mark.slow
@@ -56,7 +35,15 @@ def test_rows_in_the_interpreter(check: str) -> None:
 
 
 @pytest.mark.slow
-def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
-    script = tmp_path / "compile.py"
-    script.write_text(COMPILE)
-    run(str(script), TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path), PYTHONPATH=str(ROOT))
+def test_kernels_compiled_for_hopper(tmp_path: Path) -> None:
+    """No spilled registers, enough threads per SM, rows in pieces of 16 bytes that come ahead of the arithmetic."""
+    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    kernels = json.loads(run("-m", "tests.kernels.align.compiled", **environment))
+    assert all(k["spills"] == k["stack"] == k["local"] == 0 for k in kernels.values())
+    for name, num_matrices, resident in (("forward 8192", 1, 512), ("forward 16384", 1, 512), ("backward", 2, 768)):
+        found = kernels[name]
+        pieces = num_matrices * found["row_bytes"] // 16 // found["threads"]  # per thread and token
+        assert found["wide_copies"] == pieces * found["stages"], name  # all but one before the loop
+        assert found["wide_stores"] >= pieces, name
+        assert found["barriers"] <= 6, name  # one for the copies, at most four for sums over the row, one at the end
+        assert 65536 // (found["reg"] * found["threads"]) * found["threads"] >= resident, name
