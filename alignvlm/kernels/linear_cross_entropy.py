@@ -5,12 +5,13 @@ As Liger does, the gradients are computed in chunks of tokens already in the for
 
 from __future__ import annotations
 
-import importlib.util
 from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from alignvlm.kernels.matmul import accumulate, product_into, wide_dtype
 
 IGNORE_INDEX = -100
 
@@ -22,7 +23,7 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     *,
     chunk: int = 2048,
-    implementation: Literal["torch", "liger"] | None = None,
+    implementation: Literal["torch", "liger"] = "torch",
 ) -> Tensor:
     """Sum of the cross entropies of `hidden @ weight.T + bias` against `labels`: a scalar, fp32 (fp64 for fp64 inputs).
 
@@ -32,7 +33,9 @@ def linear_cross_entropy(
         labels: [N] int64; -100 marks tokens without loss.
         bias: [V] or None.
         chunk: tokens whose logits exist at the same time (torch implementation).
-        implementation: "torch" or "liger"; None takes Liger's kernel on CUDA when liger-kernel is installed.
+        implementation: "liger" is Liger's kernel (CUDA, liger-kernel installed). It takes chunks of about N D / V
+            tokens, each of which reads the whole head again: with few supervised tokens and a large vocabulary it moves
+            many times the bytes of one chunk here.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, naming the argument.
@@ -43,9 +46,6 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(device_type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = bias if bias is None else bias.to(dtype)
-    if implementation is None:
-        has_liger = hidden.is_cuda and importlib.util.find_spec("liger_kernel") is not None
-        implementation = "liger" if has_liger and hidden.dtype != torch.float64 and hidden.shape[0] > 0 else "torch"
     with nullcontext() if hidden.is_meta else torch.autocast(device_type, enabled=False):
         if implementation == "liger":
             return _liger(hidden, weight, labels, bias)
@@ -91,11 +91,14 @@ def _loss_and_gradients(
     hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, chunk: int, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The loss and, where `needs` says so, its gradients by hidden [N, D], weight [V, D] and bias [V]."""
-    wide = torch.promote_types(hidden.dtype, torch.float32)
+    wide = wide_dtype(hidden.dtype)
     loss = hidden.new_zeros((), dtype=wide)
-    # A frozen head needs no accumulator over chunks, so hidden's gradient may stay in its own dtype.
+    # What no other chunk adds to is rounded once, to its own dtype: hidden's gradient, the head's of a single chunk.
+    is_single = 0 < hidden.shape[0] <= chunk
     grad_hidden = torch.empty_like(hidden) if needs[0] else None
-    grad_weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
+    grad_weight = (
+        (torch.empty_like(weight) if is_single else torch.zeros_like(weight, dtype=wide)) if needs[1] else None
+    )
     grad_bias = torch.zeros_like(weight[:, 0], dtype=wide) if needs[2] else None
     for start in range(0, hidden.shape[0], chunk):
         rows = slice(start, start + chunk)
@@ -115,8 +118,10 @@ def _loss_and_gradients(
         narrow = grad.to(weight.dtype)
         if grad_hidden is not None:
             grad_hidden[rows] = narrow @ weight
-        if grad_weight is not None:
-            grad_weight += narrow.T @ h
+        if grad_weight is not None and is_single:
+            product_into(grad_weight, narrow.T, h)
+        elif grad_weight is not None:
+            accumulate(grad_weight, narrow.T, h)
     return loss, grad_hidden, grad_weight, grad_bias
 
 

@@ -36,9 +36,10 @@ def test_any_shape(shape: tuple[int, int, int], chunk: int, bias: bool) -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_bfloat16_keeps_fp32_sums() -> None:
+@pytest.mark.parametrize("chunk", [7, 300])
+def test_bfloat16_keeps_fp32_sums(chunk: int) -> None:
     hidden, weight, labels, _ = tensors(300, 100, 16, False, torch.bfloat16)
-    loss = linear_cross_entropy(hidden, weight, labels, chunk=7)
+    loss = linear_cross_entropy(hidden, weight, labels, chunk=chunk)
     exact = cross_entropy(linear(hidden.double(), weight.double()), labels, reduction="sum")
     assert loss.dtype == torch.float32
     assert abs(loss.item() / exact.item() - 1) < 1e-3
