@@ -191,6 +191,16 @@ class StageConfig:
 
 
 @settings
+class RecomputeConfig:
+    """Which layers recompute their activations in the backward pass instead of keeping them, part by part."""
+
+    vision: Annotated[Count, Le(4096)] = 0
+    """One vision layer in this many; 1 is every layer, 0 is none."""
+    language: Annotated[Count, Le(4096)] = 0
+    """One layer of the language model in this many."""
+
+
+@settings
 class TrainConfig:
     """Settings of the trainer that apply to every stage."""
 
@@ -200,12 +210,20 @@ class TrainConfig:
     """Name of a file in ds_configs/, or a path."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision of weights, activations and gradients; the optimizer keeps fp32 master weights in either case."""
-    gradient_checkpointing: Bool = False
-    """Recompute activations of vision and language layers in the backward pass (non-reentrant)."""
+    gradient_checkpointing: RecomputeConfig | Bool = False
+    """Recompute activations in the backward pass (non-reentrant): `true` those of all vision and language layers,
+    `{vision: 0, language: 2}` those of every second language layer. It changes no number; `alignvlm estimate` names the
+    least that fits."""
     loss_chunk: Annotated[PositiveInt, Le(2**24)] = 2048
     """Supervised positions per chunk of the loss: at most this many rows of logits exist at once."""
     timeout_minutes: Annotated[Float, Gt(0), Le(MINUTES)] = 30.0
     """Timeout of collectives: a rank that hangs longer ends the job."""
+
+    @property
+    def recompute(self) -> RecomputeConfig:
+        """`gradient_checkpointing` part by part."""
+        stated = self.gradient_checkpointing
+        return stated if isinstance(stated, RecomputeConfig) else RecomputeConfig(int(stated), int(stated))
 
 
 @settings

@@ -42,7 +42,7 @@ def child_type(kind: Any, key: str | int, value: Any) -> Any:
 
 
 def section_of(kind: Any, value: Any = None) -> Any:
-    """A type without `| None` and annotations; the options class of its kind for a connector."""
+    """A type without `| None` and annotations, the first of several; a connector's is the options class of its kind."""
     if typing.get_origin(kind) is Annotated:
         kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) in (Union, types.UnionType):
@@ -62,7 +62,7 @@ def choices(kind: Any) -> list[str]:
 def describe(kind: Any) -> str:
     """What a value of this type must be: "a whole number, at least 1"."""
     if typing.get_origin(kind) in (Union, types.UnionType):
-        kind = next(option for option in typing.get_args(kind) if option is not NONE)
+        return " or ".join(describe(option) for option in typing.get_args(kind) if option is not NONE)
     limits: list[str] = []
     if typing.get_origin(kind) is Annotated:
         kind, *marks = typing.get_args(kind)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from alignvlm.config.schema import RecomputeConfig
 from alignvlm.model.network import Network, PerLayer, measure_layers
 
 
@@ -23,13 +24,14 @@ class Activations:
     """
 
     network: Network
-    checkpointing: bool
-    """Whether layers are recomputed in the backward pass."""
+    recompute: RecomputeConfig
+    """Layers that are recomputed in the backward pass."""
 
     def vision(self, num_tiles: int, learns: bool) -> float:
         """Of the vision encoder; a frozen one keeps nothing but the layer at work."""
         dims, saved = self.network.dims, _saved(self.network, "vision", num_tiles)
-        return self._kept(saved, num_tiles * dims.features_per_tile * dims.feature_size) if learns else saved.layer
+        inputs = num_tiles * dims.features_per_tile * dims.feature_size
+        return self._kept(saved, inputs, self.recompute.vision) if learns else saved.layer
 
     def connector(self, num_tiles: int) -> float:
         """Of the connector, with the workspace that its class states."""
@@ -40,13 +42,19 @@ class Activations:
     def language(self, num_tokens: int) -> float:
         """Of the decoder; the loss is apart."""
         saved = _saved(self.network, "language", num_tokens)
-        return self._kept(saved, num_tokens * self.network.dims.hidden_size)
+        return self._kept(saved, num_tokens * self.network.dims.hidden_size, self.recompute.language)
 
-    def _kept(self, saved: PerLayer, input_size: int) -> float:
-        """With checkpointing the inputs of all layers, of `input_size` elements each, and one layer whole."""
-        if not self.checkpointing:
-            return saved.total
-        return saved.rest + saved.layer + saved.num_layers * input_size * self.network.model.dtype.itemsize
+    def _kept(self, saved: PerLayer, input_size: int, every: int) -> float:
+        """The most that lives at once when one layer in `every` keeps only its input, of `input_size` elements.
+
+        Either all other layers, when the backward begins, or the last of those that are recomputed, whole, with what
+        lies before it.
+        """
+        recomputed = saved.num_recomputed(every)
+        before_last = (recomputed - 1) * (every - 1)
+        whole = max(saved.num_layers - recomputed, before_last + 1 if recomputed else 0)
+        inputs = recomputed * input_size * self.network.model.dtype.itemsize
+        return saved.rest + whole * saved.layer + inputs
 
 
 @functools.lru_cache(maxsize=64)

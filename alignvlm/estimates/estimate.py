@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from alignvlm.config.deepspeed import accumulation_steps, check_partition_groups, read_strategy
-from alignvlm.config.schema import PARTS, Recipe, StageConfig
+from alignvlm.config.schema import PARTS, Recipe, RecomputeConfig, StageConfig
 from alignvlm.connectors import AlignConnector
 from alignvlm.errors import UserError
 from alignvlm.estimates.memory import GIB, Memory, estimate_memory, naive_vocabulary_bytes
+from alignvlm.estimates.recomputation import Recomputation, least_recomputation
 from alignvlm.estimates.steps import Volume, stage_volume
 from alignvlm.model.flops import PartFlops, count_flops
 from alignvlm.model.network import Network, build_network
@@ -77,6 +78,10 @@ class RunEstimate:
     """Of ALIGN's vocabulary projection; 0 for other connectors."""
     tokens_per_tile: int
     max_tokens_per_image: int
+    recompute: RecomputeConfig
+    """What the recipe says."""
+    least_recomputation: Recomputation | None
+    """The least with which every stage fits; None when more than recomputation is needed."""
     stages: list[StageEstimate]
 
     @property
@@ -117,7 +122,13 @@ def estimate_run(
     network = build_network(recipe)
     dims, w2 = network.dims, _vocabulary_projection(network)
     rate = world_size * peak_tflops * 1e12 * mfu
-    stages = [_estimate_stage(recipe, stage, network, world_size, gpu_memory, rate) for stage in recipe.stages.values()]
+    available = gpu_memory * GIB * HEADROOM
+    volumes = [stage_volume(recipe, stage, dims) for stage in recipe.stages.values()]
+    least = least_recomputation(recipe, network, world_size, volumes, available)
+    stages = [
+        _estimate_stage(recipe, stage, network, world_size, volume, available, rate, least)
+        for stage, volume in zip(recipe.stages.values(), volumes, strict=True)
+    ]
     return RunEstimate(
         recipe=recipe.name,
         world_size=world_size,
@@ -129,12 +140,21 @@ def estimate_run(
         w2_parameters=0 if w2 is None else w2.numel(),
         tokens_per_tile=dims.tokens_per_tile,
         max_tokens_per_image=_largest_image(recipe) * dims.tokens_per_tile,
+        recompute=recipe.train.recompute,
+        least_recomputation=least,
         stages=stages,
     )
 
 
 def _estimate_stage(
-    recipe: Recipe, stage: StageConfig, network: Network, world_size: int, gpu_memory: float, rate: float
+    recipe: Recipe,
+    stage: StageConfig,
+    network: Network,
+    world_size: int,
+    volume: Volume,
+    available: float,
+    rate: float,
+    least: Recomputation | None,
 ) -> StageEstimate:
     dims = network.dims
     strategy = read_strategy(stage)
@@ -145,10 +165,9 @@ def _estimate_stage(
         accumulation = accumulation_steps(stage, world_size)
     except UserError as error:
         problems.append(str(error))
-    volume = stage_volume(recipe, stage, dims)
-    flops = count_flops(network, stage.trainable, recipe.train.gradient_checkpointing).of(volume.work)
+    flops = count_flops(network, stage.trainable, recipe.train.recompute).of(volume.work)
     memory = estimate_memory(recipe, stage, network, strategy, world_size)
-    fit = _fit(recipe, stage, network, world_size, gpu_memory, memory)
+    fit = _fit(recipe, stage, network, world_size, available, memory, least)
     if not fit.fits:
         way_out = f"set {fit.fix}" if fit.fix else "use more or larger GPUs, or a smaller model"
         needed = f"{memory.gpu_total / GIB:.1f} GiB of {fit.available / GIB:.1f} GiB usable"
@@ -191,11 +210,18 @@ def _largest_image(recipe: Recipe) -> int:
 
 
 def _fit(
-    recipe: Recipe, stage: StageConfig, network: Network, world_size: int, gpu_memory: float, memory: Memory
+    recipe: Recipe,
+    stage: StageConfig,
+    network: Network,
+    world_size: int,
+    available: float,
+    memory: Memory,
+    least: Recomputation | None,
 ) -> Fit:
-    available = gpu_memory * GIB * HEADROOM
     if memory.gpu_total <= available:
         return Fit(True, available)
+    if least is not None:
+        return Fit(False, available, least.overrides)
     for overrides, changed, changed_stage in _changes(recipe, stage):
         strategy = read_strategy(changed_stage)
         if estimate_memory(changed, changed_stage, network, strategy, world_size).gpu_total <= available:
@@ -207,7 +233,7 @@ def _changes(recipe: Recipe, stage: StageConfig) -> Iterator[tuple[list[str], Re
     """Settings that save memory, the cheapest in time first: each alone, then one after the other together."""
     name = stage.name
     steps: list[tuple[str, Recipe, StageConfig]] = []
-    if not recipe.train.gradient_checkpointing:
+    if recipe.train.recompute != RecomputeConfig(1, 1):
         checkpointed = replace(recipe, train=replace(recipe.train, gradient_checkpointing=True))
         steps.append(("train.gradient_checkpointing=true", checkpointed, stage))
     if stage.micro_batch_packs > 1:

@@ -47,9 +47,9 @@ def estimate_memory(
     dims = network.dims
     bytes_each = 2 if recipe.train.precision == "bf16" else 4
     tokens = stage.micro_batch_packs * stage.sequence_length
-    tiles = max(1, tokens // dims.tokens_per_tile)
+    tiles = fullest_tiles(network, stage)
     gpu, host = _states(network, stage.trainable, strategy, world_size, bytes_each)
-    activations = Activations(network, recipe.train.gradient_checkpointing)
+    activations = Activations(network, recipe.train.recompute)
     pixels = tiles * 3 * dims.tile_size**2 * (1 + 4 + bytes_each)  # uint8, normalised in fp32, and as the encoder's
     gpu["vision activations"] = pixels + activations.vision(tiles, network.parameters("vision", stage.trainable) > 0)
     gpu["language activations"] = activations.language(tokens)
@@ -58,6 +58,11 @@ def estimate_memory(
     gpu["gathered weights, buckets"] = _buffers(network, stage.trainable, strategy, world_size, bytes_each)
     gpu["runtime"] = RUNTIME
     return Memory({kind: float(size) for kind, size in gpu.items()}, {kind: float(size) for kind, size in host.items()})
+
+
+def fullest_tiles(network: Network, stage: StageConfig) -> int:
+    """Tiles of the fullest micro-batch: nothing but visual tokens."""
+    return max(1, stage.micro_batch_packs * stage.sequence_length // network.dims.tokens_per_tile)
 
 
 def naive_vocabulary_bytes(w2: torch.Tensor, num_tokens: int) -> tuple[float, float]:

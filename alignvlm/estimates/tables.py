@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 from rich.box import SIMPLE_HEAD
@@ -91,11 +92,29 @@ def _remarks(run: RunEstimate) -> Iterator[str]:
         yield f"Assumed, because neither recipe nor shards state it: {escape(', '.join(assumed))}"
     if not all(stage.volume.exact for stage in run.stages):
         yield "Estimates follow the recipe's figures per sample; after `alignvlm data plan` on the shards it is exact."
+    yield from _recomputation(run)
     problems = [problem for stage in run.stages for problem in stage.problems]
     for problem in problems:
         yield f"[bold red]does not fit:[/] {escape(problem)}"
     if not problems:
         yield "[green]Everything fits.[/]"
+
+
+def _recomputation(run: RunEstimate) -> Iterator[str]:
+    """The least that fits, beside what the recipe says."""
+    least = run.least_recomputation
+    if least is None:
+        return
+    words = ", ".join(f"{part} {_degree(every)}" for part, every in dataclasses.asdict(least.recompute).items())
+    if least.recompute == run.recompute:
+        yield f"Recomputed layers: {words}, as the recipe says: the least that fits."
+    else:
+        cost = f"{_exa(least.flops)} ExaFLOPs of layers computed twice"
+        yield f"Recomputed layers: {words} is the least that fits ({cost}): set {least.overrides}"
+
+
+def _degree(every: int) -> str:
+    return {0: "none", 1: "all"}.get(every, f"one in {every}")
 
 
 def _rows(title: str, run: RunEstimate, rows: list[tuple[str, Callable[[StageEstimate], str]]]) -> Table:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from alignvlm.config.schema import PARTS
-from alignvlm.model.network import Network, measure_layers
+from alignvlm.config.schema import PARTS, RecomputeConfig
+from alignvlm.model.network import Network, PerLayer, measure_layers
 
 COUNTED_TOKENS = 16
 """Length of the document whose decoder pass is counted, and half that of the second one."""
@@ -62,37 +62,41 @@ class TrainingFlops:
         return {part: PartFlops(*(rates @ units).tolist()) for part, rates in self.rates.items()}
 
 
-def count_flops(network: Network, trainable: Sequence[str] = ("*",), checkpointing: bool = False) -> TrainingFlops:
+def count_flops(
+    network: Network, trainable: Sequence[str] = ("*",), recompute: RecomputeConfig | None = None
+) -> TrainingFlops:
     """Count a forward and a backward pass of each part with these parameters learning; under a second for 8B.
 
-    A part's backward begins where autograd finds something that learns, in it or before it.
+    A part's backward begins where autograd finds something that learns, in it or before it. Layers without a backward
+    pass recompute nothing.
     """
+    recompute = recompute or RecomputeConfig()
     network.set_trainable(trainable)
     learns = {part: network.parameters(part, trainable) > 0 for part in PARTS}
     # The embedding lies in the language model, but its gradient passes the decoder's input as those of images do.
     before = learns["vision"] or learns["connector"] or network.learns(network.embedding, trainable)
-    vision = measure_layers(network.part("vision"), lambda: _count(lambda: network.run_vision(1))).total
+    vision = measure_layers(network.part("vision"), lambda: _count(lambda: network.run_vision(1)))
     connector = _count(lambda: network.run_connector(1, learns["vision"]))
     decoder = network.model.language.get_decoder()
     hidden_learns = before or any(parameter.requires_grad for parameter in decoder.parameters())
     head = _count(lambda: network.run_head(1, hidden_learns))
-    linear, quadratic = _decoder(network, before)
+    short, long = (_decoder(network, before, length) for length in (COUNTED_TOKENS, 2 * COUNTED_TOKENS))
     zero = np.zeros(2)
+    linear, quadratic = _by_length(short.total, long.total)
     model = {
-        "vision": np.stack([zero, vision, zero, zero], axis=1),
+        "vision": np.stack([zero, vision.total, zero, zero], axis=1),
         "connector": np.stack([zero, connector, zero, zero], axis=1),
         "language": np.stack([linear, zero, head, quadratic], axis=1),
     }
-    rates: dict[str, np.ndarray] = {}
-    for part in PARTS:
-        forward, backward = model[part]
-        recomputed = np.zeros_like(forward)
-        if part == "connector" and backward.any():
-            recomputed[1] = network.model.connector.recomputed_flops(network.dims.tokens_per_tile)
-        elif checkpointing and backward.any():
-            recomputed = forward
-        rates[part] = np.stack([forward, backward, recomputed])
-    return TrainingFlops(rates)
+    again = {part: np.zeros(4) for part in PARTS}
+    if connector[1]:
+        again["connector"][1] = network.model.connector.recomputed_flops(network.dims.tokens_per_tile)
+    if vision.layer[1]:
+        again["vision"][1] = vision.num_recomputed(recompute.vision) * vision.layer[0]
+    if short.layer[1]:
+        linear, quadratic = _by_length(short.layer, long.layer)
+        again["language"][[0, 3]] = short.num_recomputed(recompute.language) * np.array([linear[0], quadratic[0]])
+    return TrainingFlops({part: np.stack([*model[part], again[part]]) for part in PARTS})
 
 
 def _count(run: Callable[[], torch.Tensor]) -> np.ndarray:
@@ -105,12 +109,12 @@ def _count(run: Callable[[], torch.Tensor]) -> np.ndarray:
     return np.array([forward.get_total_flops(), backward.get_total_flops()], dtype=float)
 
 
-def _decoder(network: Network, needs_grad: bool) -> tuple[np.ndarray, np.ndarray]:
-    """((forward, backward) per token, the same per squared token of a document), from documents of two lengths."""
-    language, length = network.part("language"), COUNTED_TOKENS
-    short, long = (
-        measure_layers(language, lambda n=n: _count(lambda: network.run_decoder(n, needs_grad))).total  # type: ignore[misc]
-        for n in (length, 2 * length)
-    )
-    quadratic = (long - 2 * short) / (2 * length**2)
-    return short / length - quadratic * length, quadratic
+def _decoder(network: Network, needs_grad: bool, length: int) -> PerLayer:
+    """(forward, backward) of the decoder on one document of this length."""
+    return measure_layers(network.part("language"), lambda: _count(lambda: network.run_decoder(length, needs_grad)))
+
+
+def _by_length(short: np.ndarray, long: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(per token, per squared token of a document), from FLOPs of a document and of one twice as long."""
+    quadratic = (long - 2 * short) / (2 * COUNTED_TOKENS**2)
+    return short / COUNTED_TOKENS - quadratic * COUNTED_TOKENS, quadratic

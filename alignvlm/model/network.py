@@ -152,6 +152,10 @@ class PerLayer:
     def total(self) -> Any:
         return self.rest + self.num_layers * self.layer
 
+    def num_recomputed(self, every: int) -> int:
+        """How many layers recompute their activations when one in `every` does, the first included; 0 is none."""
+        return -(-self.num_layers // every) if every else 0
+
 
 def measure_layers(part: nn.Module, measure: Callable[[], Any]) -> PerLayer:
     """What `measure` returns (a number, or an array of them) when it runs the part, whose layers are all equal.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from alignvlm.config.deepspeed import deepspeed_config
-from alignvlm.config.schema import Recipe, StageConfig
+from alignvlm.config.schema import Recipe, RecomputeConfig, StageConfig
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm.model.attention import choose_attention
 from alignvlm.model.network import largest_list
@@ -71,8 +71,7 @@ def build_trainer(
         )
     model.train()
     model.loss_chunk = recipe.train.loss_chunk
-    if recipe.train.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+    recompute_layers(model, recipe.train.recompute)
     set_trainable(model, stage)
     groups = parameter_groups(model, stage)
     if whole_layers and config["zero_optimization"].get("stage") == 3:
@@ -89,6 +88,13 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def recompute_layers(model: AlignVLMForConditionalGeneration, recompute: RecomputeConfig) -> None:
+    """Let every n-th layer of a backbone, the first included, recompute its activations in the backward pass."""
+    for backbone, every in ((model.vision, recompute.vision), (model.language, recompute.language)):
+        if every:
+            backbone.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every)
 
 
 @contextmanager

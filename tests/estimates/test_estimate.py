@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alignvlm.config import list_recipes, load_recipe, with_names
-from alignvlm.config.schema import DataConfig, SourceConfig, StageConfig
+from alignvlm.config.schema import PARTS, DataConfig, SourceConfig, StageConfig
 from alignvlm.estimates import estimate_run
 from data_pipeline.order.summary import summarise
 from data_pipeline.shards.writer import write_shards
@@ -69,6 +69,25 @@ def test_what_does_not_fit_names_the_setting_that_mends_it() -> None:
     mended = load_recipe("paper_llama31_8b", [*overrides, *stage.fit.fix.split()])
     assert estimate_run(mended, 64).stages[1].fit.fits
     assert stage.fit.fix in stage.problems[-1]
+
+
+def test_the_least_recomputation_fits_and_cheaper_ones_do_not() -> None:
+    estimate = estimate_run(load_recipe("paper_llama32_1b"), 64, gpu_memory=48)
+    least = estimate.least_recomputation
+    assert estimate.fits
+    assert least is not None
+    assert 0 < least.flops < sum(stage.flops[part].recomputed for stage in estimate.stages for part in PARTS)
+    chosen = estimate_run(load_recipe("paper_llama32_1b", least.overrides.split()), 64, gpu_memory=48)
+    assert chosen.fits
+    assert chosen.recompute == least.recompute
+    assert sum(stage.flops[part].recomputed for stage in chosen.stages for part in ("vision", "language")) == (
+        pytest.approx(least.flops)
+    )
+    less = [
+        "train.gradient_checkpointing.vision=0",
+        f"train.gradient_checkpointing.language={least.recompute.language}",
+    ]
+    assert not estimate_run(load_recipe("paper_llama32_1b", less), 64, gpu_memory=48).fits
 
 
 def test_nothing_helps_on_a_tiny_gpu() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from alignvlm.config import load_recipe
 from alignvlm.config.deepspeed import read_strategy
+from alignvlm.config.schema import RecomputeConfig
 from alignvlm.estimates.activations import Activations
 from alignvlm.estimates.memory import Memory, estimate_memory
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
@@ -76,7 +77,7 @@ def test_activations_are_what_a_real_model_saves(
         "connector": saved_bytes(model, lambda: model.connector(features, model.get_input_embeddings().weight)),
         "language": saved_bytes(model, lambda: decoder(inputs_embeds=embeds, use_cache=False, **documents)),
     }
-    activations = Activations(network, checkpointing=False)
+    activations = Activations(network, RecomputeConfig())
     workspace = network.model.connector.workspace_bytes(TILES * network.dims.tokens_per_tile)
     assert activations.vision(TILES, learns=True) == pytest.approx(measured["vision"], rel=0.02)
     assert activations.connector(TILES) - workspace == pytest.approx(measured["connector"], rel=0.02)
@@ -121,3 +122,16 @@ def test_checkpointing_and_frozen_vision_keep_less() -> None:
     checkpointed, _ = memory(2, "train.gradient_checkpointing=true")
     for kind in ("vision activations", "language activations"):
         assert checkpointed.gpu[kind] < plain.gpu[kind]
+
+
+def test_a_degree_keeps_what_is_not_recomputed() -> None:
+    """Of six equal layers, one in three: four keep theirs, two their input; all six at once when nothing recomputes."""
+    text = TEXT | {"num_hidden_layers": 6}
+    network = network_of(
+        AlignVLMConfig(vision_config={"model_type": "siglip_vision_model", **VISION}, text_config=text)
+    )
+    none, third, each = (Activations(network, RecomputeConfig(0, n)).language(TOKENS) for n in (0, 3, 1))
+    inputs = TOKENS * TEXT["hidden_size"] * 2
+    layer = (none - each + 6 * inputs) / 5
+    assert third == pytest.approx(none - 2 * layer + 2 * inputs)
+    assert Activations(network, RecomputeConfig(0, 6)).language(TOKENS) == pytest.approx(none - layer + inputs)

@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from alignvlm.config import load_recipe
+from alignvlm.config.schema import RecomputeConfig
 from alignvlm.kernels import vocab_softmax
 from alignvlm.model.flops import PartFlops, Work, count_flops
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
@@ -25,8 +26,8 @@ def work_of(network: Network) -> Work:
     return Work(tokens, TILES, TEXT, tokens**2)
 
 
-def flops_of(network: Network, trainable: list[str], checkpointing: bool = False) -> dict[str, PartFlops]:
-    return count_flops(network, trainable, checkpointing).of(work_of(network))
+def flops_of(network: Network, trainable: list[str], *recompute: int) -> dict[str, PartFlops]:
+    return count_flops(network, trainable, RecomputeConfig(*recompute)).of(work_of(network))
 
 
 def counted(network: Network, trainable: list[str]) -> tuple[int, int]:
@@ -107,12 +108,22 @@ def test_align_flops_are_those_of_its_plain_form(frozen: str) -> None:
 
 def test_frozen_parts_before_the_first_that_learns_cost_nothing_backward() -> None:
     network = network_of()
-    estimated = flops_of(network, ["language.*"], checkpointing=True)
+    estimated = flops_of(network, ["language.*"], 1, 1)
     assert estimated["vision"].backward == estimated["vision"].recomputed == 0
     assert estimated["connector"].backward > 0  # its output averages the embedding, which learns
-    assert estimated["language"].recomputed == estimated["language"].forward
+    head = 2 * TEXT * network.dims.hidden_size * network.dims.vocab_size
+    assert estimated["language"].recomputed == pytest.approx(estimated["language"].forward - head)
     nothing_but_w2 = flops_of(network, ["connector.w2"])
     assert nothing_but_w2["language"].backward == pytest.approx(estimated["language"].forward, rel=0.3)
+
+
+def test_recomputed_flops_follow_the_degree() -> None:
+    network = network_of("model.language.config.num_hidden_layers=5", "model.vision.config.num_hidden_layers=4")
+    whole, some = flops_of(network, ["*"], 1, 1), flops_of(network, ["*"], 3, 2)
+    assert some["vision"].recomputed == pytest.approx(2 / 4 * whole["vision"].recomputed)
+    assert some["language"].recomputed == pytest.approx(3 / 5 * whole["language"].recomputed)
+    assert flops_of(network, ["*"])["language"].recomputed == 0
+    assert {part: flops.model for part, flops in some.items()} == {part: flops.model for part, flops in whole.items()}
 
 
 @pytest.mark.parametrize("trainable", ["*", "language.model.layers.1.*"])

@@ -85,28 +85,6 @@ def test_vision_and_connector_run_once_whatever_the_batch_holds(images: bool) ->
         assert all(g.abs().max() == 0 for n, g in grads.items() if n.startswith(("vision.", "connector.")))
 
 
-def test_gradient_checkpointing_changes_nothing() -> None:
-    model, processor = tiny_model()
-    model.double().train()
-    batch = pack([processor.encode(s) for s in samples()])
-    expected, expected_grads = gradients(model, [batch])
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-    loss, grads = gradients(model, [batch])
-    assert loss == expected
-    for name, grad in grads.items():
-        torch.testing.assert_close(grad, expected_grads[name])
-
-
-def test_token_and_feature_mismatch_is_explained() -> None:
-    model, processor = tiny_model()
-    batch = pack([processor.encode(samples()[1])])
-    with pytest.raises(ValueError, match=r"visual tokens in input_ids, but 2 tiles give"):
-        model(**batch | {"pixel_values": batch["pixel_values"].repeat(2, 1, 1, 1)})
-    with pytest.raises(ValueError, match="no tiles in pixel_values"):
-        model(**batch | {"pixel_values": None})
-
-
 @pytest.mark.cuda
 @pytest.mark.parametrize("implementation", [VARLEN, SDPA])
 def test_cuda_attention_agrees_with_float64_on_the_cpu(implementation: str) -> None:
