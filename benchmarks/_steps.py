@@ -200,7 +200,7 @@ class Bench:
         """Tokens per second; FLOPs of the model, and of the hardware with what is computed twice, of the peak's."""
         work = Work(counts.tokens, counts.tiles, counts.supervised, counts.attended)
         network, trainable = network_of(trainer.config), recipe.stages[STAGE].trainable
-        parts = count_flops(network, trainable, recipe.train.gradient_checkpointing).of(work)
+        parts = count_flops(network, trainable, recipe.train.recompute).of(work)
         model = sum(part.model for part in parts.values())
         hardware = model + sum(part.recomputed for part in parts.values())
         peak = peak_flops(self.world.device, recipe.train.precision)

@@ -77,6 +77,8 @@ VARIANTS = {
     "modules-reuse-2e9": Variant(
         deepspeed={"zero_optimization": {"stage3_max_reuse_distance": 2_000_000_000}}, whole_layers=False
     ),
+    "checkpointing-2": Variant(("train.gradient_checkpointing={vision: 2, language: 2}",)),
+    "checkpointing-language": Variant(("train.gradient_checkpointing={language: 1}",)),
     "no-checkpointing": Variant(("train.gradient_checkpointing=false",)),
     "loss-torch": Variant(loss="torch"),
     "loss-liger": Variant(loss="liger"),

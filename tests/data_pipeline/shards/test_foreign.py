@@ -64,7 +64,10 @@ def test_shards_of_llava_onevision_are_read_in_place(tmp_path: Path) -> None:
             [("user", ["IMAGE", "one?"]), ("assistant", ["1"]), ("user", ["two?"]), ("assistant", ["2"])],
         ),
         ({"queries": ["q"], "annotations": ["a"]}, [("user", ["IMAGE", "q"]), ("assistant", ["a"])]),
-        ({"question": "<|image|> <image>?", "answer": "a"}, [("user", ["<|image|> ", "IMAGE", "?"]), ("assistant", ["a"])]),
+        (
+            {"question": "<|image|> <image>?", "answer": "a"},
+            [("user", ["<|image|> ", "IMAGE", "?"]), ("assistant", ["a"])],
+        ),
         ({"question": "a <image 1> b", "answer": "a"}, [("user", ["a ", "IMAGE", " b"]), ("assistant", ["a"])]),
         ([{"from": "gpt", "value": "[IMG] hm"}], [("assistant", ["IMAGE", " hm"])]),
     ],
