@@ -59,8 +59,8 @@ def check_model(recipe: Recipe, *, for_training: bool) -> list[str]:
     """Chat template, tokenizer, and the model: built, and shown a tile, on the meta device, where it takes no memory.
 
     Args:
-        for_training: this machine trains it. The attention must run here, and the hub is asked for configs and the
-            tokenizer that are not here.
+        for_training: this machine trains it. Its attention and fused layers must run here, and the hub is asked for
+            configs and the tokenizer that are not here.
 
     Returns:
         What could not be checked for want of a file, in words.
@@ -70,6 +70,7 @@ def check_model(recipe: Recipe, *, for_training: bool) -> list[str]:
     """
     import torch
 
+    from alignvlm.kernels.fused_layers import choose_fused_layers
     from alignvlm.model.attention import choose_attention
     from alignvlm.model.backbones import Backbone, is_hub_id
     from alignvlm.model.build import chat_template, load_processor, position_weights, tiling_of
@@ -77,10 +78,12 @@ def check_model(recipe: Recipe, *, for_training: bool) -> list[str]:
 
     chat_template(recipe)
     if for_training:
-        try:
-            choose_attention(recipe.model.attention, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        except ValueError as error:
-            raise recipe_error(recipe, "model.attention", str(error)) from error
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for key, choose in (("attention", choose_attention), ("fused_layers", choose_fused_layers)):
+            try:
+                choose(getattr(recipe.model, key), device)
+            except ValueError as error:
+                raise recipe_error(recipe, f"model.{key}", str(error)) from error
     elsewhere: list[str] = []
     parts: tuple[Backbone, Backbone] = ("vision", "language")
     for part in parts:

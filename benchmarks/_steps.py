@@ -24,6 +24,7 @@ from alignvlm.config.deepspeed import deepspeed_config
 from alignvlm.config.load import load_recipe
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
+from alignvlm.kernels.fused_layers import choose_fused_layers
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration, modeling
 from alignvlm.model.attention import choose_attention
 from alignvlm.model.flops import Work, count_flops
@@ -127,6 +128,7 @@ class Bench:
         recipe = load_recipe(self.model.recipe, [*self.model.overrides, *self._batch(), *variant.overrides])
         try:
             choose_attention(recipe.model.attention, self.world.device)
+            choose_fused_layers(recipe.model.fused_layers, self.world.device)
         except ValueError as error:
             raise UserError(str(error)) from error
         export = self.exports.of(recipe)
@@ -161,7 +163,8 @@ class Bench:
         return build_trainer(recipe, stage, export, self.world, extra, variant.whole_layers)
 
     def _measure_steps(self, recipe: Recipe, trainer: Trainer, pack: Pack, row: dict[str, Any], profiled: bool) -> None:
-        row |= {"attention": trainer.attention, "trainable": recipe.stages[STAGE].trainable}
+        row |= {"attention": trainer.attention, "fused_layers": trainer.fused_layers}
+        row["trainable"] = recipe.stages[STAGE].trainable
         batches = self._packs(pack, trainer)
         if self._cuda:
             row["built_gib"] = torch.cuda.memory_allocated() / GIB

@@ -100,6 +100,9 @@ class ModelConfig:
     attention: Literal["auto", "flash", "varlen", "sdpa"] = "auto"
     """`flash` = flash-attn, `varlen` = PyTorch's own variable-length kernel (CUDA), `sdpa` = per document;
     `auto` takes the first of these that is available."""
+    fused_layers: Literal["auto", "liger", "none"] = "auto"
+    """Kernels of liger-kernel for RMSNorm, SwiGLU and RoPE in training, where a backbone's are those of Llama; `auto`
+    takes them on CUDA when liger-kernel is installed. `alignvlm estimate` shows which layers they would be."""
 
 
 @settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from alignvlm.errors import UserError
 from alignvlm.estimates.memory import GIB, Memory, estimate_memory, naive_vocabulary_bytes
 from alignvlm.estimates.recomputation import Recomputation, least_recomputation
 from alignvlm.estimates.steps import Volume, stage_volume
+from alignvlm.kernels.fused_layers import find_layers
 from alignvlm.model.flops import PartFlops, count_flops
 from alignvlm.model.network import Network, build_network
 
@@ -78,6 +80,8 @@ class RunEstimate:
     """Of ALIGN's vocabulary projection; 0 for other connectors."""
     tokens_per_tile: int
     max_tokens_per_image: int
+    fused_layers: dict[str, dict[str, int]]
+    """Kind of layer -> classes and numbers of those that Liger's kernels can compute."""
     recompute: RecomputeConfig
     """What the recipe says."""
     least_recomputation: Recomputation | None
@@ -140,6 +144,10 @@ def estimate_run(
         w2_parameters=0 if w2 is None else w2.numel(),
         tokens_per_tile=dims.tokens_per_tile,
         max_tokens_per_image=_largest_image(recipe) * dims.tokens_per_tile,
+        fused_layers={
+            kind: dict(Counter(type(module).__name__ for module in modules))
+            for kind, modules in find_layers(network.model).items()
+        },
         recompute=recipe.train.recompute,
         least_recomputation=least,
         stages=stages,

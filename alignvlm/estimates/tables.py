@@ -26,6 +26,7 @@ def render(run: RunEstimate) -> Iterator[RenderableType]:
     yield _volume(run)
     yield _compute(run)
     yield _memory(run)
+    yield _fused_layers(run)
     yield from _remarks(run)
 
 
@@ -84,6 +85,13 @@ def _memory(run: RunEstimate) -> Table:
         rows.append(("one plain N x V tensor", lambda s: _gib(s.naive_vocabulary)))
         rows.append(("our N x block instead", lambda s: _gib(s.our_vocabulary)))
     return _rows("GiB per GPU", run, rows)
+
+
+def _fused_layers(run: RunEstimate) -> Table:
+    table = _table("Fused by liger-kernel on CUDA", "", "number", "class")
+    for kind, classes in run.fused_layers.items():
+        table.add_row(kind, str(sum(classes.values())), ", ".join(classes) or "none is as Llama's")
+    return table
 
 
 def _remarks(run: RunEstimate) -> Iterator[str]:

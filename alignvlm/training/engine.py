@@ -13,6 +13,7 @@ import torch
 
 from alignvlm.config.deepspeed import deepspeed_config
 from alignvlm.config.schema import Recipe, RecomputeConfig, StageConfig
+from alignvlm.kernels.fused_layers import choose_fused_layers, fuse_layers
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm.model.attention import choose_attention
 from alignvlm.model.network import largest_list
@@ -28,6 +29,8 @@ class Trainer:
     groups: list[Group]
     attention: str
     """transformers' name of the attention implementation in use."""
+    fused_layers: dict[str, int]
+    """Kind of layer -> how many of them Liger's kernels compute; empty where none is asked to."""
 
     @property
     def model(self) -> AlignVLMForConditionalGeneration:
@@ -72,6 +75,7 @@ def build_trainer(
     model.train()
     model.loss_chunk = recipe.train.loss_chunk
     recompute_layers(model, recipe.train.recompute)
+    fused = fuse_layers(model) if choose_fused_layers(recipe.model.fused_layers, world.device) else {}
     set_trainable(model, stage)
     groups = parameter_groups(model, stage)
     if whole_layers and config["zero_optimization"].get("stage") == 3:
@@ -80,7 +84,7 @@ def build_trainer(
         model=model, model_parameters=optimizer_groups(model, groups), config=config, dist_init_required=False
     )
     share_embeddings(model)
-    return Trainer(engine, groups, attention)
+    return Trainer(engine, groups, attention, fused)
 
 
 def free_memory() -> None:
