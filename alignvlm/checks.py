@@ -35,7 +35,8 @@ def check_files(recipe: Recipe) -> None:
 
     _check_folder(recipe, "runs", recipe.runs)
     _check_folder(recipe, "name", str(Path(recipe.runs) / recipe.name))
-    _check_folder(recipe, "data.root", recipe.data.root)
+    if "://" not in recipe.data.root:
+        _check_folder(recipe, "data.root", recipe.data.root)
     for name, source in recipe.data.sources.items():
         key = f"data.sources.{name}.path"
         try:

@@ -17,6 +17,7 @@ from alignvlm.checks import check_files, check_held_out
 from alignvlm.errors import UserError
 from data_pipeline.errors import nearest
 from data_pipeline.files import must_write, read_or_make
+from data_pipeline.stores.folders import local_folder
 
 if TYPE_CHECKING:
     from alignvlm.config.schema import Recipe, SourceConfig, StageConfig
@@ -76,8 +77,8 @@ def open_reader(source: SourceConfig) -> SourceReader:
 def ensure_processor(recipe: Recipe) -> AlignVLMProcessor:
     """The recipe's processor; a tokenizer that it asks for is trained first, on the text of all stages' sources.
 
-    The tokenizer is kept in `data.root` and trained anew when its sources or its size change, or when it is damaged.
-    One process only.
+    The tokenizer is kept in `data.root`, or in the node's cache where that is a URL, and trained anew when its sources
+    or its size change, or when it is damaged. One process only.
     """
     from alignvlm.model.build import load_processor, tokenizer_folder
     from alignvlm.model.tokenizer import train_tokenizer
@@ -95,6 +96,7 @@ def ensure_processor(recipe: Recipe) -> AlignVLMProcessor:
         partial = folder.with_name("tokenizer.partial")
         with must_write(folder, "make data.root writable, or give another one: data.root=FOLDER"):
             shutil.rmtree(partial, ignore_errors=True)
+            partial.parent.mkdir(parents=True, exist_ok=True)
             tokenizer.save_pretrained(partial)
             stamp = json.dumps(made_from | {"files": _checksums(partial)}, indent=2)
             (partial / MADE_FROM).write_text(stamp, encoding="utf-8")
@@ -160,7 +162,7 @@ def stage_plan(recipe: Recipe, stage: StageConfig, processor: AlignVLMProcessor)
         epochs=stage.epochs,
         max_steps=stage.max_steps,
     )
-    return Plan(sources, stage.mixture, settings, cache=Path(data.root) / "plans")
+    return Plan(sources, stage.mixture, settings, cache=local_folder(data.root) / "plans")
 
 
 def stage_loader(
@@ -258,7 +260,9 @@ def shard_folders(target: str) -> list[str]:
     """Folders or URLs of shards: the folder `target`, or those of all sources that a recipe uses."""
     from alignvlm.config import load_recipe
 
-    return [target] if Path(target).is_dir() else [source.folder for source in used_sources(load_recipe(target))]
+    if "://" in target or Path(target).is_dir():
+        return [target]
+    return [source.folder for source in used_sources(load_recipe(target))]
 
 
 def training_readings(recipe: Recipe, folder: str, progress: Progress | None = None) -> list[Reading]:
@@ -301,7 +305,9 @@ def batch_page(recipe: Recipe, stage: StageConfig, step: int, max_packs: int, pr
 
 
 def _same_folder(one: str, other: str) -> bool:
-    return one == other or Path(one).absolute() == Path(other).absolute()
+    if "://" in one or "://" in other:
+        return one.rstrip("/") == other.rstrip("/")
+    return Path(one).absolute() == Path(other).absolute()
 
 
 def _texts(readers: Iterable[SourceReader]) -> Iterator[str]:

@@ -25,6 +25,10 @@ class LoadError(DataError):
     """Loading failed in this process; other ranks may not know of it, so each reports its own."""
 
 
+class UnreachableError(LoadError):
+    """A store did not answer for as long as it was waited for: the same command may succeed later."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """ "did you mean 'x'?" for an unknown name that is close to a known one; empty when none is."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

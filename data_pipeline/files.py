@@ -17,7 +17,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from data_pipeline.errors import DataError
@@ -117,6 +117,18 @@ def read_new_lines(file: BinaryIO, start: int = 0, shape: Any = dict) -> tuple[l
         name = getattr(file, "name", "file")
         log.warning("%s: left out %d damaged line(s), the first of them %.80r", name, len(left_out), left_out[0])
     return rows, start + end
+
+
+def check_name(name: str) -> str:
+    """The name itself when it stays inside its folder; DataError for absolute paths, `..` and NUL."""
+    if (
+        not name
+        or name.startswith(("/", "\\"))
+        or "\x00" in name
+        or ".." in PurePosixPath(name.replace("\\", "/")).parts
+    ):
+        raise DataError(f"{name!r} leaves its folder: names of shards and members are relative, without '..'")
+    return name
 
 
 def has_shape(value: Any, shape: Any) -> bool:

@@ -1,3 +1,5 @@
 """Fixtures that tests of several packages share."""
 
-pytest_plugins = ["tests.fixtures.command", "tests.fixtures.letters", "tests.fixtures.made_up_run"]
+pytest_plugins = [
+    "tests.fixtures.buckets", "tests.fixtures.command", "tests.fixtures.letters", "tests.fixtures.made_up_run",
+]  # fmt: skip

@@ -40,6 +40,7 @@ ORDER = {
         ("importers",),
         ("generators",),
         ("shards",),
+        ("stores",),
         ("order",),
         ("samples",),
         ("files", "parallel", "progress"),

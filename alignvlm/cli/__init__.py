@@ -17,7 +17,7 @@ from alignvlm.cli.arguments import Parser
 from alignvlm.cli.output import PASSING, describe, one_line, output_is_gone, prepare_streams
 from alignvlm.errors import UserError
 from alignvlm.system.home import ensure_home
-from data_pipeline.errors import DataError, LoadError
+from data_pipeline.errors import DataError, LoadError, UnreachableError
 from data_pipeline.masking import mask
 
 MODULES = ("data", "training", "estimate", "evaluation", "analyze", "runs", "chat", "config", "launch")
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake is one line on stderr and exit code 2, a mistake of ours has its traceback.
 
     Rank 0 speaks for all; a rank that is still there some seconds later met the mistake alone. A disk that fails is
-    one line too, but exit code 1: launchers start the job again.
+    one line too, but exit code 1, and a store that does not answer exit code 75: launchers start the job again.
     """
     prepare_streams()
     try:
@@ -62,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(argv)
         finally:
             sys.stdout.flush()
+    except UnreachableError as error:
+        from alignvlm.training.signals import REQUEUE
+
+        _mistake_of_this_rank(str(error))
+        return REQUEUE
     except LoadError as error:
         return _mistake_of_this_rank(str(error))
     except (UserError, DataError) as error:

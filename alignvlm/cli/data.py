@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignvlm.cli.arguments import add_overrides, add_recipe, count, file, folder, path, positive, word
 from alignvlm.errors import UserError
+from data_pipeline.masking import mask
 
 if TYPE_CHECKING:
     from data_pipeline.shards.index import Manifest
@@ -41,20 +42,17 @@ def add_parser(subparsers: Any) -> None:
     write.add_argument("--samples-per-shard", type=positive, default=1000, help="default: %(default)s")
     write.set_defaults(handler=run_write)
 
-    fetch = actions.add_parser("fetch", help="copy the shards of a pipe: URL into a folder and index them")
-    fetch.add_argument("url", type=word, help="for example 'pipe:aws s3 cp s3://bucket/{0000..0099}.tar -'")
-    fetch.add_argument("folder", type=path)
-    fetch.add_argument("--allow-pipe", action="store_true", help="allow the URL to run shell commands")
+    fetch = actions.add_parser("fetch", help="copy the shards behind a URL into a local folder")
+    fetch.add_argument("url", type=word, help="folder of shards, for example s3://bucket/docs")
+    fetch.add_argument("folder", type=path, help="new folder, or one of an earlier call, which goes on")
     fetch.set_defaults(handler=run_fetch)
 
-    index = actions.add_parser(
-        "index", help="index a folder of WebDataset tars (written here, by img2dataset or others)"
-    )
-    index.add_argument("folder", type=path)
+    index = actions.add_parser("index", help="index WebDataset tars (written here, by img2dataset or others)")
+    index.add_argument("folder", type=word, help="folder of shards, or its URL")
     index.set_defaults(handler=run_index)
 
     verify = actions.add_parser("verify", help="read all shards and compare them with their indexes")
-    verify.add_argument("target", type=word, help="folder of shards, or recipe")
+    verify.add_argument("target", type=word, help="folder of shards, its URL, or recipe")
     verify.add_argument("--decode", action="store_true", help="also decode every sample")
     verify.add_argument(
         "--recipe", type=word, help="also encode every sample as this recipe's training would, and name the unusable"
@@ -98,7 +96,9 @@ def run_write(args: argparse.Namespace) -> int:
     ensure_shards(sources, data_progress)
     for source in sources:
         reader = open_reader(source)
-        print(f"{source.name}: {len(reader)} samples in {len(reader.manifest.shards)} shards, {reader.storage.url}")
+        print(
+            f"{source.name}: {len(reader)} samples in {len(reader.manifest.shards)} shards, {mask(reader.storage.url)}"
+        )
     return 0
 
 
@@ -119,11 +119,11 @@ def _write_own_data(args: argparse.Namespace, source: Path, format: str) -> int:
 
 
 def run_fetch(args: argparse.Namespace) -> int:
-    """Copy the shards of a pipe: URL and index them."""
+    """Copy the shards behind a URL, with their indexes."""
     from alignvlm.progress import data_progress
     from data_pipeline.importers.fetch import fetch_shards
 
-    _print_indexed(args.folder, fetch_shards(args.url, args.folder, allow_pipe=args.allow_pipe, progress=data_progress))
+    _print_indexed(args.folder, fetch_shards(args.url, args.folder, progress=data_progress))
     return 0
 
 
@@ -136,8 +136,9 @@ def run_index(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_indexed(folder: Path, manifest: Manifest) -> None:
-    print(f"{folder}: {manifest.num_samples} samples in {len(manifest.shards)} shards, {manifest.fingerprint[:16]}")
+def _print_indexed(folder: Path | str, manifest: Manifest) -> None:
+    counts = f"{manifest.num_samples} samples in {len(manifest.shards)} shards"
+    print(f"{mask(str(folder))}: {counts}, {manifest.fingerprint[:16]}")
 
 
 def run_verify(args: argparse.Namespace) -> int:
@@ -152,7 +153,7 @@ def run_verify(args: argparse.Namespace) -> int:
     for shards in shard_folders(args.target):
         readings = training_readings(recipe, shards, data_progress) if recipe else []
         found = verify_folder(shards, decode=args.decode, readings=readings, progress=data_progress)
-        print(f"{shards}: {'OK' if not found else f'{len(found)} problem(s)'}")
+        print(f"{mask(shards)}: {'OK' if not found else f'{len(found)} problem(s)'}")
         problems += found
     for line in problems:
         print(f"  {line}")

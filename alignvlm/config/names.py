@@ -32,4 +32,6 @@ def with_names(recipe: Recipe) -> Recipe:
 
 
 def _folder(root: str, path: str) -> str:
-    return path if "://" in path else str(Path(root) / path)
+    if "://" in path:
+        return path
+    return f"{root.rstrip('/')}/{path}" if "://" in root else str(Path(root) / path)

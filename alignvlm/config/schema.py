@@ -114,7 +114,7 @@ class SourceConfig:
     folder: str = filled("")
     """Folder or URL of the shards: `path`, relative to `data.root`."""
     path: str = ""
-    """Folder of WebDataset tar shards, relative to `data.root`; default: the source's name."""
+    """Folder of WebDataset tar shards, relative to `data.root`, or its URL; default: the source's name."""
     generator: str | None = None
     """Name of a generator that writes the shards when the folder is empty (used by the quickstart)."""
     generator_args: dict[str, Any] = field(default_factory=dict)
@@ -134,7 +134,7 @@ class DataConfig:
     """Sources, shuffling, packing and loading."""
 
     root: str = "data"
-    """Folder that the sources' paths are relative to."""
+    """Folder or URL (s3:, gs:, az:, https:) that the sources' paths are relative to."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Source name -> dataset, for training and for evaluation."""
     window_shards: Annotated[PositiveInt, Le(LARGEST["window_shards"])] = 16

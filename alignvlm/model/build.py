@@ -20,6 +20,7 @@ from alignvlm.model.processing import AlignVLMProcessor
 from alignvlm.model.tiling import TilingSpec
 from alignvlm.model.tokenizer import END
 from data_pipeline.files import read_needed, reason
+from data_pipeline.stores.folders import local_folder
 
 
 def load_processor(recipe: Recipe) -> AlignVLMProcessor:
@@ -71,7 +72,7 @@ def tiling_of(recipe: Recipe) -> TilingSpec:
 
 def tokenizer_folder(recipe: Recipe) -> Path:
     """Where a tokenizer trained for the recipe's data is kept."""
-    return Path(recipe.data.root) / "tokenizer"
+    return local_folder(recipe.data.root) / "tokenizer"
 
 
 def build_model(recipe: Recipe, processor: AlignVLMProcessor) -> AlignVLMForConditionalGeneration:

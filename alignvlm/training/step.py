@@ -12,7 +12,7 @@ import torch
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
 from alignvlm.training.optim import set_lr
-from data_pipeline.errors import DataError, LoadError
+from data_pipeline.errors import DataError, LoadError, UnreachableError
 from data_pipeline.loading.collate import MicroBatch
 
 
@@ -144,13 +144,14 @@ def agree(world: World, counts: StepCounts, votes: Votes, failure: LoadError | N
 
     Raises:
         LoadError: this rank's `failure`.
-        DataError: another rank could not load its data.
+        DataError: another rank could not load its data; UnreachableError where stores will be back.
     """
-    failed, *sums = world.all_reduce_sum(failure is not None, *counts, *votes)
+    passing = isinstance(failure, UnreachableError)
+    failed, waiting, *sums = world.all_reduce_sum(failure is not None, passing, *counts, *votes)
     if failure is not None:
         raise failure
     if failed:
-        raise DataError(
+        raise (UnreachableError if waiting == failed else DataError)(
             f"{failed:.0f} of {world.size} ranks could not load their data and say why; the same command resumes from "
             "the last checkpoint"
         )

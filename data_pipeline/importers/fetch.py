@@ -1,74 +1,55 @@
-"""Copies shards that a shell command prints (`pipe:` URLs, as webdataset has them) into a local folder.
-
-A data path never runs a command by itself: this is the one place that does, and only when told so explicitly.
-"""
+"""Copies the shards behind a URL into a local folder, with their indexes: whole, and each once."""
 
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-from itertools import islice
+import shutil
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import open_atomic, write_atomic
+from data_pipeline.files import must_write, open_atomic, write_atomic
+from data_pipeline.masking import mask
 from data_pipeline.progress import Progress, silent
-from data_pipeline.shards.index import Manifest, index_shards
+from data_pipeline.shards.index import Manifest, index_shards, load_manifest
+from data_pipeline.shards.sidecars import is_indexed
+from data_pipeline.shards.storage import Storage, open_storage
 
-MAX_SHARDS = 1_000_000
-"""Of one URL."""
+OWNER = "fetched-from.txt"
+_PIECE = 16 * 1024**2
 
 
-def fetch_shards(
-    url: str, folder: str | os.PathLike[str], *, allow_pipe: bool = False, progress: Progress = silent
-) -> Manifest:
-    """Run `pipe:COMMAND` for each shard and index what they print; shards that are complete are not fetched again.
+def fetch_shards(url: str, folder: str | os.PathLike[str], *, progress: Progress = silent) -> Manifest:
+    """Copy every shard of a folder behind a URL and index the copies; shards that are complete are not copied again.
 
     Args:
-        url: braces count as in webdataset: `pipe:curl -sf https://host/{0000..0099}.tar` are a hundred shards.
-        folder: new, or one of an earlier call with the same `url`; gets 000000.tar, 000001.tar, …
-        allow_pipe: the commands are trusted.
+        url: a folder of shards in any storage; where it has a manifest, the copies must be what that lists.
+        folder: new, or one of an earlier call with the same `url`.
 
     Raises:
-        DataError: no `pipe:` URL, not allowed, a command failed, or the folder holds something else.
+        DataError: nothing is there, the copies are not what was indexed, or the folder holds something else.
     """
-    if not url.startswith("pipe:"):
-        raise DataError(f"{url!r} is no pipe: URL; copy the shards to a folder and run `alignvlm data index` on it")
-    if not allow_pipe:
-        raise DataError(f"{url!r} runs a shell command; if you trust it, say so with --allow-pipe")
-    commands = _commands(url)
+    storage = open_storage(url)
+    known = load_manifest(storage) if is_indexed(storage) else None
+    names = [shard.name for shard in known.shards] if known is not None else list(storage.list(".tar"))
+    if not names:
+        raise DataError(f"{mask(url)}: no .tar shards here")
     folder = Path(folder)
-    _claim(folder, url)
-    with progress(f"fetch {folder.name}", len(commands)) as advance:
-        for number, command in enumerate(commands):
-            target = folder / f"{number:06d}.tar"
-            if not target.exists():
-                _run(command, target)
+    _claim(folder, mask(url))
+    with progress(f"fetch {folder.name}", len(names)) as advance:
+        for name in names:
+            _copy(storage, name, folder / name)
             advance(1)
-    return index_shards(folder, origin={"fetched": url}, progress=progress)
-
-
-def _commands(url: str) -> list[str]:
-    """The command of each shard. Raises DataError for braces that do not match, or stand for too many shards."""
-    from braceexpand import braceexpand
-
-    too_many = f"{url!r} stands for more than {MAX_SHARDS:,} shards; fetch them in parts"
-    try:
-        ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", url)  # expanded as a whole, unlike their products
-        if any(abs(int(last) - int(first)) >= MAX_SHARDS for first, last in ranges):
-            raise DataError(too_many)
-        commands = [each.removeprefix("pipe:") for each in islice(braceexpand(url), MAX_SHARDS + 1)]
-    except ValueError as error:
-        raise DataError(f"{url!r}: its braces do not match ({error})") from error
-    if len(commands) > MAX_SHARDS:
-        raise DataError(too_many)
-    return commands
+    manifest = index_shards(folder, source=known.source if known else "", progress=progress)
+    if known is not None and manifest.fingerprint != known.fingerprint:
+        raise DataError(
+            f"{folder}: the copies are not what {mask(url)}/manifest.json lists; run `alignvlm data index {mask(url)}`"
+        )
+    return manifest
 
 
 def _claim(folder: Path, url: str) -> None:
-    """The folder belongs to this URL: `fetched-from.txt` in it says so. Raises DataError when it does not."""
-    owner = folder / "fetched-from.txt"
+    """The folder belongs to this URL: a file in it says so. Raises DataError when it does not."""
+    owner = folder / OWNER
     if owner.exists() and owner.read_text(encoding="utf-8", errors="replace") == url + "\n":
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -77,12 +58,11 @@ def _claim(folder: Path, url: str) -> None:
     write_atomic(owner, url + "\n")
 
 
-def _run(command: str, target: Path) -> None:
-    """The command's output as a file: whole, or not there."""
-    with open_atomic(target) as file:
-        done = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE)
-        if done.returncode != 0 or os.fstat(file.fileno()).st_size == 0:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            why = said[-1] if said else "it said nothing"
-            what = f"exited with {done.returncode}" if done.returncode else "printed nothing"
-            raise DataError(f"{target.name}: `{command}` {what} ({why}); the shards before it are kept, run it again")
+def _copy(storage: Storage, name: str, target: Path) -> None:
+    """One shard as a file: whole, or not there."""
+    if target.is_file() and target.stat().st_size == storage.size(name):
+        return
+    with must_write(target, "make room; what was copied is kept, run it again"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with storage.open(name) as source, open_atomic(target) as file:
+            shutil.copyfileobj(source, file, _PIECE)

@@ -11,21 +11,32 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.errors import DataError, LoadError
-from data_pipeline.files import has_shape, must_write, reason, write_atomic
+from data_pipeline.files import check_name, has_shape, must_write, reason, write_atomic
+from data_pipeline.masking import mask
 from data_pipeline.parallel import pool
 from data_pipeline.progress import Progress, silent
-from data_pipeline.shards.sidecars import MANIFEST, index_name, index_storage, is_indexed, searched, writable_place
-from data_pipeline.shards.storage import Storage, check_name, open_storage
+from data_pipeline.shards.sidecars import (
+    MANIFEST,
+    index_name,
+    index_storage,
+    is_indexed,
+    publish,
+    searched,
+    writable_place,
+)
+from data_pipeline.shards.storage import Storage, open_storage
 from data_pipeline.shards.tarscan import ScannedSample, scan_tar
+from data_pipeline.stores.node_cache import ETAGS, CachedFolder, adopt
+from data_pipeline.stores.object_storage import ObjectStorage
 
 INDEX_VERSION = 3
 """2 did not take members such as `0_name.jpg` for images."""
@@ -39,6 +50,8 @@ def _is_row(row: Any) -> bool:
 
 
 _MANIFEST_SHAPE = {"source": str, "fingerprint": str, "origin?": dict, "shards": [_is_row]}
+
+_ETAGS_SHAPE = {"url": str, "manifest": str, "etags": {str: str}}
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,8 @@ class Manifest:
     shards: list[ShardInfo]
     origin: dict[str, Any] = field(default_factory=dict)
     """How the shards came to be, e.g. generator and arguments; compared before they are used again."""
+    etags: Mapping[str, str] = field(default_factory=dict)
+    """ETags of the shards in the object store where they were indexed; not part of the content."""
 
     @property
     def num_samples(self) -> int:
@@ -79,6 +94,10 @@ class Manifest:
         )
 
     def save(self, folder: Path) -> None:
+        write_atomic(folder / MANIFEST, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of manifest.json."""
         rows = [[shard.name, shard.samples, shard.size, shard.sha256] for shard in self.shards]
         content = {
             "version": MANIFEST_VERSION,
@@ -91,7 +110,7 @@ class Manifest:
         }
         head = json.dumps(content, indent=1)[:-2]
         body = ",\n  ".join(json.dumps(row) for row in rows)
-        write_atomic(folder / MANIFEST, f'{head},\n "shards": [\n  {body}\n ]\n}}\n')
+        return f'{head},\n "shards": [\n  {body}\n ]\n}}\n'.encode(errors="backslashreplace")
 
 
 def load_manifest(storage: Storage) -> Manifest:
@@ -110,13 +129,23 @@ def load_manifest(storage: Storage) -> Manifest:
         if not has_shape(content, _MANIFEST_SHAPE):
             raise ValueError("it does not hold what it should")
         shards = [ShardInfo(check_name(name), samples, size, sha) for name, samples, size, sha in content["shards"]]
-        manifest = Manifest(content["source"], shards, content.get("origin") or {})
+        etags = _etags(place, content["fingerprint"])
+        manifest = Manifest(content["source"], shards, content.get("origin") or {}, etags)
         is_whole = manifest.fingerprint == content["fingerprint"]
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({reason(error)}); run `alignvlm data index {storage.url}`") from error
     if not is_whole:
         raise DataError(f"{path} was edited: its fingerprint does not match its shards; index the folder again")
     return manifest
+
+
+def _etags(place: Storage, fingerprint: str) -> dict[str, str]:
+    """The ETags beside a manifest, where they belong to it and to this URL: a copy has others."""
+    if not isinstance(place, CachedFolder) or not place.exists(ETAGS):
+        return {}
+    found = json.loads(place.read(ETAGS) or b"{}")
+    belongs = has_shape(found, _ETAGS_SHAPE) and (found["url"], found["manifest"]) == (mask(place.url), fingerprint)
+    return dict(found["etags"]) if belongs else {}
 
 
 def index_lines(storage: Storage, place: Storage, shard: ShardInfo) -> list[bytes]:
@@ -139,12 +168,10 @@ def index_lines(storage: Storage, place: Storage, shard: ShardInfo) -> list[byte
             f"{storage.url}/{shard.name} is not the shard that {place.url}/{MANIFEST} lists; "
             f"run `alignvlm data index {storage.url}`"
         )
-    path = place.local_path(name)
     try:
-        if path is not None:
-            write_atomic(path, data)
-    except OSError as error:
-        log.warning("%s cannot be written (%s)", path, reason(error))
+        place.write(name, data)
+    except DataError as error:
+        log.warning("%s", error)
     return _lines(data, shard, place)
 
 
@@ -166,32 +193,51 @@ def index_shards(
     num_processes: int | None = None,
     progress: Progress = silent,
 ) -> Manifest:
-    """Index every `*.tar` under a local folder and write its manifest. Raises DataError for damaged shards.
+    """Index every `*.tar` under a folder or URL and write its manifest. Raises DataError for damaged shards.
 
-    Works on shards of any WebDataset writer, img2dataset's among them. Indexes that fit their shard by size and time
-    are kept. What cannot be written beside the shards goes to a cache folder, and a line says so.
+    Works on shards of any WebDataset writer, img2dataset's among them. Indexes that fit their shard by size and time,
+    in an object store by its ETag, are kept. What cannot be written beside the shards goes to a cache folder, and a
+    line says so.
     """
     storage = open_storage(folder)
     own = storage.local_path(MANIFEST)
-    if own is None:
-        raise DataError(f"{storage.url}: only local folders are indexed")
-    root, names = own.parent, list(storage.list(".tar"))
+    names = list(storage.list(".tar"))
     if not names:
-        raise DataError(f"{root}: no .tar shards here")
-    place = writable_place(storage)
-    shards = []
-    with pool(num_processes, len(names)) as executor, progress(f"index {source or root.name}", len(names)) as advance:
-        for shard in _indexed(executor, storage, place, names):
+        raise DataError(f"{mask(storage.url)}: no .tar shards here")
+    name, place = source or PurePosixPath(storage.url).name, writable_place(storage)
+    shards: list[ShardInfo] = []
+    etags: dict[str, str] = {}
+    index = _index_local if own is not None else _index_remote
+    known = [None] * len(names) if own is not None else _known(storage, names)
+    with pool(num_processes, len(names)) as executor, progress(f"index {name}", len(names)) as advance:
+        chunk = max(1, min(16, len(names) // 64))
+        run: Any = map if executor is None else partial(executor.map, chunksize=chunk)
+        for shard, etag in run(index, [storage] * len(names), names, [place] * len(names), known):
             shards.append(shard)
+            etags |= {shard.name: etag} if etag else {}
             advance(1)
-    manifest = Manifest(source or root.name, shards, origin or {})
+    manifest = Manifest(name, shards, origin or {}, etags)
     if origin is None and is_indexed(storage):
         manifest = _unchanged(storage, manifest)
-    with must_write(place / MANIFEST, "make room or the folder writable"):
-        manifest.save(place)
-    if place != root and load_manifest(storage).fingerprint != manifest.fingerprint:
-        raise DataError(f"{root}/{MANIFEST} does not fit the shards and cannot be written; make {root} writable")
+    _save(storage, place, manifest)
+    if own not in (None, place / MANIFEST) and load_manifest(storage).fingerprint != manifest.fingerprint:
+        raise DataError(f"{own} does not fit the shards and cannot be written; make its folder writable")
     return manifest
+
+
+def _save(storage: Storage, place: Path, manifest: Manifest) -> None:
+    """Write the manifest last: beside local shards; into a bucket, where that is allowed, and the node's cache."""
+    if not isinstance(storage, ObjectStorage):
+        with must_write(place / MANIFEST, "make room or the folder writable"):
+            manifest.save(place)
+        return
+    etags = {"url": mask(storage.url), "manifest": manifest.fingerprint, "etags": manifest.etags}
+    key = adopt(place, manifest.to_bytes(), json.dumps(etags, indent=0).encode())
+    for name in (index_name(shard.name) for shard in manifest.shards):
+        if (made := place / "made" / name).is_file():
+            (place / key / name).parent.mkdir(parents=True, exist_ok=True)
+            made.replace(place / key / name)
+    publish(storage, place / key, ETAGS, MANIFEST)
 
 
 def _unchanged(storage: Storage, manifest: Manifest) -> Manifest:
@@ -200,10 +246,10 @@ def _unchanged(storage: Storage, manifest: Manifest) -> Manifest:
         old = load_manifest(storage)
     except DataError:
         return manifest
-    return old if old.fingerprint == manifest.fingerprint else manifest
+    return replace(old, etags=manifest.etags) if old.fingerprint == manifest.fingerprint else manifest
 
 
-def index_shard(storage: Storage, name: str, place: Path) -> ShardInfo:
+def _index_local(storage: Storage, name: str, place: Path, _: None) -> tuple[ShardInfo, str]:
     """Write the index of one shard; one that is whole, newer than its shard and of the same size is taken as it is."""
     path, target = storage.local_path(name), place / index_name(name)
     assert path is not None
@@ -212,7 +258,33 @@ def index_shard(storage: Storage, name: str, place: Path) -> ShardInfo:
         data = target.read_bytes()
         header, digest = _header(data), index_digest(data)
         if header.get("version") == INDEX_VERSION and header["size"] == size and header.get("digest") == digest:
-            return ShardInfo(name, header["samples"], size, digest)
+            return ShardInfo(name, header["samples"], size, digest), ""
+    return _write_index(storage, name, size, target), ""
+
+
+def _index_remote(
+    storage: ObjectStorage, name: str, place: Path, known: tuple[ShardInfo, str] | None
+) -> tuple[ShardInfo, str]:
+    """The same in an object store: the index of a shard that still has its ETag is taken as it is."""
+    info = storage.head(name)
+    if known is not None and info.etag and (known[0].size, known[1]) == (info.size, info.etag):
+        return known
+    shard = _write_index(storage, name, info.size, place / "made" / index_name(name))
+    publish(storage, place / "made", index_name(name))
+    return shard, info.etag
+
+
+def _known(storage: Storage, names: list[str]) -> list[tuple[ShardInfo, str] | None]:
+    """Row and ETag of each shard in the manifest that there is; None for those that are new."""
+    try:
+        old = load_manifest(storage)
+    except DataError:
+        return [None] * len(names)
+    rows = {shard.name: (shard, old.etags.get(shard.name, "")) for shard in old.shards}
+    return [rows.get(name) for name in names]
+
+
+def _write_index(storage: Storage, name: str, size: int, target: Path) -> ShardInfo:
     data = scan_shard(storage, name)
     with must_write(target, "make room or the folder writable"):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -266,12 +338,3 @@ def _header(data: bytes) -> dict[str, Any]:
         return {}
     needed = {"version", "shard", "size", "samples", "sha256"}
     return header if isinstance(header, dict) and needed <= header.keys() else {}
-
-
-def _indexed(
-    executor: ProcessPoolExecutor | None, storage: Storage, place: Path, names: list[str]
-) -> Iterator[ShardInfo]:
-    if executor is None:
-        return (index_shard(storage, name, place) for name in names)
-    chunk = max(1, min(16, len(names) // 64))
-    return executor.map(index_shard, [storage] * len(names), names, [place] * len(names), chunksize=chunk)

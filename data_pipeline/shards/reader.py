@@ -26,6 +26,7 @@ from data_pipeline.samples.turns import row_messages
 from data_pipeline.shards.index import Manifest, ShardInfo, index_lines, load_manifest
 from data_pipeline.shards.sidecars import index_storage
 from data_pipeline.shards.storage import Storage, open_storage
+from data_pipeline.stores.object_storage import ObjectStorage
 
 MAX_OPEN_INDEXES = 256
 _TEXT_MEMBERS = ("json", "txt")
@@ -77,6 +78,8 @@ class SourceReader:
         self._index_storage = index_storage(self.storage)
         self.name = name or self.manifest.source
         self.prompt = prompt
+        if isinstance(self.storage, ObjectStorage):
+            self.storage.pin({shard.name: shard.size for shard in self.manifest.shards}, self.manifest.etags)
         self.shard_starts = self.manifest.shard_starts()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
 

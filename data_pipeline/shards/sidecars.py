@@ -1,8 +1,9 @@
 """Where manifest, indexes and sample lengths of a folder of shards lie: beside the shards, or in a cache folder.
 
-A local folder that cannot be written has a cache folder, named after its path and its content, below XDG_CACHE_HOME or
-else ~/.cache, and where that cannot be written either, below the folder for temporary files. Whoever reads looks in
-the same places in the same order, so all processes find what one of them wrote; nodes must share the cache's place.
+Those of a folder in an object store are read from copies in the node's cache (stores/node_cache.py). A local folder
+that cannot be written has a cache folder, named after its path and its content, below ALIGNVLM_CACHE, XDG_CACHE_HOME or
+~/.cache, and where none of them can be written, below the folder for temporary files. Whoever reads looks in the same
+places in the same order, so all processes find what one of them wrote; nodes must share the cache's place.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from functools import cache
 from pathlib import Path
 
 from data_pipeline.errors import DataError
+from data_pipeline.masking import mask
 from data_pipeline.shards.storage import LocalStorage, Storage
+from data_pipeline.stores.folders import cache_folders, node_folder
+from data_pipeline.stores.node_cache import MANIFEST, CachedFolder, fetched
+from data_pipeline.stores.object_storage import ObjectStorage
+from data_pipeline.stores.remote import AccessError
 
-MANIFEST = "manifest.json"
 log = logging.getLogger(__name__)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -29,8 +34,21 @@ def index_name(shard: str) -> str:
     return f"{shard.removesuffix('.tar')}.index.jsonl"
 
 
-def beside(storage: Storage, name: str) -> Iterator[Path]:
-    """Files of this name that belong to a folder of shards: beside them, then in the cache."""
+def beside(storage: Storage, name: str, *companions: str) -> Iterator[Path]:
+    """Files of this name that belong to a folder of shards: beside them, then in the cache.
+
+    `companions` may lie beside the file, and are fetched with it.
+    """
+    if isinstance(storage, ObjectStorage):
+        place = node_folder(storage.url)
+        if name == MANIFEST:
+            cached = CachedFolder(storage)
+            return iter((cached.local_path(name),) if cached.exists(name) else ())
+        if not (place / name).is_file():
+            for companion in companions:
+                fetched(storage, companion, place / companion)
+        found = fetched(storage, name, place / name)
+        return iter(() if found is None else (found,))
     return (place / name for place in _places(storage) if (place / name).is_file())
 
 
@@ -40,7 +58,9 @@ def find_beside(storage: Storage, name: str) -> Path | None:
 
 
 def index_storage(storage: Storage) -> Storage:
-    """Where manifest and indexes of a folder are read: the storage itself, or the cache folder of a local one."""
+    """Where manifest and indexes of a folder are read: the storage itself, or its cache folder."""
+    if isinstance(storage, ObjectStorage):
+        return CachedFolder(storage)
     manifest = find_beside(storage, MANIFEST)
     own = storage.local_path(MANIFEST)
     return storage if manifest is None or manifest == own else LocalStorage(str(manifest.parent))
@@ -53,6 +73,10 @@ def is_indexed(storage: Storage) -> bool:
 
 def searched(storage: Storage) -> str:
     """For errors about a file that is missing: " in FOLDER, CACHE, …" for a folder that cannot be written, else ""."""
+    if isinstance(storage, ObjectStorage):
+        return (
+            f", nor in {node_folder(storage.url)} (where the bucket cannot be written, all hosts must share one cache)"
+        )
     own = storage.local_path(MANIFEST)
     if own is None or not own.parent.is_dir() or os.access(own.parent, os.W_OK):
         return ""
@@ -62,15 +86,19 @@ def searched(storage: Storage) -> str:
 def writable_place(storage: Storage) -> Path:
     """Folder to write such files to: the shards' own, or their cache folder. Raises DataError when there is none."""
     own = storage.local_path(MANIFEST)
+    if isinstance(storage, ObjectStorage):
+        place = node_folder(storage.url)
+        place.mkdir(parents=True, exist_ok=True)
+        return place
     if own is None:
-        raise DataError(f"{storage.url}: sample lengths are kept for local folders only")
+        raise DataError(f"{storage.url}: sample lengths are kept for local folders and object stores only")
     for place in _places(storage):
         try:
             if place != own.parent:
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=place):
                 if place != own.parent:
-                    _say(own.parent, place)
+                    say_kept(str(own.parent), place)
                 return place
         except OSError as error:
             if place == own.parent and error.errno not in _REFUSED:
@@ -80,10 +108,23 @@ def writable_place(storage: Storage) -> Path:
     )
 
 
+def publish(storage: Storage, place: Path, *names: str) -> None:
+    """Write files of `place`, in the node's cache, into the remote folder that they belong to, where that is allowed.
+
+    Files beside local shards are published already.
+    """
+    if isinstance(storage, ObjectStorage):
+        try:
+            for name in names:
+                storage.write(name, (place / name).read_bytes())
+        except AccessError:
+            say_kept(storage.url, place)
+
+
 @cache
-def _say(folder: Path, place: Path) -> None:
+def say_kept(url: str, place: Path) -> None:
     """Once in a process."""
-    log.warning("%s cannot be written: its index and sample lengths are kept in %s", folder, place)
+    log.warning("%s cannot be written: its index and sample lengths are kept in %s", mask(url), place)
 
 
 def _places(storage: Storage) -> Iterator[Path]:
@@ -92,8 +133,8 @@ def _places(storage: Storage) -> Iterator[Path]:
         return
     yield own.parent
     name = f"{own.parent.name}-{_content(storage, own)}"
-    for folder in _caches():
-        yield folder / name
+    for folder in cache_folders():
+        yield folder / "shards" / name
 
 
 def _content(storage: Storage, manifest: Path) -> str:
@@ -105,15 +146,3 @@ def _content(storage: Storage, manifest: Path) -> str:
         for name in storage.list(".tar"):
             digest.update(f"\n{name}\n{storage.size(name)}".encode())
     return digest.hexdigest()[:16]
-
-
-def _caches() -> Iterator[Path]:
-    """Folders for caches, the first one that can be written is taken."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(home):  # the standard has other values ignored
-        home = os.path.expanduser("~/.cache")
-    if os.path.isabs(home):
-        yield Path(home) / "alignvlm" / "shards"
-    temporary = Path(tempfile.gettempdir()) / f"alignvlm-{os.getuid()}"
-    if not os.path.lexists(temporary) or temporary.lstat().st_uid == os.getuid():  # no other user's folder is believed
-        yield temporary / "shards"

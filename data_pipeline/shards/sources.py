@@ -24,7 +24,7 @@ from data_pipeline.parallel import pool, usable_cores
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import Encoder, SampleError
 from data_pipeline.shards.reader import SourceReader
-from data_pipeline.shards.sidecars import beside, searched, writable_place
+from data_pipeline.shards.sidecars import beside, publish, searched, writable_place
 
 _CHUNK = (256, 20_000)
 """Fewest and most samples that one measuring task takes."""
@@ -65,11 +65,12 @@ class Source:
 def open_source(name: str, folder: str | os.PathLike[str], encoder: Encoder, prompt: str = "") -> Source:
     """A measured source. Raises DataError when the folder has no manifest or no measures for this encoder."""
     reader = SourceReader(folder, name, prompt)
+    lengths = _measures_name(reader, encoder)
     error: DataError = LoadError(
         f"{reader.storage.url}: samples are not measured for this processor yet: no lengths"
         f"{searched(reader.storage) or ' beside the shards'}; run `alignvlm data plan RECIPE`"
     )
-    for path in beside(reader.storage, _measures_name(reader, encoder)):
+    for path in beside(reader.storage, lengths, _bad_path(Path(lengths)).name):
         try:
             way_out = "`alignvlm data plan RECIPE` measures its samples anew"
             measures, bad = read_needed(path, lambda path: _read(path, len(reader)), way_out)
@@ -97,11 +98,12 @@ def measure_source(
     """
     reader = SourceReader(folder, prompt=prompt)
     name = _measures_name(reader, encoder)
-    for path in beside(reader.storage, name):
+    for path in beside(reader.storage, name, _bad_path(Path(name)).name):
         if read_or_make(path, lambda path: _read(path, len(reader)), lambda: None) is not None:
             return path
     path = writable_place(reader.storage) / name
     _save(path, *_measure_all(reader, encoder, num_processes, progress))
+    publish(reader.storage, path.parent, *(each.name for each in (_bad_path(path), path) if each.exists()))
     return path
 
 

@@ -1,9 +1,7 @@
-"""Where shards live: one small interface, chosen by the scheme of a folder's URL. Local folders now.
+"""Where shards live: one small interface, chosen by the scheme of a folder's URL. Local folders, and object stores.
 
 A new kind of storage is a class with the methods of `Storage` and one entry of SCHEMES, which a user's own program may
-add too; readers never learn where bytes come from. Indexes, manifests and sample lengths are written for local folders
-only (sidecars.py). `pipe:` would run a shell command from a data path and is refused; importers/fetch.py copies such
-shards when told so explicitly.
+add too; readers never learn where bytes come from. `pipe:` would run a shell command from a data path and is refused.
 """
 
 from __future__ import annotations
@@ -13,11 +11,15 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
-from data_pipeline.errors import DataError, LoadError
+from data_pipeline.errors import DataError, LoadError, nearest
+from data_pipeline.files import check_name, must_write, write_atomic
+from data_pipeline.masking import mask
+from data_pipeline.stores import remote
+from data_pipeline.stores.object_storage import ObjectStorage
 
 MAX_OPEN_FILES = 128
 log = logging.getLogger(__name__)
@@ -50,21 +52,13 @@ class Storage(Protocol):
 
     def exists(self, name: str) -> bool: ...
 
+    def write(self, name: str, data: bytes) -> None:
+        """Write an object as a whole."""
+        ...
+
     def local_path(self, name: str) -> Path | None:
         """The object as a local file, when it is one (memory mapping, atomic writing)."""
         ...
-
-
-def check_name(name: str) -> str:
-    """The name itself when it stays inside its folder; DataError for absolute paths, `..` and NUL."""
-    if (
-        not name
-        or name.startswith(("/", "\\"))
-        or "\x00" in name
-        or ".." in PurePosixPath(name.replace("\\", "/")).parts
-    ):
-        raise DataError(f"{name!r} leaves its folder: names of shards and members are relative, without '..'")
-    return name
 
 
 class LocalStorage:
@@ -121,6 +115,12 @@ class LocalStorage:
     def exists(self, name: str) -> bool:
         return self._path(name).is_file()
 
+    def write(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        with must_write(path, "make room or the folder writable"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, data)
+
     def local_path(self, name: str) -> Path | None:
         return self._path(name)
 
@@ -156,9 +156,12 @@ class LocalStorage:
         return descriptor
 
 
-SCHEMES: dict[str, Callable[[str], Storage]] = {"": LocalStorage, "file": LocalStorage}
+SCHEMES: dict[str, Callable[[str], Storage]] = {
+    "": LocalStorage,
+    "file": LocalStorage,
+    **dict.fromkeys(remote.SCHEMES, ObjectStorage),
+}
 """Scheme of a URL -> its storage, made from the URL. Storages are pickled on their way to loader processes."""
-PLANNED = ("http", "https", "s3")
 
 
 def open_storage(url: str | os.PathLike[str]) -> Storage:
@@ -169,13 +172,10 @@ def open_storage(url: str | os.PathLike[str]) -> Storage:
         return SCHEMES[scheme](text)
     if scheme == "pipe":
         raise DataError(
-            f"{text!r}: a pipe: URL runs a shell command and is refused in data paths; copy its shards once with "
-            "`alignvlm data fetch URL FOLDER --allow-pipe`"
+            f"{text!r}: a pipe: URL runs a shell command and is refused in data paths; copy the shards by that command "
+            "to a folder, and run `alignvlm data index FOLDER`"
         )
-    note = f"; {', '.join(PLANNED)} are to come" if scheme in PLANNED else ""
-    raise DataError(
-        f"{text!r}: cannot read {scheme}: URLs, only local folders and file://{note}. Copy the shards to a local folder"
-    )
+    raise DataError(f"{mask(text)!r}: unknown scheme: {nearest(scheme, [name for name in SCHEMES if name])}")
 
 
 def _scheme(url: str) -> str:

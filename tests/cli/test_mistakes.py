@@ -85,19 +85,12 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
         ([*NEW, "n" * 300], "File name too long"),
     ],
     ("data", "fetch"): [
-        (["pipe:true", "out"], "--allow-pipe"),
-        (["http://host/x.tar", "out", "--allow-pipe"], "is no pipe: URL"),
-        (["pipe:false", "out", "--allow-pipe"], "exited with 1"),
-        (["pipe:true", "out", "--allow-pipe"], "printed nothing"),
-        (["pipe:echo {0..", "out", "--allow-pipe"], "braces"),
-        (["pipe:echo {0..9999999999}", "out", "--allow-pipe"], "more than"),
-        (["pipe:echo", "file.txt", "--allow-pipe"], "file.txt"),
-        (["pipe:echo", "file.txt/out", "--allow-pipe"], "file.txt"),
-        (["pipe:echo", "images", "--allow-pipe"], "is not empty"),
+        (["pipe:true", "out"], "runs a shell command"), (["empty", "out"], "no .tar shards"),
+        (["s4://bucket/x", "out"], "did you mean 's3'"),
     ],
     ("data", "index"): [
         (["missing"], "missing"), (["file.txt"], "file.txt"), (["empty"], "no .tar shards"),
-        (["garbage"], "0.tar"), (["s3://bucket/x"], "Copy the shards"), (["pipe:true"], "--allow-pipe"),
+        (["garbage"], "0.tar"), (["s4://bucket/x"], "did you mean 's3'"), (["pipe:true"], "runs a shell command"),
     ],
     ("data", "verify"): [
         (["missing"], "unknown recipe"), (["file.txt"], "unknown recipe"), (["empty"], "no manifest.json"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from alignvlm.training.step import StepCounts, Votes, agree, train_step
-from data_pipeline.errors import DataError, LoadError
+from data_pipeline.errors import DataError, LoadError, UnreachableError
 from tests.training.fakes import FakeWorld, fake_trainer, micro_batch
 
 
@@ -23,7 +23,7 @@ def test_the_loss_is_the_mean_over_supervised_tokens_however_they_fall_to_micro_
 
 def test_tokens_of_all_ranks_divide_the_loss() -> None:
     counts = StepCounts(supervised=12, samples=1, tokens=20, tiles=0, attended=400)
-    world = FakeWorld(size=2, others=[0, *counts, *Votes(stop=1)])
+    world = FakeWorld(size=2, others=[0, 0, *counts, *Votes(stop=1)])
     trainer = fake_trainer(10.0)
     result = train_step(trainer, [micro_batch([8], supervised=4)], world, 1.0, Votes(written=True))
     assert trainer.engine.divisors == [(4 + 12) / 2]  # DeepSpeed averages over the ranks
@@ -52,11 +52,13 @@ def test_a_failure_is_raised_here_after_the_others_know_of_it() -> None:
     assert trainer.engine.calls == 0
 
 
-def test_a_failure_of_another_rank_stops_this_one_before_it_computes() -> None:
+@pytest.mark.parametrize(("waiting", "error"), [(1, DataError), (2, UnreachableError)])
+def test_a_failure_of_another_rank_stops_this_one_before_it_computes(waiting: int, error: type[DataError]) -> None:
     trainer = fake_trainer(1.0)
-    world = FakeWorld(size=3, others=[2, *StepCounts(0, 0, 0, 0, 0), *Votes()])
-    with pytest.raises(DataError, match="2 of 3 ranks could not load their data"):
+    world = FakeWorld(size=3, others=[2, waiting, *StepCounts(0, 0, 0, 0, 0), *Votes()])
+    with pytest.raises(DataError, match="2 of 3 ranks could not load their data") as raised:
         train_step(trainer, [micro_batch([2], supervised=1)], world, 1.0, Votes())
+    assert raised.type is error
     assert trainer.engine.calls == 0
 
 

@@ -1,0 +1,50 @@
+"""Where a node keeps what it fetched or made: ALIGNVLM_CACHE, or `alignvlm` in the user's folder for caches."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipeline.errors import DataError
+
+VARIABLE = "ALIGNVLM_CACHE"
+
+
+def cache_folders() -> Iterator[Path]:
+    """Folders for caches; the first one that can be written is taken."""
+    own = os.environ.get(VARIABLE, "")
+    if os.path.isabs(own):
+        yield Path(own)
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(home):  # the standard has other values ignored
+        home = os.path.expanduser("~/.cache")
+    if os.path.isabs(home):
+        yield Path(home) / "alignvlm"
+    temporary = Path(tempfile.gettempdir()) / f"alignvlm-{os.getuid()}"
+    if not os.path.lexists(temporary) or temporary.lstat().st_uid == os.getuid():  # no other user's folder is believed
+        yield temporary
+
+
+def cache_folder() -> Path:
+    """The first of them that can be written. Raises DataError when none can."""
+    for folder in cache_folders():
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    raise DataError(f"no folder for caches can be written; let {VARIABLE} name one that can")
+
+
+def node_folder(url: str) -> Path:
+    """The folder of this node's cache for a remote folder."""
+    return cache_folder() / "folders" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+
+
+def local_folder(folder: str) -> Path:
+    """Where what is made for a folder is kept: the folder itself, or for a URL its folder in this node's cache."""
+    return node_folder(folder) if "://" in folder else Path(folder)

@@ -1,0 +1,162 @@
+"""Manifest, indexes and sample lengths of a remote folder as local files: fetched once per node, whoever asks first.
+
+    <cache>/folders/<hash of the URL>/current.json      which manifest the folder has, by its ETag
+    <cache>/folders/<hash of the URL>/<manifest>/…      the manifest and its indexes, named by the manifest's content
+    <cache>/folders/<hash of the URL>/measures-<…>.npy  sample lengths, named by what they belong to
+
+A file is written under a lock and as a whole; files of one name have one content, except current.json.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from data_pipeline.errors import DataError
+from data_pipeline.files import check_name, has_shape, must_write, read_json, write_atomic
+from data_pipeline.stores.folders import node_folder
+from data_pipeline.stores.helper import ask
+from data_pipeline.stores.object_storage import ObjectStorage
+from data_pipeline.stores.remote import MissingObjectError, NotModifiedError
+from data_pipeline.stores.requests import Get
+
+MANIFEST, ETAGS = "manifest.json", "etags.json"
+FRESH_SECONDS = 60.0
+"""A manifest that a process of this node looked for within this time is not looked for again: ranks start together."""
+_CURRENT = {"key": str, "etags": {str: str}, "checked": float}
+_WAY_OUT = "make room, or let ALIGNVLM_CACHE name another folder"
+
+
+class CachedFolder:
+    """The manifest and the indexes of a remote folder, from this node's cache (fulfils `shards.storage.Storage`).
+
+    Only small files, which are read whole; their content never changes while the manifest is the same.
+    """
+
+    def __init__(self, storage: ObjectStorage) -> None:
+        self.url, self._storage = storage.url, storage
+        self._root = node_folder(storage.url)
+        self._key: str | None = None
+
+    def exists(self, name: str) -> bool:
+        return self._find(name) is not None
+
+    def read(self, name: str) -> bytes:
+        path = self._find(name)
+        if path is None:
+            raise MissingObjectError(f"{self._storage}/{name}: no such object")
+        return path.read_bytes()
+
+    def open(self, name: str) -> BinaryIO:
+        return io.BytesIO(self.read(name))
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        return self.read(name)[offset : offset + size]
+
+    def size(self, name: str) -> int:
+        return len(self.read(name))
+
+    def list(self, suffix: str = "") -> Iterator[str]:
+        return self._storage.list(suffix)
+
+    def local_path(self, name: str) -> Path:
+        """Where the file lies, or is to be written."""
+        return self._place() / check_name(name)
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self._place() / check_name(name)
+        with must_write(path, _WAY_OUT):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, data)
+
+    def _place(self) -> Path:
+        key = self.key()
+        if key is None:
+            raise DataError(f"{self._storage} has no {MANIFEST}")
+        return self._root / key
+
+    def _find(self, name: str) -> Path | None:
+        if self.key() is None:
+            return None
+        return fetched(self._storage, name, self._place() / check_name(name))
+
+    def key(self) -> str | None:
+        """Which manifest the folder has: 16 hex digits of its content; None where it has none."""
+        if self._key is None:
+            self._key = self._look()
+        return self._key
+
+    def _look(self) -> str | None:
+        with _locked(self._root):
+            known = read_json(self._root / "current.json")
+            if not has_shape(known, _CURRENT) or not (self._root / known["key"] / MANIFEST).is_file():
+                known = {"key": "", "etags": {}, "checked": 0.0}
+            if known["key"] and 0 <= time.time() - known["checked"] < FRESH_SECONDS:
+                return str(known["key"])
+            was_fetched = MANIFEST in known["etags"]
+            etags = self._newer(ETAGS, known)
+            manifest = self._newer(MANIFEST, known)
+            if MANIFEST not in known["etags"]:  # one that was made here and could not be published stays
+                return None if was_fetched else known["key"] or None
+            return adopt(self._root, manifest, etags, known)
+
+    def _newer(self, name: str, known: dict[str, dict[str, str]]) -> bytes | None:
+        """The file where it changed since it was looked for, and its ETag noted."""
+        try:
+            data, info = ask(Get(self.url, name, unless=known["etags"].get(name, "")))
+        except NotModifiedError:
+            return None
+        except MissingObjectError:
+            known["etags"].pop(name, None)
+            return b"" if name == ETAGS else None
+        known["etags"][name] = info.etag
+        assert isinstance(data, bytes)
+        return data
+
+
+def adopt(root: Path, manifest: bytes | None, etags: bytes | None, known: dict[str, object] | None = None) -> str:
+    """Make a manifest the current one of a node's folder; None leaves what there is. Returns its key."""
+    known = {"key": "", "etags": {}, "checked": 0.0} if known is None else known
+    with must_write(root, _WAY_OUT):
+        if manifest is not None:
+            known["key"] = hashlib.sha256(manifest).hexdigest()[:16]
+            (root / str(known["key"])).mkdir(parents=True, exist_ok=True)
+            write_atomic(root / str(known["key"]) / MANIFEST, manifest)
+        if etags is not None:
+            write_atomic(root / str(known["key"]) / ETAGS, etags)
+        write_atomic(root / "current.json", json.dumps(known | {"checked": time.time()}))
+    return str(known["key"])
+
+
+def fetched(storage: ObjectStorage, name: str, path: Path) -> Path | None:
+    """The local copy of a small file, fetched by the first process of the node that wants it; None: there is none."""
+    if path.is_file():
+        return path
+    with _locked(path.parent):
+        if not path.is_file():
+            try:
+                data = storage.read(name)
+            except MissingObjectError:
+                return None
+            with must_write(path, _WAY_OUT):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, data)
+    return path
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process of this node at a time."""
+    with must_write(folder, _WAY_OUT):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("wb")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

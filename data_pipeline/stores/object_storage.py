@@ -1,0 +1,148 @@
+"""A folder of an object store, for readers of shards: ranged reads of pinned objects, streams, lists, writes."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from data_pipeline.errors import DataError
+from data_pipeline.files import check_name
+from data_pipeline.masking import mask
+from data_pipeline.stores.helper import ask, submit
+from data_pipeline.stores.remote import MissingObjectError, ObjectInfo
+from data_pipeline.stores.requests import Get, Head, Names, Put
+
+PART_BYTES = 16 * 1024**2
+"""Of an object that is read from front to end."""
+PARTS_AHEAD = 4
+
+
+class ObjectStorage:
+    """A folder behind an `s3:`, `gs:`, `az:` or `http:` URL (fulfils `shards.storage.Storage`). May be pickled.
+
+    Each object is pinned: to the size and ETag that `pin` names, else to what the first answer of this process says.
+    A read of another one raises ReplacedError.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.pins: dict[str, ObjectInfo] = {}
+        self._etags: Mapping[str, str] = {}
+        self._sizes: Mapping[str, int] = {}
+
+    def __str__(self) -> str:
+        return mask(self.url)
+
+    def pin(self, sizes: Mapping[str, int], etags: Mapping[str, str]) -> None:
+        """What objects must be: their sizes, and ETags where they are known."""
+        self._sizes, self._etags = sizes, etags
+
+    def request(self, name: str, begin: int, end: int, hedged: bool = False) -> Get:
+        """The request of a range, which is refused when the object is another one than before."""
+        seen = self.pins.get(name)
+        etag = self._etags.get(name) or (seen.etag if seen else "")
+        size = self._sizes.get(name, seen.size if seen else None)
+        return Get(self.url, check_name(name), begin, end, etag, size, hedged=hedged)
+
+    def answered(self, name: str, info: ObjectInfo) -> None:
+        """Pin an object to its first answer."""
+        self.pins.setdefault(name, info)
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        if size == 0:
+            return b""
+        data, info = ask(self.request(name, offset, offset + size))
+        self.answered(name, info)
+        return cast(bytes, data)
+
+    def read(self, name: str) -> bytes:
+        return cast(bytes, ask(Get(self.url, check_name(name)))[0])
+
+    def open(self, name: str) -> BinaryIO:
+        info = self.head(name)
+        self.answered(name, info)
+        return cast(BinaryIO, io.BufferedReader(_Stream(self, name, info.size), 1 << 20))
+
+    def list(self, suffix: str = "") -> Iterator[str]:
+        return iter(ask(Names(self.url, suffix)))
+
+    def head(self, name: str) -> ObjectInfo:
+        """Size and ETag of an object as it is now. Raises DataError when there is none."""
+        return cast(ObjectInfo, ask(Head(self.url, check_name(name))))
+
+    def size(self, name: str) -> int:
+        return self.head(name).size
+
+    def exists(self, name: str) -> bool:
+        try:
+            self.head(name)
+        except MissingObjectError:
+            return False
+        return True
+
+    def write(self, name: str, data: bytes) -> None:
+        ask(Put(self.url, check_name(name), data))
+
+    def local_path(self, name: str) -> Path | None:
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "pins": dict(self.pins)}
+
+
+class _Stream(io.RawIOBase):
+    """An object from front to end, some parts ahead; a jump elsewhere costs what was read ahead."""
+
+    def __init__(self, storage: ObjectStorage, name: str, size: int) -> None:
+        self._storage, self._name, self._size = storage, name, size
+        self._position = self._next = 0
+        self._ahead: deque[tuple[int, Future[Any]]] = deque()
+        self._part: tuple[int, bytes] = (0, b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        if self._position >= self._size:
+            return 0
+        begin, part = self._part
+        if not begin <= self._position < begin + len(part):
+            begin, part = self._part = self._fetch(self._position - self._position % PART_BYTES)
+        piece = part[self._position - begin : self._position - begin + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+    def close(self) -> None:
+        while self._ahead:
+            self._ahead.pop()[1].cancel()
+        super().close()
+
+    def _fetch(self, begin: int) -> tuple[int, bytes]:
+        while self._ahead and self._ahead[0][0] != begin:
+            self._ahead.popleft()[1].cancel()
+        if not self._ahead:
+            self._next = begin
+        while len(self._ahead) < PARTS_AHEAD and self._next < self._size:
+            end = min(self._next + PART_BYTES, self._size)
+            self._ahead.append((self._next, submit(self._storage.request(self._name, self._next, end))))
+            self._next = end
+        data = self._ahead.popleft()[1].result()[0]
+        if not data:
+            raise DataError(f"{self._storage}/{self._name}: nothing came")
+        return begin, data

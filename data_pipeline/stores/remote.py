@@ -1,0 +1,206 @@
+"""Single requests to S3, Google Cloud Storage, Azure and HTTP servers: the only module that imports obstore.
+
+Every function is a coroutine for engine.py. A name is relative to the folder that a URL names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.errors import DataError, LoadError
+from data_pipeline.masking import mask
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https")
+READ_TIMEOUT = "ALIGNVLM_READ_TIMEOUT"
+"""Environment variable: seconds without a byte after which a request is made again (default 10)."""
+RETRIES = "ALIGNVLM_RETRIES"
+"""Environment variable: how often a failed request is made again within 30 s (default 10) before it is waited for."""
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, a web identity, the container's and the "
+    "instance's role; profiles of ~/.aws need `pip install boto3`; for a public bucket set AWS_SKIP_SIGNATURE=true; "
+    "AWS_REGION and AWS_ENDPOINT_URL say where the bucket is",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, the application default credentials, the instance's account; "
+    "for a public bucket set GOOGLE_SKIP_SIGNATURE=true",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, a workload or managed "
+    "identity, AZURE_USE_AZURE_CLI; for a public container set AZURE_SKIP_SIGNATURE=true",
+    "http": "user and password, or a token, in the URL",
+}
+_NO_CREDENTIALS = ("169.254.169.254", "metadata.google", "MissingRegion", "InvalidAccessKey")
+_ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
+_STATUS = re.compile(r"status:? (4\d\d)")
+
+
+class MissingObjectError(DataError):
+    """There is no object of this name."""
+
+
+class AccessError(LoadError):
+    """The store refuses: no credentials, or they do not allow it."""
+
+
+class ReplacedError(LoadError):
+    """The object is not the one that was indexed."""
+
+
+class NotModifiedError(DataError):
+    """The object still has the ETag that was given."""
+
+
+class ExistsError(DataError):
+    """There is an object of this name already."""
+
+
+class TransientError(DataError):
+    """The store did not answer, or not as it should: worth another try."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """Size in bytes and ETag of an object; the ETag is empty where a store has none."""
+
+    size: int
+    etag: str = ""
+
+
+async def get(
+    url: str, name: str, begin: int = 0, end: int | None = None, *, etag: str = "", unless: str = ""
+) -> tuple[bytes, ObjectInfo]:
+    """Bytes [begin, end) of an object, or all of it, and what it is now.
+
+    Args:
+        etag: the ETag that it must have, else ReplacedError.
+        unless: the ETag that it must not have, else NotModifiedError.
+    """
+    options: dict[str, Any] = {"if_match": etag} if etag else {"if_none_match": unless} if unless else {}
+    if end is not None:
+        options["range"] = (begin, end)
+    with _errors(url, name) as (obstore, store):
+        result = await obstore.get_async(store, name, options=options)
+        data = bytes(await result.bytes_async())
+    return data, ObjectInfo(int(result.meta["size"]), result.meta.get("e_tag") or "")
+
+
+async def head(url: str, name: str) -> ObjectInfo:
+    """Size and ETag of an object, as `get` sees them."""
+    with _errors(url, name) as (obstore, store):
+        meta = await obstore.head_async(store, name)
+    return ObjectInfo(int(meta["size"]), meta.get("e_tag") or "")
+
+
+async def put(url: str, name: str, data: bytes, new: bool = False) -> str:
+    """Write an object as a whole and return its ETag; `new`: ExistsError when there is one (where the store can)."""
+    if url.startswith("http"):
+        raise AccessError(f"{mask(url)}: HTTP servers are only read")
+    with _errors(url, name) as (obstore, store):
+        mode = "create" if new else "overwrite"
+        result = await obstore.put_async(store, name, data, use_multipart=False, mode=mode)
+    return result.get("e_tag") or ""
+
+
+async def names(url: str, suffix: str) -> list[str]:
+    """Names of the folder's objects that end in `suffix`, sorted."""
+    found = []
+    with _errors(url, "") as (obstore, store):
+        async for chunk in obstore.list(store, chunk_size=1000):
+            found += [meta["path"] for meta in chunk if meta["path"].endswith(suffix)]
+    return sorted(found)
+
+
+@contextmanager
+def _errors(url: str, name: str) -> Iterator[Any]:
+    """Turn what obstore raises into our errors: one line each, without secrets."""
+    store = _store(url)
+    import obstore
+    from obstore import exceptions
+
+    place = mask(f"{url}/{name}".rstrip("/"))
+    try:
+        yield obstore, store
+    except FileNotFoundError as error:
+        raise MissingObjectError(f"{place}: no such object") from error
+    except exceptions.PreconditionError as error:
+        raise ReplacedError(f"{place} was replaced") from error
+    except exceptions.NotModifiedError as error:
+        raise NotModifiedError(place) from error
+    except exceptions.AlreadyExistsError as error:
+        raise ExistsError(f"{place} exists") from error
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+        raise AccessError(f"{place}: access is denied ({_line(error)}); {credentials(url)}") from error
+    except exceptions.NotSupportedError as error:
+        raise LoadError(f"{place}: {_line(error)}; a server without ranges is read by `read: shards`") from error
+    except (exceptions.BaseError, OSError, ValueError) as error:
+        text = _line(error)
+        if "non-partial response" in text or "Range request not supported" in text:
+            raise LoadError(f"{place}: {text}; a server without ranges is read by `read: shards`") from error
+        if not name and "405" in str(error):
+            raise LoadError(
+                f"{place} cannot be listed; put a {'manifest.json'} there, or index it where it lies"
+            ) from error
+        if any(
+            word in str(error) for word in ("169.254.169.254", "metadata.google", "MissingRegion", "InvalidAccessKey")
+        ):
+            raise AccessError(f"{place}: no credentials ({text}); {credentials(url)}") from error
+        if "builder error" in text:
+            raise LoadError(f"{place}: {text}; an http: endpoint needs AWS_ALLOW_HTTP=true") from error
+        if (status := _STATUS.search(str(error))) and status[1] not in ("408", "425", "429"):
+            raise LoadError(f"{place}: {text} (status {status[1]})") from error
+        raise TransientError(f"{place}: {text}") from error
+
+
+def credentials(url: str) -> str:
+    """Where credentials of a URL's store are looked for."""
+    scheme = url.partition(":")[0]
+    kind = {"s": "s3", "g": "gs", "a": "az", "h": "http"}[scheme[0]]
+    return f"looked for {_CREDENTIALS[kind]}"
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error, without secrets: the rest is a dump of structures of Rust."""
+    return mask(str(error).strip().partition("\n")[0].strip())[:300]
+
+
+@cache
+def _store(url: str) -> ObjectStore:
+    """The store of a folder; made once in a process."""
+    try:
+        from obstore.store import from_url
+    except ImportError as error:
+        raise LoadError(f"{mask(url)}: object stores need `pip install 'alignvlm[remote]'`") from error
+
+    timeout = float(os.environ.get(READ_TIMEOUT, "10"))
+    client: dict[str, Any] = {
+        "connect_timeout": timedelta(seconds=5),
+        "read_timeout": timedelta(seconds=timeout),
+        "timeout": timedelta(seconds=12 * timeout),
+    }
+    if url.startswith("http:") or any(os.environ.get(name, "").lower() in ("1", "true") for name in _ALLOW_HTTP):
+        client["allow_http"] = True  # options given here hide those of the environment
+    more: dict[str, Any] = {}
+    if url.startswith("s3") and not any(name.startswith(("AWS_ACCESS", "AWS_SKIP", "AWS_WEB")) for name in os.environ):
+        more = _profile()
+    retries = {
+        "max_retries": int(os.environ.get(RETRIES, "10")),
+        "retry_timeout": timedelta(seconds=30),
+        "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
+    }
+    return from_url(url, client_options=client, retry_config=retries, **more)  # type: ignore[call-overload]
+
+
+def _profile() -> dict[str, Any]:
+    """Credentials from ~/.aws, where boto3 is installed and finds any."""
+    try:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        return {"credential_provider": Boto3CredentialProvider()}
+    except (ImportError, ValueError):
+        return {}

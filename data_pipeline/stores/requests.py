@@ -1,0 +1,185 @@
+"""Requests as values: what a worker process does itself and other processes ask their helper to do.
+
+Every request is tried again until the store answers or patience ends (5 minutes): one warning a minute per node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from data_pipeline.errors import LoadError, UnreachableError
+from data_pipeline.masking import mask
+from data_pipeline.stores import remote
+from data_pipeline.stores.remote import ObjectInfo, ReplacedError, TransientError
+from data_pipeline.stores.warn_once import warn_once_a_minute
+
+T = TypeVar("T")
+PATIENCE = "ALIGNVLM_PATIENCE"
+"""Environment variable: seconds to wait for a store that does not answer (default 300)."""
+RETRY_SECONDS = 2.0
+_HEDGE_SHARE = 0.05
+_HEDGE_FROM = 20
+_HEDGE_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Get:
+    """Bytes [begin, end) of an object, with what it is now; null `end`: all of it.
+
+    Raises ReplacedError when its ETag is not `etag`, or its size is not `size`, where these are given.
+    """
+
+    url: str
+    name: str
+    begin: int = 0
+    end: int | None = None
+    etag: str = ""
+    size: int | None = None
+    unless: str = ""
+    hedged: bool = False
+
+    async def run(self) -> tuple[bytes, ObjectInfo]:
+        try:
+            data, info = await patiently(self.url, self._read)
+        except ReplacedError as error:
+            now = await patiently(self.url, lambda: remote.head(self.url, self.name))
+            raise self._replaced(now) from error
+        if self.size is not None and info.size != self.size:
+            raise self._replaced(info)
+        if self.end is not None and len(data) != self.end - self.begin:
+            raise LoadError(f"{mask(self.url)}/{self.name}: {len(data):,} of {self.end - self.begin:,} bytes came")
+        return data, info
+
+    async def _read(self) -> tuple[bytes, ObjectInfo]:
+        def read() -> Awaitable[tuple[bytes, ObjectInfo]]:
+            return remote.get(self.url, self.name, self.begin, self.end, etag=self.etag, unless=self.unless)
+
+        return await (LATENCIES.hedge(read) if self.hedged else read())
+
+    def _replaced(self, now: ObjectInfo) -> ReplacedError:
+        was = [f"{self.size:,} bytes"] if self.size is not None else []
+        was += [f"etag {self.etag}"] if self.etag else []
+        return ReplacedError(
+            f"{mask(self.url)}/{self.name} was replaced since it was indexed ({', '.join(was)}; "
+            f"now {now.size:,} bytes, etag {now.etag or 'none'}); put the shard back, "
+            f"or run `alignvlm data index {mask(self.url)}`"
+        )
+
+
+@dataclass(frozen=True)
+class Head:
+    """Size and ETag of an object."""
+
+    url: str
+    name: str
+
+    async def run(self) -> ObjectInfo:
+        return await patiently(self.url, lambda: remote.head(self.url, self.name))
+
+
+@dataclass(frozen=True)
+class Put:
+    """Write an object; its ETag comes back."""
+
+    url: str
+    name: str
+    data: bytes
+    new: bool = False
+
+    async def run(self) -> str:
+        return await patiently(self.url, lambda: remote.put(self.url, self.name, self.data, self.new))
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of a folder's objects with a suffix."""
+
+    url: str
+    suffix: str
+
+    async def run(self) -> list[str]:
+        return await patiently(self.url, lambda: remote.names(self.url, self.suffix))
+
+
+Request = Get | Head | Put | Names
+
+
+async def patiently(url: str, work: Callable[[], Awaitable[T]]) -> T:
+    """What `work` gives, tried again for some minutes while the store does not answer.
+
+    Raises:
+        UnreachableError: it never did.
+    """
+    began, patience = time.monotonic(), float(os.environ.get(PATIENCE, "300"))
+    while True:
+        try:
+            return await work()
+        except TransientError as error:
+            waited = time.monotonic() - began
+            if waited >= patience:
+                raise UnreachableError(
+                    f"{error}; no answer for {waited:.0f} s; the same command goes on when the store is back"
+                ) from error
+            warn_once_a_minute(url, f"{error}; waiting for the store, at most {patience:.0f} s")
+            await asyncio.sleep(min(RETRY_SECONDS, max(patience - waited, 0.05)))
+
+
+class Latencies:
+    """How long reads took lately, and second requests for those that take far longer.
+
+    A store answers one request in a thousand after seconds; a second request is answered at once. It is made when
+    three medians, the 95th percentile and 100 ms have passed, for at most one in twenty, and the first answer counts.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: deque[float] = deque(maxlen=200)
+        self.num_reads = self.num_hedges = 0
+        self._delay = 0.0
+
+    async def hedge(self, read: Callable[[], Awaitable[T]]) -> T:
+        """What the faster of one or two reads gives."""
+        began = time.monotonic()
+        tasks: set[asyncio.Future[T]] = {asyncio.ensure_future(read())}
+        self.num_reads += 1
+        try:
+            delay = self.delay()
+            if delay:
+                await asyncio.wait(tasks, timeout=delay)
+                if not any(task.done() for task in tasks) and self.num_hedges < _HEDGE_SHARE * self.num_reads:
+                    self.num_hedges += 1
+                    tasks.add(asyncio.ensure_future(read()))
+            waiting, failed = set(tasks), None
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if task.exception() is None:
+                        self._took(time.monotonic() - began)
+                        return task.result()
+                    failed = task.exception()
+            assert failed is not None
+            raise failed
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def delay(self) -> float:
+        """Seconds after which a second request is made; 0 while too few reads were seen."""
+        return self._delay if len(self.seconds) >= _HEDGE_FROM else 0.0
+
+    def _took(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        if (len(self.seconds) >= _HEDGE_FROM and self.num_reads % 10 == 0) or len(self.seconds) == _HEDGE_FROM:
+            ordered = sorted(self.seconds)
+            p95 = ordered[int(0.95 * (len(ordered) - 1))]
+            self._delay = max(3 * statistics.median(ordered), p95, _HEDGE_SECONDS)
+
+
+LATENCIES = Latencies()
+"""Of this process."""

@@ -1,0 +1,155 @@
+"""A folder in a bucket: indexed, measured and read as a local one, from one copy of its small files per node."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_pipeline.errors import DataError, LoadError
+from data_pipeline.shards.index import index_shards, load_manifest
+from data_pipeline.shards.reader import SourceReader
+from data_pipeline.shards.sources import measure_source, open_source
+from data_pipeline.shards.storage import open_storage
+from data_pipeline.shards.verify import verify_folder
+from data_pipeline.stores import helper
+from tests.fixtures.buckets import Bucket
+
+
+@pytest.fixture
+def tars(shard_folder: Path, tmp_path: Path) -> Path:
+    """Two shards, nothing beside them."""
+    folder = tmp_path / "tars"
+    (folder / "more").mkdir(parents=True)
+    shutil.copy(shard_folder / "000000.tar", folder / "000000.tar")
+    shutil.copy(shard_folder / "000001.tar", folder / "more" / "000001.tar")
+    return folder
+
+
+def test_a_bucket_is_a_folder(bucket: Bucket, tars: Path, encoder: Any) -> None:
+    url = bucket.upload(tars, "docs/v1")
+    manifest = index_shards(url, source="tars", num_processes=1)
+    assert manifest.fingerprint == index_shards(tars, num_processes=1).fingerprint
+    published = {name.removeprefix("bucket/docs/v1/") for name in bucket.store.objects}
+    local = {path.relative_to(tars).as_posix() for path in tars.rglob("*") if path.is_file()}
+    assert published == local | {"etags.json"}
+    for name in local:
+        assert bucket.store.objects[f"bucket/docs/v1/{name}"] == (tars / name).read_bytes(), name
+    measure_source(url, encoder, num_processes=2)
+    measure_source(tars, encoder, num_processes=1)
+    there, here = open_source("s", url, encoder), open_source("s", tars, encoder)
+    assert there.fingerprint == here.fingerprint
+    assert np.array_equal(there.measures, here.measures)
+    assert [there.reader[i].messages for i in range(80)] == [here.reader[i].messages for i in range(80)]
+    assert verify_folder(url, decode=True, num_processes=2) == []
+
+
+def test_a_second_node_measures_nothing_and_a_warm_start_asks_twice(
+    bucket: Bucket, shard_folder: Path, encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = bucket.upload(shard_folder, "letters")
+    index_shards(url, num_processes=1)
+    measure_source(url, encoder, num_processes=1)
+    monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path / "node-2"))
+    bucket.store.log.clear()
+    assert len(open_source("s", url, encoder)) == 300
+    assert bucket.requests("PUT") == bucket.requests("LIST") == bucket.requests("GET", ".tar") == 0
+    for current in (tmp_path / "node-2").rglob("current.json"):
+        current.write_text(current.read_text().replace('"checked": 1', '"checked": 0'))
+    bucket.store.log.clear()
+    assert len(open_source("s", url, encoder)) == 300
+    assert bucket.requests("GET") == len(bucket.store.log) == 2
+    bucket.store.log.clear()
+    assert len(open_source("s", url, encoder)) == 300
+    assert bucket.store.log == []
+
+
+def test_a_bucket_that_is_only_read_keeps_its_index_on_the_node(
+    bucket: Bucket, tars: Path, encoder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = bucket.upload(tars, "docs")
+    bucket.store.read_only = True
+    index_shards(url, num_processes=1)
+    measure_source(url, encoder, num_processes=1)
+    assert len(open_source("s", url, encoder)) == 80
+    assert "cannot be written: its index and sample lengths are kept in" in caplog.text
+    assert not any(name.endswith((".json", ".npy")) for name in bucket.store.objects)
+
+
+def test_only_what_is_new_is_indexed_again(bucket: Bucket, tars: Path) -> None:
+    url = bucket.upload(tars, "docs")
+    first = index_shards(url, num_processes=1)
+    bucket.store.log.clear()
+    again = index_shards(url, num_processes=1)
+    assert again == first
+    assert bucket.requests("GET", ".tar") == 0
+    bucket.store.objects["bucket/docs/000000.tar"] = (tars / "more" / "000001.tar").read_bytes()
+    changed = index_shards(url, num_processes=1)
+    assert bucket.requests("GET", "more/000001.tar") == 0
+    assert bucket.requests("GET", "docs/000000.tar") > 0
+    assert changed.fingerprint != first.fingerprint
+    assert SourceReader(url)[0].key == "s00040"
+
+
+@pytest.mark.parametrize("same_size", [True, False])
+def test_a_replaced_shard_is_named(bucket: Bucket, tars: Path, same_size: bool) -> None:
+    url = bucket.upload(tars, "docs")
+    index_shards(url, num_processes=1)
+    reader = SourceReader(url)
+    data = bucket.store.objects["bucket/docs/000000.tar"]
+    bucket.store.objects["bucket/docs/000000.tar"] = data[::-1] if same_size else data + bytes(10240)
+    with pytest.raises(LoadError, match=r"s3://bucket/docs/000000\.tar was replaced since it was indexed .* now"):
+        reader[0]
+
+
+def test_a_store_without_preconditions_is_seen_by_size_and_checksum(bucket: Bucket, tars: Path) -> None:
+    url = bucket.upload(tars, "docs")
+    index_shards(url, num_processes=1)
+    bucket.store.preconditions = False
+    data = bucket.store.objects["bucket/docs/000000.tar"]
+    bucket.store.objects["bucket/docs/000000.tar"] = data + bytes(10240)
+    with pytest.raises(LoadError, match="was replaced since it was indexed"):
+        SourceReader(url)[0]
+
+
+def test_a_copied_folder_drops_its_pins(bucket: Bucket, tars: Path) -> None:
+    index_shards(bucket.upload(tars, "docs"), num_processes=1)
+    assert len(load_manifest(open_storage("s3://bucket/docs")).etags) == 2
+    for name, data in list(bucket.store.objects.items()):
+        bucket.store.objects[name.replace("/docs/", "/copy/")] = data
+    assert load_manifest(open_storage("s3://bucket/copy")).etags == {}
+    assert SourceReader("s3://bucket/copy")[79].key == SourceReader("s3://bucket/docs")[79].key
+
+
+def test_errors_name_the_way_out_and_no_secret(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(LoadError, match=r"s3://bucket/none: no manifest.json, .*; run `alignvlm data index s3:"):
+        load_manifest(open_storage("s3://bucket/none"))
+    with pytest.raises(DataError, match=r"no .tar shards here"):
+        index_shards("s3://bucket/none")
+    with pytest.raises(DataError, match="leaves its folder"):
+        open_storage("s3://bucket/none").read("../other")
+    with pytest.raises(DataError, match=r"unknown scheme: did you mean 's3'"):
+        open_storage("s3n://bucket/x")
+    monkeypatch.setattr(bucket.store, "answer", lambda *_: (403, {}, b"<Code>AccessDenied</Code>"))
+    with pytest.raises(LoadError, match=r"access is denied .* looked for AWS_ACCESS_KEY_ID") as caught:
+        open_storage("s3://bucket/none").read("x")
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(caught.value) + "".join(capfd.readouterr())
+
+
+def test_the_helper_ends_and_starts_again(bucket: Bucket) -> None:
+    bucket.store.objects["bucket/a/x"] = b"1"
+    storage = open_storage("s3://bucket/a")
+    assert storage.read("x") == b"1"
+    assert helper._helper is not None
+    helper._helper.process.kill()
+    helper._helper.process.wait()
+    with suppress(LoadError):  # a request that was on its way may be lost
+        storage.read("x")
+    assert storage.read("x") == b"1"
