@@ -268,7 +268,9 @@ def _index_remote(
     """The same in an object store: the index of a shard that still has its ETag is taken as it is."""
     info = storage.head(name)
     if known is not None and info.etag and (known[0].size, known[1]) == (info.size, info.etag):
-        return known
+        data = index_storage(storage).read(index_name(name))
+        if _header(data).get("version") == INDEX_VERSION and index_digest(data) == known[0].sha256:
+            return known
     shard = _write_index(storage, name, info.size, place / "made" / index_name(name))
     publish(storage, place / "made", index_name(name))
     return shard, info.etag
