@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import shutil
 import statistics
@@ -30,7 +29,7 @@ from alignvlm.model.attention import choose_attention
 from alignvlm.model.flops import Work, count_flops
 from alignvlm.model.network import build_network, network_of
 from alignvlm.training.distributed import World
-from alignvlm.training.engine import Trainer, build_trainer, release_modules
+from alignvlm.training.engine import Trainer, build_trainer, free_memory, release_modules
 from alignvlm.training.step import StepCounts, StepResult, Votes, train_step
 from alignvlm.training.throughput import peak_flops
 from data_pipeline.loading.collate import MicroBatch, collate
@@ -71,25 +70,19 @@ def _roomy_folder() -> str | None:
 
 
 def save_random(config: AlignVLMConfig, precision: str, device: torch.device, folder: Path) -> None:
-    """Initialise a model of this config on the device and save it."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = AlignVLMForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(before)
-    model.to(dtype).save_pretrained(folder)
+    """Initialise a model of this config on the device, in fp32, and save it in the precision of training."""
+    with torch.device(device):
+        model = AlignVLMForConditionalGeneration(config)
+    model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    model.save_pretrained(folder)
     del model
-    free_memory(device)
+    free_memory()
 
 
-def free_memory(device: torch.device) -> None:
-    """Give back what nothing refers to any longer."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The config with these changes, dictionaries merged."""
+    inner = {k: merged(config.get(k, {}), v) if isinstance(v, dict) else v for k, v in changes.items()}
+    return {**config, **inner}
 
 
 def make_pack(pack: Pack, config: AlignVLMConfig, seed: int) -> MicroBatch:
@@ -118,13 +111,17 @@ def _shares(total: int, parts: int) -> list[int]:
 class Bench:
     """Measures variants of a model, one after the other in this process."""
 
-    def __init__(self, model: Model, world: World, *, steps: int, warmup: int, micro_batches: int) -> None:
+    def __init__(self, model: Model, world: World, steps: int, warmup: int, micro_batches: int) -> None:
         self.model, self.world, self.steps, self.warmup = model, world, steps, warmup
         self.micro_batches, self.exports = micro_batches, Exports(world.device)
         self._cuda = world.device.type == "cuda"
 
     def measure(self, variant: Variant, row: dict[str, Any], *, profiled: bool) -> None:
-        """Fill a row of the results; what was measured stays in it when something raises."""
+        """Fill a row of the results; what was measured stays in it when something raises.
+
+        Its seconds are wall time until the device has done all its work; `busy` is the part of a step in which kernels
+        run on a GPU, should none overlap.
+        """
         recipe = load_recipe(self.model.recipe, [*self.model.overrides, *self._batch(), *variant.overrides])
         try:
             choose_attention(recipe.model.attention, self.world.device)
@@ -146,11 +143,14 @@ class Bench:
     def release(self, row: dict[str, Any]) -> None:
         """After a variant, and outside of the handler of its error: free its memory and note what it has left."""
         release_modules()
-        free_memory(self.world.device)
+        free_memory()
         if self._cuda:
             row["left_gib"] = torch.cuda.memory_allocated() / GIB
 
-    def close(self) -> None:
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.exports.close()
 
     def _batch(self) -> list[str]:
@@ -159,8 +159,7 @@ class Bench:
     def _build(self, recipe: Recipe, variant: Variant, export: Path) -> Trainer:
         stage = recipe.stages[STAGE]
         config = deepspeed_config(recipe, stage, self.world.size)
-        extra = {key: {**config.get(key, {}), **value} for key, value in variant.deepspeed.items()}
-        return build_trainer(recipe, stage, export, self.world, extra, variant.whole_layers)
+        return build_trainer(recipe, stage, export, self.world, merged(config, variant.deepspeed), variant.whole_layers)
 
     def _measure_steps(self, recipe: Recipe, trainer: Trainer, pack: Pack, row: dict[str, Any], profiled: bool) -> None:
         row |= {"attention": trainer.attention, "fused_layers": trainer.fused_layers}
@@ -169,18 +168,19 @@ class Bench:
         if self._cuda:
             row["built_gib"] = torch.cuda.memory_allocated() / GIB
             torch.cuda.reset_peak_memory_stats()
-        for number in range(self.warmup):
-            _, seconds = self._step(trainer, batches)
-            row.setdefault("first_step_s", seconds) if number == 0 else None
+        row["warmup_s"] = [self._step(trainer, batches)[1] for _ in range(self.warmup)]
         taken = [self._step(trainer, batches) for _ in range(self.steps)]
         result, times = taken[-1][0], [seconds for _, seconds in taken]
         row |= {"step_s": statistics.median(times), "steps_s": times, "loss": _finite(result.loss)}
         row |= {"grad_norm": _finite(result.grad_norm), "skipped": result.skipped, **result.counts._asdict()}
-        row |= self._speed(recipe, trainer, result.counts, row["step_s"])
         row |= self._memory()
+        row |= self._speed(recipe, trainer, result.counts, row["step_s"])
         row |= self._host_seconds(trainer)
         if profiled:
-            row["profile"] = profile_step(trainer.model.connector, lambda: self._run(trainer, batches), cuda=self._cuda)
+            step = lambda: self._run(trainer, batches)
+            row["profile"] = found = profile_step(trainer.model.connector, step, cuda=self._cuda)
+            if self._cuda:
+                row["busy"] = found["total_ms"] / 1e3 / row["step_s"]
 
     def _packs(self, pack: Pack, trainer: Trainer) -> list[MicroBatch]:
         batches = [make_pack(pack, trainer.config, seed) for seed in range(self.micro_batches)]
@@ -256,7 +256,7 @@ def use_loss(implementation: str | None) -> Iterator[None]:
     """Let the model take this implementation of the loss."""
     original = modeling.linear_cross_entropy
     if implementation is not None:
-        modeling.linear_cross_entropy = partial(original, implementation=implementation)  # type: ignore[assignment]
+        modeling.linear_cross_entropy = partial(original, implementation=implementation)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ with its reason. Writes benchmarks/results/train-<device>.json after every varia
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -62,6 +63,7 @@ def main() -> int:
     from alignvlm.training import distributed
 
     disable_progress_bar()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the random weights are removed
     world = distributed.start(timeout_minutes=5)
     try:
         return compare(arguments, world, began)
@@ -73,25 +75,21 @@ def compare(arguments: argparse.Namespace, world: Any, began: float) -> int:
     """Measure the variants; 1 where one of them failed for no reason that is expected."""
     from _steps import Bench
 
-    bench = Bench(
-        MODELS[arguments.model], world,
-        steps=arguments.steps, warmup=arguments.warmup, micro_batches=arguments.micro_batches,
-    )  # fmt: skip
-    device = world.device.type
+    model, device = MODELS[arguments.model], world.device.type
     name = "-".join(filter(None, ["train", device, arguments.name]))
+    facts = {key: getattr(arguments, key) for key in ("model", "steps", "warmup", "micro_batches")}
     rows: list[dict[str, Any]] = []
     code, path = 0, None
-    for variant in arguments.variants:
-        row: dict[str, Any] = {"variant": variant}
-        if time.perf_counter() - began > arguments.budget:
-            row["failed"] = "not started: --budget is spent"
-        else:
-            code = max(code, attempt(bench, variant, row, arguments.profile))
+    with Bench(model, world, arguments.steps, arguments.warmup, arguments.micro_batches) as bench:
+        for variant in arguments.variants:
+            row: dict[str, Any] = {"variant": variant}
+            rows.append(row)
+            if time.perf_counter() - began > arguments.budget:
+                row["failed"] = "not started: --budget is spent"
+            else:
+                code = max(code, attempt(bench, variant, row, arguments.profile))
             print(line(row), flush=True)
-        rows.append(row)
-        content = {key: getattr(arguments, key) for key in ("model", "steps", "warmup", "micro_batches")}
-        path = write(name, content | {"rows": rows}, device, arguments.output)
-    bench.close()
+            path = write(name, facts | {"rows": rows}, device, arguments.output)
     show(rows)
     print(f"\nwritten: {path}")
     return code
@@ -129,6 +127,7 @@ COLUMNS = {
     "HFU %": ("hfu", "{:.1f}", 100.0),
     "peak GiB": ("peak_gib", "{:.1f}", 1.0),
     "host ms": ("host_micro_batch_s", "{:.0f}", 1e3),
+    "busy %": ("busy", "{:.0f}", 100.0),
     "connector %": ("connector_share", "{:.1f}", 100.0),
 }
 """Heading -> key, format, factor."""
