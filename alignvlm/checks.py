@@ -6,14 +6,15 @@ What the recipe says by itself is checked when it is loaded (config/validate.py)
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignvlm.config.deepspeed import read_strategy
-from alignvlm.config.places import recipe_error
+from alignvlm.config.deepspeed import experimental_settings, read_strategy
+from alignvlm.config.places import place, recipe_error
 from alignvlm.config.schema import PARTS
 from alignvlm.errors import UserError, shown
 from data_pipeline.errors import ArgumentError, DataError
@@ -21,6 +22,8 @@ from data_pipeline.errors import ArgumentError, DataError
 if TYPE_CHECKING:
     from alignvlm.config.schema import Recipe
     from alignvlm.model.network import Network
+
+log = logging.getLogger(__name__)
 
 MAX_PARAMETERS = 10**13
 
@@ -49,9 +52,11 @@ def check_files(recipe: Recipe) -> None:
         key = f"stages.{stage.name}.deepspeed"
         key = key if key in recipe.places else "train.deepspeed"
         try:
-            read_strategy(stage)
+            strategy = read_strategy(stage)
         except UserError as error:
             raise recipe_error(recipe, key, f"{key}: {error}") from error
+        for what in experimental_settings(strategy):
+            log.warning("%s: %s %r is experimental: %s", place(recipe, key), key, stage.deepspeed, what)
     _check_weights(recipe)
     _check_generators(recipe)
 
@@ -134,12 +139,12 @@ def _check_folder(recipe: Recipe, key: str, folder: str) -> None:
     path = Path(folder)
     if any(len(os.fsencode(part)) > 255 for part in path.parts):
         raise recipe_error(recipe, key, f"{key} is {shown(folder)}, which has a name of more than 255 bytes in it")
-    for place in (path, *path.parents):
-        if os.path.isdir(place):
+    for parent in (path, *path.parents):
+        if os.path.isdir(parent):
             return
-        if os.path.lexists(place):
-            what = "is a file" if os.path.exists(place) else "is a link to nothing"
-            raise recipe_error(recipe, key, f"{key} needs the folder {shown(folder)}, but {str(place)!r} {what}")
+        if os.path.lexists(parent):
+            what = "is a file" if os.path.exists(parent) else "is a link to nothing"
+            raise recipe_error(recipe, key, f"{key} needs the folder {shown(folder)}, but {str(parent)!r} {what}")
 
 
 def _check_weights(recipe: Recipe) -> None:

@@ -19,7 +19,12 @@ fi
 if [[ -n ${ALIGNVLM_INTERFACE:-} ]]; then
     export NCCL_SOCKET_IFNAME=$ALIGNVLM_INTERFACE GLOO_SOCKET_IFNAME=$ALIGNVLM_INTERFACE
 fi
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+if [[ -z ${OMP_NUM_THREADS:-} ]]; then # the CPUs of this host, shared among the processes of the first one
+    slots=$(awk '!/^[[:space:]]*(#|$)/ && match($0, /slots=[0-9]+/) { print substr($0, RSTART + 6, RLENGTH - 6); exit }' "$hostfile")
+    slots=${slots:-1}
+    OMP_NUM_THREADS=$(($(nproc) > slots ? $(nproc) / slots : 1))
+fi
+export OMP_NUM_THREADS NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 
 # A mistake in the recipe is said once, and not by every rank.
 "$python" -m alignvlm train --dry-run "$@" >/dev/null

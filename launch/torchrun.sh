@@ -14,7 +14,15 @@ if [[ -n ${ALIGNVLM_INTERFACE:-} ]]; then
     export NCCL_SOCKET_IFNAME=$ALIGNVLM_INTERFACE GLOO_SOCKET_IFNAME=$ALIGNVLM_INTERFACE
 fi
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${ALIGNVLM_GRACE:-300} # torch before 2.12 knows only 30 s
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+if [[ -z ${OMP_NUM_THREADS:-} ]]; then # the CPUs, shared among the processes: an optimizer on the CPU needs them
+    count=$processes
+    if [[ $count == gpu ]]; then
+        count=$(compgen -G '/dev/nvidia[0-9]*' | wc -l)
+        [[ -n ${CUDA_VISIBLE_DEVICES:-} ]] && count=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .)
+    fi
+    OMP_NUM_THREADS=$(($(nproc) > count ? $(nproc) / count : 1))
+fi
+export OMP_NUM_THREADS NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 
 # A mistake in the recipe is said once, and not by every rank at every restart.
 "$python" -m alignvlm train --dry-run "$@" >/dev/null || exit

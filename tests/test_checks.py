@@ -125,6 +125,18 @@ def test_a_recipe_that_cannot_run_is_one_line_with_its_place(override: str, said
     assert said in error_of(override)
 
 
+def test_experimental_strategies_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    check_files(load_recipe(TINY, ["train.deepspeed=zero3"]))
+    assert not caplog.records
+    mine = tmp_path / "mine.json"
+    mine.write_text('{"zero_optimization": {"stage": 3, "zero_quantized_weights": true}}')
+    check_files(load_recipe(TINY, ["train.deepspeed=zeropp", f"stages.instruct.deepspeed={mine}"]))
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "train.deepspeed 'zeropp' is experimental: a second partition of the weights" in first
+    assert "stages.instruct.deepspeed" in second
+    assert "quantised weights have never run" in second
+
+
 def test_a_file_stands_where_a_folder_is_needed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("nothing")

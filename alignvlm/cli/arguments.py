@@ -128,6 +128,16 @@ def endpoint(text: str) -> str:
     return text
 
 
+def device_resource(text: str) -> tuple[str, int]:
+    """NAME or NAME=NUMBER of a Kubernetes resource, such as rdma/hca_shared_devices_a."""
+    match = re.fullmatch(
+        r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)(?:=(\d+))?", text, re.ASCII
+    )
+    if match is None:
+        raise ArgumentTypeError(f"{text[:80]!r}: must be the name of a resource, such as rdma/hca_shared_devices_a")
+    return match[1], positive(match[4] or "1")
+
+
 def _whole(text: str, lowest: int, highest: int) -> int:
     try:
         number = int(text)

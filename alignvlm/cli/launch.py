@@ -12,7 +12,7 @@ import subprocess
 import sys
 from typing import Any
 
-from alignvlm.cli.arguments import add_recipe, count, endpoint, hosts, path, positive, word
+from alignvlm.cli.arguments import add_recipe, count, device_resource, endpoint, hosts, path, positive, word
 from alignvlm.errors import UserError
 from data_pipeline.masking import mask
 
@@ -74,6 +74,11 @@ def add_parser(subparsers: Any) -> None:
     kubernetes.add_argument(
         "--claim", type=word, required=True, help="persistent volume claim (ReadWriteMany) for data and runs"
     )
+    kubernetes.add_argument(
+        "--rdma", type=device_resource, metavar="RESOURCE[=N]",
+        help="resource of the cluster's RDMA device plugin, such as rdma/hca_shared_devices_a (default: TCP)",
+    )  # fmt: skip
+    kubernetes.add_argument("--host-network", action="store_true", help="pods use the network of their nodes")
     kubernetes.set_defaults(handler=run_kubernetes)
 
 
@@ -180,6 +185,9 @@ def run_kubernetes(arguments: argparse.Namespace) -> int:
                 f"override {override!r}: a manifest is no place for a password; give it to the pods as a Secret"
             )
     check_world(recipe, arguments.nodes * arguments.gpus_per_node, cuda=True)
-    cluster = Cluster(arguments.nodes, arguments.gpus_per_node, arguments.image, arguments.claim)
+    cluster = Cluster(
+        arguments.nodes, arguments.gpus_per_node, arguments.image, arguments.claim,
+        rdma=arguments.rdma, host_network=arguments.host_network,
+    )  # fmt: skip
     print(render(arguments.manifest, recipe.name, [arguments.recipe, *arguments.overrides], cluster), end="")
     return 0

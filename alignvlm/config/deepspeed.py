@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,11 @@ def read_strategy(stage: StageConfig) -> dict[str, Any]:
     for key, owner in OWNED_BY_RECIPE.items():
         if key in strategy:
             raise UserError(f"{path}: remove {key!r}: the recipe's {owner} decides it")
+    if strategy.get("zero_optimization", {}).get("zero_quantized_gradients"):
+        raise UserError(
+            f"{path}: remove 'zero_optimization.zero_quantized_gradients': DeepSpeed's kernel takes the bits of bf16 "
+            "and fp32 gradients for fp16, and its result is noise"
+        )
     optimizer = strategy.get("optimizer", {"type": "AdamW"})
     if optimizer.get("type") != "AdamW":
         raise UserError(f"{path}: optimizer.type is {optimizer.get('type')!r}, but must be 'AdamW'")
@@ -89,6 +95,19 @@ def read_strategy(stage: StageConfig) -> dict[str, Any]:
         if key in optimizer.get("params", {}):
             raise UserError(f"{path}: remove 'optimizer.params.{key}': the recipe's {owner} decides it")
     return strategy
+
+
+def experimental_settings(strategy: Mapping[str, Any]) -> list[str]:
+    """What a strategy file asks for that has never run with alignvlm, in words."""
+    zero = strategy.get("zero_optimization", {})
+    found = []
+    if zero.get("zero_hpz_partition_size", 1) > 1:
+        found.append("a second partition of the weights in each node has never run with alignvlm")
+    if zero.get("zero_quantized_weights") or zero.get("zero_quantized_nontrainable_weights"):
+        found.append(
+            "quantised weights have never run with alignvlm, and nvcc compiles their kernel at the first start"
+        )
+    return found
 
 
 def accumulation_steps(stage: StageConfig, world_size: int) -> int:

@@ -26,6 +26,9 @@ class Cluster:
     gpus_per_node: int
     image: str
     claim: str
+    rdma: tuple[str, int] | None = None
+    """Name of the resource of an RDMA device plugin, and how many of it a pod asks for."""
+    host_network: bool = False
 
 
 def render(manifest: str, name: str, arguments: Sequence[str], cluster: Cluster) -> str:
@@ -80,7 +83,14 @@ def _pod(pod: dict[str, Any], first: str, arguments: Sequence[str], cluster: Clu
         f"--processes-per-node={cluster.gpus_per_node}",
         f"--rendezvous={first}:{PORT}",
     ]
-    container["resources"] = {"limits": {"nvidia.com/gpu": cluster.gpus_per_node}}
+    limits = {"nvidia.com/gpu": cluster.gpus_per_node}
+    container["resources"] = {"limits": limits}
+    if cluster.rdma is not None:
+        resource, number = cluster.rdma
+        limits[resource] = number
+        container["securityContext"] = {"capabilities": {"add": ["IPC_LOCK"]}}  # RDMA pins memory
+    if cluster.host_network:  # names of services are looked up as in other pods
+        pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     claims = [volume["persistentVolumeClaim"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
     for claim in claims:
         claim["claimName"] = cluster.claim

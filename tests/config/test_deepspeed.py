@@ -74,6 +74,7 @@ def test_unknown_strategies_name_the_nearest(tmp_path: Path) -> None:
         ({"bf16": {"enabled": True}}, "train.precision"),
         ({"optimizer": {"type": "AdamW", "params": {"lr": 1}}}, "remove 'optimizer.params.lr'"),
         ({"optimizer": {"type": "Lion"}}, "must be 'AdamW'"),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}}, "takes the bits of bf16"),
         ([], "a JSON object"),
     ],
 )

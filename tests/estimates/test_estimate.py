@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from alignvlm.config import list_recipes, load_recipe, with_names
+from alignvlm.config.deepspeed import read_strategy
 from alignvlm.config.schema import PARTS, DataConfig, SourceConfig, StageConfig
 from alignvlm.estimates import estimate_run
+from alignvlm.model.network import build_network, largest_list
 from data_pipeline.order.summary import summarise
 from data_pipeline.shards.writer import write_shards
 
@@ -38,6 +40,17 @@ def test_the_papers_runs_fit_on_64_h100_and_match_its_batches(name: str) -> None
         assert stage.samples_per_step == pytest.approx(later, rel=0.05)
     assert estimate.stages[2].trainable["vision"] == 0
     assert estimate.max_tokens_per_image == 7290
+
+
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name.startswith("paper_")])
+def test_the_prefetch_bucket_holds_a_whole_layer(name: str) -> None:
+    """Of ZeRO-3: layers are gathered as wholes, and a smaller bucket would look ahead by a part of one."""
+    recipe = load_recipe(name)
+    network = build_network(recipe)
+    layers = [layer for part in ("vision", "language") for layer in largest_list(network.part(part))[2]]
+    largest = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
+    for stage in recipe.stages.values():
+        assert largest <= read_strategy(stage)["zero_optimization"]["stage3_prefetch_bucket_size"]
 
 
 def test_plain_form_has_the_papers_size() -> None:

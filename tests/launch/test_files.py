@@ -129,6 +129,53 @@ def test_pytorch_job_of_a_recipe(nodes: int, command: Command) -> None:
         assert f"--nodes={nodes}" in role["template"]["spec"]["containers"][0]["args"]
 
 
+@pytest.mark.parametrize("kind", ["job", "pytorchjob"])
+def test_pods_get_the_fast_network(kind: str, command: Command) -> None:
+    options = ["--nodes=2", f"--kind={kind}", "--rdma=rdma/hca_shared_devices_a=4", "--host-network"]
+    *_, job = manifests(options, command)
+    if kind == "job":
+        kubernetes_validate.validate(job, KUBERNETES, strict=True)
+        pods = [job["spec"]["template"]["spec"]]
+    else:
+        check_pytorch_job(job)
+        pods = [role["template"]["spec"] for role in job["spec"]["pytorchReplicaSpecs"].values()]
+        assert len(pods) == 2
+    for pod in pods:
+        (container,) = pod["containers"]
+        assert container["resources"]["limits"] == {"nvidia.com/gpu": 2, "rdma/hca_shared_devices_a": 4}
+        assert container["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+        assert (pod["hostNetwork"], pod["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    error = command("launch", "kubernetes", TINY, "--image=i", "--claim=c", "--rdma=fast", code=2)
+    assert "'fast': must be the name of a resource, such as rdma/hca_shared_devices_a" in error
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "environment", "threads"),
+    [
+        ("torchrun.sh", [], {"ALIGNVLM_PROCESSES": "2"}, 3),
+        ("torchrun.sh", [], {"ALIGNVLM_PROCESSES": "16"}, 1),
+        ("torchrun.sh", [], {"ALIGNVLM_PROCESSES": "gpu", "CUDA_VISIBLE_DEVICES": "0,3,5"}, 2),
+        ("torchrun.sh", [], {"ALIGNVLM_PROCESSES": "2", "OMP_NUM_THREADS": "5"}, 5),
+        ("deepspeed_hosts.sh", ["hosts"], {"ALIGNVLM_NODE_RANK": "0"}, 2),
+    ],
+)
+def test_processes_of_a_host_share_its_cpus(
+    script: str, arguments: list[str], environment: dict[str, str], threads: int, tmp_path: Path
+) -> None:
+    """With a stand-in for Python, on a host that says it has six CPUs."""
+    (tmp_path / "hosts").write_text("# comment\nhost1 slots=3\nhost2 slots=6\n")
+    for name, text in (("python", 'echo "$OMP_NUM_THREADS" >>threads'), ("nproc", "echo 6")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    changed = {"ALIGNVLM_PYTHON": str(tmp_path / "python"), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(
+        ["bash", str(LAUNCH / script), *arguments, "recipe"], cwd=tmp_path, env=inherited | changed | environment,
+        check=True, timeout=30,
+    )  # fmt: skip
+    assert (tmp_path / "threads").read_text().splitlines()[-1] == str(threads)
+
+
 def start_local(tmp_path: Path, program: str, **environment: str) -> subprocess.Popen[str]:
     """launch/local.sh with a stand-in for Python."""
     fake = tmp_path / "python"
