@@ -9,6 +9,7 @@ import torch
 
 from alignvlm.evaluation.answering import ModelAnswerer
 from alignvlm.evaluation.items import items_of
+from alignvlm.model import AlignVLMForConditionalGeneration
 from tests.tiny import samples, tiny_model
 
 
@@ -30,12 +31,14 @@ def test_an_fp32_export_answers_in_bf16_and_leaves_no_memory(tmp_path: Path) -> 
     assert view is not None
     shares = [sum(share for _, share in cell["top"]) for tile in view["tiles"] for cell in tile["cells"]]
     assert all(0 < share <= 1.01 for share in shares)
-    reference = ModelAnswerer.load(tmp_path, "cpu")
     batch = processor.prepare_generation([items[1].messages], [items[1].images])
     with torch.inference_mode():
-        wanted = reference.model(**batch).logits.double()
+        exact, rounded = (
+            AlignVLMForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype).eval()(**batch).logits.double()
+            for dtype in (torch.float32, torch.bfloat16)
+        )
         got = answerer.model(**{name: value.cuda() for name, value in batch.items()}).logits.cpu().double()
-    assert (got - wanted).norm() < 0.03 * wanted.norm()
+    assert (got - exact).norm() < 2 * (rounded - exact).norm() < 0.3 * exact.norm()  # bf16 on a CPU
     del answerer, got, frequencies
     torch.cuda.empty_cache()
     assert torch.cuda.memory_allocated() - before < 2**20

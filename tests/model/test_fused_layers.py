@@ -135,8 +135,9 @@ def test_ligers_kernels_give_the_same_losses_and_gradients(model_type: str, reco
         model.language.activation_checkpointing_enable({"use_reentrant": False})
     loss, gradients = step(model, batch)
     assert loss == pytest.approx(expected, rel=1e-5)
+    largest = max(gradient.norm() for gradient in exact_gradients.values())
     for name, gradient in gradients.items():
         error = (gradient - exact_gradients[name]).norm()
         allowed = (expected_gradients[name] - exact_gradients[name]).norm()
-        assert error <= 10 * allowed + 1e-5 * exact_gradients[name].norm(), name
+        assert error <= 10 * allowed + 1e-5 * exact_gradients[name].norm() + 1e-7 * largest, name
     assert exact == pytest.approx(loss, rel=1e-4)
