@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Trainer:
     groups: list[Group]
     attention: str
     """transformers' name of the attention implementation in use."""
-    fused_layers: dict[str, int]
+    fused_layers: dict[str, int] = field(default_factory=dict)
     """Kind of layer -> how many of them Liger's kernels compute; empty where none is asked to."""
 
     @property
