@@ -37,6 +37,7 @@ ORDER = {
     ),
     "data_pipeline": (
         ("loading",),
+        ("preparation",),
         ("importers",),
         ("generators",),
         ("shards",),

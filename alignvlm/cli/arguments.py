@@ -7,10 +7,13 @@ import math
 import re
 from argparse import ArgumentTypeError
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from alignvlm.cli.output import one_line
 from alignvlm.errors import UserError
+
+if TYPE_CHECKING:
+    from data_pipeline.preparation.engines import Engine
 
 MAX_COUNT = 2**31 - 1
 MAX_PROCESSES = 1024
@@ -47,6 +50,45 @@ def add_recipe(parser: argparse.ArgumentParser, example: str = "seed=1") -> None
 def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
     """Add `[key=value …]`."""
     parser.add_argument("overrides", nargs="*", type=word, metavar="key=value", help=text)
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which processes and machines do the work; `choose_engine` reads them."""
+    parser.add_argument("--processes", type=processes, metavar="N", help="on this machine (default: one per core)")
+    parser.add_argument(
+        "--tasks", type=positive, metavar="N", help="share the work among N jobs, each of which runs this command"
+    )
+    parser.add_argument("--task", type=count, metavar="I", help="which of the N jobs this one is, from 0")
+    parser.add_argument("--finish", action="store_true", help="when all jobs are done: check, and write the manifest")
+    parser.add_argument(
+        "--ray",
+        type=word,
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="use a Ray cluster (default: one that is started here)",
+    )
+
+
+def choose_engine(args: argparse.Namespace) -> Engine:
+    """Who does the work. Raises UserError for options that do not go together."""
+    from data_pipeline.preparation.engines import Local, Ray
+
+    if (args.tasks is None) != (args.task is None):
+        raise UserError("--tasks N and --task I belong together: N jobs run the command, each with its I from 0")
+    if args.task is not None and args.task >= args.tasks:
+        raise UserError(f"--task {args.task}: with --tasks {args.tasks} the jobs are 0 to {args.tasks - 1}")
+    if sum((args.tasks is not None, args.finish, args.ray is not None)) > 1:
+        raise UserError("--tasks, --finish and --ray are three ways: give one of them")
+    return Local(args.processes) if args.ray is None else Ray(args.ray)
+
+
+def columns(text: str) -> dict[str, str]:
+    """NAME=COLUMN,…: names of a layout and what a file calls them."""
+    pairs = [part.partition("=") for part in word(text).split(",")]
+    if not all(name and column for name, _, column in pairs):
+        raise ArgumentTypeError(f"{text!r}: must be NAME=COLUMN, such as images=pages,messages=chat")
+    return {name: column for name, _, column in pairs}
 
 
 def positive(text: str) -> int:

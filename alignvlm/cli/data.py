@@ -6,7 +6,18 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignvlm.cli.arguments import add_overrides, add_recipe, count, file, folder, path, positive, word
+from alignvlm.cli.arguments import (
+    add_engine,
+    add_overrides,
+    add_recipe,
+    choose_engine,
+    columns,
+    count,
+    file,
+    path,
+    positive,
+    word,
+)
 from alignvlm.errors import UserError
 from data_pipeline.masking import mask
 
@@ -30,16 +41,21 @@ def add_parser(subparsers: Any) -> None:
         type=word,
         default="auto",
         metavar="NAME",
-        help="format of your data, such as jsonl (default: by its suffix)",
+        help="format of your data, such as jsonl or llava (default: by its suffix and first row)",
     )
     write.add_argument("--from-jsonl", type=file, metavar="FILE", help="short for --from FILE --format jsonl")
     write.add_argument(
         "--images",
-        type=folder,
-        metavar="DIR",
-        help="folder of the image files that FILE names (default: its own folder)",
+        type=path,
+        metavar="PATH",
+        help="folder or zip archive of the image files that FILE names (default: its own folder)",
+    )
+    write.add_argument(
+        "--columns", type=columns, metavar="NAME=COLUMN,…", help="what the columns are, such as images=pages"
     )
     write.add_argument("--samples-per-shard", type=positive, default=1000, help="default: %(default)s")
+    write.add_argument("--dry-run", action="store_true", help="print what would be written")
+    add_engine(write)
     write.set_defaults(handler=run_write)
 
     fetch = actions.add_parser("fetch", help="copy the shards behind a URL into a local folder")
@@ -83,16 +99,22 @@ def add_parser(subparsers: Any) -> None:
 def run_write(args: argparse.Namespace) -> int:
     """Write the shards of a recipe's generators, or of the user's own data."""
     if args.from_jsonl is not None:
-        return _write_own_data(args, args.from_jsonl, "jsonl")
+        args.source, args.format = args.from_jsonl, "jsonl"
     if args.source is not None:
-        return _write_own_data(args, args.source, args.format)
-    if args.images is not None or args.format != "auto":
-        raise UserError("--images and --format describe data of your own: give it by --from-jsonl FILE or --from PATH")
+        from data_pipeline.importers import format_of
+
+        format = format_of(args.source, args.format)
+        return _write_dataset(args) if format is None else _write_own_data(args, format)
+    if args.images is not None or args.format != "auto" or args.columns:
+        raise UserError("--images, --columns and --format describe data of your own: give it by --from PATH")
     from alignvlm.config import load_recipe
     from alignvlm.progress import data_progress
     from alignvlm.stage_data import ensure_shards, open_reader, used_sources
 
     sources = used_sources(load_recipe(args.target, args.overrides))
+    if args.dry_run:
+        print("\n".join(f"{source.name}: {source.folder}" for source in sources))
+        return 0
     ensure_shards(sources, data_progress)
     for source in sources:
         reader = open_reader(source)
@@ -102,19 +124,74 @@ def run_write(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write_own_data(args: argparse.Namespace, source: Path, format: str) -> int:
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of the format from `key=value` words."""
+    return {key: value for key, _, value in (word.partition("=") for word in args.overrides)}
+
+
+def _write_own_data(args: argparse.Namespace, format: str) -> int:
+    """One process reads the records one after the other, and stops at the first mistake."""
     from alignvlm.progress import data_progress
     from data_pipeline.importers import read_records
     from data_pipeline.shards.writer import write_shards
 
-    options: dict[str, Any] = {key: value for key, _, value in (word.partition("=") for word in args.overrides)}
+    if args.columns or args.tasks or args.finish or args.ray is not None:
+        raise UserError(f"format {format} is read by one process: it takes no --columns, --tasks, --finish or --ray")
+    options = _options(args)
     if args.images is not None:
         options["images"] = args.images
-    records = read_records(source, format, **options)
+    records = read_records(args.source, format, **options)
+    if args.dry_run:
+        print(f"{args.source}: {sum(1 for _ in records)} records of {format}")
+        return 0
     with data_progress("write", None) as advance:
         counted = (advance(1) or record for record in records)
-        manifest = write_shards(counted, args.target, samples_per_shard=args.samples_per_shard)
+        manifest = write_shards(
+            counted, args.target, samples_per_shard=args.samples_per_shard, num_processes=args.processes
+        )
     print(f"{args.target}: {manifest.num_samples} samples in {len(manifest.shards)} shards")
+    return 0
+
+
+def _write_dataset(args: argparse.Namespace) -> int:
+    """A published dataset: its shards are tasks of one or many machines, rows that cannot be used are counted."""
+    import inspect
+
+    from alignvlm.progress import data_progress
+    from data_pipeline.importers.records import open_dataset
+    from data_pipeline.preparation import write
+
+    engine, options = choose_engine(args), _options(args)
+    known = set(inspect.signature(open_dataset).parameters) - {"path", "format", "images", "columns"}
+    if options.keys() - known:
+        raise UserError(f"{sorted(options.keys() - known)[0]!r}: the options of --from are {', '.join(sorted(known))}")
+    dataset = open_dataset(args.source, args.format, images=args.images, columns=args.columns, **options)
+    files, folder = len(dataset.files), Path(args.target)
+    print(f"{args.source}: {files} file(s), read as {dataset.reading.format} ({', '.join(dataset.columns)})")
+    if args.dry_run:
+        plan = write.make_plan(dataset, args.samples_per_shard, num_processes=args.processes, progress=data_progress)
+        print(f"{folder}: {plan.num_rows} rows would be written as {len(plan.ranges)} shards")
+        return 0
+    if not (args.tasks or args.finish):
+        written = write.write_dataset(
+            dataset, folder, samples_per_shard=args.samples_per_shard, engine=engine, progress=data_progress
+        )
+    else:
+        plan = write.plan_folder(
+            dataset, folder, args.samples_per_shard, num_processes=args.processes, progress=data_progress
+        )
+        if not args.finish:
+            done = write.write_missing(
+                plan, folder, task=args.task, tasks=args.tasks, engine=engine, progress=data_progress
+            )
+            print(f"{folder}: task {args.task} of {args.tasks} wrote {done} shards; --finish comes when all are done")
+            return 0
+        written = write.finish(plan, folder)
+    manifest, rejected = written.manifest, sum(written.rejected.values())
+    print(f"{folder}: {manifest.num_samples} samples in {len(manifest.shards)} shards")
+    if rejected:
+        print(f"{rejected} rows were rejected; {folder}/*.rejected.jsonl names each with its reason, most often:")
+        print("\n".join(f"  {count} x {reason}" for reason, count in list(written.rejected.items())[:3]))
     return 0
 
 

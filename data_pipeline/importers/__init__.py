@@ -1,5 +1,7 @@
 """From data as people have it to shards: a registry of formats, each a function from a path to records.
 
+Published layouts, which are cut and written by many processes, are registered in layouts/.
+
 A new format is a function `read(path, **options)` that yields records as `writer.write_shards` takes them, and one
 call of `register`, here or in a user's own program. Its keyword arguments are the options; those from a command line
 are strings.
@@ -36,19 +38,25 @@ def register(name: str, read: Read, suffixes: tuple[str, ...] = ()) -> None:
     IMPORTERS[name] = Importer(read, suffixes)
 
 
+def format_of(path: Path, format: str = "auto") -> str | None:
+    """The format itself where it is registered here; for `auto` the one with the path's suffix. None: no such one."""
+    if format != "auto":
+        return format if format in IMPORTERS else None
+    return next((name for name, each in IMPORTERS.items() if path.suffix.lower() in each.suffixes), None)
+
+
 def read_records(path: Path, format: str = "auto", **options: Any) -> Iterator[dict[str, Any]]:
     """The records of a file or folder in one of the registered formats; `auto` goes by the path's suffix.
 
     Raises:
         DataError: an unknown format or option, or what the format's reader finds wrong.
     """
-    if format == "auto":
-        format = next((name for name, each in IMPORTERS.items() if path.suffix.lower() in each.suffixes), "")
-        if not format:
-            raise DataError(f"{path}: its suffix tells no format; name one with --format: {', '.join(IMPORTERS)}")
-    if format not in IMPORTERS:
+    name = format_of(path, format)
+    if name is None and format == "auto":
+        raise DataError(f"{path}: its suffix tells no format; name one with --format: {', '.join(IMPORTERS)}")
+    if name is None:
         raise DataError(f"unknown format {format!r}: {nearest(format, IMPORTERS)}")
-    read = IMPORTERS[format].read
+    format, read = name, IMPORTERS[name].read
     try:
         inspect.signature(read).bind(path, **options)
     except TypeError as error:
@@ -57,4 +65,4 @@ def read_records(path: Path, format: str = "auto", **options: Any) -> Iterator[d
     return read(path, **options)
 
 
-register("jsonl", read_jsonl, (".jsonl", ".json", ".ndjson"))
+register("jsonl", read_jsonl)

@@ -9,14 +9,13 @@ from reprlib import repr as brief
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.samples.images import image_bytes
+from data_pipeline.importers.rows.images import ImageFiles
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.samples.turns import turn_messages
-from data_pipeline.shards.storage import check_name
 
 
 def read_jsonl(file: Path, *, images: str | Path | None = None) -> Iterator[dict[str, Any]]:
-    """Records for `writer.write_shards`; image files are relative to the folder `images` (default: the file's own).
+    """Records for `writer.write_shards`; `images` is the folder or zip archive of images (default: the file's folder).
 
     A line is {"messages": [{"role", "content"}], "images": [file, …]} (or "image": file) and any meta data; LLaVA's
     {"conversations": [{"from", "value"}]} is understood too. "key" is optional.
@@ -26,17 +25,17 @@ def read_jsonl(file: Path, *, images: str | Path | None = None) -> Iterator[dict
     """
     if not file.is_file():
         raise DataError(f"{file}: no such file")
-    folder = file.parent if images is None else Path(images)
+    files = ImageFiles(file.parent if images is None else Path(images))
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    yield _record(json.loads(line), folder, f"{number:09d}")
+                    yield _record(json.loads(line), files, f"{number:09d}")
                 except (ValueError, RecursionError, DataError, SampleError) as error:
                     raise DataError(f"{file}, line {number}: {error}") from error
 
 
-def _record(row: Any, images: Path, key: str) -> dict[str, Any]:
+def _record(row: Any, files: ImageFiles, key: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError("not a JSON object")
     row = dict(row)
@@ -49,14 +48,10 @@ def _record(row: Any, images: Path, key: str) -> dict[str, Any]:
         names = [row.pop("image")] if "image" in row else []
     if not isinstance(names, list):
         raise DataError(f"'images' is not a list of file names: {brief(names)}")
-    return {"key": key, **row, "images": [_read(images, name) for name in names]}
+    return {"key": key, **row, "images": [_read(files, name) for name in names]}
 
 
-def _read(folder: Path, name: Any) -> bytes:
+def _read(files: ImageFiles, name: Any) -> bytes:
     if not isinstance(name, str):
         raise DataError(f"image {name!r} is not a file name")
-    path = folder / check_name(name)
-    try:
-        return image_bytes(path)
-    except SampleError as error:
-        raise DataError(f"image {path}: {error}") from error
+    return files.read(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from alignvlm.cli import parse_arguments
 from alignvlm.config import list_recipes, load_recipe
 from alignvlm.errors import UserError
+from alignvlm.stage_data import open_reader, stage_sources
 from tests.checkout import ROOT
+from tests.data_pipeline.published import published_desk
 from tests.documents.commands import DOCUMENTS, Line, lines_of
 from tests.fixtures.command import Command, every_command
 from tests.test_project_files import COMMANDS as MAKE
@@ -44,6 +47,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     row = {"messages": conversation("What is the total?", "12.50", 1), "images": ["a.png"]}
     for name in ("train.jsonl", "heldout.jsonl"):
         (tmp_path / name).write_text(json.dumps(row) + "\n")
+    published_desk(tmp_path)
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     (recipe,) = re.findall(r"^```yaml\n(name: mine\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "mine.yaml").write_text(recipe)
@@ -61,6 +65,21 @@ def test_commands_of_a_document_work(document: Path, desk: Path, command: Comman
             check_script(line)
 
 
+@pytest.mark.parametrize("name", ["low_resource_3b", "paper_llama32_1b"])
+def test_commands_of_a_recipe_prepare_its_published_data(name: str, desk: Path, command: Command) -> None:
+    """On tiny files of the same layout: afterwards every source that the stages train on is there and can be read."""
+    text = (ROOT / "alignvlm" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    lines = re.findall(r"^#   alignvlm (.*)$", text, re.MULTILINE)
+    assert len(lines) >= 2
+    for line in lines:
+        command(*shlex.split(line))
+    recipe = load_recipe(name)
+    for source in stage_sources(recipe, *recipe.stages.values()):
+        reader = open_reader(source)
+        assert len(reader) >= 1
+        assert [len(reader[i].images) for i in range(len(reader))] == [1] * len(reader)
+
+
 def check_alignvlm(line: Line, command: Command) -> None:
     words = [PLACEHOLDERS.get(word, word) for word in line.words if not word.startswith("[") and not word.endswith("]")]
     if not line.whole and not parses(words):
@@ -68,7 +87,7 @@ def check_alignvlm(line: Line, command: Command) -> None:
         return
     name = next((key for key in every_command() if tuple(words[: len(key)]) == key), ())
     arguments = parse_arguments(words)
-    if name == ("data", "write"):
+    if name == ("data", "write") and not arguments.tasks and not arguments.finish:
         shutil.rmtree(arguments.target, ignore_errors=True)
     if name in AS_WRITTEN and not any(each in " ".join(words) for each in ELSEWHERE):
         command(*words)

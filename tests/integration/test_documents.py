@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.data_pipeline.published import published_desk
 from tests.jobs import ROOT, job_environment
 
 PAGE = (ROOT / "docs" / "data.md").read_text()
@@ -37,7 +38,8 @@ def desk(tmp_path: Path) -> Path:
                 {**row, "messages": [question, {**answer, "content": str(number)}], "images": [f"{number}.png"]}
             )
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (recipe,) = blocks("yaml")
+    (recipe,) = (block for block in blocks("yaml") if block.startswith("name: mine\n"))
+    published_desk(tmp_path)
     (tmp_path / "mine.yaml").write_text(recipe)
     return tmp_path
 
@@ -53,10 +55,12 @@ def test_the_page_about_your_own_data_works_as_written(desk: Path) -> None:
         assert done.returncode == 0, f"{commands}\n{done.stdout[-4000:]}"
         assert "Traceback" not in done.stdout
         outputs.append(done.stdout)
-    written, indexed, planned, trained = outputs
+    written, indexed, published, shared, planned, trained = outputs
     assert "data/mine: 40 samples in 1 shards" in written
     assert "data/copied: 40 samples" in indexed
     assert "data/mine: OK" in indexed
+    assert "data/llava: 5 samples in 1 shards" in published
+    assert "data/many: 2 samples in 1 shards" in shared
     assert "data/mine: OK" in planned
     assert "the plans are the same" in planned
     assert (desk / "mine-instruct-0.html").exists()

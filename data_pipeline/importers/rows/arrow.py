@@ -1,0 +1,113 @@
+"""Rows of parquet and Arrow files. The only module that imports pyarrow, which comes with the extra `parquet`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+
+_BATCH = 64
+"""Rows that are Python values at once; each may hold several images."""
+
+
+def cut(path: Path, rows: int) -> Iterator[tuple[int, int, int]]:
+    """(first row, row after the last, 0) of ranges of at most `rows` rows: whole row groups, or parts of a large one.
+
+    Raises:
+        DataError: no such file, or damage.
+    """
+    begin = end = 0
+    for group in _group_sizes(path):
+        if end > begin and end + group - begin > rows:
+            yield begin, end, 0
+            begin = end
+        end += group
+        while end - begin > rows:
+            yield begin, begin + rows, 0
+            begin += rows
+    if end > begin:
+        yield begin, end, 0
+
+
+def read(path: Path, begin: int, end: int, offset: int = 0) -> Iterator[dict[str, Any]]:
+    """Rows `begin` to `end` as Python values. Raises DataError for damage."""
+    with _errors(path):
+        for first, batch in _batches(path, begin, end):
+            low, high = max(begin - first, 0), min(end - first, len(batch))
+            for start in range(low, high, _BATCH):
+                yield from batch.slice(start, min(_BATCH, high - start)).to_pylist()
+
+
+def _batches(path: Path, begin: int, end: int) -> Iterator[tuple[int, Any]]:
+    """(number of its first row, record batch) of batches with these rows."""
+    first = 0
+    if path.suffix.lower() != ".parquet":
+        for batch in _arrow_batches(path):
+            if first >= end:
+                return
+            if first + len(batch) > begin:
+                yield first, batch
+            first += len(batch)
+        return
+    with _open_parquet(path) as file:
+        for group, size in enumerate(_group_sizes(path)):
+            if first < end and first + size > begin:
+                start = first
+                for batch in file.iter_batches(_BATCH, row_groups=[group], use_threads=False):
+                    if start >= end:
+                        return
+                    yield start, batch
+                    start += len(batch)
+            first += size
+
+
+def _group_sizes(path: Path) -> Iterator[int]:
+    """Rows of each row group (parquet) or record batch (Arrow)."""
+    with _errors(path):
+        if path.suffix.lower() != ".parquet":
+            yield from (len(batch) for batch in _arrow_batches(path))
+            return
+        with _open_parquet(path) as file:
+            yield from (file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
+
+
+def _open_parquet(path: Path) -> Any:
+    _import(path)
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, arrow_extensions_enabled=False)
+
+
+def _arrow_batches(path: Path) -> Iterator[Any]:
+    """Record batches of a stream, as `datasets` writes them, or of a file. Their data is mapped, not read."""
+    pyarrow = _import(path)
+    with pyarrow.memory_map(str(path)) as source:
+        if source.read(6) == b"ARROW1":
+            source.seek(0)
+            file = pyarrow.ipc.open_file(source)
+            yield from (file.get_batch(i) for i in range(file.num_record_batches))
+        else:
+            source.seek(0)
+            yield from pyarrow.ipc.open_stream(source)
+
+
+def _import(path: Path) -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise DataError(f"{path}: reading it needs pyarrow: pip install 'alignvlm[parquet]'") from error
+    return pyarrow
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """What pyarrow says of a file that is damaged or missing, as a DataError of one line."""
+    pyarrow = _import(path)
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        said = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise DataError(f"{path} cannot be read: {said}") from error

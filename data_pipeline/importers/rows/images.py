@@ -1,0 +1,71 @@
+"""The bytes of a row's images, never re-encoded: in the row itself, or in a folder or zip archive beside it."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from reprlib import repr as brief
+from typing import Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.files import reason
+from data_pipeline.samples.images import MAX_IMAGE_BYTES, image_bytes
+from data_pipeline.samples.schema import SampleError
+from data_pipeline.shards.storage import check_name
+
+
+class ImageFiles:
+    """Image files by name: of a folder, or of a zip archive, which is not unpacked. May be pickled."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._archive: zipfile.ZipFile | None = None
+
+    def read(self, name: str) -> bytes:
+        """The content of a file. Raises SampleError for names that leave the folder, and what cannot be read."""
+        try:
+            check_name(name)
+        except DataError as error:
+            raise SampleError(f"image {error}") from error
+        try:
+            if self.place.suffix.lower() != ".zip":
+                return image_bytes(self.place / name)
+            return self._read_member(name)
+        except SampleError as error:
+            raise SampleError(f"image {name!r} of {self.place.name}: {error}") from error
+
+    def _read_member(self, name: str) -> bytes:
+        if self._archive is None:
+            try:
+                self._archive = zipfile.ZipFile(self.place)
+            except (OSError, zipfile.BadZipFile) as error:
+                raise DataError(f"{self.place} cannot be read as a zip archive ({reason(error)})") from error
+        try:
+            member = self._archive.getinfo(name)
+            if member.file_size > MAX_IMAGE_BYTES:
+                raise SampleError(f"{member.file_size:,} bytes; at most {MAX_IMAGE_BYTES:,} are read")
+            return self._archive.read(member)  # at most as many bytes as its header says
+        except KeyError as error:
+            raise SampleError("no such file in the archive") from error
+        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+            raise SampleError(f"cannot be unpacked ({reason(error)})") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"place": self.place, "_archive": None}
+
+
+def row_image(value: Any, files: ImageFiles) -> bytes:
+    """An image of a row: bytes, {"bytes", "path"} as `datasets` has it, or a file's name. Raises SampleError."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path") or value
+    if isinstance(value, bytes):
+        if len(value) > MAX_IMAGE_BYTES:
+            raise SampleError(f"image of {len(value):,} bytes; at most {MAX_IMAGE_BYTES:,} are read")
+        return value
+    if not isinstance(value, str):
+        raise SampleError(f"image {brief(value)} is neither bytes nor a file name")
+    if "://" in value[:16]:
+        raise SampleError(f"image {brief(value)} is a URL; fetch images with img2dataset and write its output")
+    return files.read(value)

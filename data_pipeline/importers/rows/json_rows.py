@@ -1,0 +1,105 @@
+"""Rows of a JSON file: one object per line, or one list of objects. Read piece by piece, whatever the file's size."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_pipeline.errors import DataError
+from data_pipeline.samples.schema import MAX_JSON_BYTES, SampleError
+
+_PIECE = 1 << 20
+_TOKEN = re.compile(rb'"(?>[^"\\]+|\\.)*"|["{}\[\]]', re.DOTALL)
+"""A whole string, a quotation mark whose string has no end yet, or a bracket."""
+_BETWEEN = b" \t\r\n,"
+
+
+def cut(path: Path, rows: int) -> Iterator[tuple[int, int, int]]:
+    """(first row, row after the last, byte of the first) of ranges of at most `rows` rows.
+
+    Raises:
+        DataError: the file is no list of objects, is cut off, or has a row of more than MAX_JSON_BYTES.
+    """
+    begin = end = offset = 0
+    for number, (place, _) in enumerate(_texts(path, 0)):
+        if number % rows == 0:
+            if number:
+                yield begin, number, offset
+            begin, offset = number, place
+        end = number + 1
+    if end > begin:
+        yield begin, end, offset
+
+
+def read(path: Path, begin: int, end: int, offset: int) -> Iterator[dict[str, Any] | SampleError]:
+    """Rows `begin` to `end`, whose first begins at byte `offset`; a SampleError in the place of what is no object."""
+    for _, (_, text) in zip(range(begin, end), _texts(path, offset), strict=False):
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            yield SampleError(f"not JSON: {error}")
+            continue
+        yield row if isinstance(row, dict) else SampleError("not a JSON object")
+
+
+def _texts(path: Path, offset: int) -> Iterator[tuple[int, bytes]]:
+    """(byte of its start, text) of every row from one that begins at `offset` on."""
+    try:
+        with path.open("rb") as file:
+            is_list = _first(file) == b"["
+            if offset or not is_list:
+                file.seek(offset)
+            yield from (_elements(file, path) if is_list else _lines(file, path))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+
+
+def _first(file: BinaryIO) -> bytes:
+    """The first byte that is not blank; the file stands behind it."""
+    while (byte := file.read(1)) and byte in b" \t\r\n\xef\xbb\xbf":
+        pass
+    return byte
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
+    offset = file.tell()
+    while line := file.readline(MAX_JSON_BYTES + 1):
+        if len(line) > MAX_JSON_BYTES:
+            raise DataError(f"{path}, byte {offset:,}: a line of more than {MAX_JSON_BYTES:,} bytes")
+        if line.strip():
+            yield offset, line
+        offset += len(line)
+
+
+def _elements(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
+    """The objects of a list, the file standing inside of it."""
+    base, text = file.tell(), b""  # where `text` begins in the file
+    start, position, depth = 0, 0, 0  # of the object in `text`; what was looked at; brackets that are open
+    while True:
+        piece = file.read(_PIECE)
+        text += piece
+        while (token := _TOKEN.search(text, position)) is not None:
+            if token[0] == b'"':
+                position = token.start()
+                break  # a string that goes on in the next piece
+            position = token.end()
+            if depth == 0:
+                if token[0] == b"]" and not text[start : token.start()].strip(_BETWEEN):
+                    return
+                if token[0] not in b"{[" or text[start : token.start()].strip(_BETWEEN):
+                    raise DataError(f"{path}, byte {base + start:,}: not a list of JSON objects")
+                start = token.start()
+            depth += 1 if token[0] in b"{[" else -1 if token[0] in b"}]" else 0
+            if depth == 0:
+                yield base + start, text[start:position]
+                start = position
+        else:
+            position = len(text)
+        if not piece:
+            raise DataError(f"{path}: the list of JSON objects is cut off after byte {base + start:,}")
+        base, text, position, start = base + start, text[start:], position - start, 0
+        if len(text) > MAX_JSON_BYTES:
+            raise DataError(f"{path}, byte {base:,}: a row of more than {MAX_JSON_BYTES:,} bytes")
