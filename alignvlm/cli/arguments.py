@@ -64,7 +64,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "--ray",
         type=word,
         nargs="?",
-        const="",
+        const="local",
         metavar="ADDRESS",
         help="use a Ray cluster (default: one that is started here)",
     )

@@ -51,12 +51,12 @@ class Local:
 
 @dataclass(frozen=True)
 class Ray:
-    """Tasks of a Ray cluster. `address` is that of a running one, "auto" the one of this machine, "" starts one here.
+    """Tasks of a Ray cluster: `address` is that of a running one, "auto" this machine's, "local" starts one here.
 
     Its machines need this package, and the inputs and outputs under the same paths.
     """
 
-    address: str = ""
+    address: str = "local"
     retries: int = 3
     """Of a task whose worker was lost."""
 
@@ -68,11 +68,11 @@ class Ray:
             raise DataError("--ray needs Ray: pip install 'alignvlm[ray]'") from error
         started = not ray.is_initialized()
         if started:
-            options: dict[str, Any] = {} if self.address else {"include_dashboard": False}
+            options: dict[str, Any] = {"include_dashboard": False} if self.address == "local" else {}
             try:
-                ray.init(address=self.address or "local", log_to_driver=False, **options)
+                ray.init(address=self.address, log_to_driver=False, **options)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise DataError(f"no Ray cluster at {self.address or 'this machine'}: {error}") from error
+                raise DataError(f"no Ray cluster at {self.address}: {error}") from error
         try:
             yield from _ray_results(ray, function, tasks, self.retries)
         finally:
