@@ -47,7 +47,7 @@ class Variant:
 
 PAPER = {
     "captions": Pack(tokens=18_432, tiles=24, documents=8, supervised=300),
-    "long answers": Pack(tokens=18_432, tiles=22, documents=8, supervised=2_000),
+    "long answers": Pack(tokens=18_432, tiles=22, documents=11, supervised=2_000),
     "documents": Pack(tokens=26_624, tiles=32, documents=4, supervised=2_000),
 }
 """The packs of the paper's first stage, captions of images that take three tiles each, and of its second."""
@@ -82,7 +82,6 @@ VARIANTS = {
     "no-checkpointing": Variant(("train.gradient_checkpointing=false",)),
     "layers-unfused": Variant(("model.fused_layers=none",)),
     "layers-liger": Variant(("model.fused_layers=liger",)),
-    "loss-torch": Variant(loss="torch"),
     "loss-liger": Variant(loss="liger"),
     "attention-varlen": Variant(("model.attention=varlen",)),
     "attention-sdpa": Variant(("model.attention=sdpa",)),

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from torch.autograd import DeviceType
 
+from alignvlm.config.deepspeed import deepspeed_config
+from alignvlm.config.load import load_recipe
+from alignvlm.model.network import build_network
 from tests.checkout import ROOT
 
 FOLDER = ROOT / "benchmarks"
@@ -64,6 +67,25 @@ def test_tiny_run(tmp_path: Path) -> None:
     assert zero2["loss"] == pytest.approx(default["loss"], rel=1e-5)  # the same weights, packs and steps
     assert mlp["model_tflop"] < default["model_tflop"]
     assert done.stdout.splitlines()[-1].startswith("written:")
+
+
+@pytest.mark.parametrize("model", ["1b", "3b", "8b"])
+def test_recipes_and_packs_of_the_real_shapes(benchmark_module: Any, model: str) -> None:
+    variants, steps = benchmark_module("_variants"), benchmark_module("_steps")
+    chosen = variants.MODELS[model]
+    names = variants.VARIANTS if model == "1b" else ("default", "connector-mlp")
+    for variant in (variants.VARIANTS[name] for name in names):
+        recipe = load_recipe(chosen.recipe, [*chosen.overrides, *variant.overrides])
+        config = deepspeed_config(recipe, recipe.stages[steps.STAGE], 1, cuda=True)
+        steps.merged(config, variant.deepspeed)
+    config = build_network(load_recipe(chosen.recipe, list(chosen.overrides))).model.config
+    for pack in (*chosen.packs.values(), steps.HOST_PACK):
+        batch = steps.make_pack(pack, config, seed=0)
+        assert batch.input_ids.shape == (1, pack.tokens)
+        assert batch.num_samples == pack.documents
+        assert batch.num_supervised == pack.supervised
+        assert len(batch.visual_positions) == 729 * pack.tiles == 729 * len(batch.tiles)
+        assert (batch.input_ids[0, batch.visual_positions] == config.image_token_id).all()
 
 
 def event(name: str, parent: Any = None, *, kernels: dict[str, float] | None = None, **fields: Any) -> Any:
