@@ -100,8 +100,8 @@ def _raise_wrong(section: type, tree: Value, location: tuple[int | str, ...], ke
     kind: Any = section
     for step in location:
         child = dict(_children(tree)).get(step)
-        if child is None:  # a list that is too short: the list itself is wrong
-            break
+        if child is None:  # a list that is too short is wrong itself; pydantic also names the types of a union here
+            continue
         kind = child_type(kind, step, tree.plain())
         key = join(key, step)
         tree = child

@@ -11,6 +11,9 @@ def test_estimate_prints_tables(command: Command) -> None:
     out = command("estimate", "paper_llama32_1b", "--world-size", "64")
     for word in ("262.7 M", "alignment", "optimizer states", "one plain N x V tensor", "Everything fits."):
         assert word in out
+    fused = {line.split()[0]: line.split()[1:] for line in out.splitlines() if " Llama" in line}
+    assert fused == {"RMSNorm": ["33", "LlamaRMSNorm"], "SwiGLU": ["16", "LlamaMLP"], "RoPE": ["16", "LlamaAttention"]}
+    assert "is the least that fits" in " ".join(out.split())
 
 
 def test_estimate_prints_json_and_fails_where_it_does_not_fit(command: Command) -> None:

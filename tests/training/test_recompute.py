@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from alignvlm.config import load_recipe
 from alignvlm.config.schema import RecomputeConfig
+from alignvlm.errors import UserError
 from alignvlm.model.network import largest_list
+from alignvlm.run_folder import Run
 from alignvlm.training.engine import recompute_layers
+from tests.jobs import TINY
 from tests.tiny import pack, samples, tiny_model
 
 
@@ -63,3 +68,14 @@ def test_every_nth_layer_runs_twice_and_no_bit_changes(
     assert all(times in (1, 2) for part in runs.values() for times in part)
     assert loss == expected
     assert all(torch.equal(gradient, expected_gradients[name]) for name, gradient in gradients.items())
+
+
+def test_a_run_may_resume_with_another_degree(tmp_path: Path) -> None:
+    def run(*overrides: str) -> Run:
+        return Run(load_recipe(str(TINY), [f"runs={tmp_path}", *overrides]))
+
+    run("train.gradient_checkpointing=true").open()
+    run("train.gradient_checkpointing.language=2").open()
+    assert run().folder.read_config()["train"]["gradient_checkpointing"] == {"vision": 0, "language": 2}
+    with pytest.raises(UserError, match=r"model.fused_layers: 'auto' → 'none'"):
+        run("model.fused_layers=none").open()
