@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -91,15 +92,17 @@ def test_autocast() -> None:
     assert worst_error(found, solve(inputs, exactly=True)) < 5e-2
 
 
-@pytest.mark.parametrize("implementation", ["torch", None])
+@pytest.mark.parametrize(("implementation", "chunk"), [("torch", 2048), ("torch", 300), ("liger", 2048)])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_linear_cross_entropy(implementation: str | None, frozen: bool) -> None:
+def test_linear_cross_entropy(implementation: Literal["torch", "liger"], chunk: int, frozen: bool) -> None:
+    if implementation == "liger":
+        pytest.importorskip("liger_kernel")
     torch.manual_seed(0)
     hidden = torch.randn(1000, 128, device="cuda", dtype=torch.bfloat16).requires_grad_()
     weight = (0.1 * torch.randn(32_000, 128, device="cuda")).bfloat16().requires_grad_(not frozen)
     labels = torch.randint(0, 32_000, (1000,), device="cuda")
     labels[::5] = -100
-    loss = linear_cross_entropy(hidden, weight, labels, implementation=implementation)
+    loss = linear_cross_entropy(hidden, weight, labels, chunk=chunk, implementation=implementation)
     exact = cross_entropy(linear(hidden.double(), weight.double()), labels, reduction="sum")
     assert abs(loss.item() / exact.item() - 1) < 2e-3
     wanted = [hidden] if frozen else [hidden, weight]
