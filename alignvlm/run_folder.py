@@ -23,7 +23,7 @@ from data_pipeline.files import must_write, read_json, write_atomic
 FREE_TO_CHANGE = (
     "description", "extends", "imports", "runs", "checkpoint.*", "resilience.*", "tracking.*", "evaluation.*",
     "data.num_workers", "data.prefetch", "data.root", "train.processes", "train.timeout_minutes",
-    "train.gradient_checkpointing*",
+    "train.gradient_checkpointing*", "train.kept_logits_gib",
     "stages.*.micro_batch_packs",
 )  # fmt: skip
 """Settings that change neither the data order nor the mathematics: a run may resume with other values."""

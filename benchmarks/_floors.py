@@ -1,4 +1,4 @@
-"""The floor of the ALIGN operator: its own matrix products at its own shapes, and nothing else."""
+"""Floors of the ALIGN operator: its own matrix products as it sweeps them, or seven plain ones; nothing else."""
 
 from __future__ import annotations
 
@@ -95,4 +95,26 @@ class VocabBlocksFloor:
         add_weight_gradient(grad_w2, problem.h, problem.w2, self.moments, zeros, zeros)
 
 
-Floor = TokenChunksFloor | VocabBlocksFloor
+class PlainFloor:
+    """Seven products of 2 N D V FLOPs, each as one call of the library and rounded to the dtype of the inputs.
+
+    It holds one N x V matrix.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+    def forward(self) -> None:
+        problem = self.problem
+        torch.mm(torch.mm(problem.h, problem.w2.T), problem.e)
+
+    def backward(self) -> None:
+        problem = self.problem
+        z = torch.mm(problem.h, problem.w2.T)
+        torch.mm(z.T, problem.upstream)
+        g = torch.mm(problem.upstream, problem.e.T, out=z)
+        torch.mm(g, problem.w2)
+        torch.mm(g.T, problem.h)
+
+
+Floor = TokenChunksFloor | VocabBlocksFloor | PlainFloor

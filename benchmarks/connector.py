@@ -1,10 +1,12 @@
-"""The ALIGN operator against the ways people compute it, and against the floor of its own matrix products.
+"""The ALIGN operator against the ways people compute it, and against two floors of matrix products.
 
     python benchmarks/connector.py                    the default shapes of this device
     python benchmarks/connector.py --tokens 1024 --repeats 9 --no-plot
 
-All methods run in turn on the same inputs, so a busy machine slows them alike; times are medians. Prints a table and
-writes benchmarks/results/connector-<device>.json and .png.
+One floor is the operator's own products, swept as it sweeps them, the other seven plain products of 2 N D V FLOPs each.
+All methods run in turn on the same inputs, so a busy machine slows them alike; times are medians. Errors are those of
+the output and of all gradients, against float64. Prints a table and writes benchmarks/results/connector-<device>.json
+after every shape, and a .png at the end.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from _common import RESULTS, Problem, Shape, write
-from _floors import Floor, TokenChunksFloor, VocabBlocksFloor
+from _floors import Floor, PlainFloor, TokenChunksFloor, VocabBlocksFloor
 
 from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
 from alignvlm.kernels.align import vocab_softmax_reference
@@ -32,8 +35,11 @@ ACTIVE = 3400
 """Tokens that carry the mass in the paper."""
 CHUNK = 1024
 """Tokens per chunk of the checkpointed eager version."""
-SAMPLED = 16
-"""Tokens whose output and input gradient are compared with float64."""
+EXACT_CHUNK = 512
+"""Tokens per chunk of the float64 solution."""
+TENSORS = ("out", "h", "w2", "e", "gamma", "beta")
+"""What is compared with float64: the output and the gradients."""
+SWEPT, PLAIN = "floor: its products alone", "floor: 7 plain products"
 
 
 @dataclass
@@ -42,15 +48,15 @@ class Result:
     forward_ms: float | None = None
     total_ms: float | None = None
     extra_mib: float | None = None
-    error_out: float | None = None
-    error_grad: float | None = None
+    errors: dict[str, float] = field(default_factory=dict)
+    """Largest error by tensor, each relative to the largest float64 value."""
     note: str = ""
 
 
 SHAPES = {
     "cpu": [Shape(n, v, 576, "float32") for n, v in ((256, 49152), (1024, 12288), (1024, 49152), (2048, 49152))],
     "cuda": [
-        *(Shape(n, 128_256, 2048, "bfloat16") for n in (4096, 16384, 65536)),
+        *(Shape(n, 128_256, 2048, "bfloat16") for n in (16384, 4096, 8193, 65536)),
         *(Shape(16384, v, 2048, "bfloat16") for v in (32_768, 65_536)),
         Shape(16384, 128_256, 4096, "bfloat16"),
     ],
@@ -95,6 +101,9 @@ def methods(problem: Problem, *, compiled: bool) -> dict[str, Method]:
         chosen["eager + compile"] = torch.compile(vocab_softmax_reference, dynamic=False)
     chosen["eager, chunks + checkpoint"] = eager_in_chunks
     chosen["ours"] = vocab_softmax
+    if problem.device == "cuda":
+        for name, gib in (("1.5 GiB", 1.5), ("all", 1024.0)):
+            chosen[f"ours, {name} of logits kept"] = partial(vocab_softmax, kept_bytes=int(gib * 2**30))
     chosen["ours, active subset"] = ActiveSubset(problem)
     return chosen
 
@@ -145,19 +154,32 @@ def extra_memory(problem: Problem, method: Method) -> float:
     return (peak - sum(t.nbytes for t in results)) / 2**20
 
 
-def errors(problem: Problem, method: Method) -> tuple[float, float]:
-    """Largest error of output and of the gradient of h on sampled tokens, relative to the largest float64 value."""
-    tokens = torch.linspace(0, problem.shape.tokens - 1, SAMPLED, device=problem.device).long()
-    h = problem.h[tokens].double().requires_grad_()
-    weights = (t.double() for t in (problem.w2, problem.e, problem.gamma, problem.beta))
-    exact = vocab_softmax_reference(h, *weights)
-    exact.backward(problem.upstream[tokens].double())
+def exact_solution(problem: Problem) -> dict[str, Tensor]:
+    """Output and gradients in float64, by the plain form on chunks of tokens."""
+    leaves = [t.detach().double().requires_grad_() for t in problem.inputs()[1:]]
+    found, grads_h = [], []
+    for h, upstream in zip(problem.h.split(EXACT_CHUNK), problem.upstream.split(EXACT_CHUNK), strict=True):
+        leaf = h.double().requires_grad_()
+        out = vocab_softmax_reference(leaf, *leaves)
+        out.backward(upstream.double())
+        found.append(out.detach())
+        grads_h.append(leaf.grad)
+    return dict(zip(TENSORS, (torch.cat(found), torch.cat(grads_h), *(t.grad for t in leaves)), strict=True))
+
+
+def errors(problem: Problem, method: Method, exact: dict[str, Tensor]) -> dict[str, float]:
+    """Largest error of the output and of each gradient, relative to the largest float64 value."""
     inputs = problem.inputs()
     out = method(*inputs)
     out.backward(problem.upstream)
-    found = ((out.detach()[tokens], exact.detach()), (inputs[0].grad[tokens], h.grad))
-    one, other = (float((a.double() - b).abs().max() / b.abs().max()) for a, b in found)
-    return one, other
+    found = dict(zip(TENSORS, (out.detach(), *(t.grad for t in inputs)), strict=True))
+    return {name: largest_difference(found[name], value) for name, value in exact.items()}
+
+
+def largest_difference(found: Tensor, exact: Tensor) -> float:
+    """Relative to the largest exact value; in pieces, for a float64 copy of a table is large."""
+    pieces = zip(found.split(8192), exact.split(8192), strict=True)
+    return float(torch.stack([(a.double() - b).abs().max() for a, b in pieces]).max() / exact.abs().max())
 
 
 def fits(shape: Shape, device: str) -> bool:
@@ -171,26 +193,26 @@ def fits(shape: Shape, device: str) -> bool:
 
 def measure(shape: Shape, device: str, repeats: int, *, compiled: bool, clock: Clock) -> list[Result]:
     problem = Problem(shape, device)
+    exact = exact_solution(problem)
+    swept = VocabBlocksFloor if device == "cuda" else TokenChunksFloor
     candidates: dict[str, Method | Floor] = dict(methods(problem, compiled=compiled))
+    candidates |= {SWEPT: swept(problem), PLAIN: PlainFloor(problem)}
     results = {name: Result(name) for name in candidates}
-    for name in list(candidates):
-        method = candidates[name]
+    for name, method in list(candidates.items()):
         try:
-            if name in ("eager", "eager + compile") and not fits(shape, device):
+            if name in ("eager", "eager + compile", PLAIN) and not fits(shape, device):
                 raise torch.OutOfMemoryError
-            timed(problem, method)  # warm up: compilation, autotuning
-            results[name].extra_mib = extra_memory(problem, method)
-            if "subset" not in name:
-                results[name].error_out, results[name].error_grad = errors(problem, method)
+            timed(problem, method)  # warm up: compilation
+            if not isinstance(method, Floor):
+                results[name].extra_mib = extra_memory(problem, method)
+                if "subset" not in name:
+                    results[name].errors = errors(problem, method, exact)
         except torch.OutOfMemoryError:
             results[name].note = "does not fit"
             del candidates[name]
+        if device == "cuda":
             torch.cuda.empty_cache()
-    candidates["floor: its products alone"] = floor = (VocabBlocksFloor if device == "cuda" else TokenChunksFloor)(
-        problem
-    )
-    results["floor: its products alone"] = Result("floor: its products alone")
-    timed(problem, floor)
+    del exact
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, method in candidates.items():
@@ -203,7 +225,7 @@ def measure(shape: Shape, device: str, repeats: int, *, compiled: bool, clock: C
 
 def show(shape: Shape, results: list[Result]) -> None:
     print(f"\nN={shape.tokens:,}  V={shape.vocab:,}  D={shape.width:,}  {shape.dtype}")
-    print(f"{'':28}{'fwd ms':>10}{'fwd+bwd':>10}{'extra MiB':>12}{'err out':>10}{'err dh':>10}")
+    print(f"{'':28}{'fwd ms':>10}{'fwd+bwd':>10}{'extra MiB':>11}" + "".join(f"{f'err {t}':>11}" for t in TENSORS))
 
     def number(value: float | None, pattern: str) -> str:
         return "-" if value is None else format(value, pattern)
@@ -211,15 +233,18 @@ def show(shape: Shape, results: list[Result]) -> None:
     for r in results:
         print(
             f"{r.method:28}{number(r.forward_ms, ',.1f'):>10}{number(r.total_ms, ',.1f'):>10}"
-            f"{number(r.extra_mib, ',.0f'):>12}{number(r.error_out, '.1e'):>10}{number(r.error_grad, '.1e'):>10}"
-            f"  {r.note}"
+            f"{number(r.extra_mib, ',.0f'):>11}" + "".join(f"{number(r.errors.get(t), '.1e'):>11}" for t in TENSORS),
+            r.note,
         )
     by_name = {r.method: r for r in results}
-    ours, eager = by_name["ours"], by_name["eager"]
-    for title, other in (("eager", eager), ("the floor", by_name["floor: its products alone"])):
-        if ours.total_ms and other.total_ms:
-            print(f"ours / {title}: {ours.total_ms / other.total_ms:.2f} of its time", end="")
-            print(f", {ours.extra_mib / other.extra_mib:.3f} of its memory" if other.extra_mib else "")
+    for name in (name for name in by_name if name.startswith("ours") and "subset" not in name):
+        ours, parts = by_name[name], []
+        for title, other in (("eager", by_name["eager"]), ("its products", by_name[SWEPT]), ("14 NDV", by_name[PLAIN])):
+            if ours.total_ms and other.total_ms:
+                parts.append(f"{ours.total_ms / other.total_ms:.2f} of the time of {title}")
+        if ours.extra_mib and by_name["eager"].extra_mib:
+            parts.append(f"{ours.extra_mib / by_name['eager'].extra_mib:.3f} of eager's memory")
+        print(f"{name}: {', '.join(parts)}")
 
 
 def plot(measured: list[tuple[Shape, list[Result]]], main: Shape, path: Path) -> None:
@@ -234,17 +259,17 @@ def plot(measured: list[tuple[Shape, list[Result]]], main: Shape, path: Path) ->
         fixed = "vocab" if key == "tokens" else "tokens"
         chosen = [(s, r) for s, r in measured if s.width == main.width and getattr(s, fixed) == getattr(main, fixed)]
         chosen.sort(key=lambda item: getattr(item[0], key))
-        for line, field in enumerate(("total_ms", "extra_mib")):
+        for line, quantity in enumerate(("total_ms", "extra_mib")):
             axis = axes[line][column]
             for method in dict.fromkeys(r.method for _, results in chosen for r in results):
                 points = [
-                    (getattr(s, key), getattr(r, field)) for s, results in chosen for r in results
-                    if r.method == method and getattr(r, field)
+                    (getattr(s, key), getattr(r, quantity)) for s, results in chosen for r in results
+                    if r.method == method and getattr(r, quantity)
                 ]  # fmt: skip
                 if points:
                     axis.plot(*zip(*points, strict=True), marker="o", label=method)
             axis.set(xscale="log", yscale="log", xlabel="visual tokens N" if key == "tokens" else "vocabulary V")
-            axis.set_ylabel("forward + backward [ms]" if field == "total_ms" else "extra memory [MiB]")
+            axis.set_ylabel("forward + backward [ms]" if quantity == "total_ms" else "extra memory [MiB]")
             axis.grid(alpha=0.3)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(f"ALIGN operator, D={main.width}, {main.dtype}")
@@ -275,6 +300,7 @@ def main() -> None:
         shapes = [Shape(**(base | {"tokens": tokens})) for tokens in arguments.tokens]
         main_shape = shapes[0]
     measured = []
+    name = arguments.name or f"connector-{arguments.device}"
     for shape in shapes:
         results = measure(
             shape,
@@ -285,18 +311,13 @@ def main() -> None:
         )
         show(shape, results)
         measured.append((shape, results))
-    name = arguments.name or f"connector-{arguments.device}"
-    content = [asdict(shape) | {"results": [asdict(r) for r in results]} for shape, results in measured]
-    path = write(
-        name,
-        {
+        content = {
             "threads": torch.get_num_threads(),
             "clock": "cpu time" if arguments.cpu_time else "wall",
             "repeats": arguments.repeats,
-            "measurements": content,
-        },
-        arguments.device,
-    )
+            "measurements": [asdict(shape) | {"results": [asdict(r) for r in results]} for shape, results in measured],
+        }
+        path = write(name, content, arguments.device)
     print(f"\nwrote {path}")
     if not arguments.no_plot:
         plot(measured, main_shape, RESULTS / f"{name}.png")

@@ -219,6 +219,9 @@ class TrainConfig:
     least that fits."""
     loss_chunk: Annotated[PositiveInt, Le(2**24)] = 2048
     """Supervised positions per chunk of the loss: at most this many rows of logits exist at once."""
+    kept_logits_gib: Annotated[Float, Ge(0), Le(1024)] = 0.0
+    """GiB of a GPU's memory for logits of the ALIGN (or Ovis) connector that wait for the backward pass and are not
+    computed again there. A block takes 2 bytes x visual tokens x 8,192; numbers stay the same to the last bit."""
     timeout_minutes: Annotated[Float, Gt(0), Le(MINUTES)] = 30.0
     """Timeout of collectives: a rank that hangs longer ends the job."""
 

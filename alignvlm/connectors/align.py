@@ -6,6 +6,8 @@ declared part of the token ids) and the statistics.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,8 +16,8 @@ from torch import Tensor, nn
 from alignvlm.connectors.base import Connector, Sizes
 from alignvlm.connectors.options import AlignOptions
 from alignvlm.connectors.registry import register
-from alignvlm.kernels import Moments, moments_pay_off, vocab_moments, vocab_softmax
-from alignvlm.kernels.align import recomputed_flops, workspace_bytes
+from alignvlm.kernels import Moments, SharedMoments, moments_pay_off, vocab_moments, vocab_softmax
+from alignvlm.kernels.align import kept_logits_bytes, recomputed_flops, workspace_bytes
 from alignvlm.kernels.matmul import wide_dtype
 
 EPS = 1e-5
@@ -57,6 +59,7 @@ class AlignConnector(Connector):
         self.beta = nn.Parameter(torch.empty(num_rows)) if self.norm_vocab else None
         if num_active is not None:
             self._register_active(torch.arange(num_active), torch.zeros(hidden_size), torch.eye(hidden_size))
+        self._shared: SharedMoments | None = None
         self._inference_moments: Moments | None = None
         self._inference_tokens = 0
         self.reset_parameters()
@@ -66,6 +69,18 @@ class AlignConnector(Connector):
 
     def workspace_bytes(self, num_tokens: int) -> float:
         return workspace_bytes(num_tokens, self.w2)
+
+    def kept_logits_bytes(self, num_tokens: int, budget: float) -> float:
+        return kept_logits_bytes(num_tokens, self.w2, budget)
+
+    @contextmanager
+    def same_weights(self) -> Iterator[None]:
+        """Forward passes while this is open share the moments of W2, which gradients pass through all the same."""
+        self._shared = SharedMoments()
+        try:
+            yield
+        finally:
+            self._shared = None
 
     @property
     def is_restricted(self) -> bool:
@@ -140,7 +155,7 @@ class AlignConnector(Connector):
             self.collect_statistics = False
             self.last_statistics = self._statistics(h)
         rows = embedding[self.active_ids] if self.is_restricted else embedding
-        options: dict[str, Any] = {"eps": self.eps, "normalize": self.norm_vocab}
+        options: dict[str, Any] = {"eps": self.eps, "normalize": self.norm_vocab, "kept_bytes": self.kept_bytes}
         tokens = vocab_softmax(h, self.w2, rows, gamma, beta, moments=moments, **options)
         return tokens.view(*features.shape[:-1], tokens.shape[-1])
 
@@ -162,15 +177,15 @@ class AlignConnector(Connector):
             return h / self.temperature, gamma, beta
         return h, gamma / self.temperature, beta / self.temperature
 
-    def _moments(self, num_tokens: int) -> Moments | None:
-        """Statistics of the vocabulary that need not be computed again: restricted, or in inference."""
+    def _moments(self, num_tokens: int) -> Moments | SharedMoments | None:
+        """Statistics of the vocabulary that need not be computed again: restricted, shared, or in inference."""
         if not self.norm_vocab:
             return None
         if self.is_restricted:
             wide = wide_dtype(self.w2.dtype)
             return Moments(self.vocab_mean.to(wide), self.vocab_covariance.to(wide), constant=True)
-        if self.training or torch.is_grad_enabled():
-            return None
+        if self._shared is not None or self.training or torch.is_grad_enabled():
+            return self._shared
         self._inference_tokens += num_tokens
         if self._inference_moments is None and moments_pay_off(self._inference_tokens, self.w2.shape[1]):
             self._inference_moments = vocab_moments(self.w2)
@@ -181,12 +196,11 @@ class AlignConnector(Connector):
         h = h.to(wide)
         logits = h @ self.w2.to(wide).T  # [N, V_active]
         if self.norm_vocab and self.gamma is not None and self.beta is not None:
-            moments = self._moments(0) if self.is_restricted else None
-            if moments is None:
+            if not self.is_restricted:
                 variance, mean = torch.var_mean(logits, dim=-1, keepdim=True, correction=0)
             else:
-                mean = (h @ moments.mean).unsqueeze(1)
-                variance = ((h @ moments.covariance) * h).sum(dim=-1, keepdim=True)
+                mean = (h @ self.vocab_mean.to(wide)).unsqueeze(1)
+                variance = ((h @ self.vocab_covariance.to(wide)) * h).sum(dim=-1, keepdim=True)
             logits = (logits - mean) * torch.rsqrt(variance + self.eps)
             logits = (logits * self.gamma + self.beta) / self.temperature
         return torch.softmax(logits, dim=-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,6 +41,8 @@ class Connector(nn.Module):
     collect_statistics: bool = False
     """When set, the next forward pass leaves numbers worth tracking in `last_statistics`."""
     last_statistics: dict[str, float]
+    kept_bytes: int = 0
+    """For logits over a vocabulary that a forward pass keeps, so that the backward pass need not compute them again."""
 
     def __init__(self, options: ConnectorOptions, sizes: Sizes) -> None:
         """Subclasses call this first; `options` is an instance of their `options_class`."""
@@ -61,6 +65,18 @@ class Connector(nn.Module):
     def workspace_bytes(self, num_tokens: int) -> float:
         """Bytes on a GPU, for so many visual tokens, that are neither saved tensors nor parameters nor gradients."""
         return 0.0
+
+    def kept_logits_bytes(self, num_tokens: int, budget: float) -> float:
+        """Bytes of the logits that so many visual tokens keep from the forward to the backward pass within a budget."""
+        return 0.0
+
+    @contextmanager
+    def same_weights(self) -> Iterator[None]:
+        """While this is open no weight changes, as in the micro-batches of one optimizer step.
+
+        What follows from weights alone may be computed once.
+        """
+        yield
 
     def reset_parameters(self) -> None:
         """Initialise the parameters that belong to this module itself."""

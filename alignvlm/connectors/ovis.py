@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -9,7 +11,7 @@ from alignvlm.connectors.base import Connector, Sizes
 from alignvlm.connectors.options import OvisOptions
 from alignvlm.connectors.registry import register
 from alignvlm.kernels import vocab_softmax
-from alignvlm.kernels.align import recomputed_flops, workspace_bytes
+from alignvlm.kernels.align import kept_logits_bytes, recomputed_flops, workspace_bytes
 
 
 @register
@@ -33,10 +35,14 @@ class OvisConnector(Connector):
     def workspace_bytes(self, num_tokens: int) -> float:
         return workspace_bytes(num_tokens, self.head)
 
+    def kept_logits_bytes(self, num_tokens: int, budget: float) -> float:
+        return kept_logits_bytes(num_tokens, self.head, budget)
+
     def reset_parameters(self) -> None:
         nn.init.normal_(self.head, std=0.02)
         nn.init.normal_(self.table, std=0.02)
 
     def forward(self, features: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        words = vocab_softmax(features.flatten(0, -2), self.head, self.table, normalize=False)  # [N, D]
+        options: dict[str, Any] = {"normalize": False, "kept_bytes": self.kept_bytes}
+        words = vocab_softmax(features.flatten(0, -2), self.head, self.table, **options)  # [N, D]
         return words.view(*features.shape[:-1], -1)

@@ -241,6 +241,9 @@ def _changes(recipe: Recipe, stage: StageConfig) -> Iterator[tuple[list[str], Re
     """Settings that save memory, the cheapest in time first: each alone, then one after the other together."""
     name = stage.name
     steps: list[tuple[str, Recipe, StageConfig]] = []
+    if recipe.train.kept_logits_gib:
+        nothing_kept = replace(recipe, train=replace(recipe.train, kept_logits_gib=0.0))
+        steps.append(("train.kept_logits_gib=0", nothing_kept, stage))
     if recipe.train.recompute != RecomputeConfig(1, 1):
         checkpointed = replace(recipe, train=replace(recipe.train, gradient_checkpointing=True))
         steps.append(("train.gradient_checkpointing=true", checkpointed, stage))
@@ -256,8 +259,10 @@ def _changes(recipe: Recipe, stage: StageConfig) -> Iterator[tuple[list[str], Re
     for text, changed, changed_stage in steps:
         key = text.partition("=")[0]
         texts = [*(other for other in texts if not other.startswith(f"{key}=")), text]
-        if changed is not recipe:
-            together = changed
+        for field in ("gradient_checkpointing", "kept_logits_gib"):
+            if getattr(changed.train, field) != getattr(recipe.train, field):
+                train = replace(together.train, **{field: getattr(changed.train, field)})
+                together = replace(together, train=train)
         for field in ("micro_batch_packs", "deepspeed"):
             if getattr(changed_stage, field) != getattr(stage, field):
                 together_stage = replace(together_stage, **{field: getattr(changed_stage, field)})

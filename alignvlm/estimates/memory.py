@@ -54,6 +54,9 @@ def estimate_memory(
     gpu["vision activations"] = pixels + activations.vision(tiles, network.parameters("vision", stage.trainable) > 0)
     gpu["language activations"] = activations.language(tokens)
     gpu["connector"] = activations.connector(tiles)
+    budget = recipe.train.kept_logits_gib * GIB
+    if kept := network.model.connector.kept_logits_bytes(tiles * dims.tokens_per_tile, budget):
+        gpu["kept logits"] = kept
     gpu["logits and loss"] = _loss(network, stage, min(recipe.train.loss_chunk, tokens), bytes_each)
     gpu["gathered weights, buckets"] = _buffers(network, stage.trainable, strategy, world_size, bytes_each)
     gpu["runtime"] = RUNTIME

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,10 @@ class Trainer:
     def config(self) -> AlignVLMConfig:
         return self.engine.module.config
 
+    def same_weights(self) -> AbstractContextManager[None]:
+        """For the micro-batches of one optimizer step: no weight changes while this is open."""
+        return self.model.connector.same_weights()
+
     def close(self) -> None:
         """Free the engine's memory and hooks, so that the next stage can build its own."""
         self.engine.destroy()
@@ -74,6 +78,7 @@ def build_trainer(
         )
     model.train()
     model.loss_chunk = recipe.train.loss_chunk
+    model.connector.kept_bytes = int(recipe.train.kept_logits_gib * 2**30)
     recompute_layers(model, recipe.train.recompute)
     fused = fuse_layers(model) if choose_fused_layers(recipe.model.fused_layers, world.device) else {}
     set_trainable(model, stage)

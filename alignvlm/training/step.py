@@ -101,22 +101,23 @@ def train_step(
     num_losses = world.size * len(micro_batches)
     divisor = max(1.0, counts.supervised) / num_losses
     total = torch.zeros((), dtype=torch.float64, device=world.device)
-    for micro_batch in micro_batches:
-        b = micro_batch.to(world.device)
-        output = trainer.engine(
-            input_ids=b.input_ids,
-            pixel_values=b.tiles,
-            position_ids=b.position_ids,
-            cu_seqlens=b.cu_seqlens,
-            max_seqlen=b.max_seqlen,
-            visual_positions=b.visual_positions,
-            target_positions=b.target_positions,
-            targets=b.targets,
-            num_items_in_batch=divisor,
-        )
-        trainer.engine.backward(output.loss)
-        trainer.engine.step()
-        total += output.loss.detach()
+    with trainer.same_weights():
+        for micro_batch in micro_batches:
+            b = micro_batch.to(world.device)
+            output = trainer.engine(
+                input_ids=b.input_ids,
+                pixel_values=b.tiles,
+                position_ids=b.position_ids,
+                cu_seqlens=b.cu_seqlens,
+                max_seqlen=b.max_seqlen,
+                visual_positions=b.visual_positions,
+                target_positions=b.target_positions,
+                targets=b.targets,
+                num_items_in_batch=divisor,
+            )
+            trainer.engine.backward(output.loss)
+            trainer.engine.step()
+            total += output.loss.detach()
     world.all_reduce(total)
     loss, grad_norm = _read(total, trainer.engine.get_global_grad_norm())
     return StepResult(

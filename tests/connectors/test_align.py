@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import layer_norm
 
 from alignvlm.connectors import AlignConnector, AlignOptions, Sizes
+from alignvlm.kernels.align import moments
 
 SIZES = Sizes(6, 8, 50)
 
@@ -109,6 +110,30 @@ def test_inference_forgets_its_moments_when_training_goes_on() -> None:
         trained.w2.data.mul_(2).add_(1).pow_(2)
         connector.eval()
         torch.testing.assert_close(connector(many, embedding), trained(many, embedding))
+
+
+def test_micro_batches_of_one_step_share_the_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    connector, features, embedding = make()
+    connector, features, embedding = connector.bfloat16(), features.bfloat16(), embedding.detach().bfloat16()
+    computed: list[torch.Tensor] = []
+    original = moments.vocab_moments
+    monkeypatch.setattr(moments, "vocab_moments", lambda w2: computed.append(w2) or original(w2))
+
+    def step(num_micro_batches: int) -> list[torch.Tensor]:
+        connector.zero_grad()
+        for i in range(num_micro_batches):
+            connector(features + i, embedding).float().square().sum().backward()
+        return [parameter.grad.clone() for parameter in connector.parameters()]
+
+    expected = step(3)
+    with connector.same_weights():
+        found = step(3)
+    assert len(computed) == 1
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    connector.w2.data.mul_(2).add_(1)  # as optimizers do, unseen by version counters
+    expected = step(1)
+    with connector.same_weights():
+        assert all(torch.equal(one, other) for one, other in zip(step(1), expected, strict=True))
 
 
 def test_statistics_are_left_once() -> None:

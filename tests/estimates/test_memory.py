@@ -117,6 +117,21 @@ def test_zeropp_keeps_a_second_partition() -> None:
     assert found.gpu["secondary weights (hpZ)"] == pytest.approx(2 * parameters / 8)
 
 
+def test_kept_logits_fill_their_budget_with_whole_blocks() -> None:
+    plain, _ = memory(2)
+    recipe = load_recipe("quickstart")
+    stage, network = next(iter(recipe.stages.values())), build_network(recipe)
+    row = (
+        2
+        * (stage.micro_batch_packs * stage.sequence_length // network.dims.tokens_per_tile)
+        * (network.dims.tokens_per_tile)
+    )
+    kept, _ = memory(2, f"train.kept_logits_gib={row * 1.5 * network.dims.vocab_size / 2**30}")
+    assert kept.gpu["kept logits"] == row * network.dims.vocab_size
+    assert kept.gpu_total == plain.gpu_total + kept.gpu["kept logits"]
+    assert "kept logits" not in memory(2, f"train.kept_logits_gib={row / 2**30}")[0].gpu
+
+
 def test_checkpointing_and_frozen_vision_keep_less() -> None:
     plain, _ = memory(2)
     checkpointed, _ = memory(2, "train.gradient_checkpointing=true")

@@ -36,6 +36,7 @@ def trainer_of(folder: Path, strategy: str, world: Any, **extra: Any) -> Trainer
     recipe = load_recipe(str(TINY), [
         "train.precision=bf16", f"train.deepspeed={strategy}", "train.processes=1",
         f"stages.connector.global_batch_packs={MICRO_BATCHES}", "stages.connector.max_grad_norm=0",
+        "train.kept_logits_gib=0.001",
     ])  # fmt: skip
     return build_trainer(recipe, recipe.stages["connector"], folder / "model", world, extra)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -81,7 +82,9 @@ class FakeEngine:
 def fake_trainer(*sums: float, overflow: bool = False) -> Any:
     """A trainer around `FakeEngine` with one parameter group of peak rate 0.5."""
     return SimpleNamespace(
-        engine=FakeEngine(*sums, overflow=overflow), groups=[Group("connector", 0.5, 0.1, ("connector.w",))]
+        engine=FakeEngine(*sums, overflow=overflow),
+        groups=[Group("connector", 0.5, 0.1, ("connector.w",))],
+        same_weights=nullcontext,
     )
 
 

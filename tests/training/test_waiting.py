@@ -82,7 +82,8 @@ def test_no_value_is_read_within_a_step_and_one_at_its_end(
     ]
     reads = []
     monkeypatch.setattr(step, "_read", lambda *values: reads.append(values) or (1.0, 1.0))
-    trainer: Any = SimpleNamespace(engine=MetaEngine(model), groups=[Group("connector", 0.5, 0.1, ("connector.w",))])
+    groups = [Group("connector", 0.5, 0.1, ("connector.w",))]
+    trainer: Any = SimpleNamespace(engine=MetaEngine(model), groups=groups, same_weights=model.connector.same_weights)
     world: Any = MetaWorld(device=META)
     with Copies() as copies:
         result = step.train_step(trainer, batches, world, 1.0, step.Votes())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignvlm.kernels.align.vocab_blocks import default_block
+from alignvlm.kernels.align.vocab_blocks import default_block, num_kept
 from alignvlm.kernels.matmul import wide_dtype
 
 
@@ -48,3 +48,10 @@ def workspace_bytes(num_tokens: int, w2: Tensor) -> float:
     width = w2.shape[1]
     block = default_block(num_tokens, len(w2), w2.dtype, torch.device("cuda"))
     return 4.0 * num_tokens * block * w2.dtype.itemsize + 8.0 * num_tokens * width + 8.0 * width**2
+
+
+def kept_logits_bytes(num_tokens: int, w2: Tensor, budget: float) -> float:
+    """Bytes of logits, in whole blocks, that a forward pass on a GPU keeps for its backward pass within a budget."""
+    block = default_block(num_tokens, len(w2), w2.dtype, torch.device("cuda"))
+    row = num_tokens * w2.dtype.itemsize
+    return float(row * min(len(w2), block * num_kept(num_tokens, len(w2), block, w2.dtype, budget)))

@@ -6,6 +6,7 @@ element-wise part is left to row kernels (rows_torch.py, rows_triton.py), matrix
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,7 +67,8 @@ class VocabBlocks(torch.autograd.Function):
                 statistics = swept_statistics(h, w2, settings.eps)
         block = settings.block or default_block(h.shape[0], w2.shape[0], h.dtype, h.device)
         kernels = row_kernels(h, statistics)
-        kept = _kept_logits(kernels.left, w2.shape[0], block, settings)
+        budget = settings.kept_bytes if settings.needs_grad else 0
+        kept = _kept_logits(kernels.left, w2.shape[0], block, budget)
         out, lse = _sweep_forward(kernels, w2, e, _affine(h, gamma, beta), block, kept)
         ctx.save_for_backward(h, w2, e, gamma, beta, out, lse, *kept)
         ctx.row_kernels, ctx.statistics, ctx.moments, ctx.block = row_kernels, statistics, moments, block
@@ -84,15 +86,17 @@ def _affine(h: Tensor, gamma: Tensor | None, beta: Tensor | None) -> VocabAffine
     return VocabAffine(*(None if part is None else part.to(wide) for part in (gamma, beta)))
 
 
-def _kept_logits(left: Tensor, vocab_size: int, block_size: int, settings: Settings) -> list[Tensor]:
-    """Memory for the logits of the first blocks, as many whole ones as the budget allows."""
-    kept, free = [], settings.kept_bytes if settings.needs_grad else 0
-    for block in blocks_of(vocab_size, block_size):
-        free -= len(left) * (block.stop - block.start) * left.dtype.itemsize
-        if free < 0:
-            break
-        kept.append(left.new_empty(len(left), block.stop - block.start))
-    return kept
+def num_kept(num_tokens: int, vocab_size: int, block: int, dtype: torch.dtype, budget: float) -> int:
+    """Blocks whose logits a forward pass keeps for its backward pass: the first ones, as many as the budget holds."""
+    sizes = [num_tokens * (rows.stop - rows.start) * dtype.itemsize for rows in blocks_of(vocab_size, block)]
+    return sum(total <= budget for total in itertools.accumulate(sizes))
+
+
+def _kept_logits(left: Tensor, vocab_size: int, block: int, budget: float) -> list[Tensor]:
+    """Memory [N, B] for the logits of these blocks."""
+    count = num_kept(len(left), vocab_size, block, left.dtype, budget)
+    blocks = itertools.islice(blocks_of(vocab_size, block), count)
+    return [left.new_empty(len(left), rows.stop - rows.start) for rows in blocks]
 
 
 def _sweep_forward(

@@ -10,6 +10,7 @@ import sys
 
 import torch
 
+from alignvlm.kernels import SharedMoments
 from tests.kernels.align.cases import problem, solve, worst_error
 
 SHAPES = ((1, 1, 1, 1), (2, 16, 4, 16), (5, 37, 3, 16), (131, 17, 8, 1024), (3, 523, 2, 1024))
@@ -65,7 +66,17 @@ def check_extremes(device: str) -> None:
     assert all(torch.isfinite(v).all() for k, v in solve(inputs, implementation="triton", block=8).items() if k != "h")
 
 
-CHECKS = (check_shapes, check_bfloat16, check_frozen, check_extremes)
+def check_kept_logits(device: str) -> None:
+    """The same bits, whether logits are kept or computed again, and from moments that are shared."""
+    inputs = problem(21, 83, 16, dtype=torch.bfloat16, device=device)
+    options = {"implementation": "triton", "block": 32}
+    expected = solve(inputs, **options)
+    for budget in (21 * 32 * 2, 10**6):
+        found = solve(inputs, kept_bytes=budget, moments=SharedMoments(), **options)
+        assert all(torch.equal(found[name], value) for name, value in expected.items()), budget
+
+
+CHECKS = (check_shapes, check_bfloat16, check_frozen, check_extremes, check_kept_logits)
 
 if __name__ == "__main__":
     for check in CHECKS:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
-from alignvlm.kernels.align import token_chunks, vocab_probabilities
+from alignvlm.kernels import Moments, SharedMoments, vocab_moments, vocab_softmax
+from alignvlm.kernels.align import moments as moments_module
+from alignvlm.kernels.align import token_chunks, vocab_blocks, vocab_probabilities
 from tests.kernels.align.cases import Products, make_upstream, problem, solve, worst_error
 
 VOCAB_BLOCKS = {"implementation": "vocab_blocks"}
@@ -261,6 +266,95 @@ def test_moments_are_reused() -> None:
         assert torch.equal(value, solve(inputs, block=16, **VOCAB_BLOCKS)[name]), name
 
 
+def _note(sizes: list[int], tensor: torch.Tensor) -> torch.Tensor:
+    sizes.append(tensor.numel())
+    return tensor
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("frozen", [(), ("e",), ("w2", "h"), ("h", "w2", "gamma", "beta")])
+def test_kept_logits_change_no_bit(normalize: bool, frozen: tuple[str, ...]) -> None:
+    inputs = problem(9, 70, 8, dtype=torch.float32)
+    for name in frozen:
+        inputs[name].requires_grad_(False)
+    options = {"block": 16, "normalize": normalize, **VOCAB_BLOCKS}
+    expected, one_block = solve(inputs, **options), 9 * 16 * 4
+    for budget, kept in ((one_block - 1, 0), (one_block, 16), (3 * one_block, 48), (10**9, 70)):
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(_note, sizes), lambda t: t):
+            found = solve(inputs, kept_bytes=budget, **options)
+        assert sum(size for size in sizes if size in (9 * 16, 9 * 6)) == 9 * kept
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), (name, budget)
+
+
+def test_kept_logits_spare_a_product_and_are_only_read() -> None:
+    inputs = problem(16, 96, 8)
+    unit = 2 * 16 * 96 * 8
+
+    def flops(budget: int) -> int:
+        with Products() as counted:
+            solve(inputs, block=32, kept_bytes=budget, **VOCAB_BLOCKS)
+        return counted.flops
+
+    assert flops(0) - flops(2 * 16 * 32 * 8) == unit * 2 // 3
+    out = vocab_softmax(**inputs, block=32, kept_bytes=10**6, **VOCAB_BLOCKS)
+    first, second = (
+        torch.autograd.grad(out, list(inputs.values()), make_upstream(out), retain_graph=True) for _ in range(2)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_kept_logits_do_not_outlive_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, kept = problem(9, 40, 8), list[weakref.ref]()
+    original = vocab_blocks._kept_logits
+
+    def remember(*arguments: Any) -> list[torch.Tensor]:
+        made = original(*arguments)
+        kept.extend(map(weakref.ref, made))
+        return made
+
+    monkeypatch.setattr(vocab_blocks, "_kept_logits", remember)
+
+    def alive() -> int:
+        gc.collect()
+        return sum(reference() is not None for reference in kept)
+
+    def run() -> torch.Tensor:
+        return vocab_softmax(**inputs, block=20, kept_bytes=10**6, **VOCAB_BLOCKS)
+
+    out = run()
+    assert (len(kept), alive()) == (2, 2)
+    out.sum().backward()
+    assert alive() == 0
+    out = checkpoint(run, use_reentrant=False)  # keeps nothing, but computes again what keeps them
+    assert (len(kept), alive()) == (4, 0)
+    out.sum().backward()
+    assert (len(kept), alive()) == (6, 0)
+    with torch.no_grad():
+        run()
+    assert len(kept) == 6
+
+
+def test_shared_moments_are_computed_once_and_gradients_pass_through_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[torch.Size] = []
+    original = moments_module.vocab_moments
+    monkeypatch.setattr(moments_module, "vocab_moments", lambda w2: computed.append(w2.shape) or original(w2))
+    shared = SharedMoments()
+    for seed in range(3):  # micro-batches of one step
+        inputs = problem(5, 40, 8, seed=seed) | {"w2": problem(5, 40, 8)["w2"]}
+        for name, value in solve(inputs, block=16, moments=shared, **VOCAB_BLOCKS).items():
+            assert torch.equal(value, solve(inputs, block=16, **VOCAB_BLOCKS)[name]), name
+    assert len(computed) == 1
+    solve(inputs, moments=SharedMoments(), **TOKEN_CHUNKS)  # has no use for them
+    assert len(computed) == 1
+    with pytest.raises(ValueError, match="moments belong to a width of 8"):
+        solve(problem(5, 40, 6), moments=shared, **VOCAB_BLOCKS)
+    shared.forget()
+    changed = inputs | {"w2": (2 * inputs["w2"]).detach().requires_grad_()}
+    assert worst_error(solve(changed, moments=shared, **VOCAB_BLOCKS), solve(changed, exactly=True)) < 1e-9
+
+
 @SWEEPS
 def test_part_of_a_vocabulary_with_the_statistics_of_all(sweep: dict) -> None:
     full, kept = problem(5, 60, 8), torch.tensor([50, 3, 7, 20, 21])
@@ -295,6 +389,7 @@ def matrices(dtype: torch.dtype) -> dict[str, torch.Tensor]:
         ({"gamma": torch.zeros(10, device="meta")}, "gamma is on meta"),
         ({"eps": -1.0}, "eps"),
         ({"block": 0}, "block"),
+        ({"kept_bytes": -1}, "kept_bytes"),
         ({"implementation": "fast"}, "implementation must be one of reference, token_chunks, vocab_blocks, triton"),
         (
             {**matrices(torch.bfloat16), "implementation": "token_chunks"},
