@@ -31,6 +31,7 @@ FREE_TO_CHANGE = (
 INITIAL = "init"
 """Name of stage 0, the model before any training."""
 EVALUATION = "evaluation"
+BENCHMARKS = "benchmarks"
 VIEW_SUFFIX = ".vocabulary.json"
 _STAGE_FOLDER = re.compile(r"(\d+)-(.+)")
 _CHECKPOINT = re.compile(r"step-(\d+)", re.ASCII)
@@ -77,6 +78,26 @@ class EvaluationFolder:
         return sorted(path for path in self.gallery.glob(f"*{VIEW_SUFFIX}") if name.fullmatch(path.name))
 
 
+class BenchmarkFolder:
+    """Replies and scores of one model on published benchmarks: `runs/<name>/<n>-<stage>/benchmarks`, or `--out`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.results = path / "results.json"
+
+    def replies(self, benchmark: str) -> Path:
+        """One line per question, in order."""
+        return self.path / f"{benchmark}.jsonl"
+
+    def unusable(self, benchmark: str) -> Path:
+        """One line per question that could not be asked; absent when there is none."""
+        return self.path / f"{benchmark}.unusable.jsonl"
+
+    def parts(self, benchmark: str, identity: str) -> Path:
+        """What ranks have answered, until the benchmark is finished."""
+        return self.path / "parts" / f"{benchmark}-{identity}"
+
+
 class StageFolder:
     """`runs/<name>/<number>-<stage>`; number 0, `init`, is the model before any training."""
 
@@ -86,6 +107,7 @@ class StageFolder:
         self.checkpoints = path / "checkpoints"
         self.skipped_steps = path / "skipped_steps.json"
         self.evaluation = EvaluationFolder(path / EVALUATION)
+        self.benchmarks = BenchmarkFolder(path / BENCHMARKS)
 
     @property
     def has_export(self) -> bool:
@@ -207,6 +229,11 @@ class Run:
 def evaluation_folder(export: Path, limit: int | None = None) -> Path:
     """Folder of the evaluation of an export, beside it; one of its own for the first `limit` samples of each task."""
     return export.parent / (EVALUATION if limit is None else f"{EVALUATION}-{limit}")
+
+
+def benchmark_folder(export: Path, limit: int | None = None) -> Path:
+    """Folder of the benchmarks of an export, beside it; one of its own for the first `limit` questions of each."""
+    return export.parent / (BENCHMARKS if limit is None else f"{BENCHMARKS}-{limit}")
 
 
 def run_of_export(export: Path) -> RunFolder:

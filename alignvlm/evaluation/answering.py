@@ -16,7 +16,11 @@ class Answerer(Protocol):
     """What answers items: a model, or a stand-in for one in tests."""
 
     def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
-        """One stripped answer per item, in order. Raises SampleError when one of them cannot be asked."""
+        """One answer per item, in order, as it was generated. Raises SampleError when one of them cannot be asked."""
+        ...
+
+    def visual_tokens(self, width: int, height: int) -> int:
+        """How many tokens a picture takes: prompts of like length are answered together."""
         ...
 
     def vocabulary_view(self, item: Item) -> dict[str, Any] | None:
@@ -69,6 +73,10 @@ class ModelAnswerer:
         new_tokens = output[:, batch["input_ids"].shape[1] :].tolist()
         return [self._decode(row) for row in new_tokens]
 
+    def visual_tokens(self, width: int, height: int) -> int:
+        """How many tokens a picture takes."""
+        return self.processor.spec.num_tokens(width, height)
+
     def vocabulary_view(self, item: Item) -> dict[str, Any] | None:
         """Top tokens per visual token of the item's first image."""
         from alignvlm.evaluation.vocabulary_view import vocabulary_view
@@ -77,7 +85,7 @@ class ModelAnswerer:
 
     def _decode(self, row: list[int]) -> str:
         end = next((i for i, token in enumerate(row) if token in self.stop_ids), len(row))
-        return self.processor.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+        return self.processor.tokenizer.decode(row[:end], skip_special_tokens=True)
 
 
 def load_export(folder: Path, device: Any) -> tuple[Any, Any]:

@@ -177,7 +177,8 @@ def _answer_part(
                     named = {name: row[name] for name in ("index", "turn", "key")}
                     rows.append(named | {"error": str(prediction)})
                 else:
-                    rows.append(row | {"prediction": prediction} | score(job.metrics, prediction, item.answers))
+                    said = prediction.strip()
+                    rows.append(row | {"prediction": said} | score(job.metrics, said, item.answers))
     with must_write(part, WAY_OUT):
         write_json_lines(part, [*rows, {"seconds": time.monotonic() - started}])
 

@@ -93,7 +93,7 @@ def check_alignvlm(line: Line, command: Command) -> None:
         command(*words)
     elif name in WITH_DRY_RUN:
         command(*words, *([] if arguments.dry_run else ["--dry-run"]))
-    elif hasattr(arguments, "overrides"):
+    elif hasattr(arguments, "overrides") and not getattr(arguments, "benchmark", None):  # which takes any export
         load_recipe(getattr(arguments, "recipe", None) or arguments.target, arguments.overrides)
     check_stage_folders(words)
 

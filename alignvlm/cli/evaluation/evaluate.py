@@ -1,21 +1,27 @@
-"""`alignvlm eval`: an exported model on the held-out tasks of a recipe."""
+"""`alignvlm eval`: an exported model on the held-out tasks of a recipe, or on published benchmarks."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alignvlm.cli.arguments import add_overrides, path, positive, processes, word
+from alignvlm.cli.evaluation import benchmarks
+
+BENCHMARK_MINUTES = 24 * 60.0
+"""How long ranks wait for the one that has the longest replies."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `eval` to the command line."""
     parser = subparsers.add_parser(
         "eval",
-        help="evaluate an exported model on held-out data",
-        description="Answer the tasks of a recipe's `evaluation` section by greedy decoding and score the answers. "
+        help="evaluate an exported model on held-out data or published benchmarks",
+        description="Answer the tasks of a recipe's `evaluation` section, or the questions of published benchmarks "
+        "(--benchmark docvqa --data FOLDER), by greedy decoding and score the answers. "
         "Results that are still valid are not computed again. Under a launcher (torchrun, DeepSpeed, srun) all "
         "processes share the samples.",
     )
@@ -31,6 +37,20 @@ def add_parser(subparsers: Any) -> None:
         "--stage", type=word, help="the export of this stage instead of the newest (init: before training)"
     )
     parser.add_argument("--task", type=word, action="append", metavar="NAME", help="only this task; may be repeated")
+    parser.add_argument(
+        "--benchmark", type=word, action="append", metavar="NAME", help="a published benchmark; may be repeated"
+    )
+    parser.add_argument(
+        "--data",
+        type=path,
+        action="append",
+        metavar="PATH",
+        help="file or folder of the benchmark, in any of its layouts; once for all of them, or once for each",
+    )
+    parser.add_argument(
+        "--flavour", type=word, metavar="NAME", help="whose prompts and metric: vlmevalkit, lmms_eval, docowl, official"
+    )
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="questions of a benchmark per batch and rank")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N samples of each task")
     parser.add_argument(
         "--processes", type=processes, default=1, metavar="P", help="processes to start on this machine"
@@ -45,33 +65,88 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate in this process, or start several that share the samples; rank 0 prints the table."""
     from alignvlm.errors import UserError
-    from alignvlm.evaluation.evaluate import evaluate
-    from alignvlm.evaluation.target import find_target
     from alignvlm.launch.local import end_with_launcher, is_launched, run_local
-    from alignvlm.run_folder import evaluation_folder
 
     end_with_launcher()
-    recipe, export = find_target(arguments.target, arguments.overrides, arguments.recipe, arguments.stage)
-    if not recipe.evaluation.tasks:
-        raise UserError(f"recipe {recipe.name!r} has no evaluation.tasks; name at least one held-out source there")
+    if not arguments.benchmark and (arguments.data or arguments.flavour or arguments.batch_size):
+        raise UserError("--data, --flavour and --batch-size belong to --benchmark NAME")
+    if arguments.benchmark and arguments.task:
+        raise UserError("--task belongs to a recipe's tasks, --benchmark to published files: give one of them")
+    prepare = _prepare_benchmarks if arguments.benchmark else _prepare_tasks
+    evaluate = prepare(arguments)
     if arguments.processes > 1 and not is_launched():
         return run_local(_same_command(arguments), arguments.processes)
-    out = arguments.out or evaluation_folder(export, arguments.limit)
-    options: dict[str, Any] = {"tasks": arguments.task, "limit": arguments.limit, "device": arguments.device}
     if not is_launched():
-        show(evaluate(export, recipe, out, progress=True, **options), out)
+        evaluate(True)
         return 0
     from alignvlm.training import distributed
 
-    world = distributed.start(recipe.train.timeout_minutes)
+    world = distributed.start(evaluate.keywords["timeout_minutes"])
     try:
-        options |= {"rank": world.rank, "world_size": world.size, "barrier": world.barrier}
-        results = evaluate(export, recipe, out, progress=True, **options)
-        if world.is_main:
-            show(results, out)
+        evaluate(world.is_main, rank=world.rank, world_size=world.size, barrier=world.barrier)
     finally:
         distributed.stop()
     return 0
+
+
+def _prepare_tasks(arguments: argparse.Namespace) -> partial[None]:
+    from alignvlm.errors import UserError
+    from alignvlm.evaluation.target import find_target
+    from alignvlm.run_folder import evaluation_folder
+
+    recipe, export = find_target(arguments.target, arguments.overrides, arguments.recipe, arguments.stage)
+    if not recipe.evaluation.tasks:
+        raise UserError(f"recipe {recipe.name!r} has no evaluation.tasks; name at least one held-out source there")
+    out = arguments.out or evaluation_folder(export, arguments.limit)
+    return partial(_evaluate_tasks, arguments, recipe, export, out, timeout_minutes=recipe.train.timeout_minutes)
+
+
+def _evaluate_tasks(
+    arguments: argparse.Namespace,
+    recipe: Any,
+    export: Path,
+    out: Path,
+    is_main: bool,
+    *,
+    timeout_minutes: float,
+    **world: Any,
+) -> None:
+    from alignvlm.evaluation.evaluate import evaluate
+
+    options: dict[str, Any] = {"tasks": arguments.task, "limit": arguments.limit, "device": arguments.device}
+    results = evaluate(export, recipe, out, progress=True, **options, **world)
+    if is_main:
+        show(results, out)
+
+
+def _prepare_benchmarks(arguments: argparse.Namespace) -> partial[None]:
+    from alignvlm.run_folder import benchmark_folder
+
+    export = benchmarks.find_export(arguments)
+    jobs = benchmarks.jobs_of(arguments)
+    out = arguments.out or benchmark_folder(export, arguments.limit)
+    return partial(_evaluate_benchmarks, arguments, export, jobs, out, timeout_minutes=BENCHMARK_MINUTES)
+
+
+def _evaluate_benchmarks(
+    arguments: argparse.Namespace,
+    export: Path,
+    jobs: Any,
+    out: Path,
+    is_main: bool,
+    *,
+    timeout_minutes: float,
+    **world: Any,
+) -> None:
+    from alignvlm.evaluation.benchmarks.run import announce, run_benchmarks
+
+    if is_main:
+        announce(jobs)
+    size = {"batch_size": arguments.batch_size} if arguments.batch_size else {}
+    results = run_benchmarks(export, jobs, out, device=arguments.device, progress=True, **size, **world)
+    if is_main:
+        benchmarks.show(results)
+        print(f"Replies and results.json: {out}")
 
 
 def show(results: dict[str, Any], out: Path) -> None:
@@ -99,7 +174,8 @@ def show(results: dict[str, Any], out: Path) -> None:
 def _same_command(arguments: argparse.Namespace) -> list[str]:
     """This command line for the processes that `run_local` starts."""
     line = [sys.executable, "-m", "alignvlm", "eval", arguments.target, *arguments.overrides]
-    for name in ("recipe", "stage", "limit", "device", "out"):
+    for name in ("recipe", "stage", "limit", "device", "out", "flavour", "batch_size", "task", "benchmark", "data"):
         value = getattr(arguments, name)
-        line += [f"--{name}", str(value)] if value is not None else []
-    return line + [word for task in arguments.task or () for word in ("--task", task)]
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        line += [word for each in values for word in (f"--{name.replace('_', '-')}", str(each))]
+    return line

@@ -1,11 +1,12 @@
-"""`alignvlm score`: scores without a model, of a file of reference cases."""
+"""`alignvlm score`: scores without a model, of stored replies or of a file of reference cases."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from alignvlm.cli.arguments import file
+from alignvlm.cli.arguments import file, word
 
 
 def add_parser(subparsers: Any) -> None:
@@ -13,19 +14,48 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "score",
         help="score stored replies without a model",
-        description="Compare the metrics of this package with a file of cases that another evaluator has scored: "
-        '{metric: [{"prediction": …, "references": …, "expected": …}]}. Every case that differs is printed; the exit '
-        "code is 0 when there is none, else 1.",
+        description="Score the replies that `alignvlm eval --benchmark` has stored, also by another flavour's metric; "
+        "or, with --vectors, compare the metrics of this package with a file of cases that another evaluator has "
+        'scored, {metric: [{"prediction": …, "references": …, "expected": …}]}: every case that differs is printed, '
+        "and the exit code is 0 when there is none, else 1.",
     )
-    parser.add_argument("--vectors", type=file, metavar="FILE", required=True, help="JSON file of reference cases")
+    parser.add_argument("replies", type=file, nargs="?", metavar="FILE", help="stored replies, `<benchmark>.jsonl`")
+    parser.add_argument(
+        "--benchmark", type=word, metavar="NAME", help="whose replies they are (default: the file's name)"
+    )
+    parser.add_argument("--flavour", type=word, metavar="NAME", help="whose metric (default: the benchmark's first)")
+    parser.add_argument("--vectors", type=file, metavar="FILE", help="JSON file of reference cases")
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Score the one file that is given."""
+    from alignvlm.errors import UserError
+
+    if (arguments.replies is None) == (arguments.vectors is None):
+        raise UserError("give either a file of stored replies, or --vectors FILE; see alignvlm score --help")
+    if arguments.vectors is not None:
+        return _compare(arguments.vectors)
+    _score(arguments.replies, arguments.benchmark or arguments.replies.stem, arguments.flavour)
+    return 0
+
+
+def _score(path: Path, name: str, flavour: str | None) -> None:
+    from alignvlm.cli.evaluation.benchmarks import show
+    from alignvlm.evaluation.benchmarks import find_benchmark
+    from alignvlm.evaluation.benchmarks.scoring import read_replies, score_rows
+
+    benchmark = find_benchmark(name)
+    flavour = benchmark.flavour(flavour)
+    entry = score_rows(benchmark, read_replies(path), flavour)
+    show({"benchmarks": {name: entry | {"title": benchmark.title, "flavour": flavour}}}, title=str(path))
+
+
+def _compare(path: Path) -> int:
     """Print every case that differs, and how many agree."""
     from alignvlm.metrics.vectors import differences, read_vectors
 
-    table = read_vectors(arguments.vectors)
+    table = read_vectors(path)
     total = sum(map(len, table.values()))
     different = 0
     for difference in differences(table):

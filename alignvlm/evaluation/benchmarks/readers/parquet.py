@@ -1,0 +1,136 @@
+"""Hugging Face datasets on disk: parquet files of one config and split, with images as structs of bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignvlm.errors import UserError
+from alignvlm.evaluation.benchmarks.readers.records import Record, Wanted
+
+BATCH = 16
+"""Rows that are in memory at once."""
+FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)^---\s*$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """Which part of a dataset a benchmark reads."""
+
+    splits: tuple[str, ...]
+    config: str | None = None
+    """None: whatever configs there are, such as the subjects of MMMU."""
+
+
+class ParquetReader:
+    """Rows of parquet files, a few at a time."""
+
+    layout = "huggingface"
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files, self.notes = list(files), list[str]()
+        self._lengths = [_open(file).metadata.num_rows for file in self.files]
+        self.size: int | None = sum(self._lengths)
+
+    def records(self, wanted: Wanted, end: int | None = None) -> Iterator[tuple[int, Record]]:
+        """Rows as Python values, the file's name in column `__file__`."""
+        number = 0
+        for file, length in zip(self.files, self._lengths, strict=True):
+            stop = number + length if end is None else min(number + length, end)
+            if any(wanted(n) for n in range(number, stop)):
+                yield from _rows(file, number, stop, wanted)
+            number += length
+
+    def end(self, limit: int) -> int:
+        """The rows are independent."""
+        return limit
+
+
+def open_parquet(path: Path, source: Parquet) -> ParquetReader:
+    """The files of the benchmark's split in a dataset folder, or one file.
+
+    Raises:
+        UserError: no file belongs to the split, or pyarrow is not installed.
+    """
+    if path.is_file():
+        return ParquetReader([path])
+    files = _of_card(path, source) or _of_names(path, source)
+    if not files:
+        found = sorted(str(file.relative_to(path)) for file in path.rglob("*.parquet"))
+        shown = ", ".join(found[:8]) + (", …" if len(found) > 8 else "")
+        config = f" of config {source.config!r}" if source.config else ""
+        raise UserError(f"{path}: no parquet file of split {' or '.join(source.splits)}{config} among {shown}")
+    return ParquetReader(files)
+
+
+def _of_card(root: Path, source: Parquet) -> list[Path]:
+    """Files that the dataset card (README.md) names for the config and the splits; [] where it names none."""
+    card = root / "README.md"
+    match = FRONT_MATTER.search(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+    if match is None:
+        return []
+    try:
+        configs = (yaml.safe_load(match[1]) or {}).get("configs") or []
+        entries = [
+            (str(entry["split"]), entry["path"])
+            for config in configs
+            if source.config is None or config.get("config_name", "default") == source.config
+            for entry in config.get("data_files") or []
+        ]
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{card}: its list of configs cannot be read ({' '.join(str(error).split())[:200]})") from error
+    globs = [
+        pattern
+        for split, patterns in entries
+        if split in source.splits
+        for pattern in ([patterns] if isinstance(patterns, str) else patterns)
+    ]
+    return _inside(root, sorted({file for pattern in globs for file in root.glob(pattern) if file.is_file()}))
+
+
+def _of_names(root: Path, source: Parquet) -> list[Path]:
+    """Files whose names begin with a split, in a folder of the config where there is one."""
+    pattern = re.compile(rf"(?:{'|'.join(map(re.escape, source.splits))})(?:-\d+.*)?\.parquet")
+    files = sorted(file for file in root.rglob("*.parquet") if pattern.fullmatch(file.name))
+    of_config = [file for file in files if source.config in file.relative_to(root).parts[:-1]]
+    others = [file for file in files if source.config is None or len(file.relative_to(root).parts) <= 2]
+    return of_config or [file for file in others if file.parent in (root, root / "data") or source.config is None]
+
+
+def _inside(root: Path, files: list[Path]) -> list[Path]:
+    for file in files:
+        if not file.resolve().is_relative_to(root.resolve()) and not file.is_symlink():
+            raise UserError(f"{root / 'README.md'} names {file}, which is outside of the folder")
+    return files
+
+
+def _rows(file: Path, first: int, stop: int, wanted: Wanted) -> Iterator[tuple[int, Record]]:
+    number = first
+    for batch in _open(file).iter_batches(batch_size=BATCH):
+        names = batch.schema.names
+        for row in range(batch.num_rows):
+            if number >= stop:
+                return
+            if wanted(number):
+                values = {name: batch.column(i)[row].as_py() for i, name in enumerate(names)}
+                yield number, Record(values | {"__file__": file.name}, f"{file}, row {number - first}")
+            number += 1
+
+
+def _open(file: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError("parquet files need pyarrow: pip install 'alignvlm[parquet]'") from error
+    try:
+        return pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(
+            f"{file}: not a parquet file that can be read ({' '.join(str(error).split())[:200]})"
+        ) from error

@@ -1,0 +1,82 @@
+"""A row of a benchmark's file, whatever the layout, and what every reader of such files offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from alignvlm.errors import UserError
+
+Wanted = Callable[[int], bool]
+"""Whether the row of a number, from 0, is needed: the others are passed over without being decoded."""
+
+
+class Record(dict[str, Any]):
+    """The columns of one row. A column that is not there is one line for the user, with the file."""
+
+    def __init__(self, values: dict[str, Any], place: str) -> None:
+        super().__init__(values)
+        self.place = place
+        """File and row, for messages."""
+
+    def __missing__(self, column: str) -> Any:
+        raise UserError(
+            f"{self.place}: there is no column {column!r}, only {', '.join(map(str, self))}; "
+            "is this the file of another benchmark?"
+        )
+
+    def text(self, column: str) -> str:
+        """A column as text. Raises UserError when it is empty (null)."""
+        value = self[column]
+        if value is None:
+            raise self.wrong(column, "is empty")
+        return str(value)
+
+    def texts(self, column: str) -> list[str]:
+        """A column that is a list of texts. Raises UserError when it is none, or has nothing in it."""
+        value = self[column]
+        if not isinstance(value, list) or not value:
+            raise self.wrong(column, f"must be a list with something in it, not {value!r:.80}")
+        return [str(member) for member in value]
+
+    def image(self, column: str) -> bytes | Path:
+        """An encoded image: the bytes of an image struct, or a file. Raises UserError when there is none."""
+        value = self[column]
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes | Path):
+            return value
+        raise self.wrong(column, "holds no image")
+
+    def wrong(self, column: str, what: str) -> UserError:
+        """An error about a column of this row."""
+        return UserError(f"{self.place}: column {column!r} {what}")
+
+
+class Reader(Protocol):
+    """An opened file, or several: nothing but its head has been read."""
+
+    layout: str
+    """Name of the layout, as results state it."""
+    files: list[Path]
+    """What is read, for results and messages."""
+    size: int | None
+    """Number of rows where it is known without reading them all."""
+    notes: list[str]
+    """What must be known about the files, for the results."""
+
+    def records(self, wanted: Wanted, end: int | None = None) -> Iterator[tuple[int, Record]]:
+        """(number, row) of the rows that are wanted, in file order, up to row `end`."""
+        ...
+
+    def end(self, limit: int) -> int:
+        """Where the first `limit` rows end, with rows that belong together kept together."""
+        ...
+
+
+def existing(path: Path, place: str, column: str) -> Path:
+    """An image file that is there. Raises UserError naming row and column."""
+    if not path.is_file():
+        raise UserError(f"{place}: the image of column {column!r} is not there: {path}")
+    return path

@@ -1,0 +1,87 @@
+"""Scores of stored replies: no model, no data. What a rank wrote, a file of another run, or a merged one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignvlm.errors import UserError
+from alignvlm.evaluation.benchmarks.base import Benchmark, Scores
+from alignvlm.metrics.bootstrap import confidence_interval
+
+ROW = {"index", "id", "reply", "gold"}
+"""What a line of stored replies has at least."""
+
+
+def read_replies(path: Path) -> list[dict[str, Any]]:
+    """Stored replies in order. Raises UserError for a file that holds something else, or nothing."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            missing = ROW - set(row)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: not a stored reply ({error})") from error
+        if missing:
+            raise UserError(f"{path}, line {number}: a stored reply has {', '.join(sorted(ROW))}, not {sorted(row)}")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path}: there are no replies in it")
+    return sorted(rows, key=lambda row: row["index"])
+
+
+def score_rows(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], flavour: str) -> dict[str, Any]:
+    """Scores in percent of all rows, with the headline's 95 % interval by bootstrap over the benchmark's units.
+
+    Returns:
+        `score` (the headline), `headline` (its name), `interval` ([low, high]), `scores` (all by name), `items`,
+        `units`, `notes`. Without rows every score is 0.
+
+    Raises:
+        UserError: a row is of another benchmark.
+    """
+    try:
+        units = benchmark.units(rows, flavour)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"these replies are not of benchmark {benchmark.name!r} ({type(error).__name__}: {error})"
+        ) from error
+    scores = {name: 100.0 * float(value) for name, value in _scores(benchmark, units).items()}
+    return {
+        "score": scores.get(benchmark.headline, 0.0),
+        "headline": benchmark.headline,
+        "interval": _interval(benchmark, units) if units else [0.0, 0.0],
+        "scores": scores,
+        "items": len(rows),
+        "units": len(units),
+        "notes": benchmark.notes(rows),
+    }
+
+
+def _scores(benchmark: Benchmark, units: Sequence[Scores]) -> dict[str, Any]:
+    if not units:
+        return {}
+    above, below = ({name: math.fsum(u[name][i] for u in units if name in u) for name in _names(units)} for i in (0, 1))
+    return benchmark.combine({name: above[name] / below[name] if below[name] else 0.0 for name in above})
+
+
+def _interval(benchmark: Benchmark, units: Sequence[Scores]) -> list[float]:
+    import numpy as np
+
+    names = _names(units)
+    parts = np.array([[side for name in names for side in unit.get(name, (0.0, 0.0))] for unit in units], dtype=float)
+
+    def headline(sums: np.ndarray) -> np.ndarray:
+        above, below = sums[:, 0::2], sums[:, 1::2]
+        rates = above / np.where(below == 0, 1.0, below)
+        return benchmark.combine({name: rates[:, i] for i, name in enumerate(names)})[benchmark.headline]
+
+    return [100.0 * limit for limit in confidence_interval(parts, headline)]
+
+
+def _names(units: Iterable[Scores]) -> list[str]:
+    """Names of all scores, in the order of their first appearance."""
+    return list(dict.fromkeys(name for unit in units for name in unit))
