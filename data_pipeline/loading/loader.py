@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.loading.collate import MicroBatch
+from data_pipeline.loading.far import is_far
 from data_pipeline.loading.ledger import Ledger
 from data_pipeline.loading.tile_memory import TileMemory
 from data_pipeline.loading.worker import MicroBatches, WorkItem, WorkResult, prepare_process
@@ -19,6 +23,9 @@ from data_pipeline.order.plan import Plan, Position
 from data_pipeline.samples.schema import Encoder
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sources import Source
+
+ITEMS_AHEAD, DOCUMENTS_AHEAD = 16, 96
+"""Work items of the same process, and documents of them at most, that an item names for reading ahead."""
 
 
 class _WorkItems(Sampler[WorkItem]):
@@ -32,18 +39,39 @@ class _WorkItems(Sampler[WorkItem]):
         micro_batch_packs: int,
         memory: TileMemory | None,
         tile_bytes: int,
+        stride: int,
     ) -> None:
         self.plan, self.start, self.micro_batch_packs = plan, start, micro_batch_packs
         self.rank, self.world_size = ranks
-        self.memory, self.tile_bytes = memory, tile_bytes
+        self.memory, self.tile_bytes, self.stride = memory, tile_bytes, stride
 
     def __iter__(self) -> Iterator[WorkItem]:
+        """Processes get items in turn: where samples lie far away, an item names those of its process' next items."""
+        if not self.stride:
+            yield from map(self._with_memory, self._items())
+            return
+        coming: deque[WorkItem] = deque()
+        items = self._items()
+        while True:
+            coming += islice(items, self.stride * ITEMS_AHEAD + 1 - len(coming))
+            if not coming:
+                return
+            item = coming.popleft()
+            following = [each.documents[:, :2] for each in list(coming)[self.stride - 1 :: self.stride]]
+            ahead = np.concatenate([item.documents[:0, :2], *following])[:DOCUMENTS_AHEAD]
+            yield self._with_memory(replace(item, ahead=ahead))
+
+    def _with_memory(self, item: WorkItem) -> WorkItem:
+        if self.memory is None:
+            return item
+        return replace(item, block=self.memory.allocate(int(item.documents[:, 3].sum()) * self.tile_bytes))
+
+    def _items(self) -> Iterator[WorkItem]:
         for batch in self.plan.batches(self.start):
             for packs in batch.micro_batches(self.world_size, self.micro_batch_packs)[:, self.rank]:
                 mine = batch.packs.take(packs)
-                block = None if self.memory is None else self.memory.allocate(int(mine.tiles.sum()) * self.tile_bytes)
                 documents = np.stack([mine.source, mine.index, mine.tokens, mine.tiles], axis=1)
-                yield WorkItem(batch.step, batch.epoch, documents, block)
+                yield WorkItem(batch.step, batch.epoch, documents, None)
 
 
 class Loader:
@@ -142,8 +170,10 @@ def build_loader(
             "worker_init_fn": prepare_process,
             "multiprocessing_context": "fork",  # they share the memory, and their parent is this process
         }
-    items = _WorkItems(plan, start, (rank, world_size), micro_batch_packs, memory, 3 * encoder.tile_size**2)
-    dataset = MicroBatches(_readers(plan.sources), encoder)
+    readers = _readers(plan.sources)
+    stride = max(num_workers, 1) if any(map(is_far, readers)) else 0
+    items = _WorkItems(plan, start, (rank, world_size), micro_batch_packs, memory, 3 * encoder.tile_size**2, stride)
+    dataset = MicroBatches(readers, encoder, num_workers)
     loader = DataLoader(
         dataset, batch_size=None, sampler=items, num_workers=num_workers, pin_memory=pin_memory, **processes
     )

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from data_pipeline.errors import LoadError
 from data_pipeline.loading.collate import MicroBatch, collate
+from data_pipeline.loading.far import FarReads, is_far
 from data_pipeline.loading.malloc import keep_memory
 from data_pipeline.loading.tile_memory import Block
 from data_pipeline.parallel import end_with_parent, single_threaded
@@ -44,6 +45,9 @@ class WorkItem:
     """int64 [D, 4]: source number, sample number, tokens and tiles of each document."""
     block: Block | None
     """Shared memory for the tiles; None where there is none."""
+    ahead: np.ndarray | None = None
+    """int64 [D, 2]: source and sample number of the documents that the same process will most likely need next; None
+    where all sources are local."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,9 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
     A LoadError is returned: raised in a loader process, it would come back wrapped in that process' traceback.
     """
 
-    def __init__(self, readers: list[SourceReader], encoder: Encoder) -> None:
+    def __init__(self, readers: list[SourceReader], encoder: Encoder, workers: int = 0) -> None:
         self.readers, self.encoder = readers, encoder
+        self._far = FarReads(readers, workers) if any(map(is_far, readers)) else None
 
     def __getitem__(self, item: WorkItem) -> WorkResult | LoadError:
         try:
@@ -90,6 +95,8 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
 
     def _work(self, item: WorkItem) -> WorkResult:
         encoded, keys, bad = [], [], []
+        if self._far is not None:
+            self._far.begin(item.documents, item.ahead)
         with ThreadPoolExecutor(1, "read") as thread:
             for document in self._reading(item.documents, thread):
                 name, entry = document.reader.name, document.entry
@@ -108,7 +115,8 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
         for source, number, tokens, tiles in documents.tolist():
             reader = self.readers[source]
             entry = reader.entry(number)
-            ahead.append(_Document(reader, entry, tokens, tiles, thread.submit(reader.read, entry)))
+            read_range = None if self._far is None else self._far.read_range(source)
+            ahead.append(_Document(reader, entry, tokens, tiles, thread.submit(reader.read, entry, read_range)))
             if len(ahead) > READ_AHEAD:
                 yield ahead.popleft()
         yield from ahead

@@ -6,8 +6,9 @@ import json
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from data_pipeline.shards.storage import Storage, open_storage
 from data_pipeline.stores.object_storage import ObjectStorage
 
 MAX_OPEN_INDEXES = 256
+ReadRange = Callable[[str, int, int], bytes]
+"""(name of a shard, offset, size) -> bytes."""
 _TEXT_MEMBERS = ("json", "txt")
 
 
@@ -82,6 +85,7 @@ class SourceReader:
             self.storage.pin({shard.name: shard.size for shard in self.manifest.shards}, self.manifest.etags)
         self.shard_starts = self.manifest.shard_starts()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return int(self.shard_starts[-1])
@@ -91,10 +95,21 @@ class SourceReader:
         entry = self.entry(number)
         return self.decode(entry, self.read(entry))
 
-    def read(self, entry: IndexEntry) -> dict[str, bytes]:
-        """The members that make a sample, by one ranged read, checksums verified. Raises SampleError."""
+    def read(self, entry: IndexEntry, read_range: ReadRange | None = None) -> dict[str, bytes]:
+        """The members that make a sample, by one ranged read, checksums verified. Raises SampleError.
+
+        `read_range` is called in the place of the storage's own.
+        """
+        return self._members(entry, self._wanted(entry), read_range)
+
+    def span(self, entry: IndexEntry) -> tuple[int, int] | None:
+        """The bytes [begin, end) of the shard that `read` reads; None when it reads none, or raises SampleError."""
+        wanted = self._wanted(entry)
+        return None if not wanted or _too_large(wanted) else _span(wanted)
+
+    def _wanted(self, entry: IndexEntry) -> dict[str, tuple[int, int, int]]:
         wanted = [*image_members(entry.members), *(name for name in _TEXT_MEMBERS if name in entry.members)]
-        return self._members(entry, {extension: entry.members[extension] for extension in wanted})
+        return {extension: entry.members[extension] for extension in wanted}
 
     def decode(self, entry: IndexEntry, data: Mapping[str, bytes]) -> Sample:
         """The sample of what `read` returned. Raises SampleError when it cannot be used."""
@@ -132,13 +147,16 @@ class SourceReader:
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)} in source {self.name!r}")
         shard = int(np.searchsorted(self.shard_starts, number, side="right")) - 1
-        index = self._indexes.get(shard)
-        if index is None:
-            index = self._indexes[shard] = ShardIndex(self.storage, self._index_storage, self.manifest.shards[shard])
-            if len(self._indexes) > MAX_OPEN_INDEXES:
-                self._indexes.popitem(last=False)
-        else:
-            self._indexes.move_to_end(shard)
+        with self._lock:
+            index = self._indexes.get(shard)
+            if index is not None:
+                self._indexes.move_to_end(shard)
+        if index is None:  # two threads may both read it, which is harmless; neither waits for the other
+            index = ShardIndex(self.storage, self._index_storage, self.manifest.shards[shard])
+            with self._lock:
+                self._indexes[shard] = index
+                if len(self._indexes) > MAX_OPEN_INDEXES:
+                    self._indexes.popitem(last=False)
         return index[number - int(self.shard_starts[shard])]
 
     def label(self, number: int) -> str:
@@ -146,27 +164,25 @@ class SourceReader:
         return entry_label(self.name, self.entry(number))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_indexes": OrderedDict()}
+        return {**self.__dict__, "_indexes": OrderedDict(), "_lock": None}
 
-    def _members(self, entry: IndexEntry, wanted: Mapping[str, tuple[int, int, int]]) -> dict[str, bytes]:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=Lock())
+
+    def _members(
+        self, entry: IndexEntry, wanted: Mapping[str, tuple[int, int, int]], read_range: ReadRange | None = None
+    ) -> dict[str, bytes]:
         """Bytes of these members by one ranged read, checksums verified."""
         if not wanted:
             return {}
-        for extension, (_, size, _) in wanted.items():
-            limit = MAX_JSON_BYTES if extension in _TEXT_MEMBERS else MAX_IMAGE_BYTES
-            if size > limit:
-                raise SampleError(f"member .{extension} has {size:,} bytes; at most {limit:,} are read")
-        begin = min(offset for offset, _, _ in wanted.values())
-        end = max(offset + size for offset, size, _ in wanted.values())
-        block = memoryview(self.storage.read_range(entry.shard, begin, end - begin))
-        data = {}
-        for extension, (offset, size, crc) in wanted.items():
-            member = bytes(block[offset - begin : offset - begin + size])
-            if zlib.crc32(member) != crc:
-                raise SampleError(
-                    f"member .{extension} does not match its checksum: the shard changed after it was indexed"
-                )
-            data[extension] = member
+        if error := _too_large(wanted):
+            raise SampleError(error)
+        begin, end = _span(wanted)
+        data, wrong = _cut((read_range or self.storage.read_range)(entry.shard, begin, end - begin), begin, wanted)
+        if wrong and self.storage.local_path(entry.shard) is None:  # damaged on the way: read once more
+            data, wrong = _cut(self.storage.read_range(entry.shard, begin, end - begin), begin, wanted)
+        if wrong:
+            raise SampleError(f"member .{wrong} does not match its checksum: the shard changed after it was indexed")
         return data
 
     def _conversation(
@@ -197,3 +213,28 @@ class SourceReader:
         if num_images != 1:
             raise SampleError(f"an image-caption pair has one image, this one has {num_images}")
         return caption_messages(caption, self.prompt), meta
+
+
+def _too_large(wanted: Mapping[str, tuple[int, int, int]]) -> str:
+    """What is wrong with the sizes of members; empty when nothing is."""
+    for extension, (_, size, _) in wanted.items():
+        limit = MAX_JSON_BYTES if extension in _TEXT_MEMBERS else MAX_IMAGE_BYTES
+        if size > limit:
+            return f"member .{extension} has {size:,} bytes; at most {limit:,} are read"
+    return ""
+
+
+def _span(wanted: Mapping[str, tuple[int, int, int]]) -> tuple[int, int]:
+    """The bytes [begin, end) that hold all members."""
+    return min(offset for offset, _, _ in wanted.values()), max(offset + size for offset, size, _ in wanted.values())
+
+
+def _cut(data: bytes, begin: int, wanted: Mapping[str, tuple[int, int, int]]) -> tuple[dict[str, bytes], str]:
+    """The members in bytes of a shard from `begin` on, and the first of them with another checksum, or ""."""
+    block, members = memoryview(data), {}
+    for extension, (offset, size, crc) in wanted.items():
+        member = bytes(block[offset - begin : offset - begin + size])
+        if zlib.crc32(member) != crc:
+            return {}, extension
+        members[extension] = member
+    return members, ""

@@ -1,0 +1,68 @@
+"""What a loader process reads from object stores: the samples of its work item, and those of its next items ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.shards.reader import ReadRange, SourceReader
+from data_pipeline.stores.fetch_ahead import FetchAhead, Range, node_processes, reads_in_flight
+from data_pipeline.stores.object_storage import ObjectStorage
+
+
+def is_far(reader: SourceReader) -> bool:
+    """Whether a source lies in an object store."""
+    return isinstance(reader.storage, ObjectStorage)
+
+
+class FarReads:
+    """The reads of one process, made in the order of its work items. Made before a fork, used after it.
+
+    Args:
+        workers: loader processes of this rank.
+    """
+
+    def __init__(self, readers: Sequence[SourceReader], workers: int) -> None:
+        self.readers, self.workers = readers, workers
+        self._fetch: FetchAhead | None = None
+        self._thread: ThreadPoolExecutor | None = None
+
+    def begin(self, documents: np.ndarray, ahead: np.ndarray | None) -> None:
+        """Start a work item: read its documents int64 [D, …] (source, sample, …), and then those of `ahead`."""
+        if self._fetch is None or self._thread is None:
+            self._fetch = FetchAhead(reads_in_flight(node_processes(self.workers)))
+            self._thread = ThreadPoolExecutor(1, "ahead")
+        now = list(self._ranges(documents))
+        generation = self._fetch.expect(now)
+        if ahead is not None:
+            self._thread.submit(self._foresee, generation, now, ahead)
+
+    def read_range(self, source: int) -> ReadRange | None:
+        """How a source's shards are read; None for one that is not far away."""
+        storage = self.readers[source].storage
+        return partial(self._take, storage) if isinstance(storage, ObjectStorage) else None
+
+    def _take(self, storage: ObjectStorage, name: str, offset: int, size: int) -> bytes:
+        assert self._fetch is not None
+        return self._fetch.take(Range(storage, name, offset, offset + size))
+
+    def _foresee(self, generation: int, now: list[Range], ahead: np.ndarray) -> None:
+        """In a thread of its own: indexes of the shards that come next may have to be fetched."""
+        assert self._fetch is not None
+        try:
+            self._fetch.foresee(generation, now, list(self._ranges(ahead)))
+        except DataError:
+            return  # whoever needs the sample says so
+
+    def _ranges(self, documents: np.ndarray) -> Iterable[Range]:
+        for source, number in documents[:, :2].tolist():
+            reader = self.readers[source]
+            if isinstance(reader.storage, ObjectStorage):
+                entry = reader.entry(number)
+                span = reader.span(entry)
+                if span is not None:
+                    yield Range(reader.storage, entry.shard, *span)
