@@ -60,7 +60,7 @@ def check_export(folder: Path) -> None:
     if (folder / WEIGHTS_INDEX).is_file():
         names = read_needed(folder / WEIGHTS_INDEX, _read_index, way_out)
     for name in names:
-        read_needed(folder / name, _check_weights, way_out)
+        read_needed(folder / name, read_tensor_places, way_out)
 
 
 def _way_out(folder: Path) -> str:
@@ -88,17 +88,22 @@ def _read_index(path: Path) -> list[str]:
     return sorted(set(content["weight_map"].values()))
 
 
-def _check_weights(path: Path) -> None:
-    """Compare a safetensors file's size with its header: 8 bytes of length, JSON with the tensors' places, numbers."""
+def read_tensor_places(path: Path) -> tuple[int, dict[str, Any]]:
+    """(first byte of the numbers, {name: dtype, shape, offsets}) of a safetensors file whose size is right.
+
+    Its parts are 8 bytes of length, JSON with the tensors' places, numbers. Raises what damage makes it raise.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > size - 8:
             raise ValueError(f"its header is cut off, it has {size:,} bytes")
         header = json.loads(file.read(length))
-    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    if size != 8 + length + max(ends, default=0):
-        raise ValueError(f"it has {size:,} bytes and should have {8 + length + max(ends, default=0):,}")
+    tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+    end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    if size != end:
+        raise ValueError(f"it has {size:,} bytes and should have {end:,}")
+    return 8 + length, tensors
 
 
 def _follow_umask(folder: Path) -> None:

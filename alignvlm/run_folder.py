@@ -104,6 +104,7 @@ class StageFolder:
     def __init__(self, path: Path, number: int, name: str) -> None:
         self.path, self.number, self.name = path, number, name
         self.export = path / "export"
+        self.masters = path / "masters.safetensors"
         self.checkpoints = path / "checkpoints"
         self.skipped_steps = path / "skipped_steps.json"
         self.evaluation = EvaluationFolder(path / EVALUATION)
@@ -189,9 +190,9 @@ class Run:
         """Folders of the initial model and of all stages of the recipe, whether they exist or not."""
         return [self.initial, *map(self.stage_folder, self.recipe.stages.values())]
 
-    def start_of(self, stage: StageConfig) -> Path:
-        """The export that a stage starts from."""
-        return self.stage_folders()[stage.number - 1].export
+    def folder_before(self, stage: StageConfig) -> StageFolder:
+        """Folder of the stage, or of the initial model, that a stage starts from."""
+        return self.stage_folders()[stage.number - 1]
 
     def newest_export(self) -> Path | None:
         """Export of the last stage that has one."""

@@ -18,6 +18,7 @@ from alignvlm.training.callbacks import Callback, StageState
 from alignvlm.training.callbacks.bad_numbers import agreed_skips
 from alignvlm.training.checkpoints import elastic
 from alignvlm.training.checkpoints.export import export_stage
+from alignvlm.training.checkpoints.masters import load_masters, save_masters
 from alignvlm.training.checkpoints.store import CheckpointInfo, CheckpointStore
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer, build_trainer
@@ -67,6 +68,8 @@ def train_stage(
         restore_callbacks(callbacks, found)
         run_steps(state, processor)
         if state.stop_reason is None:
+            if recipe.train.precision == "bf16" and stage.number < len(recipe.stages):
+                save_masters(trainer.engine, run.folder_before(stage), folder, world)
             export_stage(trainer.model, processor, folder.export, world)
     finally:
         trainer.close()
@@ -80,22 +83,25 @@ def resume_trainer(
 
     Raises:
         UserError: when the data is not what the checkpoint was trained on.
-        DataError: the export of the stage before is damaged.
+        DataError: what the stage before has left is damaged.
     """
-    start = run.start_of(stage)
+    before = run.folder_before(stage)
     if found is not None:
         check_position(found, plan)
-    check_export(start)
+    check_export(before.export)
     if found is None:
-        return build_trainer(run.recipe, stage, start, world)
+        trainer = build_trainer(run.recipe, stage, before.export, world)
+        if run.recipe.train.precision == "bf16":
+            load_masters(trainer.engine, before, world)
+        return trainer
     if found.state["world_size"] == world.size:
-        trainer = build_trainer(run.recipe, stage, start, world)
+        trainer = build_trainer(run.recipe, stage, before.export, world)
         store.load(trainer.engine, found)
         return trainer
     if world.is_main:
         say(f"{found.folder}: converting from {found.state['world_size']} to {world.size} ranks")
     universal = elastic.convert(found, world)
-    trainer = build_trainer(run.recipe, stage, start, world, elastic.UNIVERSAL)
+    trainer = build_trainer(run.recipe, stage, before.export, world, elastic.UNIVERSAL)
     elastic.load(trainer.engine, universal, trainer.groups)
     return trainer
 

@@ -1,23 +1,31 @@
-"""One rank in bf16 under ZeRO-1, 2 and 3: a gradient that is not finite, and the sum of many gradients.
+"""bf16 under ZeRO-1, 2 and 3: fp32 masters from stage to stage, a gradient that is not finite, sums of gradients.
 
-Argument: the folder to work in; results.json is written there. Started by test_bf16.py.
+Two ranks hand masters on; then rank 0 goes on alone. Argument: the folder to work in; results.json is written there.
+Started by test_bf16.py.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+from safetensors.torch import save_file
 
 from alignvlm.config import load_recipe
 from alignvlm.model import AlignVLMForConditionalGeneration
 from alignvlm.model.attention import SDPA
+from alignvlm.run_folder import Run
 from alignvlm.training import distributed
+from alignvlm.training.checkpoints.export import export_stage
+from alignvlm.training.checkpoints.masters import save_masters
+from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer, build_trainer
+from alignvlm.training.stage import resume_trainer
 from alignvlm.training.step import Votes, train_step
 from data_pipeline.loading.collate import MicroBatch, collate
 from tests.jobs import TINY
@@ -102,8 +110,63 @@ def error(found: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) ->
     return float(norm([found[n] - reference[n] for n in reference]) / norm(list(reference.values())))
 
 
+def run_of(folder: Path, strategy: str) -> Run:
+    """A run of two stages, with four packs a step."""
+    return Run(load_recipe(str(TINY), [
+        f"name={strategy}", f"runs={folder}", f"train.deepspeed={strategy}", "train.precision=bf16",
+        "stages.connector.global_batch_packs=4", "stages.instruct.global_batch_packs=4",
+    ]))  # fmt: skip
+
+
+def masters(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """fp32 weights of what the stage trains."""
+    return {n: safe_get_full_fp32_param(p).clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def begin(run: Run, stage: str, world: World) -> Trainer:
+    """The engine of a stage that has no checkpoint."""
+    plan: Any = None
+    return resume_trainer(run, run.recipe.stages[stage], world, plan, plan, None)
+
+
+def hand_on(folder: Path, strategy: str, world: World) -> dict[str, torch.Tensor]:
+    """Train and export the first stage, begin the second and export it too; the masters of both at these moments."""
+    run = run_of(folder, strategy)
+    connector, instruct = (run.stage_folder(stage) for stage in run.recipe.stages.values())
+    model, processor = tiny_model()
+    if world.is_main:
+        model.save_pretrained(run.initial.export)
+        processor.save_pretrained(run.initial.export)
+    world.barrier()
+    trainer = begin(run, "connector", world)
+    train_step(trainer, micro_batches()[world.rank : 4 : world.size], world, 1.0, Votes())
+    kept = {f"last/{name}": value for name, value in masters(trainer).items()}
+    save_masters(trainer.engine, run.initial, connector, world)
+    export_stage(trainer.model, processor, connector.export, world)
+    trainer.close()
+    trainer = begin(run, "instruct", world)
+    kept |= {f"first/{name}": value for name, value in masters(trainer).items()}
+    train_step(trainer, micro_batches()[world.rank : 4 : world.size], world, 1.0, Votes())
+    kept |= {f"trained/{name}": value for name, value in masters(trainer).items()}
+    save_masters(trainer.engine, connector, instruct, world)
+    trainer.close()
+    return kept
+
+
 def main(folder: Path) -> None:
     world = distributed.start(timeout_minutes=2)
+    kept = {strategy: hand_on(folder, strategy, world) for strategy in ("zero2", "cpu_zero3")}
+    distributed.stop()
+    if not world.is_main:
+        return
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name)
+    world = distributed.start(timeout_minutes=2)
+    for strategy, tensors in kept.items():
+        trainer = begin(run_of(folder, strategy), "instruct", world)
+        tensors |= {f"alone/{name}": value for name, value in masters(trainer).items()}
+        trainer.close()
+        save_file(tensors, folder / f"{strategy}.safetensors")
     tiny_model()[0].save_pretrained(folder / "model")
     results: dict[str, Any] = {}
     for strategy in ("zero1", "zero2", "cpu_zero3"):
