@@ -19,7 +19,9 @@ LASTING = frozenset(
     }
 )  # fmt: skip
 """Errors of the system that come again when the same command is started again: of permissions, names and space."""
-PASSING = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.EINTR})
+PASSING = frozenset(
+    {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ECONNRESET, errno.ETIMEDOUT}
+)
 """Errors of disks and networks that another start may not meet."""
 
 

@@ -18,6 +18,7 @@ from alignvlm.report.report import build_report
 from alignvlm.run_folder import Run, StageFolder
 from alignvlm.system.home import ensure_home
 from alignvlm.system.lease import Lease
+from alignvlm.system.waiting import Waiting
 from alignvlm.training import distributed
 from alignvlm.training.callbacks import Callback
 from alignvlm.training.callbacks.bad_numbers import BadNumbers
@@ -70,11 +71,15 @@ def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = ()) -> in
     lease = Lease(run.folder.path)
     signals = Signals(before_exit=lease.release, before_save=lease.announce_end)
     with lease if is_main else nullcontext():
-        if is_main:
-            with signals:
-                prepare(run)
-        # Ranks wait here for rank 0, in code that no handler of Python interrupts: a signal has its default action.
-        world = distributed.start(recipe.train.timeout_minutes)
+        with Waiting() as waiting:
+            if is_main:
+                with signals:
+                    prepare(run)
+                waiting.go_on()
+            else:
+                waiting.wait()
+            # No handler of Python interrupts the code in which ranks meet: a signal has its default action.
+            world = distributed.start(recipe.train.timeout_minutes)
         try:
             world.barrier()
             tracker = Tracker(run) if world.is_main else None
