@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from data_pipeline.shards.sidecars import beside, publish, searched, writable_pl
 
 _CHUNK = (256, 20_000)
 """Fewest and most samples that one measuring task takes."""
+PART_SECONDS = 30.0
+"""How often what is measured so far is saved."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ def measure_source(
     """Measure every sample of a folder unless it was done before; returns the file `measures-<fingerprint>.npy`.
 
     It lies beside the shards, or in a cache folder where they cannot be written (sidecars.py). Samples that cannot be
-    measured get 0 tokens and a line in `measures-<fingerprint>.bad.jsonl`. Damaged measures are made anew.
+    measured get 0 tokens and a line in `measures-<fingerprint>.bad.jsonl`. Damaged measures are made anew. After a kill
+    it goes on where it was.
     """
     reader = SourceReader(folder, prompt=prompt)
     name = _measures_name(reader, encoder)
@@ -102,27 +106,40 @@ def measure_source(
         if read_or_make(path, lambda path: _read(path, len(reader)), lambda: None) is not None:
             return path
     path = writable_place(reader.storage) / name
-    _save(path, *_measure_all(reader, encoder, num_processes, progress))
+    _save(path, *_measure_all(reader, encoder, path, num_processes, progress))
+    _remove_parts(path)
     publish(reader.storage, path.parent, *(each.name for each in (_bad_path(path), path) if each.exists()))
     return path
 
 
 def _measure_all(
-    reader: SourceReader, encoder: Encoder, num_processes: int | None, progress: Progress
+    reader: SourceReader, encoder: Encoder, path: Path, num_processes: int | None, progress: Progress
 ) -> tuple[np.ndarray, list[dict[str, str]]]:
-    """The measures of all samples, and what is wrong with those that have none."""
+    """The measures of all samples, and what is wrong with those that have none.
+
+    It goes on where a process that was killed has saved its part beside `path`.
+    """
     total = len(reader)
-    chunk = min(max(total // ((num_processes or usable_cores()) * 8), _CHUNK[0]), _CHUNK[1])
-    ranges = [(begin, min(begin + chunk, total)) for begin in range(0, total, chunk)]
+    known, bad = _newest_part(path)
+    done = len(known)
     measures = np.zeros((total, 2), dtype=np.uint32)
-    bad: list[dict[str, str]] = []
+    measures[:done] = known
+    chunk = min(max(total // ((num_processes or usable_cores()) * 8), _CHUNK[0]), _CHUNK[1])
+    ranges = [(begin, min(begin + chunk, total)) for begin in range(done, total, chunk)]
+    saved = time.monotonic()
     with pool(num_processes, len(ranges)) as executor, progress(f"measure {reader.name}", total) as advance:
+        advance(done)
         run = map if executor is None else executor.map
         tasks = run(_measure, [reader] * len(ranges), [encoder] * len(ranges), ranges)
         for (begin, end), (rows, errors) in zip(ranges, tasks, strict=True):
             measures[begin:end] = rows
             bad += errors
             advance(end - begin)
+            if time.monotonic() - saved > PART_SECONDS and end < total:
+                part = _part_path(path, end)
+                _save(part, measures[:end], bad)
+                _remove_parts(path, kept=part)
+                saved = time.monotonic()
     return measures, bad
 
 
@@ -161,6 +178,35 @@ def _measures_name(reader: SourceReader, encoder: Encoder) -> str:
 
 def _bad_path(measures: Path) -> Path:
     return measures.with_suffix(".bad.jsonl")
+
+
+def _part_path(path: Path, num_samples: int | None = None) -> Path:
+    """Where the measures of the first samples are kept until all are there; without a number, a pattern of such names.
+
+    The number is in the name because a part is two files: whoever is killed between them leaves the part before whole.
+    """
+    return path.with_name(f"{path.stem}.first-{'*' if num_samples is None else num_samples}.npy")
+
+
+def _parts(path: Path) -> list[tuple[int, Path]]:
+    """(number of samples, file), the largest part first."""
+    found = ((part.stem.rpartition("-")[2], part) for part in path.parent.glob(_part_path(path).name))
+    return sorted(((int(number), part) for number, part in found if number.isdecimal()), reverse=True)
+
+
+def _newest_part(path: Path) -> tuple[np.ndarray, list[dict[str, str]]]:
+    for num_samples, part in _parts(path):
+        found = read_or_make(part, lambda part, number=num_samples: _read(part, number), lambda: None)  # type: ignore[misc]
+        if found is not None:
+            return found
+    return np.zeros((0, 2), dtype=np.uint32), []
+
+
+def _remove_parts(path: Path, kept: Path | None = None) -> None:
+    for _, part in _parts(path):
+        if part != kept:
+            part.unlink(missing_ok=True)
+            _bad_path(part).unlink(missing_ok=True)
 
 
 def _save(path: Path, measures: np.ndarray, bad: list[dict[str, str]]) -> None:
