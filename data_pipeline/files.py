@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import os
 import uuid
 import zlib
@@ -204,9 +205,25 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
+def to_json(value: Any, **options: Any) -> str:
+    """`json.dumps`, with null for NaN and infinities: JSON has no such numbers, and other readers refuse them."""
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace a file by one JSON object per line, atomically."""
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(path, "".join(to_json(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 class JsonLinesLog:
@@ -224,7 +241,7 @@ class JsonLinesLog:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write a line, after those that wait."""
-        self._waiting += json.dumps(row).encode() + b"\n"
+        self._waiting += to_json(row).encode() + b"\n"
         self._write()
 
     def close(self) -> None:
@@ -286,10 +303,11 @@ def load_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def crc32(file: BinaryIO, size: int) -> int:
-    """CRC-32 of the next `size` bytes of a stream, or of those that are left."""
+def crc32(file: BinaryIO, size: int, advance: Callable[[int], object] = lambda count: None) -> int:
+    """CRC-32 of the next `size` bytes of a stream, or of those that are left; `advance` hears of each block."""
     checksum = 0
     while size > 0 and (block := file.read(min(size, 1 << 22))):
         checksum = zlib.crc32(block, checksum)
         size -= len(block)
+        advance(len(block))
     return checksum

@@ -123,6 +123,7 @@ class FakeStore:
         self.calls: list[Any] = []
         self.is_written = False
         self.newest_step = 0
+        self.progress: int | None = None
         self.problem: str | None = None
 
     def attach(self, engine: Any) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from alignvlm.training.checkpoints import background
 from alignvlm.training.checkpoints import store as checkpoint
 from alignvlm.training.checkpoints.background import snapshot
 from alignvlm.training.checkpoints.store import MANIFEST, TAG, CheckpointStore
+from tests.fixtures.damage import full_disk
 from tests.training.fakes import FakeWorld
 
 
@@ -187,6 +189,47 @@ def test_a_disk_that_fills_up_while_writing_gives_the_checkpoint_up(store: Check
     assert names(store) == ["step-00000010"]
     save(store, 30, engine=engine)
     assert store.newest_step == 30
+
+
+@pytest.mark.parametrize("piece", [512, 1 << 20])
+def test_a_real_disk_that_fills_up_gives_the_checkpoint_up(
+    store: CheckpointStore, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's C++ writer never sees the error."""
+    monkeypatch.setattr(background, "PIECE", piece)
+    engine = Engine()
+    store.attach(engine)
+    with full_disk(3000):
+        assert store.begin(engine, {"step": 20}) is None
+        problem = store.finish()
+    assert problem is not None
+    assert "File too large" in problem
+    assert names(store) == []
+    save(store, 30, engine=engine)
+    assert store.newest_step == 30
+
+
+def test_progress_counts_what_reaches_the_disk_and_is_checked(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "PIECE", 1000)
+    seen: list[int | None] = []
+    flush = background.os.fsync
+    monkeypatch.setattr(background.os, "fsync", lambda file: (seen.append(store.progress), flush(file)))
+    engine = Engine()
+    store.attach(engine)
+    assert store.progress is None
+    store.begin(engine, {"step": 10})
+    assert store.progress is None  # training goes on meanwhile
+    store.finish()
+    assert store.progress is None
+    folder = store.folder / "step-00000010"
+    written = sum(path.stat().st_size for path in folder.rglob("*.pt"))
+    assert store._bytes == 2 * written + (folder / "state.json").stat().st_size
+    counted = [count for count in seen if count is not None]
+    assert len(seen) > written / 1000
+    assert counted == sorted(counted)
+    assert counted[-1] > written
 
 
 @pytest.mark.parametrize("what", ["_checksum", "write_atomic", "_sync"])

@@ -1,8 +1,10 @@
-"""A step that never ends: who is behind, with which samples, and where every thread stands; then exit for a restart.
+"""A step or save that never ends: who is behind, with which samples, where every thread stands; exit for a restart.
 
 Each rank's thread posts a heartbeat now and then, in memory of rank 0's process. When this rank's step takes far longer
 than those before, the thread reads all heartbeats: ranks that have made fewer steps, or are still waiting for data, are
 the culprits.
+
+A save for which training waits may take as long as it likes while any rank writes or checks bytes of it.
 """
 
 from __future__ import annotations
@@ -70,12 +72,13 @@ class Watchdog(Callback):
     def __init__(self) -> None:
         self._durations: deque[float] = deque(maxlen=50)
         self._beat: dict[str, Any] = {}
+        self._saved, self._saved_at = -1, 0.0
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
     def on_start(self, state: StageState) -> None:
         self._begin(state, [])
-        heartbeats = Heartbeats(state.world, self._heartbeat())
+        heartbeats = Heartbeats(state.world, self._heartbeat(state))
         self._thread = threading.Thread(target=self._watch, args=(state, heartbeats), name="watchdog", daemon=True)
         self._thread.start()
 
@@ -103,16 +106,28 @@ class Watchdog(Callback):
         usual = median(self._durations) if self._durations else 0.0
         return max(60 * limits.watchdog_minutes, limits.watchdog_factor * usual)
 
-    def _heartbeat(self) -> dict[str, Any]:
-        return self._beat | {"seconds": time.monotonic() - self._beat["since"], "host": os.uname().nodename}
+    def _heartbeat(self, state: StageState) -> dict[str, Any]:
+        saved = state.store.progress
+        phase = {} if saved is None else {"phase": "saving after step", "saved": saved}
+        return self._beat | phase | {"seconds": time.monotonic() - self._beat["since"], "host": os.uname().nodename}
 
     def _watch(self, state: StageState, heartbeats: Heartbeats) -> None:
         interval = min(BEAT_SECONDS, 60 * state.recipe.resilience.watchdog_minutes / 4)
         while not self._done.wait(interval):
-            beat = self._heartbeat()
+            beat = self._heartbeat(state)
             heartbeats.post(beat)
-            if beat["seconds"] > self.limit(state):
-                self._give_up(state, heartbeats, beat["seconds"])
+            seconds = min(beat["seconds"], time.monotonic() - self._saved_at)
+            if seconds > self.limit(state) and not self._save_goes_on(beat, heartbeats):
+                self._give_up(state, heartbeats, seconds)
+
+    def _save_goes_on(self, beat: dict[str, Any], heartbeats: Heartbeats) -> bool:
+        """Whether training waits for a save of which any rank has written more since this was asked the last time."""
+        beats = heartbeats.read() if "saved" in beat else None
+        saved = sum(each.get("saved", 0) for each in beats or [])
+        if beats is None or saved == self._saved:
+            return False
+        self._saved, self._saved_at = saved, time.monotonic()
+        return True
 
     def _give_up(self, state: StageState, heartbeats: Heartbeats, seconds: float) -> None:
         try:
@@ -125,9 +140,9 @@ class Watchdog(Callback):
         time.sleep(pause)  # the others post their last heartbeat meanwhile
         beats = heartbeats.read()
         print(
-            f"rank {state.world.rank}: step {self._beat['step'] + 1} of stage {state.stage.name} has taken "
+            f"rank {state.world.rank}: {_what(self._heartbeat(state))} of stage {state.stage.name} has taken "
             f"{seconds:.0f} s, the limit is {self.limit(state):.0f} s\n"
-            + (describe_lag(beats) if beats is not None else describe_alone(self._heartbeat())),
+            + (describe_lag(beats) if beats is not None else describe_alone(self._heartbeat(state))),
             file=sys.stderr,
         )
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
@@ -139,6 +154,8 @@ class Watchdog(Callback):
 def describe_lag(beats: Sequence[dict[str, Any]]) -> str:
     """Which ranks are behind the others, in which phase and with which samples."""
     last = max(b["step"] for b in beats)
+    if all("saved" in b for b in beats):
+        return "\n".join(["all ranks wait for a save, and none of them writes", *map(_describe, beats)])
     stuck_before = [b for b in beats if b["phase"] == "between steps"]
     behind = [b for b in beats if b["step"] < last] or (stuck_before if len(stuck_before) < len(beats) else [])
     if behind:
@@ -152,6 +169,12 @@ def describe_alone(beat: dict[str, Any]) -> str:
     return f"rank 0 does not answer: its process or its host is gone or frozen. This rank:\n{_describe(beat)}"
 
 
+def _what(beat: dict[str, Any]) -> str:
+    return f"the save after step {beat['step']}" if "saved" in beat else f"step {beat['step'] + 1}"
+
+
 def _describe(beat: dict[str, Any]) -> str:
+    if "saved" in beat:
+        return f"  lagging: rank {beat['rank']} on {beat['host']}, {_what(beat)}, {beat['saved']:,} bytes so far"
     keys = ", ".join(beat["keys"]) or "no samples yet (waiting for data)"
     return f"  lagging: rank {beat['rank']} on {beat['host']}, {beat['phase']} {beat['step'] + 1}, samples {keys}"

@@ -57,16 +57,23 @@ class CheckpointStore:
         self.keep_every = keep_every
         self._writer: BackgroundCheckpointEngine | None = None
         self._pending: Path | None = None
+        self._bytes = 0
+        self._is_waited_for = False
 
     def attach(self, engine: Any) -> None:
         """Make the engine write in the background."""
-        self._writer = engine.checkpoint_engine = BackgroundCheckpointEngine(engine._config)
+        self._writer = engine.checkpoint_engine = BackgroundCheckpointEngine(engine._config, self._advance)
         engine._copy_recovery_script = lambda folder: None  # `alignvlm export` converts checkpoints
 
     @property
     def is_written(self) -> bool:
         """Whether this rank has a pending save whose files have all been written."""
         return self._pending is not None and self._writer is not None and self._writer.done
+
+    @property
+    def progress(self) -> int | None:
+        """Bytes that this rank has written and checked so far; None while training waits for no save."""
+        return self._bytes if self._is_waited_for else None
 
     def begin(self, engine: Any, state: dict[str, Any]) -> str | None:
         """Start writing a checkpoint; `state` is JSON with at least `step`. Every rank calls it, after `finish`.
@@ -104,6 +111,7 @@ class CheckpointStore:
         if self._pending is None:
             return None
         assert self._writer is not None
+        self._is_waited_for = True
         final, self._pending = self._pending, None
         partial = final.with_name(final.name + ".partial")
         problem = self._first(self._writer.result()) or self._seal(partial, final)
@@ -113,6 +121,7 @@ class CheckpointStore:
             else:
                 shutil.rmtree(partial, ignore_errors=True)
         self.world.barrier()
+        self._is_waited_for = False
         return problem
 
     @property
@@ -124,6 +133,9 @@ class CheckpointStore:
         """Wait until this rank has written its files."""
         if self._writer is not None:
             self._writer.cleanup()
+
+    def _advance(self, count: int) -> None:
+        self._bytes += count  # files are written before they are checked: never by two threads at once
 
     def _make_room(self, partial: Path) -> str | None:
         """Remove unfinished checkpoints, and check that another one of the last one's size fits on the disk."""
@@ -174,7 +186,7 @@ class CheckpointStore:
         names = sorted(set().union(*self.world.all_gather(listed)))
         try:
             for name in names[self.world.rank :: self.world.size]:
-                mine[name] = _checksum(partial, name)
+                mine[name] = _checksum(partial, name, self._advance)
         except OSError as error:
             problem = problem or reason(error)
         parts = self.world.all_gather(mine)
@@ -227,8 +239,8 @@ def _files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in paths)
 
 
-def _checksum(folder: Path, name: str) -> dict[str, int]:
-    """Size and CRC-32 of a checkpoint's file, which is also flushed to disk.
+def _checksum(folder: Path, name: str, advance: Callable[[int], object] = lambda count: None) -> dict[str, int]:
+    """Size and CRC-32 of a checkpoint's file, which is also flushed to disk; `advance` hears of the bytes read.
 
     Raises OSError when it cannot be read, or is no regular file inside the folder: a device might have no end.
     """
@@ -237,7 +249,7 @@ def _checksum(folder: Path, name: str) -> dict[str, int]:
         raise OSError("it is missing or no regular file in the folder")
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        checksum = crc32(file, size)
+        checksum = crc32(file, size, advance)
         os.fsync(file.fileno())
     return {"size": size, "crc32": checksum}
 

@@ -117,6 +117,48 @@ def test_a_step_without_end_is_reported_and_ends_the_process(
     callback.on_end(state)
 
 
+def test_a_save_may_take_long_while_it_writes_and_no_longer(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    ended = threading.Event()
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        callback._done.set()
+        ended.set()
+
+    monkeypatch.setattr(watchdog.os, "_exit", leave)
+    monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.02)
+    impatient = replace(recipe, resilience=replace(recipe.resilience, watchdog_minutes=0.2 / 60))
+    state, callback = stage_state(impatient, tmp_path, step=6), Watchdog()
+    store: Any = state.store
+    callback.on_start(state)
+    callback.before_step(state, [micro_batch([3, 4])])
+    callback.on_step(state, record())
+    for saved in range(12):  # six times the limit
+        store.progress = saved
+        assert not ended.wait(0.1)
+    assert ended.wait(10)
+    assert codes == [HANG]
+    report = capfd.readouterr().err
+    assert "rank 0: the save after step 6 of stage connector has taken" in report
+    assert "none of them writes\n  lagging: rank 0 on " in report
+    assert "the save after step 6, 11 bytes so far" in report
+    callback.on_end(state)
+
+
+def test_a_rank_that_waits_for_the_save_of_another_goes_on_waiting() -> None:
+    callback = Watchdog()
+    beats = [{**beat(0, 6), "saved": 700}, {**beat(1, 6), "saved": 20}]
+    store: Any = type("Store", (), {"read": lambda self: beats})()
+    assert callback._save_goes_on(beats[0], store)
+    assert not callback._save_goes_on(beats[0], store)
+    beats[1]["saved"] += 1
+    assert callback._save_goes_on(beats[0], store)
+    assert not callback._save_goes_on(beat(0, 6), store)
+
+
 def test_a_report_that_cannot_be_printed_keeps_no_job_alive(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
