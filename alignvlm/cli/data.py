@@ -239,18 +239,17 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def run_plan(args: argparse.Namespace) -> int:
     """Print the plan of one or all stages; shards and sample lengths that are missing are made first."""
-    import json
-
     from alignvlm.config import load_recipe
     from alignvlm.progress import data_progress
     from alignvlm.stage_data import find_stage, plan_summaries
+    from data_pipeline.files import to_json
     from data_pipeline.order.summary import describe
 
     recipe = load_recipe(args.recipe, args.overrides)
     stages = [find_stage(recipe, args.stage)] if args.stage else list(recipe.stages.values())
     plans = plan_summaries(recipe, stages, args.world_size, data_progress)
     if args.json:
-        print(json.dumps(plans, indent=1))
+        print(to_json(plans, indent=1))
     else:
         for name, plan in plans["stages"].items():
             print("\n".join(describe(name, plan)))

@@ -45,9 +45,9 @@ def run_estimate(args: argparse.Namespace) -> int:
     world_size = recipe.train.processes if args.world_size is None else args.world_size
     estimate = estimate_run(recipe, world_size, gpu_memory=args.gpu_memory, mfu=args.mfu, peak_tflops=args.peak_tflops)
     if args.json:
-        import json
+        from data_pipeline.files import to_json
 
-        print(json.dumps(estimate.to_dict(), indent=2))
+        print(to_json(estimate.to_dict(), indent=2))
     else:
         _print(estimate)
     return 0 if estimate.fits else 1

@@ -26,7 +26,7 @@ from alignvlm.progress import Progress
 from alignvlm.run_folder import EvaluationFolder
 from alignvlm.stage_data import open_reader
 from data_pipeline.errors import nearest
-from data_pipeline.files import must_write, read_json, read_needed, write_atomic, write_json_lines
+from data_pipeline.files import must_write, read_json, read_needed, to_json, write_atomic, write_json_lines
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.sidecars import MANIFEST, find_beside
 from data_pipeline.shards.storage import open_storage
@@ -96,7 +96,7 @@ def evaluate(
             with must_write(out.path, WAY_OUT):
                 entries[name] = _merge_parts(job, out, world_size) | {"identity": identities[name]}
                 results = {"model": str(model_folder), "tasks": {n: entries[n] for n in jobs if n in entries}}
-                write_atomic(out.results, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+                write_atomic(out.results, to_json(results, indent=2, ensure_ascii=False) + "\n")
     if barrier is not None:
         barrier()
     return read_results(out)
@@ -239,7 +239,7 @@ def _save_images(out: EvaluationFolder, name: str, index: int, images: Sequence[
 def _save_view(out: EvaluationFolder, name: str, index: int, view: dict[str, Any] | None) -> None:
     if view is not None:
         with must_write(out.gallery, WAY_OUT):
-            write_atomic(out.view(name, index), json.dumps(view, ensure_ascii=False))
+            write_atomic(out.view(name, index), to_json(view, ensure_ascii=False))
 
 
 def _batches(entries: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -5,7 +5,6 @@ The paper finds that about 3.4K of 128K tokens matter after training; this measu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from alignvlm.errors import UserError
 from alignvlm.evaluation.items import spread
 from alignvlm.evaluation.vocabulary_view import probability_chunks
 from alignvlm.exports import save_export
-from data_pipeline.files import write_atomic
+from data_pipeline.files import to_json, write_atomic
 from data_pipeline.samples.images import decode_image
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.reader import SourceReader
@@ -112,7 +111,7 @@ def write_restricted(
         "largest_mean_probability": float(measured.mass.max()),
         "top": [[processor.tokenizer.decode([i]), float(measured.mass[i])] for i in top],
     }
-    write_atomic(folder / "vocabulary.json", json.dumps(summary, indent=2, ensure_ascii=False))
+    write_atomic(folder / "vocabulary.json", to_json(summary, indent=2, ensure_ascii=False))
     return summary
 
 

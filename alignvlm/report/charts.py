@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup, escape
+
+from data_pipeline.files import to_json
 
 MAX_POINTS = 480
 """Points per series; more steps are averaged in groups."""
@@ -88,7 +89,7 @@ def _figure(chart: Chart, lines: list[Any], body: str, segments: list[Any], num_
         f'<figure class="chart"><figcaption><b>{escape(chart.title)}</b>{note}{legend}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">{body}'
         f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/></svg><div class="tip"></div>'
-        f'<script type="application/json">{json.dumps(data).replace("<", chr(92) + "u003c")}</script></figure>'
+        f'<script type="application/json">{to_json(data).replace("<", chr(92) + "u003c")}</script></figure>'
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import logging
 import math
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from alignvlm.report.results import answer_mark, metric_columns, results_of, tas
 from alignvlm.report.run_data import RunData, StageData, quarantine_summary, read_run
 from alignvlm.resources import resource
 from alignvlm.run_folder import VIEW_SUFFIX, RunFolder
-from data_pipeline.files import must_write, read_json, reason, write_atomic
+from data_pipeline.files import must_write, read_json, reason, to_json, write_atomic
 from data_pipeline.samples.images import decode_image, image_bytes, image_extension, image_size
 from data_pipeline.samples.schema import SampleError
 
@@ -43,7 +42,7 @@ def build_report(run_folder: str | Path) -> Path:
         UserError: the folder holds no run. DataError: the report cannot be written.
     """
     run = read_run(run_folder)
-    results, page = json.dumps(results_of(run), indent=2, ensure_ascii=False) + "\n", render(run)
+    results, page = to_json(results_of(run), indent=2, ensure_ascii=False) + "\n", render(run)
     with must_write(run.folder.report, "make the run folder writable, or copy it to where you may write"):
         run.folder.report.mkdir(exist_ok=True)
         if not run.folder.holds(run.folder.report):

@@ -57,7 +57,7 @@ class StepRecord:
     """What callbacks add, by name: further keys of the line."""
 
     def to_json(self) -> dict[str, Any]:
-        """The line of metrics.jsonl.
+        """The line of metrics.jsonl, where a number that is not finite is null (a skipped step has such).
 
         Raises:
             ValueError: a name in `extra` is that of a field.

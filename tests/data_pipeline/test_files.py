@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from data_pipeline.files import (
     read_new_lines,
     read_or_make,
     save_array,
+    to_json,
     write_atomic,
     write_json_lines,
 )
@@ -265,3 +267,16 @@ def test_text_that_utf8_cannot_hold_is_written_as_its_escape(tmp_path: Path) -> 
     rows = [{"text": "\udc80 é"}]
     write_json_lines(tmp_path / "rows.jsonl", rows)
     assert read_json_lines(tmp_path / "rows.jsonl") == rows
+
+
+def test_json_has_no_nan_and_no_infinity(tmp_path: Path) -> None:
+    values = {"a": math.inf, "b": [-math.inf, {"c": (math.nan, 1.5)}], "d": np.float64("nan"), "e": True, "f": "NaN"}
+    expected = {"a": None, "b": [None, {"c": [None, 1.5]}], "d": None, "e": True, "f": "NaN"}
+    strict = lambda text: json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert strict(to_json(values, indent=1)) == expected
+    log = JsonLinesLog(tmp_path / "log.jsonl")
+    log.append(values)
+    log.close()
+    write_json_lines(tmp_path / "rows.jsonl", [values])
+    for name in ("log.jsonl", "rows.jsonl"):
+        assert strict((tmp_path / name).read_text()) == expected

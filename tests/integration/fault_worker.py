@@ -16,7 +16,6 @@ FAULT_STEP = 12
 
 def plant(fault: str) -> None:
     """Wrap one function of this rank's program."""
-    import torch
 
     from alignvlm.training import stage
 
@@ -45,14 +44,15 @@ def plant(fault: str) -> None:
     if fault == "storage" and rank == 1:
         break_storage_after(20)
     if fault == "disk":
-        save = torch.save
+        sync = os.fsync
 
-        def full(obj, path, *args, **kwargs):
-            if "step-00000004.partial" in str(path) and rank == 1:
-                raise OSError(errno.ENOSPC, "No space left on device", str(path))
-            return save(obj, path, *args, **kwargs)
+        def full(descriptor: int) -> None:
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            if "step-00000004.partial" in path and rank == 1:
+                raise OSError(errno.ENOSPC, "No space left on device", path)
+            sync(descriptor)
 
-        torch.save = full
+        os.fsync = full
 
 
 def break_storage_after(reads: int) -> None:

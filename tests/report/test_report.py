@@ -130,7 +130,7 @@ def test_charts_keep_long_runs_small_and_skip_what_is_not_there() -> None:
     assert svg.count(",") < 4000
     assert draw(Chart("Late", [Series("late", 0, lambda step: step["late"])]), steps) is None
     assert draw(Chart("Nothing", [loss]), []) is None
-    bad = [{"stage": "a", "step": 1, "loss": float("nan")}, {"stage": "a", "step": 2, "loss": 0.0}]
+    bad = [{"stage": "a", "step": step, "loss": loss} for step, loss in enumerate((float("nan"), None, 0.0), 1)]
     assert draw(Chart("Bad", [loss], log=True), bad) is None  # a logarithmic axis has no place for NaN and 0
     flat = draw(Chart("Flat", [loss]), bad)
     assert flat is not None

@@ -23,7 +23,7 @@ from alignvlm.training.tracking.database import prepare_database, sqlite_file
 from alignvlm.training.tracking.entries import MAX_PARAM, MAX_TAG, clean_key, clean_text, flatten, metrics_of, number
 from alignvlm.training.tracking.failures import first_line, is_missing, is_refusal, one_line
 from alignvlm.training.tracking.target import Target
-from data_pipeline.files import read_json, read_json_lines, read_needed, read_new_lines, write_atomic
+from data_pipeline.files import read_json, read_json_lines, read_needed, read_new_lines, to_json, write_atomic
 
 METRICS_PER_REQUEST = 900
 """MLflow takes at most 1,000."""
@@ -98,7 +98,7 @@ class Mirror:
         return {"uri": self.target.shown_uri, "key": key, "stages": {}, "delivered": {}, "sent": []}
 
     def _remember(self) -> None:
-        write_atomic(self.folder.mlflow_state, json.dumps(self.state, indent=1) + "\n")
+        write_atomic(self.folder.mlflow_state, to_json(self.state, indent=1) + "\n")
 
     def _ensure_parent(self) -> str:
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +14,12 @@ from typing import Any
 import pytest
 
 from alignvlm.config.schema import Recipe
+from alignvlm.run_folder import METRICS_LINE
 from alignvlm.training.callbacks.connector_statistics import ConnectorStatistics
 from alignvlm.training.callbacks.metrics_log import MetricsLog, keep_until
 from alignvlm.training.callbacks.progress_bar import ProgressBar
 from alignvlm.training.callbacks.tracking import Tracking
+from alignvlm.training.tracking.entries import metrics_of
 from data_pipeline.files import read_json_lines, write_json_lines
 from tests.fixtures.damage import full_disk
 from tests.training.fakes import FakeWorld, record, stage_state
@@ -37,6 +41,20 @@ def test_statistics_are_asked_for_once_per_interval_and_reach_the_record(recipe:
     after = record(3)
     callback.on_step(state, after)
     assert after.extra == {}
+
+
+def test_a_skipped_step_has_null_for_what_is_not_finite(recipe: Recipe, tmp_path: Path) -> None:
+    state, log = stage_state(recipe, tmp_path), MetricsLog()
+    log.on_start(state)
+    log.on_step(state, replace(record(1, loss=math.nan, skipped=True), grad_norm=math.inf))
+    log.on_end(state)
+    assert "NaN" not in (text := state.run.folder.metrics.read_text())
+    assert "Infinity" not in text
+    (line,) = read_json_lines(state.run.folder.metrics, METRICS_LINE)
+    assert (line["loss"], line["grad_norm"], line["skipped"]) == (None, None, True)
+    assert "grad_norm" not in [name for name, _, _ in metrics_of(line)]  # MLflow gets no number
+    keep_until(state.run.folder.metrics, state.stage.name, 1)
+    assert state.run.folder.metrics.read_text() == text
 
 
 def test_metrics_are_lines_at_once_and_a_resumed_stage_drops_those_it_repeats(recipe: Recipe, tmp_path: Path) -> None:
