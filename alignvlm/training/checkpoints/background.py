@@ -64,7 +64,7 @@ class BackgroundCheckpointEngine(TorchCheckpointEngine):
 
     def _write(self, state: Any, path: str) -> None:
         with FlushedFile(path, self._advance) as file:
-            super().save(state, file)  # type: ignore[arg-type]  # torch.save takes both
+            super().save(state, file)
 
 
 class FlushedFile:
