@@ -93,6 +93,10 @@ class BenchmarkFolder:
         """One line per question that could not be asked; absent when there is none."""
         return self.path / f"{benchmark}.unusable.jsonl"
 
+    def submission(self, benchmark: str) -> Path:
+        """Replies in the form that a judge elsewhere reads, for the benchmarks that need one."""
+        return self.path / f"{benchmark}.submission.json"
+
     def parts(self, benchmark: str, identity: str) -> Path:
         """What ranks have answered, until the benchmark is finished."""
         return self.path / "parts" / f"{benchmark}-{identity}"

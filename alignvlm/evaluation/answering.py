@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from alignvlm.errors import UserError
 from alignvlm.evaluation.items import Item
+from alignvlm.evaluation.likelihood import log_likelihoods
 from alignvlm.exports import check_export
 from data_pipeline.samples.schema import SampleError
 
@@ -21,6 +22,10 @@ class Answerer(Protocol):
 
     def visual_tokens(self, width: int, height: int) -> int:
         """How many tokens a picture takes: prompts of like length are answered together."""
+        ...
+
+    def log_likelihoods(self, prompt: str, continuations: Sequence[str]) -> list[float]:
+        """How likely each continuation of a plain text is, in nats (likelihood.py)."""
         ...
 
     def vocabulary_view(self, item: Item) -> dict[str, Any] | None:
@@ -76,6 +81,10 @@ class ModelAnswerer:
     def visual_tokens(self, width: int, height: int) -> int:
         """How many tokens a picture takes."""
         return self.processor.spec.num_tokens(width, height)
+
+    def log_likelihoods(self, prompt: str, continuations: Sequence[str]) -> list[float]:
+        """How likely each continuation of a plain text is, in nats."""
+        return log_likelihoods(self.model, self.processor.tokenizer, self.device, prompt, continuations)
 
     def vocabulary_view(self, item: Item) -> dict[str, Any] | None:
         """Top tokens per visual token of the item's first image."""

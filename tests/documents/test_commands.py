@@ -26,12 +26,12 @@ PLACEHOLDERS = {
     "PATH": "train.jsonl", "NAME": "jsonl", "FILE": "page.png", "FOLDER": "data/mine",
 }  # fmt: skip
 AS_WRITTEN = {
-    ("config", "show"), ("config", "list"), ("config", "check"), ("config", "schema"), ("estimate",),
+    ("config", "show"), ("config", "list"), ("config", "check"), ("config", "schema"), ("estimate",), ("score",),
     ("data", "write"), ("data", "fetch"), ("data", "index"), ("data", "verify"), ("launch", "kubernetes"),
 }  # fmt: skip
 WITH_DRY_RUN = {("train",), *(("launch", kind) for kind in ("slurm", "torchrun", "hosts", "local"))}
 """The others need weights, a trained model or a server: their arguments are parsed and their recipe is loaded."""
-ELSEWHERE = ("s3://", "verify data/mine --recipe")
+ELSEWHERE = ("score --vectors", "s3://", "verify data/mine --recipe")
 """Needs a bucket, or the weights of a recipe's tokenizer."""
 SCRIPT = re.compile(r"(launch|scripts|benchmarks|examples|tests)/[\w./*-]+")
 
@@ -44,6 +44,11 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / folder).mkdir(parents=True)
     for name in ("page.png", "images/0.png", "images/a.png"):
         picture(32, 32).save(tmp_path / name)
+    (tmp_path / "benchmarks").mkdir()
+    for name, gold in (("docvqa", {"answers": ["a"]}), ("mmvet", {"answer": "a", "capability": "ocr"})):
+        reply = {"index": 0, "id": "v1_0", "reply": "a", "gold": gold}
+        (tmp_path / "benchmarks" / f"{name}.jsonl").write_text(json.dumps(reply) + "\n")
+    (tmp_path / "judge.json").write_text('{"v1_0": 1.0}')
     row = {"messages": conversation("What is the total?", "12.50", 1), "images": ["a.png"]}
     for name in ("train.jsonl", "heldout.jsonl"):
         (tmp_path / name).write_text(json.dumps(row) + "\n")

@@ -50,10 +50,11 @@ def show(results: dict[str, Any], title: str | None = None) -> None:
     console, entries = Console(), results["benchmarks"].values()
     for entry in entries:
         low, high = entry["interval"]
+        score = "not scored" if entry["score"] is None else f"{entry['score']:.2f}"
         speed = entry.get("replies_per_second")
-        interval = f"{low:.2f} – {high:.2f}"
+        interval = "–" if entry["score"] is None else f"{low:.2f} – {high:.2f}"
         table.add_row(
-            entry["title"], f"{entry['items']:,}", f"{entry['score']:.2f}", interval, entry["flavour"],
+            entry["title"], f"{entry['items']:,}", score, interval, entry["flavour"],
             "–" if speed is None else f"{speed:.1f}",
         )  # fmt: skip
     console.print(table)

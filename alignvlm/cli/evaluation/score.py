@@ -24,6 +24,7 @@ def add_parser(subparsers: Any) -> None:
         "--benchmark", type=word, metavar="NAME", help="whose replies they are (default: the file's name)"
     )
     parser.add_argument("--flavour", type=word, metavar="NAME", help="whose metric (default: the benchmark's first)")
+    parser.add_argument("--judge", type=file, metavar="FILE", help='a judge\'s scores as JSON, {"id": score} (mmvet)')
     parser.add_argument("--vectors", type=file, metavar="FILE", help="JSON file of reference cases")
     parser.set_defaults(handler=run)
 
@@ -36,18 +37,19 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("give either a file of stored replies, or --vectors FILE; see alignvlm score --help")
     if arguments.vectors is not None:
         return _compare(arguments.vectors)
-    _score(arguments.replies, arguments.benchmark or arguments.replies.stem, arguments.flavour)
+    _score(arguments.replies, arguments.benchmark or arguments.replies.stem, arguments.flavour, arguments.judge)
     return 0
 
 
-def _score(path: Path, name: str, flavour: str | None) -> None:
+def _score(path: Path, name: str, flavour: str | None, judge: Path | None) -> None:
     from alignvlm.cli.evaluation.benchmarks import show
     from alignvlm.evaluation.benchmarks import find_benchmark
-    from alignvlm.evaluation.benchmarks.scoring import read_replies, score_rows
+    from alignvlm.evaluation.benchmarks.scoring import add_judge, read_replies, score_rows
 
     benchmark = find_benchmark(name)
     flavour = benchmark.flavour(flavour)
-    entry = score_rows(benchmark, read_replies(path), flavour)
+    rows = read_replies(path) if judge is None else add_judge(read_replies(path), judge)
+    entry = score_rows(benchmark, rows, flavour)
     show({"benchmarks": {name: entry | {"title": benchmark.title, "flavour": flavour}}}, title=str(path))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignvlm.evaluation.benchmarks import document  # noqa: F401  # registers its benchmarks
+from alignvlm.evaluation.benchmarks import document, general  # noqa: F401  # register their benchmarks
 from alignvlm.evaluation.benchmarks.base import Benchmark, benchmark_names, find_benchmark, register_benchmark
 
 __all__ = ["Benchmark", "benchmark_names", "find_benchmark", "register_benchmark"]

@@ -14,7 +14,8 @@ from alignvlm.metrics.relaxed_accuracy import answers_in_cell
 from data_pipeline.errors import nearest
 
 Part = dict[str, str]
-"""A piece of the user's message: `{"type": "image"}` or `{"type": "text", "text": …}`."""
+"""A piece of the user's message: `{"type": "text", "text": …}`, or `{"type": "image"}` for the next image, or with
+`"image": "2"` for the one of that number, from 0."""
 Scores = dict[str, tuple[float, float]]
 """Score -> what a unit adds above the line and below it: (0.5, 1) of a mean, (hits, tries) of a rate."""
 Gold = dict[str, Any]
@@ -52,12 +53,15 @@ class Flavour:
     layouts: tuple[str, ...] = ()
     """Layouts whose rows have what it needs; empty: all."""
 
-    def message(self, question: Question) -> list[Part]:
-        """The user's message: the images in front of the text, unless the benchmark places them itself."""
+    def message(self, question: Question) -> tuple[list[Part], list[bytes | Path]]:
+        """The user's message and its images in order: in front of the text, unless the benchmark places them."""
         text = self.prompt.replace("{}", question.text) if isinstance(self.prompt, str) else self.prompt(question)
-        if not isinstance(text, str):
-            return text
-        return [*({"type": "image"} for _ in question.images), {"type": "text", "text": text}]
+        if isinstance(text, str):
+            return [*({"type": "image"} for _ in question.images), {"type": "text", "text": text}], question.images
+        following = iter(range(len(question.images)))
+        shown = [int(part.get("image") or next(following)) for part in text if part["type"] == "image"]
+        parts = [part if part["type"] == "text" else {"type": "image"} for part in text]
+        return parts, [question.images[number] for number in shown]
 
     def clean(self, reply: str) -> str:
         """The part of a raw reply that is scored."""
@@ -78,6 +82,10 @@ class Benchmark:
     sources: ClassVar[Mapping[str, Source]]
     """Layout -> its files."""
     flavours: ClassVar[Mapping[str, Flavour]]
+    judged: ClassVar[bool] = False
+    """Whether there is no score without a judge's."""
+    continuations: ClassVar[tuple[str, ...]] = ()
+    """The most likely of these is the reply, instead of a generated one."""
     headline: ClassVar[str] = "score"
     """The score that stands for the benchmark."""
 
@@ -97,6 +105,14 @@ class Benchmark:
     def combine(self, rates: dict[str, Any]) -> dict[str, Any]:
         """All scores from the quotients of sums, of numbers or of arrays of them; the headline is among them."""
         return rates
+
+    def expected_items(self, layout: str) -> tuple[int, ...]:
+        """Numbers of rows that published sets have in a layout."""
+        return (self.published_items,)
+
+    def submission(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+        """What a judge elsewhere reads, as JSON; None where nobody does."""
+        return None
 
     def notes(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """What a reader of the score must know about these rows."""

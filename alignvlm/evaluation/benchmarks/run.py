@@ -123,7 +123,7 @@ def run_benchmarks(
 
 def read_results(folder: BenchmarkFolder) -> dict[str, Any]:
     """Content of results.json; {} before the first benchmark is finished."""
-    entry = {"score": float, "scores": {str: float}, "items": int, "flavour": str, "headline": str}
+    entry = {"score?": float, "scores": {str: float}, "items": int, "flavour": str, "headline": str}
     return read_json(folder.results, {"model": str, "benchmarks": {str: entry}})
 
 
@@ -192,15 +192,19 @@ def _reply_to(
     asked: list[tuple[int, Question, list[Part], Item]] = []
     started = time.monotonic()
     for number, question in batch:
-        content = how.message(question)
+        content, pictures = how.message(question)
         try:
-            images = [decode_image(_bytes_of(image)) for image in question.images]
+            images = [decode_image(_bytes_of(picture)) for picture in pictures]
         except SampleError as error:
             yield {"index": number, "id": question.id, "error": str(error)}
             continue
         item = Item(question.id, 0, question.text, [], [{"role": "user", "content": content}], images)
         asked.append((number, question, content, item))
-    replies = answer_each(answerer, [item for *_, item in asked], max_new_tokens) if asked else []
+    items = [item for *_, item in asked]
+    if job.benchmark.continuations:
+        replies: list[Any] = [_most_likely(job.benchmark, answerer, content) for _, _, content, _ in asked]
+    else:
+        replies = list(answer_each(answerer, items, max_new_tokens)) if items else []
     seconds = (time.monotonic() - started) / max(len(asked), 1)
     for (number, question, content, _), reply in zip(asked, replies, strict=True):
         row = {"index": number, "id": question.id}
@@ -209,6 +213,13 @@ def _reply_to(
         else:
             text = "".join("<image>" if part["type"] == "image" else part["text"] for part in content)
             yield row | {"prompt": text, "reply": reply, "gold": question.gold, "seconds": round(seconds, 4)}
+
+
+def _most_likely(benchmark: Benchmark, answerer: Answerer, content: Sequence[Part]) -> str:
+    """The continuation that the model finds most likely, stripped."""
+    prompt = "".join(part["text"] for part in content)
+    likely = answerer.log_likelihoods(prompt, benchmark.continuations)
+    return benchmark.continuations[likely.index(max(likely))].strip()
 
 
 def _finish(job: Job, out: BenchmarkFolder, identity: str, batch_size: int) -> dict[str, Any]:
@@ -226,6 +237,9 @@ def _finish(job: Job, out: BenchmarkFolder, identity: str, batch_size: int) -> d
     scored = score_rows(benchmark, answered, job.flavour)
     seconds = sum(row.pop("seconds", 0.0) for row in answered)
     write_json_lines(out.replies(benchmark.name), answered)
+    submission = benchmark.submission(answered)
+    if submission is not None:
+        write_atomic(out.submission(benchmark.name), json.dumps(submission, indent=1, ensure_ascii=False) + "\n")
     out.unusable(benchmark.name).unlink(missing_ok=True)
     if unusable:
         write_json_lines(out.unusable(benchmark.name), unusable)
@@ -240,7 +254,7 @@ def _finish(job: Job, out: BenchmarkFolder, identity: str, batch_size: int) -> d
         "flavour": job.flavour,
         "layout": job.reader.layout,
         "data": [str(file) for file in job.reader.files[:8]],
-        "published_items": benchmark.published_items,
+        "published_items": benchmark.expected_items(job.reader.layout)[0],
         "unreadable": len(unusable),
         "limit": job.limit,
         "prompt": answered[0]["prompt"] if answered else "",
@@ -251,20 +265,21 @@ def _finish(job: Job, out: BenchmarkFolder, identity: str, batch_size: int) -> d
         "versions": _versions(),
         "identity": identity,
     }
-    entry["notes"] = [*scored["notes"], *job.reader.notes, *_warnings(benchmark, len(ordered), job.limit)]
+    entry["notes"] = [*scored["notes"], *job.reader.notes, *_warnings(job, len(ordered))]
     for path in parts.glob("*.jsonl"):
         path.unlink()
     parts.rmdir()
     return entry
 
 
-def _warnings(benchmark: Benchmark, items: int, limit: int | None) -> list[str]:
+def _warnings(job: Job, items: int) -> list[str]:
     """A number of rows that is not the published set's."""
-    if limit is not None:
+    if job.limit is not None:
         return [f"the first {items:,} questions only: not comparable with published numbers"]
-    if items != benchmark.published_items:
+    benchmark, expected = job.benchmark, job.benchmark.expected_items(job.reader.layout)
+    if items not in expected:
         known = "has" if benchmark.verified_items else "is said to have"
-        note = f"{items:,} questions, the published set {known} {benchmark.published_items:,}"
+        note = f"{items:,} questions, the published set {known} {expected[0]:,}"
         log.warning("%s: %s", benchmark.name, note)
         return [note]
     return []

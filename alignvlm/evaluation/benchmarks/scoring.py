@@ -38,7 +38,7 @@ def score_rows(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], flavour:
 
     Returns:
         `score` (the headline), `headline` (its name), `interval` ([low, high]), `scores` (all by name), `items`,
-        `units`, `notes`. Without rows every score is 0.
+        `units`, `notes`. Without rows every score is 0. A benchmark that has not been judged has no score: None.
 
     Raises:
         UserError: a row is of another benchmark.
@@ -50,10 +50,11 @@ def score_rows(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], flavour:
             f"these replies are not of benchmark {benchmark.name!r} ({type(error).__name__}: {error})"
         ) from error
     scores = {name: 100.0 * float(value) for name, value in _scores(benchmark, units).items()}
+    is_scored = benchmark.headline in scores or not benchmark.judged
     return {
-        "score": scores.get(benchmark.headline, 0.0),
+        "score": scores.get(benchmark.headline, 0.0) if is_scored else None,
         "headline": benchmark.headline,
-        "interval": _interval(benchmark, units) if units else [0.0, 0.0],
+        "interval": _interval(benchmark, units) if scores else [0.0, 0.0],
         "scores": scores,
         "items": len(rows),
         "units": len(units),
@@ -61,8 +62,27 @@ def score_rows(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], flavour:
     }
 
 
+def add_judge(rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """The rows with a judge's scores among their references.
+
+    Args:
+        path: a JSON object, id -> score from 0 to 1.
+
+    Raises:
+        UserError: it is none, or a reply has no score in it.
+    """
+    try:
+        scores = {str(id): float(score) for id, score in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f'{path}: must be a JSON object {{"id": score}} ({error})') from error
+    for row in rows:
+        if not 0.0 <= scores.get(row["id"], -1.0) <= 1.0:
+            raise UserError(f"{path}: no score from 0 to 1 for the reply {row['id']!r}")
+    return [{**row, "gold": {**row["gold"], "judge": scores[row["id"]]}} for row in rows]
+
+
 def _scores(benchmark: Benchmark, units: Sequence[Scores]) -> dict[str, Any]:
-    if not units:
+    if not any(units):
         return {}
     above, below = ({name: math.fsum(u[name][i] for u in units if name in u) for name in _names(units)} for i in (0, 1))
     return benchmark.combine({name: above[name] / below[name] if below[name] else 0.0 for name in above})

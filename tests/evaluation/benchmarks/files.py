@@ -31,6 +31,12 @@ class Known:
     def visual_tokens(self, width: int, height: int) -> int:
         return width * height
 
+    def log_likelihoods(self, prompt: str, continuations: Sequence[str]) -> list[float]:
+        """The known reply is the most likely."""
+        question = next(question for question in self.replies if f"{question}\nA. " in prompt.rpartition("\n\n")[2])
+        self.asked[question] = prompt
+        return [float(text == f" {self.replies[question]}") for text in continuations]
+
     def vocabulary_view(self, item: Item) -> None:
         return None
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.readers.docowl import Docowl, open_docowl
 from alignvlm.evaluation.benchmarks.readers.original import Original, open_original
-from alignvlm.evaluation.benchmarks.readers.parquet import Parquet, open_parquet
+from alignvlm.evaluation.benchmarks.readers.parquet import Join, Parquet, open_parquet
 from alignvlm.evaluation.benchmarks.readers.records import Reader, Record
 from alignvlm.evaluation.benchmarks.readers.tsv import Tsv, open_tsv
 
-__all__ = ["Docowl", "Original", "Parquet", "Reader", "Record", "Source", "Tsv", "open_reader"]
+__all__ = ["Docowl", "Join", "Original", "Parquet", "Reader", "Record", "Source", "Tsv", "open_reader"]
 
 Source = Parquet | Tsv | Docowl | Original
 """What a benchmark says about its files in one layout."""

@@ -19,12 +19,32 @@ FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)^---\s*$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
+class Join:
+    """Images in a config of their own: read once into memory."""
+
+    config: str
+    key: str
+    """Column of the questions that names an image."""
+    of: str
+    """Column of the images that it names."""
+    column: str
+    """Column of the images that is added to the questions."""
+
+
+@dataclass(frozen=True)
 class Parquet:
     """Which part of a dataset a benchmark reads."""
 
     splits: tuple[str, ...]
     config: str | None = None
     """None: whatever configs there are, such as the subjects of MMMU."""
+    otherwise: Parquet | None = None
+    """What is read where there are no such files."""
+    join: Join | None = None
+    examples: tuple[str, str] | None = None
+    """A split whose rows are examples for those with the same value in a column."""
+    not_in_name: str | None = None
+    """A word in the dataset's name that says it is another benchmark's."""
 
 
 class ParquetReader:
@@ -36,36 +56,76 @@ class ParquetReader:
         self.files, self.notes = list(files), list[str]()
         self._lengths = [_open(file).metadata.num_rows for file in self.files]
         self.size: int | None = sum(self._lengths)
+        if self.size == 0:
+            raise UserError(f"{self.files[0]}: there are no rows in it")
+        self.images: tuple[Join, dict[Any, Any]] | None = None
+        self.examples: tuple[str, list[Record]] | None = None
 
     def records(self, wanted: Wanted, end: int | None = None) -> Iterator[tuple[int, Record]]:
-        """Rows as Python values, the file's name in column `__file__`."""
+        """Rows as Python values, with the file's name in column `__file__`, and joined images and examples."""
         number = 0
         for file, length in zip(self.files, self._lengths, strict=True):
             stop = number + length if end is None else min(number + length, end)
             if any(wanted(n) for n in range(number, stop)):
-                yield from _rows(file, number, stop, wanted)
+                for row, record in _rows(file, number, stop, wanted):
+                    yield row, self._completed(record)
             number += length
 
     def end(self, limit: int) -> int:
         """The rows are independent."""
-        return limit
+        assert self.size is not None
+        return min(limit, self.size)
+
+    def _completed(self, record: Record) -> Record:
+        if self.images is not None:
+            join, images = self.images
+            if record[join.key] not in images:
+                raise record.wrong(join.key, f"names no image of config {join.config!r}: {record[join.key]!r}")
+            record[join.column] = images[record[join.key]]
+        if self.examples is not None:
+            column, examples = self.examples
+            record["__examples__"] = [example for example in examples if example[column] == record[column]]
+        return record
 
 
 def open_parquet(path: Path, source: Parquet) -> ParquetReader:
     """The files of the benchmark's split in a dataset folder, or one file.
 
     Raises:
-        UserError: no file belongs to the split, or pyarrow is not installed.
+        UserError: no file belongs to the split, the dataset is another benchmark's, or pyarrow is not installed.
     """
+    if source.not_in_name and source.not_in_name in path.absolute().name:
+        raise UserError(f"{path}: its name says {source.not_in_name!r}: it is the dataset of another benchmark")
     if path.is_file():
+        if source.join is not None:
+            raise UserError(f"{path}: give the dataset's folder; images are in its config {source.join.config!r}")
         return ParquetReader([path])
-    files = _of_card(path, source) or _of_names(path, source)
+    reader = ParquetReader(_files_of(path, source))
+    if source.join is not None:
+        images = ParquetReader(_files_of(path, Parquet(source.splits, source.join.config)))
+        rows = images.records(lambda number: True)
+        reader.images = source.join, {row[source.join.of]: row[source.join.column] for _, row in rows}
+    if source.examples is not None:
+        split, column = source.examples
+        files = _found(path, Parquet((split,), source.config)) or _found(path, Parquet((split,)))
+        reader.examples = column, [row for file in files for _, row in ParquetReader([file]).records(lambda n: True)]
+        if not files:
+            reader.notes.append(f"there is no split {split!r}: asked without examples")
+    return reader
+
+
+def _files_of(path: Path, source: Parquet) -> list[Path]:
+    files = _found(path, source) or (_found(path, source.otherwise) if source.otherwise else [])
     if not files:
         found = sorted(str(file.relative_to(path)) for file in path.rglob("*.parquet"))
         shown = ", ".join(found[:8]) + (", …" if len(found) > 8 else "")
         config = f" of config {source.config!r}" if source.config else ""
         raise UserError(f"{path}: no parquet file of split {' or '.join(source.splits)}{config} among {shown}")
-    return ParquetReader(files)
+    return files
+
+
+def _found(path: Path, source: Parquet) -> list[Path]:
+    return _of_card(path, source) or _of_names(path, source)
 
 
 def _of_card(root: Path, source: Parquet) -> list[Path]:
@@ -97,9 +157,10 @@ def _of_names(root: Path, source: Parquet) -> list[Path]:
     """Files whose names begin with a split, in a folder of the config where there is one."""
     pattern = re.compile(rf"(?:{'|'.join(map(re.escape, source.splits))})(?:-\d+.*)?\.parquet")
     files = sorted(file for file in root.rglob("*.parquet") if pattern.fullmatch(file.name))
+    if source.config is None:
+        return files
     of_config = [file for file in files if source.config in file.relative_to(root).parts[:-1]]
-    others = [file for file in files if source.config is None or len(file.relative_to(root).parts) <= 2]
-    return of_config or [file for file in others if file.parent in (root, root / "data") or source.config is None]
+    return of_config or [file for file in files if file.parent in (root, root / "data")]
 
 
 def _inside(root: Path, files: list[Path]) -> list[Path]:

@@ -42,9 +42,19 @@ class Record(dict[str, Any]):
 
     def image(self, column: str) -> bytes | Path:
         """An encoded image: the bytes of an image struct, or a file. Raises UserError when there is none."""
+        return self._image(self[column], column)
+
+    def images(self, column: str) -> list[bytes | Path]:
+        """A column that is an encoded image or a list of them. Raises UserError when there is none."""
         value = self[column]
+        members = value if isinstance(value, list) else [value]
+        if not members:
+            raise self.wrong(column, "holds no image")
+        return [self._image(member, column) for member in members]
+
+    def _image(self, value: Any, column: str) -> bytes | Path:
         if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
+            value = value.get("bytes")
         if isinstance(value, bytes | Path):
             return value
         raise self.wrong(column, "holds no image")
