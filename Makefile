@@ -16,10 +16,10 @@ export PIP_ROOT_USER_ACTION := ignore
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-cluster check gpu-check wheel release clean
+.PHONY: help quickstart test test-fast test-cluster check gpu-check gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'make TORCH_INDEX=https://download.pytorch.org/whl/cpu COMMAND installs the CPU build of torch'
 
 quickstart: $(VENV)/installed-quickstart ## train a small model that reads, on two CPU cores; again: resume
@@ -40,11 +40,21 @@ check: $(VENV)/installed-test ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Uses the Python that is there. torch, triton, transformers and pytest must be installed; only files with such tests are
-# collected, since others import what a bare GPU machine lacks.
-gpu-check: ## CUDA tests and the connector benchmark, on a machine with a GPU
-	$(PYTHON) -m pytest -m cuda $$(grep -rl --include='*.py' 'mark\.cuda' tests)
-	$(PYTHON) benchmarks/connector.py --device cuda
+# Each part takes under nine minutes and uses the Python that is there; what that lacks is named in one line.
+# RESULTS is the folder of logs and results; TINY=1 rehearses without a GPU.
+GPU_CHECK = $(PYTHON) scripts/gpu_check.py $(if $(TINY),--tiny) $(if $(RESULTS),--results $(RESULTS))
+
+gpu-check: ## on a machine with a GPU: its three parts, the next also after a failed one
+	@worst=0; for part in kernels train profile; do $(GPU_CHECK) $$part || worst=$$?; done; exit $$worst
+
+gpu-check-kernels: ## tests of the kernels, the ALIGN operator against its alternatives
+	$(GPU_CHECK) kernels
+
+gpu-check-train: ## tests of model, training and evaluation, training steps in variants
+	$(GPU_CHECK) train
+
+gpu-check-profile: ## where the time goes: the row kernels, one training step
+	$(GPU_CHECK) profile
 
 wheel: $(VENV)/installed-test ## source distribution and wheel, in dist/
 	rm -rf dist

@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import re
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,9 +86,13 @@ def check_model(recipe: Recipe, *, for_training: bool) -> list[str]:
     chat_template(recipe)
     if for_training:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        for key, choose in (("attention", choose_attention), ("fused_layers", choose_fused_layers)):
+        choices: dict[str, Callable[[], object]] = {
+            "attention": lambda: choose_attention(recipe.model.attention, device, recipe.train.precision),
+            "fused_layers": lambda: choose_fused_layers(recipe.model.fused_layers, device),
+        }
+        for key, choose in choices.items():
             try:
-                choose(getattr(recipe.model, key), device)
+                choose()
             except ValueError as error:
                 raise recipe_error(recipe, f"model.{key}", str(error)) from error
     elsewhere: list[str] = []

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 PACKAGES = (
     "torch", "triton", "transformers", "deepspeed", "liger-kernel", "flash-attn", "numpy", "webdataset", "pillow",
 )  # fmt: skip
@@ -76,7 +76,7 @@ def _version(package: str) -> str | None:
 def _commit() -> str:
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
-        head = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+        head = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     except OSError:  # no git
         return "unknown"
     return head.stdout.strip() or "unknown"

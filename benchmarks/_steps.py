@@ -124,7 +124,7 @@ class Bench:
         """
         recipe = load_recipe(self.model.recipe, [*self.model.overrides, *self._batch(), *variant.overrides])
         try:
-            choose_attention(recipe.model.attention, self.world.device)
+            choose_attention(recipe.model.attention, self.world.device, recipe.train.precision)
             choose_fused_layers(recipe.model.fused_layers, self.world.device)
         except ValueError as error:
             raise UserError(str(error)) from error

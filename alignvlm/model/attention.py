@@ -72,20 +72,21 @@ class Documents:
         )
 
 
-def choose_attention(name: str, device: torch.device) -> str:
-    """The implementation for a recipe's `model.attention` on this device.
+def choose_attention(name: str, device: torch.device, precision: str) -> str:
+    """The implementation for a recipe's `model.attention` and `train.precision` on this device.
 
     Raises:
         ValueError: when the implementation asked for cannot run here.
     """
-    has_flash = device.type == "cuda" and is_flash_attn_2_available()
-    has_varlen = device.type == "cuda" and importlib.util.find_spec("torch.nn.attention.varlen") is not None
+    is_fit = device.type == "cuda" and precision == "bf16"  # flash kernels take 16 bits only
+    has_flash = is_fit and is_flash_attn_2_available()
+    has_varlen = is_fit and importlib.util.find_spec("torch.nn.attention.varlen") is not None
     if name == "auto":
         return FLASH if has_flash else VARLEN if has_varlen else SDPA
     if name == "flash" and not has_flash:
-        raise ValueError("model.attention = 'flash' needs a CUDA device and the flash-attn package; use 'auto'")
+        raise ValueError("model.attention = 'flash' needs a CUDA device, bf16 and the flash-attn package; use 'auto'")
     if name == "varlen" and not has_varlen:
-        raise ValueError("model.attention = 'varlen' needs a CUDA device and torch >= 2.10; use 'auto'")
+        raise ValueError("model.attention = 'varlen' needs a CUDA device, bf16 and torch >= 2.10; use 'auto'")
     return {"flash": FLASH, "varlen": VARLEN, "sdpa": SDPA}[name]
 
 

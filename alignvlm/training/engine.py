@@ -71,7 +71,7 @@ def build_trainer(
     config = deepspeed_config(recipe, stage, world.size) | (extra or {})
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     torch.manual_seed(recipe.seed)
-    attention = choose_attention(recipe.model.attention, world.device)
+    attention = choose_attention(recipe.model.attention, world.device, recipe.train.precision)
     with zero3_construction(config):
         model = AlignVLMForConditionalGeneration.from_pretrained(
             export, dtype=dtype, attn_implementation={"text_config": attention, "vision_config": "sdpa"}

@@ -1,4 +1,4 @@
-"""Evaluation on a GPU: in bf16, and nothing of it left in the GPU's memory."""
+"""Evaluation on a GPU (`make gpu-check`): in bf16, nothing of it left in the GPU's memory; in fp32 as on a CPU."""
 
 from __future__ import annotations
 
@@ -42,3 +42,20 @@ def test_an_fp32_export_answers_in_bf16_and_leaves_no_memory(tmp_path: Path) -> 
     del answerer, got, frequencies
     torch.cuda.empty_cache()
     assert torch.cuda.memory_allocated() - before < 2**20
+
+
+@pytest.mark.cuda
+def test_answers_and_views_in_fp32_are_those_of_a_cpu(device: torch.device) -> None:
+    model, processor = tiny_model(text={"tie_word_embeddings": False, "initializer_range": 0.5})  # says various things
+    items = [item for sample in samples() for item in items_of(sample)]
+    on_cpu = ModelAnswerer(model, processor, "cpu")
+    answers, view = on_cpu.answer(items, 6), on_cpu.vocabulary_view(items[1])
+    there = ModelAnswerer(model, processor, device)
+    assert len(set(answers)) > 1
+    assert there.answer(items, 6) == answers
+    assert [there.answer([item], 6)[0] for item in items] == answers
+    found = there.vocabulary_view(items[1])
+    assert found is not None
+    assert view is not None
+    first = [[[cell["top"][0][0] for cell in tile["cells"]] for tile in each["tiles"]] for each in (found, view)]
+    assert first[0] == first[1]

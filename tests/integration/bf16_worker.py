@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import save_file
 
 from alignvlm.config import load_recipe
@@ -24,49 +24,14 @@ from alignvlm.training import distributed
 from alignvlm.training.checkpoints.export import export_stage
 from alignvlm.training.checkpoints.masters import save_masters
 from alignvlm.training.distributed import World
-from alignvlm.training.engine import Trainer, build_trainer
+from alignvlm.training.engine import Trainer
 from alignvlm.training.stage import resume_trainer
-from alignvlm.training.step import Votes, train_step
-from data_pipeline.loading.collate import MicroBatch, collate
 from tests.jobs import TINY
-from tests.tiny import samples, tiny_model
+from tests.one_rank import masters, micro_batches, take_bad_step, take_step, trainer_of
+from tests.tiny import tiny_model
 
 MICRO_BATCHES = 16
-
-
-def micro_batches() -> list[MicroBatch]:
-    encoded = [tiny_model()[1].encode(sample) for sample in samples()]
-    chosen = [[i % 3, i % 2] if i % 4 else [i % 3] for i in range(MICRO_BATCHES)]
-    return [collate([encoded[i] for i in row], ["s/0/k"] * len(row), step=0, epoch=0) for row in chosen]
-
-
-def trainer_of(folder: Path, strategy: str, world: Any, **extra: Any) -> Trainer:
-    recipe = load_recipe(str(TINY), [
-        "train.precision=bf16", f"train.deepspeed={strategy}", "train.processes=1",
-        f"stages.connector.global_batch_packs={MICRO_BATCHES}", "stages.connector.max_grad_norm=0",
-        "train.kept_logits_gib=0.001",
-    ])  # fmt: skip
-    return build_trainer(recipe, recipe.stages["connector"], folder / "model", world, extra)
-
-
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """fp32 weights of everything that learns."""
-    return {name: safe_get_full_fp32_param(p).clone() for name, p in trainer.model.named_parameters()}
-
-
-def take_bad_step(trainer: Trainer, world: Any) -> dict[str, Any]:
-    """A step whose connector gives NaN, then a good one; which weights each of them changed."""
-    before, batches = weights(trainer), micro_batches()
-    hook = trainer.model.connector.register_forward_hook(lambda module, inputs, output: output * float("nan"))
-    bad = train_step(trainer, batches, world, 1.0, Votes())
-    hook.remove()
-    between = weights(trainer)
-    good = train_step(trainer, batches, world, 1.0, Votes())
-    changed = lambda a, b: sum(not torch.equal(a[name], b[name]) for name in a)
-    return {
-        "skipped": [bad.skipped, good.skipped],
-        "changed": [changed(before, between), changed(between, weights(trainer))],
-    }
+SETTINGS = ("stages.connector.max_grad_norm=0", "train.kept_logits_gib=0.001")
 
 
 def summed(trainer: Trainer, world: Any) -> dict[str, torch.Tensor]:
@@ -80,7 +45,7 @@ def summed(trainer: Trainer, world: Any) -> dict[str, torch.Tensor]:
         step()
 
     trainer.engine.step = look
-    train_step(trainer, micro_batches(), world, 1.0, Votes())
+    take_step(trainer, micro_batches(MICRO_BATCHES), world)
     return found
 
 
@@ -90,7 +55,7 @@ def expected(folder: Path) -> dict[str, torch.Tensor]:
     model = AlignVLMForConditionalGeneration.from_pretrained(
         folder / "model", dtype=torch.bfloat16, attn_implementation=attention
     ).train()
-    batches = micro_batches()
+    batches = micro_batches(MICRO_BATCHES)
     tokens = sum(batch.num_supervised for batch in batches)
     sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in model.named_parameters()}
     for b in batches:
@@ -118,11 +83,6 @@ def run_of(folder: Path, strategy: str) -> Run:
     ]))  # fmt: skip
 
 
-def masters(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """fp32 weights of what the stage trains."""
-    return {n: safe_get_full_fp32_param(p).clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
-
-
 def begin(run: Run, stage: str, world: World) -> Trainer:
     """The engine of a stage that has no checkpoint."""
     plan: Any = None
@@ -139,14 +99,14 @@ def hand_on(folder: Path, strategy: str, world: World) -> dict[str, torch.Tensor
         processor.save_pretrained(run.initial.export)
     world.barrier()
     trainer = begin(run, "connector", world)
-    train_step(trainer, micro_batches()[world.rank : 4 : world.size], world, 1.0, Votes())
+    take_step(trainer, micro_batches(4)[world.rank :: world.size], world)
     kept = {f"last/{name}": value for name, value in masters(trainer).items()}
     save_masters(trainer.engine, run.initial, connector, world)
     export_stage(trainer.model, processor, connector.export, world)
     trainer.close()
     trainer = begin(run, "instruct", world)
     kept |= {f"first/{name}": value for name, value in masters(trainer).items()}
-    train_step(trainer, micro_batches()[world.rank : 4 : world.size], world, 1.0, Votes())
+    take_step(trainer, micro_batches(4)[world.rank :: world.size], world)
     kept |= {f"trained/{name}": value for name, value in masters(trainer).items()}
     save_masters(trainer.engine, connector, instruct, world)
     trainer.close()
@@ -170,12 +130,12 @@ def main(folder: Path) -> None:
     tiny_model()[0].save_pretrained(folder / "model")
     results: dict[str, Any] = {}
     for strategy in ("zero1", "zero2", "cpu_zero3"):
-        trainer = trainer_of(folder, strategy, world)
-        results[strategy] = take_bad_step(trainer, world)
+        trainer = trainer_of(folder / "model", strategy, world, *SETTINGS, accumulation=MICRO_BATCHES)
+        results[strategy] = take_bad_step(trainer, micro_batches(MICRO_BATCHES), world)
         trainer.close()
     reference = expected(folder)
     for name, extra in {"fp32": {}, "bf16": {"data_types": {"grad_accum_dtype": "bf16"}}}.items():
-        trainer = trainer_of(folder, "cpu_zero3", world, **extra)
+        trainer = trainer_of(folder / "model", "cpu_zero3", world, *SETTINGS, accumulation=MICRO_BATCHES, **extra)
         results[f"error, sums in {name}"] = error(summed(trainer, world), reference)
         trainer.close()
     (folder / "results.json").write_text(json.dumps(results))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alignvlm.model.attention import SDPA, VARLEN
+from alignvlm.model.attention import SDPA, VARLEN, choose_attention
 from tests.tiny import alone, pack, samples, tiny_model
 
 LMS = {
@@ -83,6 +83,13 @@ def test_vision_and_connector_run_once_whatever_the_batch_holds(images: bool) ->
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(grads)
     if not images:
         assert all(g.abs().max() == 0 for n, g in grads.items() if n.startswith(("vision.", "connector.")))
+
+
+def test_fp32_does_not_get_a_kernel_of_16_bits() -> None:
+    gpu = torch.device("cuda")
+    assert choose_attention("auto", gpu, "bf16") != choose_attention("auto", gpu, "fp32") == SDPA
+    with pytest.raises(ValueError, match="bf16"):
+        choose_attention("varlen", gpu, "fp32")
 
 
 @pytest.mark.cuda

@@ -1,0 +1,151 @@
+"""Training on a GPU (`make gpu-check`): one rank, NCCL, bf16, the real engine and step, against a CPU in fp32."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignvlm.model import AlignVLMForConditionalGeneration
+from alignvlm.model.attention import SDPA
+from alignvlm.training.distributed import World
+from alignvlm.training.engine import Trainer
+from data_pipeline.loading.collate import collate
+from tests.one_rank import micro_batches, take_bad_step, take_step, trainer_of
+from tests.tiny import samples, tiny_model
+
+pytestmark = pytest.mark.cuda
+
+STRATEGIES = ("zero1", "zero2", "zero3")
+LEARN_FAST = [f"stages.connector.lr.{part}=1.0e-2" for part in ("vision", "connector", "language")]
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose attention has heads that flash attention takes."""
+    folder = tmp_path_factory.mktemp("export")
+    tiny_model(text={"hidden_size": 64, "head_dim": 16})[0].save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def training(export: Path, strategy: str, world: World, *settings: str) -> Iterator[Trainer]:
+    trainer = trainer_of(export, strategy, world, *settings)
+    try:
+        yield trainer
+    finally:
+        trainer.close()
+
+
+@pytest.fixture(scope="module")
+def reference(export: Path) -> tuple[float, float]:
+    """Loss per supervised token of `micro_batches(4)` and its gradient's norm: a CPU, fp32, without DeepSpeed."""
+    model = AlignVLMForConditionalGeneration.from_pretrained(
+        export, dtype=torch.float32, attn_implementation={"text_config": SDPA, "vision_config": "sdpa"}
+    ).train()
+    batches = micro_batches(4)
+    tokens, total = sum(b.num_supervised for b in batches), 0.0
+    for b in batches:
+        loss = model(
+            input_ids=b.input_ids, pixel_values=b.tiles, position_ids=b.position_ids, cu_seqlens=b.cu_seqlens,
+            max_seqlen=b.max_seqlen, visual_positions=b.visual_positions, target_positions=b.target_positions,
+            targets=b.targets, num_items_in_batch=tokens,
+        ).loss  # fmt: skip
+        loss.backward()
+        total += loss.item()
+    return total, math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision", "checkpointing"),
+    [*((strategy, "bf16", False) for strategy in STRATEGIES), ("zero3", "bf16", True), ("zero3", "fp32", False)],
+)
+def test_a_step_is_that_of_a_cpu(
+    strategy: str, precision: str, checkpointing: bool, export: Path, world: World, reference: tuple[float, float]
+) -> None:
+    settings = (f"train.precision={precision}", f"train.gradient_checkpointing={str(checkpointing).lower()}")
+    with training(export, strategy, world, *settings) as trainer:
+        result = take_step(trainer, micro_batches(4), world)
+        inner = trainer.engine.optimizer.optimizer
+        assert type(inner) is torch.optim.AdamW  # DeepSpeed's own would be compiled with nvcc
+        assert all(bool(group["fused"]) == (world.device.type == "cuda") for group in inner.param_groups)
+    loss, norm = reference
+    assert result.loss == pytest.approx(loss, rel=1e-2 if precision == "bf16" else 1e-5)
+    assert result.grad_norm == pytest.approx(norm, rel=3e-2 if precision == "bf16" else 1e-4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_training_learns(strategy: str, export: Path, world: World) -> None:
+    with training(export, strategy, world, *LEARN_FAST) as trainer:
+        results = [take_step(trainer, micro_batches(4), world) for _ in range(30)]
+    assert not any(result.skipped for result in results)
+    assert results[-1].loss < 0.2 * results[0].loss
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_step_with_nan_changes_no_weight(strategy: str, export: Path, world: World) -> None:
+    with training(export, strategy, world) as trainer:
+        found = take_bad_step(trainer, micro_batches(4), world)
+    assert found["skipped"] == [True, False]
+    assert found["changed"][0] == 0 < found["changed"][1]
+
+
+def test_a_stage_gives_its_memory_back(export: Path, world: World) -> None:
+    """Of three stages, the second and the third need what the first needed, and leave no more than it left."""
+    held, left = [], []
+    for _ in range(3):
+        with training(export, "zero3", world) as trainer:
+            take_step(trainer, micro_batches(4), world)
+            states = trainer.engine.optimizer.optimizer.state.values()
+            moments = [weakref.ref(value) for state in states for value in state.values()]
+            del states
+            held.append(torch.cuda.memory_allocated())
+        del trainer
+        gc.collect()
+        assert moments
+        assert not any(reference() is not None for reference in moments)
+        left.append(torch.cuda.memory_allocated())
+    slack = 2**20
+    assert max(held) - held[0] < slack
+    assert max(left) - left[0] < slack
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_micro_batches_never_wait_for_the_gpu(strategy: str, checkpointing: bool, export: Path, world: World) -> None:
+    """PyTorch raises at every operation for which the host would wait, until the last micro-batch's gradient is there.
+
+    The first step is not watched: DeepSpeed records the order of the layers in it.
+    """
+    documents = [tiny_model()[1].encode(sample) for sample in samples()]
+    batches = [
+        collate([documents[i] for i in chosen], ["a/b/c"] * len(chosen), step=0, epoch=0)
+        for chosen in ([0, 1, 2], [0, 0], [], [2, 1])  # with images, text only, filler
+    ]
+    batches = [batch.pin_memory() for batch in batches]
+    setting = f"train.gradient_checkpointing={str(checkpointing).lower()}"
+    with training(export, strategy, world, setting) as trainer:
+        take_step(trainer, batches, world)
+        step, watched = trainer.engine.step, []
+
+        def stop_watching() -> None:
+            watched.append(torch.cuda.get_sync_debug_mode())
+            if trainer.engine.is_gradient_accumulation_boundary():
+                torch.cuda.set_sync_debug_mode("default")
+            step()
+
+        trainer.engine.step = stop_watching
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with pytest.raises(RuntimeError, match="synchroniz"):  # the mode is on
+                torch.ones(1, device=world.device).item()
+            take_step(trainer, batches, world)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert watched == [2] * len(batches)
