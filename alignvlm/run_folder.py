@@ -139,6 +139,7 @@ class RunFolder:
         self.report = self.path / "report"
         self.report_page = self.report / "index.html"
         self.report_results = self.report / "results.json"
+        self.seal = self.path / "finished.json"
 
     def read_config(self) -> dict[str, Any]:
         """The resolved recipe. Raises UserError when the file is damaged."""

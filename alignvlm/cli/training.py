@@ -26,12 +26,17 @@ def run(arguments: argparse.Namespace) -> int:
     from alignvlm.checks import check_files
     from alignvlm.config import load_recipe
     from alignvlm.launch.local import end_with_launcher, is_launched, run_local
+    from alignvlm.run_folder import Run
+    from alignvlm.training.finished import is_finished
 
     end_with_launcher()
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
         check_files(recipe)
         return dry_run(recipe)
+    if not is_launched() and is_finished(Run(recipe)):
+        print_locations(recipe)
+        return 0
     if not is_launched() and recipe.train.processes > 1:
         command = [sys.executable, "-m", "alignvlm", "train", arguments.recipe, *arguments.overrides]
         return run_local(command, recipe.train.processes)

@@ -30,6 +30,7 @@ from alignvlm.training.callbacks.tracking import Tracking
 from alignvlm.training.callbacks.watchdog import Watchdog
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import free_memory
+from alignvlm.training.finished import seal
 from alignvlm.training.prepare import check, prepare, run_processor
 from alignvlm.training.signals import REQUEUE, Signals
 from alignvlm.training.stage import train_stage
@@ -85,11 +86,13 @@ def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = ()) -> in
             tracker = Tracker(run) if world.is_main else None
             try:
                 with signals:
-                    return _train(run, world, tracker, signals, callbacks)
+                    code = _train(run, world, tracker, signals, callbacks)
             finally:
                 lease.announce_end()
-                if tracker is not None:
-                    tracker.close()
+                is_delivered = tracker is not None and tracker.close()
+            if code == 0 and is_delivered:
+                seal(run)
+            return code
         finally:
             distributed.stop()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from tests.jobs import TINY, curve, kill, kill_launcher, metrics, run, start, wait_for_step, weights
+from tests.jobs import ROOT, TINY, curve, kill, kill_launcher, metrics, run, start, wait_for_step, weights
 
 STAGES = ["connector"] * 8 + ["instruct"] * 4
 
@@ -74,10 +75,22 @@ def test_mlflow_has_one_parent_and_a_child_per_stage(finished: Path) -> None:
     assert {f.path for f in client.list_artifacts(runs["tiny"].info.run_id)} >= {"config.yaml", "report"}
 
 
-def test_a_second_call_finds_nothing_to_do(finished: Path) -> None:
-    before = (finished / "runs" / "tiny" / "metrics.jsonl").read_bytes()
-    assert "finished: runs/tiny" in run("train", str(TINY), cwd=finished)
-    assert (finished / "runs" / "tiny" / "metrics.jsonl").read_bytes() == before
+def test_a_second_call_finds_nothing_to_do(finished: Path, tmp_path: Path) -> None:
+    folder = finished / "runs" / "tiny"
+    before = (folder / "metrics.jsonl").read_bytes()
+    (tmp_path / "torch.py").write_text("raise ImportError('a finished run needs no torch')")
+    without_torch = os.pathsep.join([str(tmp_path), str(ROOT)])
+    assert "finished: runs/tiny" in run("train", str(TINY), cwd=finished, PYTHONPATH=without_torch)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_what_is_gone_from_a_finished_run_is_made_again(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")  # with the times of all files
+    (copy / "runs" / "tiny" / "2-instruct" / "evaluation" / "results.json").unlink()
+    output = run("train", str(TINY), cwd=copy)
+    assert "evaluate test" in output
+    assert "stage" not in output
+    assert (copy / "runs" / "tiny" / "2-instruct" / "evaluation" / "results.json").exists()
 
 
 def test_killed_runs_end_with_the_same_bits(finished: Path, tmp_path: Path) -> None:

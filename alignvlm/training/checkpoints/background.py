@@ -10,15 +10,23 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 from data_pipeline.files import write_atomic
+
+# DeepSpeed's autotuner, which nothing here uses, imports MLflow where there is one: a fifth of the start of every rank.
+_hides_mlflow = sys.modules.setdefault("mlflow", None) is None  # type: ignore[arg-type]
+try:
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+finally:
+    if _hides_mlflow:
+        del sys.modules["mlflow"]
 
 PIECE = 1 << 26
 """Bytes that are written and flushed at a time."""

@@ -37,13 +37,17 @@ class Tracker:
             self._start()
         self._tell(worker.NEW)
 
-    def close(self) -> None:
-        """Make a last delivery; after `CLOSE_SECONDS` the rest is left for the next start or `alignvlm track`."""
+    def close(self) -> bool:
+        """Make a last delivery; after `CLOSE_SECONDS` the rest is left for the next start or `alignvlm track`.
+
+        Returns:
+            Whether MLflow has everything.
+        """
         if not self._is_running():
             self._start()
         self._tell(worker.END)
         if self._process is None:
-            return
+            return False
         try:
             code = self._process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -53,6 +57,7 @@ class Tracker:
         else:
             if code not in (0, worker.FAILED, worker.OVERDUE):
                 self._complain(f"the process that talks to MLflow died (exit code {code}); {worker.CONSEQUENCE}")
+        return self._process.returncode == 0
 
     def _is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
