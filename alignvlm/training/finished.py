@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any
 
-import alignvlm
+from alignvlm import __version__
 from alignvlm.config import recipe_to_dict
 from alignvlm.metrics import find_metric
 from alignvlm.run_folder import Run
@@ -53,7 +53,7 @@ def _look(run: Run) -> dict[str, Any]:
         files += sorted(stage.export.rglob("*")) if stage.has_export else [stage.export]
         files += [stage.evaluation.results, *map(stage.evaluation.predictions, recipe.evaluation.tasks)]
     return {
-        "alignvlm": alignvlm.__version__,
+        "alignvlm": __version__,
         "recipe": _digest(recipe_to_dict(recipe)),
         "metrics": metrics,
         "held_out": {name: _digest(path and path.read_text(errors="replace")) for name, path in manifests.items()},
