@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except UnreachableError as error:
-        from alignvlm.training.signals import REQUEUE
+        from alignvlm.system.signals import REQUEUE
 
         _mistake_of_this_rank(str(error))
         return REQUEUE

@@ -16,6 +16,7 @@ from alignvlm.metrics import find_metric
 from alignvlm.run_folder import Run
 from alignvlm.training.tracking.database import sqlite_file
 from alignvlm.training.tracking.target import Target
+from data_pipeline.errors import DataError
 from data_pipeline.files import must_write, read_json, write_atomic
 from data_pipeline.shards.sidecars import MANIFEST, find_beside
 from data_pipeline.shards.storage import open_storage
@@ -36,7 +37,10 @@ def seal(run: Run) -> None:
 def is_finished(run: Run) -> bool:
     """Whether nothing of what a start would check has changed since the run was sealed."""
     found = read_json(run.folder.seal, SEAL)
-    return bool(found) and found == _look(run)
+    try:
+        return bool(found) and found == _look(run)
+    except DataError:  # a source cannot be looked at: the start says why
+        return False
 
 
 def _look(run: Run) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from alignvlm.report.report import build_report
 from alignvlm.run_folder import Run, StageFolder
 from alignvlm.system.home import ensure_home
 from alignvlm.system.lease import Lease
+from alignvlm.system.signals import REQUEUE, Signals
 from alignvlm.system.waiting import Waiting
 from alignvlm.training import distributed
 from alignvlm.training.callbacks import Callback
@@ -32,7 +33,6 @@ from alignvlm.training.distributed import World
 from alignvlm.training.engine import free_memory
 from alignvlm.training.finished import seal
 from alignvlm.training.prepare import check, prepare, run_processor
-from alignvlm.training.signals import REQUEUE, Signals
 from alignvlm.training.stage import train_stage
 from alignvlm.training.tracking.tracker import Tracker
 

@@ -13,6 +13,7 @@ from alignvlm.exports import check_export
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.progress import say
 from alignvlm.run_folder import Run
+from alignvlm.system.signals import Signals
 from alignvlm.training.batches import step_batches
 from alignvlm.training.callbacks import Callback, StageState
 from alignvlm.training.callbacks.bad_numbers import agreed_skips
@@ -24,7 +25,6 @@ from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer, build_trainer
 from alignvlm.training.optim import lr_factor
 from alignvlm.training.record import StepRecord
-from alignvlm.training.signals import Signals
 from alignvlm.training.step import StepResult, Votes, train_step
 from alignvlm.training.throughput import Speed, Throughput
 from data_pipeline.loading.collate import MicroBatch

@@ -8,10 +8,10 @@ from typing import Any, cast
 import pytest
 
 from alignvlm.config.schema import Recipe
+from alignvlm.system.signals import Signals
 from alignvlm.training import run as run_module
 from alignvlm.training.callbacks.bad_numbers import agreed_skips
 from alignvlm.training.distributed import World
-from alignvlm.training.signals import Signals
 from data_pipeline.errors import DataError
 from tests.training.fakes import FakeWorld, stage_state
 

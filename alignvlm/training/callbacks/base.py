@@ -8,11 +8,11 @@ from typing import Any
 
 from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.run_folder import Run, StageFolder
+from alignvlm.system.signals import Signals
 from alignvlm.training.checkpoints.store import CheckpointStore
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
 from alignvlm.training.record import StepRecord
-from alignvlm.training.signals import Signals
 from data_pipeline.loading.collate import MicroBatch
 from data_pipeline.order.plan import Plan
 

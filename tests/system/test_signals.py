@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-from alignvlm.training.signals import HANDLED, REQUEUE, Signals
+from alignvlm.system.signals import HANDLED, REQUEUE, Signals
 from tests.checkout import ROOT
 
 
@@ -42,7 +42,7 @@ def test_under_nohup_a_hangup_stays_ignored() -> None:
 def ended_by(program: str) -> tuple[int, str]:
     """Exit code and errors of a process that runs `program` under the handlers."""
     code = (
-        "import os, signal\nfrom alignvlm.training.signals import Signals\n"
+        "import os, signal\nfrom alignvlm.system.signals import Signals\n"
         f"with Signals(lambda: print('released', flush=True)) as signals:\n    {program}\nprint('went on')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
