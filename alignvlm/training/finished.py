@@ -60,7 +60,10 @@ def _look(run: Run) -> dict[str, Any]:
         "alignvlm": __version__,
         "recipe": _digest(recipe_to_dict(recipe)),
         "metrics": metrics,
-        "held_out": {name: _digest(path and path.read_text(errors="replace")) for name, path in manifests.items()},
+        "held_out": {
+            name: _digest(path and path.read_text(encoding="utf-8", errors="replace"))
+            for name, path in manifests.items()
+        },
         "tracking": [target.shown_uri, target.experiment, database is None or database.is_file()],
         "files": {path.relative_to(run.folder.path).as_posix(): _stamp(path) for path in files},
     }
