@@ -1,9 +1,14 @@
-"""Row kernels that `row_kernels.py` compares with those of the operator: those before them, and another way."""
+"""What `row_kernels.py` compares with the operator's parts: what they were before, and other ways to do them."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from alignvlm.kernels.matmul import accumulate
 
 _LAG = tl.constexpr(8.0)
 
@@ -147,3 +152,61 @@ def backward_steps(
     partial = tile_token.to(tl.int64) * width + vocab
     tl.store(gamma_grad_ptr + partial, sum_gamma, mask=inside_vocab)
     tl.store(beta_grad_ptr + partial, sum_beta, mask=inside_vocab)
+
+
+@triton.jit
+def backward_fused(
+    h_tile, w2_tile, upstream_tile, e_tile, p_tile, g_tile, mu_ptr, rstd_ptr, gamma_ptr, beta_ptr, lse_ptr, delta_ptr,
+    g_sum_ptr, gamma_grad_ptr, beta_grad_ptr, num_tokens, width, depth,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """A tile [BM, BN] of p and g / std straight from h, W2, dO and E: two accumulators, and no logits in memory."""
+    program = tl.program_id(0)
+    num_m, num_n = tl.cdiv(num_tokens, BM), tl.cdiv(width, BN)
+    first = program // (GROUP * num_n) * GROUP
+    size = min(num_m - first, GROUP)
+    tile_m, tile_n = first + program % (GROUP * num_n) % size, program % (GROUP * num_n) // size
+    m, n = tile_m * BM, tile_n * BN
+    z, dp = tl.zeros([BM, BN], tl.float32), tl.zeros([BM, BN], tl.float32)
+    for k in tl.range(0, depth, BK):
+        z = tl.dot(h_tile.load([m, k]), w2_tile.load([n, k]).T, z)
+        dp = tl.dot(upstream_tile.load([m, k]), e_tile.load([n, k]).T, dp)
+    tokens, vocab = m + tl.arange(0, BM), n + tl.arange(0, BN)
+    inside_tokens, inside_vocab = tokens < num_tokens, vocab < width
+    mu = tl.load(mu_ptr + tokens, mask=inside_tokens, other=0.0)[:, None]
+    rstd = tl.load(rstd_ptr + tokens, mask=inside_tokens, other=0.0)[:, None]
+    lse = tl.load(lse_ptr + tokens, mask=inside_tokens, other=float("inf"))[:, None]
+    delta = tl.load(delta_ptr + tokens, mask=inside_tokens, other=0.0)[:, None]
+    gamma = tl.load(gamma_ptr + vocab, mask=inside_vocab, other=0.0)[None, :]
+    beta = tl.load(beta_ptr + vocab, mask=inside_vocab, other=float("-inf"))[None, :]
+    zhat = (z - mu) * rstd
+    p = tl.exp(zhat * gamma + beta - lse)
+    p_tile.store([m, n], p.to(p_tile.dtype))
+    ds = p * (dp - delta)
+    tl.store(beta_grad_ptr + tile_m.to(tl.int64) * width + vocab, tl.sum(ds, axis=0), mask=inside_vocab)
+    tl.store(gamma_grad_ptr + tile_m.to(tl.int64) * width + vocab, tl.sum(ds * zhat, axis=0), mask=inside_vocab)
+    g = (ds * gamma * rstd).to(g_tile.dtype)
+    g_tile.store([m, n], g)
+    tl.store(
+        g_sum_ptr + tile_n.to(tl.int64) * num_tokens + tokens, tl.sum(g.to(tl.float32), axis=1), mask=inside_tokens
+    )
+
+
+def gram_in_tiles(w2: Tensor, gram: Tensor, rows: int = 4096) -> None:
+    """gram += W2^T W2 as before: blocks of rows, six of nine products of thirds of the columns."""
+    width = gram.shape[0]
+    edges = [round(width * i / 3) for i in range(4)]
+    for start in range(0, len(w2), rows):
+        block = w2[start : start + rows]
+        for left in (slice(a, b) for a, b in pairwise(edges)):
+            accumulate(gram[left, left.start :], block[:, left].T, block[:, left.start :])
+
+
+def correct_in_fp32(grad_w2: Tensor, w2: Tensor, second: Tensor, row: Tensor, rows: int = 4096) -> None:
+    """grad_w2 += W2 second + row as before: blocks of rows are widened, added to, and rounded."""
+    for start in range(0, len(w2), rows):
+        block = slice(start, start + rows)
+        target = grad_w2[block].to(row.dtype)
+        accumulate(target, w2[block], second)
+        target += row
+        grad_w2[block] = target

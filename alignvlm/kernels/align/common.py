@@ -78,15 +78,13 @@ class VocabAffine:
 
 
 @dataclass
-class BlockSums:
-    """What the backward of one block of the vocabulary sums up besides the matrix products; None where nobody asked."""
+class AffineSums:
+    """What the backward of one block of the vocabulary sums up over tokens; None where nobody asked."""
 
     gamma: Tensor | None = None
-    """[B] sum over tokens of ds zhat"""
+    """[B] sum of ds zhat"""
     beta: Tensor | None = None
-    """[B] sum over tokens of ds"""
-    g: Tensor | None = None
-    """[N] sum over the block of g / std, g = gamma ds"""
+    """[B] sum of ds"""
 
 
 def blocks_of(vocab_size: int, block: int) -> Iterator[slice]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alignvlm.kernels.align.common import LOWEST, BlockSums, VocabAffine
+from alignvlm.kernels.align.common import LOWEST, AffineSums, VocabAffine
 from alignvlm.kernels.align.moments import LogitStatistics
 from alignvlm.kernels.matmul import wide_dtype
 
@@ -45,16 +45,22 @@ class TorchRows:
         """z [N, B] = left W2^T -> normalised logits before gamma and beta, in `out` or z itself."""
         return z if self.shift is None else torch.sub(z, self.shift, out=out)
 
-    def forward(self, z: Tensor, affine: VocabAffine, peak: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-        """z [N, B] -> (sums of p [N]; factor [N] for what was summed before), with p relative to the new peak in `out`.
+    def forward(self, z: Tensor, affine: VocabAffine, peak: Tensor, total: Tensor, out: Tensor) -> Tensor:
+        """z [N, B] -> factor [N] for what was summed before, with p relative to the new peak in `out`.
 
-        `out` [N, B] may be z. `peak` [N] is the running maximum and is updated.
+        `out` [N, B] may be z. `peak` [N] is the running maximum and `total` [N] the sum of p; both are updated.
         """
         logits = affine.apply(self._normalise(z, out), out=out)
         new_peak = torch.maximum(peak, logits.amax(dim=1).clamp_min_(LOWEST))
         factor = torch.exp(peak - new_peak)
         peak.copy_(new_peak)
-        return logits.sub_(new_peak.unsqueeze(1)).exp_().sum(dim=1), factor
+        total.mul_(factor).add_(logits.sub_(new_peak.unsqueeze(1)).exp_().sum(dim=1))
+        return factor
+
+    def token_parts(self, block_size: int) -> Tensor:
+        """Sums [1, N] of g / std over the vocabulary, for `backward` to add to."""
+        del block_size
+        return self.left.new_zeros(1, self.left.shape[0])
 
     def probabilities(self, z: Tensor, affine: VocabAffine, lse: Tensor, out: Tensor) -> Tensor:
         """z [N, B] -> p in `out`, which may be z, given the log of the normaliser [N]."""
@@ -70,10 +76,10 @@ class TorchRows:
         buffers: list[Tensor],
         *,
         store_p: bool,
-        token_sums: bool,
+        token_parts: Tensor | None,
         affine_sums: bool,
-    ) -> tuple[Tensor, Tensor, BlockSums]:
-        """z, dp [N, B] -> (p, g = gamma p (dp - delta), sums of them).
+    ) -> tuple[Tensor, Tensor, AffineSums]:
+        """z, dp [N, B] -> (p, g = gamma p (dp - delta), sums over tokens); sums over the block go to `token_parts`.
 
         dp and the `num_buffers` buffers [N, B] are overwritten. The first of these may be z, which else is only read.
         """
@@ -82,12 +88,12 @@ class TorchRows:
         zhat = self._normalise(z, first)
         p = affine.apply(zhat, out=second).sub_(lse.unsqueeze(1)).exp_()
         ds = dp.sub_(delta.unsqueeze(1)).mul_(p)
-        sums = BlockSums()
+        sums = AffineSums()
         if affine_sums and affine.beta is not None:
             sums.beta = ds.sum(dim=0)
         if affine_sums and affine.gamma is not None:
             sums.gamma = torch.mul(ds, zhat, out=first).sum(dim=0)
         g = ds if affine.gamma is None else ds.mul_(affine.gamma)
-        if token_sums:
-            sums.g = g.sum(dim=1) if self.scale is None else g.sum(dim=1).mul_(self.scale.squeeze(1))
+        if token_parts is not None and self.scale is not None:
+            token_parts[0] += g.sum(dim=1).mul_(self.scale.squeeze(1))
         return p, g, sums

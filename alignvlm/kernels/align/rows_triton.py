@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alignvlm.kernels.align.common import BlockSums, VocabAffine
+from alignvlm.kernels.align.common import AffineSums, VocabAffine
 from alignvlm.kernels.align.moments import LogitStatistics
 
 # Fixed, so that every sum has one order. Rows come through shared memory, _STAGES - 1 tokens ahead of the arithmetic.
@@ -59,13 +59,13 @@ def _normalised(z_ptr, offsets, inside, mu_ptr, rstd_ptr, token, HAS_NORM: tl.co
 
 @triton.jit
 def _forward_kernel(
-    z_ptr, p_ptr, mu_ptr, rstd_ptr, gamma_ptr, beta_ptr, lse_ptr, peak_ptr, mass_ptr, factor_ptr, num_tokens, width,
+    z_ptr, p_ptr, mu_ptr, rstd_ptr, gamma_ptr, beta_ptr, lse_ptr, peak_ptr, total_ptr, factor_ptr, num_tokens, width,
     HAS_NORM: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr,
     HAS_LSE: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """ROWS tokens of a block: z -> p, which may be in place.
 
-    With HAS_LSE p is final, else relative to the running maximum `peak`.
+    With HAS_LSE p is final, else relative to the running maximum `peak`, as is the running sum of p, `total`.
     """
     first = tl.program_id(0).to(tl.int64) * ROWS
     vocab = tl.arange(0, BLOCK)
@@ -82,8 +82,9 @@ def _forward_kernel(
             highest = tl.maximum(tl.max(logits, axis=0), -1e30)  # a token masked everywhere must not turn into nan
             peak = tl.where(highest > before + _LAG, highest, before)
             p = tl.exp(logits - peak)
-            tl.store(mass_ptr + token, tl.sum(p, axis=0))
-            tl.store(factor_ptr + token, tl.exp(before - peak))
+            factor = tl.exp(before - peak)
+            tl.store(total_ptr + token, tl.load(total_ptr + token) * factor + tl.sum(p, axis=0))
+            tl.store(factor_ptr + token, factor)
             tl.store(peak_ptr + token, peak)
         tl.store(p_ptr + offsets, p.to(p_ptr.dtype.element_ty), mask=inside)
 
@@ -91,7 +92,7 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     z_ptr, dp_ptr, p_ptr, mu_ptr, rstd_ptr, gamma_ptr, beta_ptr, lse_ptr, delta_ptr,
-    g_sum_ptr, gamma_grad_ptr, beta_grad_ptr, num_tokens, width,
+    g_part_ptr, gamma_grad_ptr, beta_grad_ptr, num_tokens, width,
     HAS_NORM: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr,
     STORE_P: tl.constexpr, TOKEN_SUMS: tl.constexpr, AFFINE_SUMS: tl.constexpr,
     TILE_TOKENS: tl.constexpr, TILE_VOCAB: tl.constexpr, STAGES: tl.constexpr,
@@ -116,7 +117,8 @@ def _backward_kernel(
             tl.store(p_ptr + offsets, p.to(p_ptr.dtype.element_ty), mask=inside)
         tl.store(dp_ptr + offsets, g, mask=inside)
         if TOKEN_SUMS:  # of what the products get: dh then is a sum of rounded g times (W2's row - its mean row)
-            tl.store(g_sum_ptr + tile_vocab * num_tokens + token, tl.sum(g.to(tl.float32), axis=0))
+            g_part = g_part_ptr + tile_vocab * num_tokens + token
+            tl.store(g_part, tl.load(g_part) + tl.sum(g.to(tl.float32), axis=0))
         if AFFINE_SUMS:
             if HAS_GAMMA:
                 sum_gamma += ds * zhat
@@ -167,6 +169,11 @@ class TritonRows:
         """1/std is already inside."""
         return acc
 
+    def token_parts(self, block_size: int) -> Tensor:
+        """Sums [T, N] of g / std over the vocabulary in T parts, each of which adds up one tile of every block."""
+        num_parts, num_tokens = triton.cdiv(block_size, _TILE_VOCAB), self.left.shape[0]
+        return torch.zeros(num_parts, num_tokens, dtype=torch.float32, device=self.left.device)
+
     def _flags(self, affine: VocabAffine) -> dict[str, bool]:
         return {
             "HAS_NORM": self.mu is not None,
@@ -174,11 +181,11 @@ class TritonRows:
             "HAS_BETA": affine.beta is not None,
         }
 
-    def forward(self, z: Tensor, affine: VocabAffine, peak: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, affine: VocabAffine, peak: Tensor, total: Tensor, out: Tensor) -> Tensor:
         """As in TorchRows; `peak` may lag behind the true maximum by a constant."""
-        mass, factor = torch.empty_like(peak), torch.empty_like(peak)
-        self._run_forward(z, affine, out, None, peak, mass, factor)
-        return mass, factor
+        factor = torch.empty_like(peak)
+        self._run_forward(z, affine, out, None, peak, total, factor)
+        return factor
 
     def probabilities(self, z: Tensor, affine: VocabAffine, lse: Tensor, out: Tensor) -> Tensor:
         """As in TorchRows."""
@@ -186,7 +193,7 @@ class TritonRows:
         return out
 
     def _run_forward(self, z: Tensor, affine: VocabAffine, out: Tensor, *per_token: Tensor | None) -> None:
-        """`per_token`: lse, or peak, mass and factor."""
+        """`per_token`: lse, or peak, total and factor."""
         num_tokens, width = z.shape
         block = triton.next_power_of_2(width)
         _forward_kernel[(triton.cdiv(num_tokens, _ROWS),)](
@@ -205,24 +212,22 @@ class TritonRows:
         buffers: list[Tensor],
         *,
         store_p: bool,
-        token_sums: bool,
+        token_parts: Tensor | None,
         affine_sums: bool,
-    ) -> tuple[Tensor, Tensor, BlockSums]:
+    ) -> tuple[Tensor, Tensor, AffineSums]:
         """As in TorchRows, except that the returned gradient already contains 1/std."""
         num_tokens, width = z.shape
         (p,) = buffers
         tiles = (triton.cdiv(num_tokens, _TILE_TOKENS), triton.cdiv(width, _TILE_VOCAB))
-        token_part = lse.new_empty(tiles[1], num_tokens) if token_sums else None
         affine_parts = [
             lse.new_empty(tiles[0], width) if affine_sums and part is not None else None
             for part in (affine.gamma, affine.beta)
         ]
         _backward_kernel[tiles](
             z, dp, p, self.mu, self.rstd, affine.gamma, affine.beta, lse, delta,
-            token_part, *affine_parts, num_tokens, width,
-            **self._flags(affine), STORE_P=store_p, TOKEN_SUMS=token_sums, AFFINE_SUMS=affine_sums,
+            token_parts, *affine_parts, num_tokens, width,
+            **self._flags(affine), STORE_P=store_p, TOKEN_SUMS=token_parts is not None, AFFINE_SUMS=affine_sums,
             TILE_TOKENS=_TILE_TOKENS, TILE_VOCAB=_TILE_VOCAB, STAGES=_STAGES,
             **_BACKWARD_OPTIONS,
         )  # fmt: skip
-        g_sum, gamma, beta = (None if part is None else part.sum(dim=0) for part in (token_part, *affine_parts))
-        return p, dp, BlockSums(gamma, beta, g_sum)
+        return p, dp, AffineSums(*(None if part is None else part.sum(dim=0) for part in affine_parts))

@@ -113,8 +113,7 @@ def _sweep_forward(
         p = matrix_in(buffer, num_tokens, block.stop - block.start)
         z = kept[i] if i < len(kept) else p
         product_into(z, kernels.left, kernels.operand(w2[block]).T)
-        mass, factor = kernels.forward(z, affine.block(block), peak, out=p)
-        total.mul_(factor).add_(mass)
+        factor = kernels.forward(z, affine.block(block), peak, total, out=p)
         kernels.rescale(acc, factor)
         accumulate(acc, p, kernels.operand(e[block]))
     out = acc.div_(total.unsqueeze(1)).to(e.dtype)
@@ -134,14 +133,16 @@ def _sweep_backward(ctx: Any, grad_out: Tensor) -> list[Tensor | None]:
     grad_beta = torch.zeros_like(beta) if needs.beta else None
     through_norm = statistics is not None and (needs.h or (needs.w2 and not moments.constant))
     acc = torch.zeros_like(h, dtype=wide) if needs.h or through_norm else None  # [N, D], sum of g / std W2
-    g_sum = h.new_zeros(h.shape[0], dtype=wide)  # sum of g / std
 
-    def sweep() -> None:
+    def sweep() -> Tensor | None:
+        """The sums of g / std [N]; gradients are written on the way."""
         kernels = ctx.row_kernels(h, statistics)
         affine = _affine(h, gamma, beta)
         upstream = kernels.operand(grad_out)
         delta = (grad_out.to(wide) * out.to(wide)).sum(dim=1)
-        size = h.shape[0] * min(ctx.block, w2.shape[0])
+        block_size = min(ctx.block, w2.shape[0])
+        token_parts = kernels.token_parts(block_size) if through_norm else None
+        size = h.shape[0] * block_size
         memory = [kernels.left.new_empty(size) for _ in range(kernels.num_buffers + 1 if needs.logits else 1)]
         for i, block in enumerate(blocks_of(w2.shape[0], ctx.block)):
             first, *others = (matrix_in(buffer, h.shape[0], block.stop - block.start) for buffer in memory)
@@ -157,7 +158,7 @@ def _sweep_backward(ctx: Any, grad_out: Tensor) -> list[Tensor | None]:
             product_into(dp, upstream, kernels.operand(e[block]).T)
             p, g, sums = kernels.backward(
                 z, dp, part, lse, delta, [first, *others],
-                store_p=needs.e, token_sums=through_norm, affine_sums=needs.affine,
+                store_p=needs.e, token_parts=token_parts, affine_sums=needs.affine,
             )  # fmt: skip
             if grad_e is not None:
                 product_into(grad_e[block], p.T, upstream)
@@ -168,14 +169,13 @@ def _sweep_backward(ctx: Any, grad_out: Tensor) -> list[Tensor | None]:
             for grad, value in ((grad_gamma, sums.gamma), (grad_beta, sums.beta)):
                 if grad is not None and value is not None:
                     grad[block] = value
-            if sums.g is not None:
-                g_sum.add_(sums.g)
         if acc is not None:
             kernels.hidden_gradient(acc)
+        return None if token_parts is None else token_parts.sum(dim=0)
 
     if h.shape[0]:
-        sweep()
-        if through_norm and acc is not None:
+        g_sum = sweep()
+        if g_sum is not None and acc is not None:
             gradients = statistics.gradients(g_sum, statistics.g_zhat_sum(h, acc, g_sum))
             if needs.h:
                 add_hidden_gradient(acc, h, moments, *gradients)

@@ -1,0 +1,135 @@
+"""One block of logits with what the row kernels read, and how each way to write a kernel is launched and timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from _row_candidates import backward_before, backward_steps, forward_before
+from torch import Tensor
+
+from alignvlm.kernels.align import rows_triton
+
+TRIALS, LAUNCHES = 3, 12
+
+
+def timed(run: Callable[[], Any], device: str) -> float:
+    """ms of one call: the best of a few trials of several launches."""
+    run()
+    if device == "cpu":
+        start = time.perf_counter()
+        run()
+        return (time.perf_counter() - start) * 1e3
+    best = float("inf")
+    for _ in range(TRIALS):
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(LAUNCHES):
+            run()
+        stop.record()
+        stop.synchronize()
+        best = min(best, start.elapsed_time(stop) / LAUNCHES)
+    return best
+
+
+class Block:
+    """One block of logits [N, B] with all that the row kernels read."""
+
+    def __init__(self, num_tokens: int, width: int, device: str, dtype: torch.dtype) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+
+        def values(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator, device=device)
+
+        self.num_tokens, self.width = num_tokens, width
+        self.z, self.dp = values(num_tokens, width).to(dtype), values(num_tokens, width).to(dtype)
+        self.mu, self.rstd = 0.1 * values(num_tokens), 1 + 0.1 * values(num_tokens).abs()
+        self.gamma, self.beta = 1 + 0.1 * values(width), 0.1 * values(width)
+        self.delta = 0.1 * values(num_tokens)
+        self.peak = torch.full_like(self.mu, -torch.inf)
+        self.total, self.factor = torch.zeros_like(self.mu), torch.empty_like(self.mu)
+        logits = (self.z.float() - self.mu[:, None]) * self.rstd[:, None] * self.gamma + self.beta
+        self.lse = logits.logsumexp(dim=1)
+        self.parts: dict[str, Tensor] = {}
+
+    def fresh(self) -> Block:
+        """The same with copies of what a kernel overwrites."""
+        other = object.__new__(Block)
+        other.__dict__ = dict(vars(self))
+        other.z, other.dp, other.peak = self.z.clone(), self.dp.clone(), self.peak.clone()
+        other.total, other.factor = torch.zeros_like(self.mu), torch.empty_like(self.mu)
+        other.parts = {}
+        return other
+
+
+@dataclass(frozen=True)
+class Candidate:
+    kernel: str
+    config: dict[str, int]
+    warps: int
+    launch: Callable[[Block, Candidate], None]
+    backward: bool
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{k.lower()} {v}" for k, v in self.config.items())
+        return f"{self.kernel:16} {values}{', ' if values else ''}warps {self.warps}"
+
+
+def forward_as_before(block: Block, c: Candidate) -> None:
+    forward_before[(block.num_tokens,)](
+        block.z, block.mu, block.rstd, block.gamma, block.beta, None, block.peak, block.total, block.factor,
+        block.width, HAS_NORM=True, HAS_GAMMA=True, HAS_BETA=True, HAS_LSE=False,
+        BLOCK=triton.next_power_of_2(block.width),
+        num_warps=c.warps,
+    )  # fmt: skip
+
+
+def forward(block: Block, c: Candidate) -> None:
+    rows_triton._forward_kernel[(triton.cdiv(block.num_tokens, c.config["ROWS"]),)](
+        block.z, block.z, block.mu, block.rstd, block.gamma, block.beta, None, block.peak, block.total, block.factor,
+        block.num_tokens, block.width, HAS_NORM=True, HAS_GAMMA=True, HAS_BETA=True, HAS_LSE=False,
+        BLOCK=triton.next_power_of_2(block.width), **c.config, num_warps=c.warps,
+    )  # fmt: skip
+
+
+def parts(block: Block, c: Candidate, *names: str) -> tuple[tuple[int, int], list[Tensor]]:
+    """(grid, buffers for partial sums): those of the affine parts [tiles, B], the others [tiles, N]."""
+    tiles = (
+        triton.cdiv(block.num_tokens, c.config["TILE_TOKENS"]),
+        triton.cdiv(block.width, c.config["TILE_VOCAB"]),
+    )
+    for name in names:
+        if name not in block.parts:
+            shape = (tiles[0], block.width) if name in ("gamma", "beta") else (tiles[1], block.num_tokens)
+            block.parts[name] = block.mu.new_zeros(shape)
+    return tiles, [block.parts[name] for name in names]
+
+
+def backward_as_before(block: Block, c: Candidate) -> None:
+    tiles, buffers = parts(block, c, "g_unscaled", "g_zhat", "gamma", "beta")
+    backward_before[tiles](
+        block.z, block.dp, block.mu, block.rstd, block.gamma, block.beta, block.lse, block.delta, *buffers,
+        block.num_tokens, block.width, HAS_NORM=True, HAS_GAMMA=True, HAS_BETA=True, STORE_P=True, AFFINE_SUMS=True,
+        **c.config, num_warps=c.warps,
+    )  # fmt: skip
+
+
+def backward(block: Block, c: Candidate) -> None:
+    tiles, buffers = parts(block, c, "g", "gamma", "beta")
+    rows_triton._backward_kernel[tiles](
+        block.z, block.dp, block.z, block.mu, block.rstd, block.gamma, block.beta, block.lse, block.delta, *buffers,
+        block.num_tokens, block.width, HAS_NORM=True, HAS_GAMMA=True, HAS_BETA=True,
+        STORE_P=True, TOKEN_SUMS=True, AFFINE_SUMS=True, **c.config, num_warps=c.warps,
+    )  # fmt: skip
+
+
+def backward_in_steps(block: Block, c: Candidate) -> None:
+    tiles, buffers = parts(block, c, "g", "gamma", "beta")
+    backward_steps[tiles](
+        block.z, block.dp, block.mu, block.rstd, block.gamma, block.beta, block.lse, block.delta, *buffers,
+        block.num_tokens, block.width, **c.config, num_warps=c.warps,
+    )  # fmt: skip
