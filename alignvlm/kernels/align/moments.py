@@ -67,13 +67,9 @@ def moments_pay_off(num_tokens: int, width: int) -> bool:
 
 @torch.no_grad()
 def vocab_moments(w2: Tensor) -> Moments:
-    """Moments of W2 [V, D], summed in fp32 (float64 for float64) over fixed blocks of rows."""
-    vocab_size, width = w2.shape
-    wide = wide_dtype(w2.dtype)
-    mean = torch.zeros(width, dtype=wide, device=w2.device)
-    for start in range(0, vocab_size, _BLOCK):
-        mean += w2[start : start + _BLOCK].sum(dim=0, dtype=wide)
-    mean /= vocab_size
+    """Moments of W2 [V, D], summed in fp32 (float64 for float64)."""
+    vocab_size, wide = w2.shape[0], wide_dtype(w2.dtype)
+    mean = w2.sum(dim=0, dtype=wide).div_(vocab_size)
     if w2.is_cuda and w2.dtype != wide:  # 16-bit products are exact in fp32: the mean is subtracted afterwards
         covariance = product(w2.T, w2).div_(vocab_size).addr_(mean, mean, alpha=-1)
     else:

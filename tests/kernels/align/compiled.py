@@ -61,15 +61,16 @@ def all_kernels() -> Iterator[tuple[str, dict[str, int]]]:
     """Both row kernels as a training step launches them, the forward at both widths of a block, and the rescaling."""
     for width in (8192, 16384):
         constants = TRAINING | {
-            "HAS_LSE": False, "lse_ptr": None, "ROWS": rows._ROWS, "STAGES": rows._STAGES, "BLOCK": width,
+            "HAS_LSE": False, "lse_ptr": None, "BLOCK": width, "ROWS": rows._rows_per_program(width),
+            "STAGES": rows._STAGES,
         }  # fmt: skip
-        built = build(rows._forward_kernel, constants, **rows._forward_options(width))
+        built = build(rows._forward_kernel, constants, **rows._OPTIONS)
         yield f"forward {width}", built | {"row_bytes": 2 * width, "stages": rows._STAGES}
     constants = TRAINING | {
         "STORE_P": True, "TOKEN_SUMS": True, "AFFINE_SUMS": True, "TILE_TOKENS": rows._TILE_TOKENS,
         "TILE_VOCAB": rows._TILE_VOCAB, "STAGES": rows._STAGES,
     }  # fmt: skip
-    built = build(rows._backward_kernel, constants, **rows._BACKWARD_OPTIONS)
+    built = build(rows._backward_kernel, constants, **rows._OPTIONS)
     yield "backward", built | {"row_bytes": 2 * rows._TILE_VOCAB, "stages": rows._STAGES}
     yield "rescale", build(rows._rescale_kernel, {"BLOCK": 1024}, **rows._OPTIONS)
 

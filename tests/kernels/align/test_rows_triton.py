@@ -40,7 +40,7 @@ def test_kernels_compiled_for_hopper(tmp_path: Path) -> None:
     environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     kernels = json.loads(run("-m", "tests.kernels.align.compiled", **environment))
     assert all(k["spills"] == k["stack"] == k["local"] == 0 for k in kernels.values())
-    for name, num_matrices, resident in (("forward 8192", 1, 512), ("forward 16384", 1, 512), ("backward", 2, 768)):
+    for name, num_matrices, resident in (("forward 8192", 1, 512), ("forward 16384", 1, 256), ("backward", 2, 512)):
         found = kernels[name]
         pieces = num_matrices * found["row_bytes"] // 16 // found["threads"]  # per thread and token
         assert found["wide_copies"] == pieces * found["stages"], name  # all but one before the loop
