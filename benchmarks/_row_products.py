@@ -59,6 +59,8 @@ def products(num_tokens: int, vocab: int, width: int, device: str, dtype: torch.
     measure("dW2 correction: fp32 by blocks, as before", lambda: correct_in_fp32(grad_w2, w2, second, row))
     measure("dW2 correction: addmm_ in place", lambda: grad_w2.addmm_(w2, second))
     measure("dW2 correction: the row, add_ in place", lambda: grad_w2.add_(row))
+    ones, rows = w2.new_ones(vocab, 16), values(16, width)
+    measure("dW2 correction: the row as a product of depth 16", lambda: grad_w2.addmm_(ones, rows))
     measure("dW2 correction: S = weighted h^T h", lambda: product((h * h[:, :1]).T, h))
 
     for size in dict.fromkeys((default_block(num_tokens, vocab, dtype, torch.device("cuda")), 8192)):

@@ -102,8 +102,9 @@ def methods(problem: Problem, *, compiled: bool) -> dict[str, Method]:
     chosen["eager, chunks + checkpoint"] = eager_in_chunks
     chosen["ours"] = vocab_softmax
     if problem.device == "cuda":
-        for name, gib in (("1.5 GiB", 1.5), ("all", 1024.0)):
-            chosen[f"ours, {name} of logits kept"] = partial(vocab_softmax, kept_bytes=int(gib * 2**30))
+        for name, gib in (("1.5 GiB of", 1.5), ("all", 1024.0)):
+            chosen[f"ours, {name} logits kept"] = partial(vocab_softmax, kept_bytes=int(gib * 2**30))
+        chosen["ours, blocks of 16,384"] = partial(vocab_softmax, block=16_384)
     chosen["ours, active subset"] = ActiveSubset(problem)
     return chosen
 
@@ -223,6 +224,26 @@ def measure(shape: Shape, device: str, repeats: int, *, compiled: bool, clock: C
     return list(results.values())
 
 
+def kernels(problem: Problem) -> dict[str, tuple[int, float]]:
+    """Kernel (on a CPU: operator) -> (launches, ms) in one forward and backward of ours, the longest first."""
+    cuda = problem.device == "cuda"
+    inputs = problem.inputs()
+    activities = [torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU]
+    synchronize(problem.device)
+    with torch.profiler.profile(activities=activities) as profile:
+        vocab_softmax(*inputs).backward(problem.upstream)
+        synchronize(problem.device)
+    microseconds = "self_device_time_total" if cuda else "self_cpu_time_total"
+    found = {e.key: (e.count, getattr(e, microseconds) / 1e3) for e in profile.key_averages()}
+    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+
+
+def show_kernels(found: dict[str, tuple[int, float]]) -> None:
+    print(f"\nours, forward and backward: {sum(ms for _, ms in found.values()):,.1f} ms in kernels")
+    for name, (count, ms) in list(found.items())[:24]:
+        print(f"{ms:10.2f} ms{count:6}  {name[:100]}")
+
+
 def show(shape: Shape, results: list[Result]) -> None:
     print(f"\nN={shape.tokens:,}  V={shape.vocab:,}  D={shape.width:,}  {shape.dtype}")
     print(f"{'':28}{'fwd ms':>10}{'fwd+bwd':>10}{'extra MiB':>11}" + "".join(f"{f'err {t}':>11}" for t in TENSORS))
@@ -286,6 +307,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true", help="one thread, CPU time: fair on a shared CPU")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--profile", action="store_true", help="ours, kernel by kernel, at the first shape")
     parser.add_argument("--no-plot", action="store_true")
     parser.add_argument("--name", help="name of the result files (default connector-<device>)")
     arguments = parser.parse_args()
@@ -299,7 +321,7 @@ def main() -> None:
         }
         shapes = [Shape(**(base | {"tokens": tokens})) for tokens in arguments.tokens]
         main_shape = shapes[0]
-    measured = []
+    measured, profiled = [], {}
     name = arguments.name or f"connector-{arguments.device}"
     for shape in shapes:
         results = measure(
@@ -311,10 +333,13 @@ def main() -> None:
         )
         show(shape, results)
         measured.append((shape, results))
+        if arguments.profile and not profiled:
+            show_kernels(profiled := kernels(Problem(shape, arguments.device)))
         content = {
             "threads": torch.get_num_threads(),
             "clock": "cpu time" if arguments.cpu_time else "wall",
             "repeats": arguments.repeats,
+            "kernels": profiled,
             "measurements": [asdict(shape) | {"results": [asdict(r) for r in results]} for shape, results in measured],
         }
         path = write(name, content, arguments.device)
