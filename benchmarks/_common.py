@@ -114,3 +114,34 @@ class Problem:
         """h, w2, e, gamma and beta as fresh leaves that require gradients."""
         leaves = (self.h, self.w2, self.e, self.gamma, self.beta)
         return [t.detach().requires_grad_() for t in leaves]
+
+
+TENSORS = ("out", "h", "w2", "e", "gamma", "beta")
+"""What is compared with float64: the output and the gradients."""
+EXACT_CHUNK = 512
+"""Tokens per chunk of the float64 solution."""
+
+
+def exact_solution(problem: Problem) -> dict[str, Tensor]:
+    """Output and gradients in float64, by the plain form on chunks of tokens."""
+    import torch
+
+    from alignvlm.kernels.align import vocab_softmax_reference
+
+    leaves = [t.detach().double().requires_grad_() for t in problem.inputs()[1:]]
+    found, grads_h = [], []
+    for h, upstream in zip(problem.h.split(EXACT_CHUNK), problem.upstream.split(EXACT_CHUNK), strict=True):
+        leaf = h.double().requires_grad_()
+        out = vocab_softmax_reference(leaf, *leaves)
+        out.backward(upstream.double())
+        found.append(out.detach())
+        grads_h.append(leaf.grad)
+    return dict(zip(TENSORS, (torch.cat(found), torch.cat(grads_h), *(t.grad for t in leaves)), strict=True))
+
+
+def largest_difference(found: Tensor, exact: Tensor) -> float:
+    """Relative to the largest exact value; in pieces, for a float64 copy of a table is large."""
+    import torch
+
+    pieces = zip(found.split(8192), exact.split(8192), strict=True)
+    return float(torch.stack([(a.double() - b).abs().max() for a, b in pieces]).max() / exact.abs().max())

@@ -25,7 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from _common import RESULTS, Problem, Shape, write
+from _common import RESULTS, TENSORS, Problem, Shape, exact_solution, largest_difference, write
 from _floors import Floor, PlainFloor, TokenChunksFloor, VocabBlocksFloor
 
 from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
@@ -35,10 +35,6 @@ ACTIVE = 3400
 """Tokens that carry the mass in the paper."""
 CHUNK = 1024
 """Tokens per chunk of the checkpointed eager version."""
-EXACT_CHUNK = 512
-"""Tokens per chunk of the float64 solution."""
-TENSORS = ("out", "h", "w2", "e", "gamma", "beta")
-"""What is compared with float64: the output and the gradients."""
 SWEPT, PLAIN = "floor: its products alone", "floor: 7 plain products"
 
 
@@ -155,19 +151,6 @@ def extra_memory(problem: Problem, method: Method) -> float:
     return (peak - sum(t.nbytes for t in results)) / 2**20
 
 
-def exact_solution(problem: Problem) -> dict[str, Tensor]:
-    """Output and gradients in float64, by the plain form on chunks of tokens."""
-    leaves = [t.detach().double().requires_grad_() for t in problem.inputs()[1:]]
-    found, grads_h = [], []
-    for h, upstream in zip(problem.h.split(EXACT_CHUNK), problem.upstream.split(EXACT_CHUNK), strict=True):
-        leaf = h.double().requires_grad_()
-        out = vocab_softmax_reference(leaf, *leaves)
-        out.backward(upstream.double())
-        found.append(out.detach())
-        grads_h.append(leaf.grad)
-    return dict(zip(TENSORS, (torch.cat(found), torch.cat(grads_h), *(t.grad for t in leaves)), strict=True))
-
-
 def errors(problem: Problem, method: Method, exact: dict[str, Tensor]) -> dict[str, float]:
     """Largest error of the output and of each gradient, relative to the largest float64 value."""
     inputs = problem.inputs()
@@ -175,12 +158,6 @@ def errors(problem: Problem, method: Method, exact: dict[str, Tensor]) -> dict[s
     out.backward(problem.upstream)
     found = dict(zip(TENSORS, (out.detach(), *(t.grad for t in inputs)), strict=True))
     return {name: largest_difference(found[name], value) for name, value in exact.items()}
-
-
-def largest_difference(found: Tensor, exact: Tensor) -> float:
-    """Relative to the largest exact value; in pieces, for a float64 copy of a table is large."""
-    pieces = zip(found.split(8192), exact.split(8192), strict=True)
-    return float(torch.stack([(a.double() - b).abs().max() for a, b in pieces]).max() / exact.abs().max())
 
 
 def fits(shape: Shape, device: str) -> bool:

@@ -24,7 +24,7 @@ if "--tiny" in sys.argv:
 
 import torch
 from _common import write
-from _row_blocks import (
+from rows.blocks import (
     Block,
     Candidate,
     backward,
@@ -34,7 +34,7 @@ from _row_blocks import (
     forward_as_before,
     timed,
 )
-from _row_products import fused, products
+from rows.products import fused, products
 
 from alignvlm.kernels.align.common import VocabAffine
 from alignvlm.kernels.align.moments import LogitStatistics

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import triton
-from _row_blocks import Block, Candidate, backward, timed
-from _row_candidates import backward_fused, correct_in_fp32, gram_in_tiles
+from rows.blocks import Block, Candidate, backward, timed
+from rows.candidates import backward_fused, correct_in_fp32, gram_in_tiles
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 

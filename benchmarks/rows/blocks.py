@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import triton
-from _row_candidates import backward_before, backward_steps, forward_before
+from rows.candidates import backward_before, backward_steps, forward_before
 from torch import Tensor
 
 from alignvlm.kernels.align import rows_triton
