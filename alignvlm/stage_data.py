@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from data_pipeline.loading.ledger import Ledger
     from data_pipeline.loading.loader import Loader
     from data_pipeline.order.plan import Plan
+    from data_pipeline.preparation.index import Measuring
     from data_pipeline.progress import Progress
+    from data_pipeline.samples.selection import Selection
     from data_pipeline.shards.reader import SourceReader
     from data_pipeline.shards.verify import Reading
 
@@ -140,7 +142,13 @@ def ensure_lengths(
     for stage in stages:
         encoder = stage_encoder(stage, processor)
         for source in stage_sources(recipe, stage):
-            measure_source(source.folder, encoder, source.prompt, progress=progress or silent)
+            measure_source(source.folder, encoder, source.prompt, _selection(source), progress=progress or silent)
+
+
+def _selection(source: SourceConfig) -> Selection:
+    from data_pipeline.samples.selection import Selection
+
+    return Selection(source.sample, source.filter)
 
 
 def stage_plan(recipe: Recipe, stage: StageConfig, processor: AlignVLMProcessor) -> Plan:
@@ -151,7 +159,9 @@ def stage_plan(recipe: Recipe, stage: StageConfig, processor: AlignVLMProcessor)
     from data_pipeline.shards.sources import open_source
 
     data, encoder = recipe.data, stage_encoder(stage, processor)
-    sources = {s.name: open_source(s.name, s.folder, encoder, s.prompt) for s in stage_sources(recipe, stage)}
+    sources = {
+        s.name: open_source(s.name, s.folder, encoder, s.prompt, _selection(s)) for s in stage_sources(recipe, stage)
+    }
     settings = PlanSettings(
         seed=hash_key(recipe.seed, stage.name) & 0x7FFFFFFF,  # stages that share a source see it in different orders
         sequence_length=stage.sequence_length,
@@ -281,6 +291,15 @@ def training_readings(recipe: Recipe, folder: str, progress: Progress | None = N
     ways = [(source.prompt, stage.max_text_tokens) for source, stage in reading]
     ways = ways or [("", stage.max_text_tokens) for stage in stages]
     return [Reading(prompt, processor.with_text_limit(limit)) for prompt, limit in dict.fromkeys(ways)]
+
+
+def measurings(target: str, folder: str, progress: Progress | None = None) -> list[Measuring]:
+    """The ways in which the stages of the recipe `target` measure the samples of a folder of shards, each once."""
+    from alignvlm.config import load_recipe
+    from data_pipeline.preparation.index import Measuring
+
+    readings = training_readings(load_recipe(target), folder, progress)
+    return [Measuring(each.encoder, each.prompt) for each in readings if each.encoder is not None]
 
 
 def batch_page(recipe: Recipe, stage: StageConfig, step: int, max_packs: int, progress: Progress | None = None) -> str:

@@ -65,6 +65,10 @@ def add_parser(subparsers: Any) -> None:
 
     index = actions.add_parser("index", help="index WebDataset tars (written here, by img2dataset or others)")
     index.add_argument("folder", type=word, help="folder of shards, or its URL")
+    index.add_argument(
+        "--measure", type=word, metavar="RECIPE", help="also measure the samples as this recipe's training would"
+    )
+    add_engine(index)
     index.set_defaults(handler=run_index)
 
     verify = actions.add_parser("verify", help="read all shards and compare them with their indexes")
@@ -103,6 +107,10 @@ def run_write(args: argparse.Namespace) -> int:
     if args.source is not None:
         from data_pipeline.importers import format_of
 
+        if "://" in args.target:
+            raise UserError(
+                f"{args.target}: shards are written to local or shared folders, not to URLs; copy them after"
+            )
         format = format_of(args.source, args.format)
         return _write_dataset(args) if format is None else _write_own_data(args, format)
     if args.images is not None or args.format != "auto" or args.columns:
@@ -209,7 +217,24 @@ def run_index(args: argparse.Namespace) -> int:
     from alignvlm.progress import data_progress
     from data_pipeline.shards.index import index_shards
 
-    _print_indexed(args.folder, index_shards(args.folder, progress=data_progress))
+    engine, processes = choose_engine(args), args.processes
+    if not (args.measure or args.tasks or args.finish or args.ray):
+        _print_indexed(args.folder, index_shards(args.folder, num_processes=processes, progress=data_progress))
+        return 0
+    from alignvlm.stage_data import measurings
+    from data_pipeline.preparation import index
+
+    job = index.open_job(args.folder, measurings(args.measure, args.folder, data_progress) if args.measure else [])
+    if not args.finish:
+        done = index.index_missing(
+            job, task=args.task or 0, tasks=args.tasks or 1, engine=engine, progress=data_progress
+        )
+        if args.tasks:
+            print(
+                f"{args.folder}: task {args.task} of {args.tasks} did {done} shards; --finish comes when all are done"
+            )
+            return 0
+    _print_indexed(args.folder, index.finish(job, num_processes=processes, progress=data_progress))
     return 0
 
 

@@ -121,6 +121,11 @@ class SourceConfig:
     """Arguments of the generator."""
     prompt: str = ""
     """User text placed after the image of an image-caption pair."""
+    sample: Annotated[Fraction, Gt(0)] = 1.0
+    """Share of the samples that training uses, chosen by the hash of shard and key: the same on any machine."""
+    filter: dict[str, Any] = field(default_factory=dict)
+    """Field of the samples' meta data -> what it must be for training to use a sample: a value, a list of values, or
+    {min, max, not, missing}. Of a list, such as ratings, every item must fit."""
     num_samples: Annotated[Int, Ge(1), Le(10**12)] | None = None
     """Number of samples, for estimates while the shards are not on this machine."""
     tokens_per_sample: Count | None = None

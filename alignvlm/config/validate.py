@@ -11,7 +11,8 @@ from alignvlm.config.places import place, recipe_error
 from alignvlm.config.schema import PARTS, Part, Recipe, SourceConfig, StageConfig
 from alignvlm.errors import UserError, shown
 from alignvlm.metrics import find_metric
-from data_pipeline.errors import nearest
+from data_pipeline.errors import DataError, nearest
+from data_pipeline.samples.selection import Selection
 
 MAX_NAME = 100
 """Characters of a name that becomes a file or a folder."""
@@ -104,6 +105,10 @@ def _check_sources(recipe: Recipe) -> None:
                 f"data.sources.{name}.generator_args",
                 f"data.sources.{name}.generator_args are stated, but data.sources.{name}.generator is not",
             )
+        try:
+            Selection(source.sample, source.filter)
+        except DataError as error:
+            raise recipe_error(recipe, f"data.sources.{name}.filter", f"data.sources.{name}: {error}") from error
 
 
 def _check_stage(recipe: Recipe, key: str, stage: StageConfig) -> None:
@@ -184,6 +189,13 @@ def _check_tasks(recipe: Recipe) -> None:
         key, source = f"evaluation.tasks.{name}.source", task.source
         if source not in sources:
             raise recipe_error(recipe, key, f"{key} is the unknown source {source!r}: {nearest(source, sources)}")
+        if sources[source].filter or sources[source].sample < 1:
+            raise recipe_error(
+                recipe,
+                key,
+                f"{key} is {source!r}, of which training uses a part (sample, filter); an evaluation takes whole "
+                "sources: name its folder as a source of its own",
+            )
         stage, other = trained.get(_folder(sources[source]), ("", ""))
         if other and not task.allow_leak:
             same = "" if other == source else f" as {other!r}, from the same folder"

@@ -134,10 +134,11 @@ def _num_samples(source: SourceConfig, assumed: list[str]) -> int:
 
     storage = open_storage(source.folder)
     if is_indexed(storage):
-        return load_manifest(storage).num_samples
+        return max(1, round(load_manifest(storage).num_samples * source.sample))
     generated = source.generator_args.get("num_samples")
     stated = source.num_samples or (generated if isinstance(generated, int) else None)
-    return int(_figure(stated, ASSUMED_SAMPLES, f"{source.name}.num_samples", assumed))
+    count = _figure(stated, ASSUMED_SAMPLES, f"{source.name}.num_samples", assumed)
+    return max(1, round(count * source.sample))
 
 
 def _figure(stated: float | None, default: float, key: str, assumed: list[str]) -> float:

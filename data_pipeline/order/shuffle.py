@@ -27,7 +27,7 @@ class PlanSource(Protocol):
 
     @property
     def measures(self) -> np.ndarray:
-        """uint32 [N, 2]: tokens and tiles of each sample; 0 tokens marks a sample that cannot be used."""
+        """uint32 [N, 2]: tokens and tiles of each sample; (0, 0) cannot be used, (0, 1) is not selected."""
         ...
 
     @property
@@ -42,7 +42,7 @@ class SourceOrder:
     def __init__(self, name: str, source: PlanSource, settings: PlanSettings) -> None:
         self.name, self.settings = name, settings
         self.measures, self.starts = source.measures, np.asarray(source.shard_starts, dtype=np.int64)
-        self.num_unmeasured = self.num_too_long = 0
+        self.num_unmeasured = self.num_unselected = self.num_too_long = 0
         self.usable = self._count_usable()  # int64 [shards]
         self.num_usable = int(self.usable.sum())
         self._pass = lru_cache(maxsize=2)(self._layout)
@@ -84,8 +84,9 @@ class SourceOrder:
         before = np.zeros(len(self.starts), dtype=np.int64)  # usable samples before each shard
         total = 0
         for begin in range(0, int(self.starts[-1]), _CHUNK):
-            tokens = np.asarray(self.measures[begin : begin + _CHUNK, 0])
-            self.num_unmeasured += int(np.count_nonzero(tokens == 0))
+            tokens, tiles = np.asarray(self.measures[begin : begin + _CHUNK]).T
+            self.num_unmeasured += int(np.count_nonzero((tokens == 0) & (tiles == 0)))
+            self.num_unselected += int(np.count_nonzero((tokens == 0) & (tiles != 0)))
             self.num_too_long += int(np.count_nonzero(tokens > self.settings.sequence_length))
             running = np.concatenate([[0], np.cumsum(self._usable(tokens), dtype=np.int64)])
             end = begin + len(tokens)

@@ -58,6 +58,7 @@ def describe(stage: str, summary: dict[str, Any]) -> list[str]:
             f"  {source}: {row['realised']:.2%} of samples (weight {row['weight']:.2%}), {row['draws_per_epoch']} of "
             f"{row['samples']} samples = {row['passes_per_epoch']:.2f} passes, {row['shards']} shards"
             + (f", DROPPED {row['dropped_too_long']} too long, {row['dropped_unusable']} unusable" if dropped else "")
+            + (f", {row['not_selected']} not selected" if row.get("not_selected") else "")
         )
     for batch in s["first_batches"]:
         first = " ".join(batch["packs"][0]) if batch["packs"] else ""
@@ -97,6 +98,7 @@ def _source(plan: Plan, name: str) -> dict[str, Any]:
         "shards": len(order.usable),
         "dropped_too_long": order.num_too_long,
         "dropped_unusable": order.num_unmeasured,
+        "not_selected": order.num_unselected,
     }
 
 

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from data_pipeline.errors import DataError
-from data_pipeline.parallel import pool
+from data_pipeline.parallel import pool, usable_cores
 from data_pipeline.progress import Progress, silent
 
 T = TypeVar("T")
+_CHUNK = 16
+"""Most tasks that go to a process at once: the function, which may hold a tokenizer, goes with them."""
 
 
 class Engine(Protocol):
@@ -37,9 +39,11 @@ class Local:
             if executor is None:
                 yield from map(function, tasks)
                 return
+            size = max(1, min(_CHUNK, len(tasks) // (_CHUNK * (self.processes or usable_cores()))))
+            chunks = [tasks[begin : begin + size] for begin in range(0, len(tasks), size)]
             try:
-                for future in as_completed([executor.submit(function, task) for task in tasks]):
-                    yield future.result()
+                for future in as_completed([executor.submit(_each, function, chunk) for chunk in chunks]):
+                    yield from future.result()
             except BrokenProcessPool as error:
                 raise DataError(
                     "a process was killed, perhaps for its memory; what is done is kept: run the command again, "
@@ -80,9 +84,13 @@ class Ray:
                 ray.shutdown()
 
 
+def _each(function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
+    return [function(task) for task in tasks]
+
+
 def _ray_results(ray: Any, function: Callable[[Any], Any], tasks: Sequence[Any], retries: int) -> Iterator[Any]:
     """Results as they come; at most four tasks per CPU wait at a time."""
-    remote = ray.remote(max_retries=retries, num_cpus=1)(function)
+    remote = ray.remote(max_retries=retries, num_cpus=1)(lambda task: function(task))  # Ray takes functions only
     left, waiting = list(reversed(tasks)), list[Any]()
     while left or waiting:
         bound = 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))

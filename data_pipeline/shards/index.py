@@ -251,15 +251,21 @@ def _unchanged(storage: Storage, manifest: Manifest) -> Manifest:
 
 def _index_local(storage: Storage, name: str, place: Path, _: None) -> tuple[ShardInfo, str]:
     """Write the index of one shard; one that is whole, newer than its shard and of the same size is taken as it is."""
+    found = fitting_index(storage, name, place)
+    return found or _write_index(storage, name, storage.size(name), place / index_name(name)), ""
+
+
+def fitting_index(storage: Storage, name: str, place: Path) -> ShardInfo | None:
+    """A local shard's row, from its index in `place`; None unless that is whole, and not older than the shard."""
     path, target = storage.local_path(name), place / index_name(name)
     assert path is not None
     size = storage.size(name)
-    if target.is_file() and target.stat().st_mtime_ns >= path.stat().st_mtime_ns:
-        data = target.read_bytes()
-        header, digest = _header(data), index_digest(data)
-        if header.get("version") == INDEX_VERSION and header["size"] == size and header.get("digest") == digest:
-            return ShardInfo(name, header["samples"], size, digest), ""
-    return _write_index(storage, name, size, target), ""
+    if not target.is_file() or target.stat().st_mtime_ns < path.stat().st_mtime_ns:
+        return None
+    data = target.read_bytes()
+    header, digest = _header(data), index_digest(data)
+    fits = header.get("version") == INDEX_VERSION and header["size"] == size and header.get("digest") == digest
+    return ShardInfo(name, header["samples"], size, digest) if fits else None
 
 
 def _index_remote(

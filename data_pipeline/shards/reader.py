@@ -6,7 +6,7 @@ import json
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -32,7 +32,7 @@ from data_pipeline.stores.object_storage import ObjectStorage
 MAX_OPEN_INDEXES = 256
 ReadRange = Callable[[str, int, int], bytes]
 """(name of a shard, offset, size) -> bytes."""
-_TEXT_MEMBERS = ("json", "txt")
+TEXT_MEMBERS = ("json", "txt")
 
 
 @dataclass(frozen=True)
@@ -105,29 +105,23 @@ class SourceReader:
     def span(self, entry: IndexEntry) -> tuple[int, int] | None:
         """The bytes [begin, end) of the shard that `read` reads; None when it reads none, or raises SampleError."""
         wanted = self._wanted(entry)
-        return None if not wanted or _too_large(wanted) else _span(wanted)
+        return None if not wanted or too_large(wanted) else _span(wanted)
 
     def _wanted(self, entry: IndexEntry) -> dict[str, tuple[int, int, int]]:
-        wanted = [*image_members(entry.members), *(name for name in _TEXT_MEMBERS if name in entry.members)]
+        wanted = [*image_members(entry.members), *(name for name in TEXT_MEMBERS if name in entry.members)]
         return {extension: entry.members[extension] for extension in wanted}
 
     def decode(self, entry: IndexEntry, data: Mapping[str, bytes]) -> Sample:
         """The sample of what `read` returned. Raises SampleError when it cannot be used."""
-        messages, meta = self._conversation(entry, data)
+        messages, meta = conversation(data, entry.image_sizes, self.prompt)
         images = [decode_member(extension, data[extension]) for extension in image_members(entry.members)]
         return Sample(entry.key, self.name, messages, images, meta)
 
     def record(self, number: int) -> tuple[list[dict[str, Any]], list[tuple[int, int]], dict[str, Any]]:
         """(messages, image sizes, meta) of a sample without reading its images. Raises SampleError."""
         entry = self.entry(number)
-        wanted = {extension: m for extension, m in entry.members.items() if extension in _TEXT_MEMBERS}
-        messages, meta = self._conversation(entry, self._members(entry, wanted))
-        sizes = []
-        for size in entry.image_sizes:
-            if size is None:
-                raise SampleError("an image has no readable header, or far more pixels than are decoded")
-            sizes.append(size)
-        return messages, sizes, meta
+        wanted = {extension: m for extension, m in entry.members.items() if extension in TEXT_MEMBERS}
+        return text_record(self._members(entry, wanted), entry.image_sizes, self.prompt)
 
     @property
     def fingerprint(self) -> str:
@@ -175,7 +169,7 @@ class SourceReader:
         """Bytes of these members by one ranged read, checksums verified."""
         if not wanted:
             return {}
-        if error := _too_large(wanted):
+        if error := too_large(wanted):
             raise SampleError(error)
         begin, end = _span(wanted)
         data, wrong = _cut((read_range or self.storage.read_range)(entry.shard, begin, end - begin), begin, wanted)
@@ -185,40 +179,55 @@ class SourceReader:
             raise SampleError(f"member .{wrong} does not match its checksum: the shard changed after it was indexed")
         return data
 
-    def _conversation(
-        self, entry: IndexEntry, data: Mapping[str, bytes]
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        num_images = len(entry.image_sizes)
-        if num_images > MAX_IMAGES:
-            raise SampleError(f"{num_images} images; at most {MAX_IMAGES} are read")
-        for size in entry.image_sizes:
-            if size is not None:
-                check_size(*size)
-        meta = decode_member("json", data["json"]) if "json" in data else {}
-        if isinstance(meta, list):
-            meta = {"conversations": meta}  # as energon's VQA samples and LLaVA-OneVision-1.5's of single images
-        if not isinstance(meta, dict):
-            raise SampleError(f"the .json member is a {type(meta).__name__}, neither an object nor a list of turns")
-        if "messages" in meta:
-            return normalise_messages(meta.pop("messages"), num_images), meta
-        messages, used = row_messages(meta, num_images)
-        if messages:
-            return messages, {name: value for name, value in meta.items() if name not in used}
-        caption = decode_member("txt", data["txt"]) if "txt" in data else meta.get("caption")
-        if not isinstance(caption, str):
-            raise SampleError(
-                "neither 'messages' nor 'conversations' nor 'texts' nor a question nor a caption: "
-                "not a chat and not an image-caption pair"
-            )
-        if num_images != 1:
-            raise SampleError(f"an image-caption pair has one image, this one has {num_images}")
-        return caption_messages(caption, self.prompt), meta
+
+def conversation(
+    data: Mapping[str, bytes], image_sizes: Sequence[tuple[int, int] | None], prompt: str = ""
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(messages, meta data) of a sample's .json and .txt members, for images of these sizes. Raises SampleError."""
+    num_images = len(image_sizes)
+    if num_images > MAX_IMAGES:
+        raise SampleError(f"{num_images} images; at most {MAX_IMAGES} are read")
+    for size in image_sizes:
+        if size is not None:
+            check_size(*size)
+    meta = decode_member("json", data["json"]) if "json" in data else {}
+    if isinstance(meta, list):
+        meta = {"conversations": meta}  # as energon's VQA samples and LLaVA-OneVision-1.5's of single images
+    if not isinstance(meta, dict):
+        raise SampleError(f"the .json member is a {type(meta).__name__}, neither an object nor a list of turns")
+    if "messages" in meta:
+        return normalise_messages(meta.pop("messages"), num_images), meta
+    messages, used = row_messages(meta, num_images)
+    if messages:
+        return messages, {name: value for name, value in meta.items() if name not in used}
+    caption = decode_member("txt", data["txt"]) if "txt" in data else meta.get("caption")
+    if not isinstance(caption, str):
+        raise SampleError(
+            "neither 'messages' nor 'conversations' nor 'texts' nor a question nor a caption: "
+            "not a chat and not an image-caption pair"
+        )
+    if num_images != 1:
+        raise SampleError(f"an image-caption pair has one image, this one has {num_images}")
+    return caption_messages(caption, prompt), meta
 
 
-def _too_large(wanted: Mapping[str, tuple[int, int, int]]) -> str:
+def text_record(
+    data: Mapping[str, bytes], image_sizes: Sequence[tuple[int, int] | None], prompt: str = ""
+) -> tuple[list[dict[str, Any]], list[tuple[int, int]], dict[str, Any]]:
+    """(messages, image sizes, meta data) of a sample whose images are not read. Raises SampleError."""
+    messages, meta = conversation(data, image_sizes, prompt)
+    sizes = []
+    for size in image_sizes:
+        if size is None:
+            raise SampleError("an image has no readable header, or far more pixels than are decoded")
+        sizes.append(size)
+    return messages, sizes, meta
+
+
+def too_large(wanted: Mapping[str, tuple[int, int, int]]) -> str:
     """What is wrong with the sizes of members; empty when nothing is."""
     for extension, (_, size, _) in wanted.items():
-        limit = MAX_JSON_BYTES if extension in _TEXT_MEMBERS else MAX_IMAGE_BYTES
+        limit = MAX_JSON_BYTES if extension in TEXT_MEMBERS else MAX_IMAGE_BYTES
         if size > limit:
             return f"member .{extension} has {size:,} bytes; at most {limit:,} are read"
     return ""

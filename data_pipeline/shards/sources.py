@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +26,13 @@ from data_pipeline.files import (
 from data_pipeline.parallel import pool, usable_cores
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import Encoder, SampleError
+from data_pipeline.samples.selection import Selection
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sidecars import beside, publish, searched, writable_place
 
+ALL = Selection()
+UNSELECTED = (0, 1)
+"""Tokens and tiles of a sample that is not selected."""
 _CHUNK = (256, 20_000)
 """Fewest and most samples that one measuring task takes."""
 PART_SECONDS = 30.0
@@ -47,8 +53,8 @@ class BadSample:
 class Source:
     """What plan and loader need of one source (fulfils `order.PlanSource`).
 
-    `measures` are the sample lengths, uint32 [N, 2] (tokens, tiles), memory-mapped; 0 tokens: see `unusable`.
-    `fingerprint` changes with content, prompt and encoder.
+    `measures` are the sample lengths, uint32 [N, 2] (tokens, tiles), memory-mapped; 0 tokens: not selected where tiles
+    are 1, else see `unusable`. `fingerprint` changes with content, prompt, encoder and selection.
     """
 
     name: str
@@ -65,10 +71,12 @@ class Source:
         return len(self.reader)
 
 
-def open_source(name: str, folder: str | os.PathLike[str], encoder: Encoder, prompt: str = "") -> Source:
+def open_source(
+    name: str, folder: str | os.PathLike[str], encoder: Encoder, prompt: str = "", selection: Selection = ALL
+) -> Source:
     """A measured source. Raises DataError when the folder has no manifest or no measures for this encoder."""
     reader = SourceReader(folder, name, prompt)
-    lengths = _measures_name(reader, encoder)
+    lengths = _measures_name(reader, encoder, selection)
     error: DataError = LoadError(
         f"{reader.storage.url}: samples are not measured for this processor yet: no lengths"
         f"{searched(reader.storage) or ' beside the shards'}; run `alignvlm data plan RECIPE`"
@@ -80,9 +88,8 @@ def open_source(name: str, folder: str | os.PathLike[str], encoder: Encoder, pro
         except DataError as damaged:
             error = damaged
         else:
-            return Source(
-                name, reader, _fingerprint(reader, encoder), measures, [BadSample(name, **row) for row in bad]
-            )
+            fingerprint = _fingerprint(reader, encoder, selection)
+            return Source(name, reader, fingerprint, measures, [BadSample(name, **row) for row in bad])
     raise error
 
 
@@ -90,6 +97,7 @@ def measure_source(
     folder: str | os.PathLike[str],
     encoder: Encoder,
     prompt: str = "",
+    selection: Selection = ALL,
     *,
     num_processes: int | None = None,
     progress: Progress = silent,
@@ -97,16 +105,45 @@ def measure_source(
     """Measure every sample of a folder unless it was done before; returns the file `measures-<fingerprint>.npy`.
 
     It lies beside the shards, or in a cache folder where they cannot be written (sidecars.py). Samples that cannot be
-    measured get 0 tokens and a line in `measures-<fingerprint>.bad.jsonl`. Damaged measures are made anew. After a kill
-    it goes on where it was.
+    measured get 0 tokens and a line in `measures-<fingerprint>.bad.jsonl`; those that are not selected get 0 tokens
+    and 1 tile. Damaged measures are made anew. After a kill it goes on where it was.
     """
     reader = SourceReader(folder, prompt=prompt)
-    name = _measures_name(reader, encoder)
+    found = _find_measures(reader, encoder, selection)
+    if found is not None:
+        return found
+    if not selection:
+        path = writable_place(reader.storage) / _measures_name(reader, encoder, ALL)
+        return keep_measures(reader, encoder, *_measure_all(reader, encoder, path, num_processes, progress))
+    whole = measure_source(folder, encoder, prompt, num_processes=num_processes, progress=progress)
+    selected = _select_from(reader, selection, *_read(whole, len(reader)), num_processes, progress)
+    return keep_measures(reader, encoder, *selected, selection)
+
+
+def is_measured(reader: SourceReader, encoder: Encoder) -> bool:
+    """Whether the lengths of all samples are there."""
+    return _find_measures(reader, encoder, ALL) is not None
+
+
+def _find_measures(reader: SourceReader, encoder: Encoder, selection: Selection) -> Path | None:
+    """The file of measures that is there and whole."""
+    name = _measures_name(reader, encoder, selection)
     for path in beside(reader.storage, name, _bad_path(Path(name)).name):
         if read_or_make(path, lambda path: _read(path, len(reader)), lambda: None) is not None:
             return path
-    path = writable_place(reader.storage) / name
-    _save(path, *_measure_all(reader, encoder, path, num_processes, progress))
+    return None
+
+
+def keep_measures(
+    reader: SourceReader,
+    encoder: Encoder,
+    measures: np.ndarray,
+    bad: list[dict[str, str]],
+    selection: Selection = ALL,
+) -> Path:
+    """Write the lengths of a source's samples, [N, 2], and what is wrong with the unusable ones, in their order."""
+    path = writable_place(reader.storage) / _measures_name(reader, encoder, selection)
+    _save(path, measures, bad)
     _remove_parts(path)
     publish(reader.storage, path.parent, *(each.name for each in (_bad_path(path), path) if each.exists()))
     return path
@@ -121,11 +158,9 @@ def _measure_all(
     """
     total = len(reader)
     known, bad = _newest_part(path)
-    done = len(known)
+    ranges = _ranges(reader, num_processes, done := len(known))
     measures = np.zeros((total, 2), dtype=np.uint32)
     measures[:done] = known
-    chunk = min(max(total // ((num_processes or usable_cores()) * 8), _CHUNK[0]), _CHUNK[1])
-    ranges = [(begin, min(begin + chunk, total)) for begin in range(done, total, chunk)]
     saved = time.monotonic()
     with pool(num_processes, len(ranges)) as executor, progress(f"measure {reader.name}", total) as advance:
         advance(done)
@@ -143,9 +178,54 @@ def _measure_all(
     return measures, bad
 
 
+def _select_from(
+    reader: SourceReader,
+    selection: Selection,
+    measures: np.ndarray,
+    bad: list[dict[str, str]],
+    num_processes: int | None,
+    progress: Progress,
+) -> tuple[np.ndarray, list[dict[str, str]]]:
+    """The measures of all samples, with those that are not selected as UNSELECTED, and the unusable among the rest."""
+    ranges, taken = _ranges(reader, num_processes), np.zeros(len(reader), dtype=bool)
+    with pool(num_processes, len(ranges)) as executor, progress(f"select {reader.name}", len(reader)) as advance:
+        run = map if executor is None else executor.map
+        parts = run(_select, [reader] * len(ranges), [selection] * len(ranges), ranges)
+        for (begin, end), part in zip(ranges, parts, strict=True):
+            taken[begin:end] = part
+            advance(end - begin)
+    unusable = np.flatnonzero(~measures.any(axis=1))
+    selected = np.where(taken[:, None], measures, np.asarray(UNSELECTED, dtype=np.uint32))
+    return selected, [row for number, row in zip(unusable, bad, strict=True) if taken[number]]
+
+
+def _select(reader: SourceReader, selection: Selection, samples: tuple[int, int]) -> list[bool]:
+    taken = []
+    for number in range(*samples):
+        entry = reader.entry(number)
+        chosen = selection.takes_place(entry.shard, entry.key)
+        if chosen and selection.filter:
+            with suppress(SampleError):  # it stays among the unusable ones, which are named
+                chosen = selection.takes(reader.record(number)[2])
+        taken.append(chosen)
+    return taken
+
+
+def _ranges(reader: SourceReader, num_processes: int | None, first: int = 0) -> list[tuple[int, int]]:
+    """(first sample, sample after the last) of each task, from sample `first` on."""
+    total = len(reader)
+    chunk = min(max(total // ((num_processes or usable_cores()) * 8), _CHUNK[0]), _CHUNK[1])
+    return [(begin, min(begin + chunk, total)) for begin in range(first, total, chunk)]
+
+
 def measure_sample(reader: SourceReader, encoder: Encoder, number: int) -> tuple[int, int]:
     """(tokens, tiles) of one sample, its images unread. Raises SampleError when it cannot be used."""
     messages, sizes, _ = reader.record(number)
+    return measure_messages(encoder, messages, sizes)
+
+
+def measure_messages(encoder: Encoder, messages: list[dict[str, Any]], sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """(tokens, tiles) of a sample with images of these sizes. Raises SampleError when it cannot be used."""
     tokens, tiles = encoder.measure(messages, sizes)
     if tokens < 1:
         raise SampleError("the sample has no tokens")
@@ -167,13 +247,14 @@ def _measure(
     return rows, bad
 
 
-def _fingerprint(reader: SourceReader, encoder: Encoder) -> str:
-    parts = (reader.manifest.fingerprint, encoder.fingerprint, reader.prompt)
+def _fingerprint(reader: SourceReader, encoder: Encoder, selection: Selection) -> str:
+    parts = [reader.manifest.fingerprint, encoder.fingerprint, reader.prompt]
+    parts += [selection.fingerprint] if selection else []
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _measures_name(reader: SourceReader, encoder: Encoder) -> str:
-    return f"measures-{_fingerprint(reader, encoder)}.npy"
+def _measures_name(reader: SourceReader, encoder: Encoder, selection: Selection) -> str:
+    return f"measures-{_fingerprint(reader, encoder, selection)}.npy"
 
 
 def _bad_path(measures: Path) -> Path:
@@ -225,7 +306,7 @@ def _read(path: Path, num_samples: int) -> tuple[np.ndarray, list[dict[str, str]
     bad = [json.loads(line) for line in bad_path.read_bytes().splitlines()] if bad_path.exists() else []
     if not has_shape(bad, [{"shard": str, "key": str, "error": str}]):
         raise ValueError(f"{bad_path.name} is damaged")
-    num_unusable = int(np.count_nonzero(measures[:, 0] == 0))
+    num_unusable = len(measures) - int(np.count_nonzero(measures.any(axis=1)))
     if len(bad) != num_unusable:
         raise ValueError(f"{bad_path.name} names {len(bad)} of {num_unusable} unusable samples")
     return measures, bad

@@ -9,13 +9,13 @@ import hashlib
 import logging
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from data_pipeline.errors import DataError
 from data_pipeline.samples.images import image_members, image_size
-from data_pipeline.samples.schema import SampleError, is_meta
+from data_pipeline.samples.schema import MAX_JSON_BYTES, SampleError, is_meta
 from data_pipeline.shards.storage import check_name
 from data_pipeline.shards.tarheaders import Member, TarDamage, read_members
 
@@ -34,12 +34,17 @@ class ScannedSample:
     """Extension -> (offset of the data, size, crc32)."""
     image_sizes: list[tuple[int, int] | None] = field(default_factory=list)
     """(width, height) of its images, in order; None without a readable header."""
+    texts: dict[str, bytes] = field(default_factory=dict)
+    """Extension -> bytes of the members that were asked for."""
     digest: bytes = b""
     """sha256 of the members' names, sizes and bytes."""
 
 
-def scan_tar(file: BinaryIO, size: int, name: str) -> Iterator[ScannedSample]:
+def scan_tar(file: BinaryIO, size: int, name: str, texts: Collection[str] = ()) -> Iterator[ScannedSample]:
     """The samples of a tar file of `size` bytes. Links are left out, with one warning; joined archives get one too.
+
+    Args:
+        texts: extensions of members whose bytes are kept, where they are small enough to be read.
 
     Raises:
         DataError: the archive is damaged, cut off or unsafe; the message names the place and the samples before it.
@@ -73,15 +78,18 @@ def scan_tar(file: BinaryIO, size: int, name: str) -> Iterator[ScannedSample]:
             if extension in current.members:
                 raise TarDamage(member.header, f"the member {member.name!r} comes twice")
             digest.update(f"{key}.{extension}:{member.size}:".encode())
-            crc, pieces, is_image = 0, [], bool(image_members([extension]))
+            is_image, is_text = bool(image_members([extension])), extension in texts and member.size <= MAX_JSON_BYTES
+            crc, pieces = 0, []
             for piece in _pieces(file, member):
                 crc = zlib.crc32(piece, crc)
                 digest.update(piece)
-                if is_image:
+                if is_image or is_text:
                     pieces.append(piece)
             current.members[extension] = (member.data, member.size, crc)
             if is_image:
                 images[extension] = b"".join(pieces)
+            elif is_text:
+                current.texts[extension] = b"".join(pieces)
     except TarDamage as damage:
         last = f", the last one {current.key!r}" if current is not None else ""
         way_out = "write or download the shard again"

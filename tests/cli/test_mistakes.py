@@ -84,6 +84,8 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
         (["--from-jsonl", "rows.jsonl", "--finish", "out"], "is read by one process"),
         (["--from", "rows.jsonl", "--ray", "--finish", "out"], "give one of them"),
         (["--from", "rows.jsonl", "--task", "1", "out"], "belong together"),
+        (["--from", "rows.jsonl", "s3://bucket/out"], "local or shared folders"),
+        (["--from", "hf://datasets/a/b", "out"], "this is a URL: download it first"),
         ([*NEW, "shards"], "shards is not empty"),
         ([*NEW, "file.txt"], "file.txt"),
         ([*NEW, "file.txt/out"], "file.txt"),

@@ -29,10 +29,10 @@ AS_WRITTEN = {
     ("config", "show"), ("config", "list"), ("config", "check"), ("config", "schema"), ("estimate",), ("score",),
     ("data", "write"), ("data", "fetch"), ("data", "index"), ("data", "verify"), ("launch", "kubernetes"),
 }  # fmt: skip
-WITH_DRY_RUN = {("train",), *(("launch", kind) for kind in ("slurm", "torchrun", "hosts", "local"))}
+WITH_DRY_RUN = {("train",), ("data", "write"), *(("launch", kind) for kind in ("slurm", "torchrun", "hosts", "local"))}
 """The others need weights, a trained model or a server: their arguments are parsed and their recipe is loaded."""
-ELSEWHERE = ("score --vectors", "s3://", "verify data/mine --recipe")
-"""Needs a bucket, or the weights of a recipe's tokenizer."""
+ELSEWHERE = ("score --vectors", "s3://", "verify data/mine --recipe", "--measure", "--ray")
+"""Needs a bucket, the weights of a recipe's tokenizer, or Ray."""
 SCRIPT = re.compile(r"(launch|scripts|benchmarks|examples|tests)/[\w./*-]+")
 
 

@@ -21,7 +21,7 @@ from tests.jobs import ROOT, TINY
 LAUNCH = ROOT / "launch"
 SCRIPTS = [
     *sorted(LAUNCH.glob("*.sh")),
-    LAUNCH / "slurm" / "train.sbatch",
+    *sorted((LAUNCH / "slurm").glob("*.sbatch")),
     ROOT / "scripts" / "release.sh",
     ROOT / "tests" / "cluster" / "install.sh",
 ]

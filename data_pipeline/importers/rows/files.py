@@ -19,6 +19,7 @@ READERS: dict[str, ModuleType] = {
 """Suffix of a file -> the module that cuts and reads its rows."""
 _SPLIT = re.compile(r"(train|training|validation|valid|val|dev|test|testing)(?=[-._]|$)")
 """How a file or folder that holds a split begins, as the hub knows them."""
+_URL = re.compile(r"[a-z0-9]{2,}:/")
 _SAME = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation", "testing": "test"}
 
 
@@ -37,7 +38,8 @@ def find_files(path: Path, split: str = "") -> list[Path]:
             raise DataError(f"{path}: rows are read from {', '.join(READERS)} files")
         return [path]
     if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder")
+        url = "; this is a URL: download it first, for example with `hf download`" if _URL.match(str(path)) else ""
+        raise DataError(f"{path}: no such file or folder{url}")
     if (path / "dataset_dict.json").is_file():
         names = _listed(path / "dataset_dict.json", {"splits": [str]}, "splits")
         return find_files(path / check_name(_choose(path, set(names), split)))

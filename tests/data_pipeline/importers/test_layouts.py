@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.importers.layouts import LAYOUTS
 from data_pipeline.importers.records import Rejected, open_dataset
 from data_pipeline.importers.rows import json_rows
+from data_pipeline.importers.rows.images import ImageFiles, row_image
+from data_pipeline.samples.schema import SampleError
 from tests.data_pipeline.published import (
     docdownstream,
     llava_pretrain,
@@ -235,3 +238,23 @@ def test_damage_and_strangers_are_one_line(tmp_path: Path) -> None:
     assert [why(each)[:8] for each in read(tmp_path / "b.jsonl")[1]] == ["image '0", "not JSON", "not a li"]
     with pytest.raises(DataError, match=r"images\.zip cannot be read as a zip archive"):
         read(tmp_path / "b.jsonl", images=tmp_path / "images.zip")
+
+
+def test_sizes_are_bounded_before_memory_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_rows, "MAX_JSON_BYTES", 1000)
+    monkeypatch.setattr(json_rows, "_PIECE", 100)
+    row = json.dumps(llava_row(0) | {"more": "a" * 2000})
+    for name, text in (("rows.jsonl", row + "\n"), ("rows.json", f"[{row}]"), ("open.json", '[{"a": "' + "a" * 5000)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match="more than 1,000 bytes"):
+            list(json_rows.cut(tmp_path / name, 10))
+    monkeypatch.setattr("data_pipeline.importers.rows.images.MAX_IMAGE_BYTES", 100)
+    with zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.jpg", bytes(10**6))
+    files = ImageFiles(tmp_path / "images.zip")
+    with pytest.raises(SampleError, match="1,000,000 bytes; at most 100 are read"):
+        files.read("bomb.jpg")
+    with pytest.raises(SampleError, match="leaves its folder"):
+        files.read("../bomb.jpg")
+    with pytest.raises(SampleError, match="image of 101 bytes"):
+        row_image(bytes(101), files)

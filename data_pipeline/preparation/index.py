@@ -1,0 +1,169 @@
+"""Indexes a folder of shards, and measures its samples in the same pass: one task per shard, on any number of machines.
+
+A task reads its shard once, and writes the sample lengths beside the index, which comes last. `finish` joins them and
+writes the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.files import must_write, write_atomic
+from data_pipeline.preparation.engines import Engine, Local, run, share
+from data_pipeline.progress import Progress, silent
+from data_pipeline.samples.schema import Encoder, SampleError
+from data_pipeline.shards.index import Manifest, fitting_index, index_bytes, index_digest, index_shards
+from data_pipeline.shards.reader import TEXT_MEMBERS, SourceReader, text_record, too_large
+from data_pipeline.shards.sidecars import index_name, is_indexed, writable_place
+from data_pipeline.shards.sources import is_measured, keep_measures, measure_messages
+from data_pipeline.shards.storage import Storage, open_storage
+from data_pipeline.shards.tarscan import ScannedSample, scan_tar
+
+_WAY_OUT = "make room or the folder writable"
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How samples are measured: an encoder, and the prompt of captions."""
+
+    encoder: Encoder
+    prompt: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.encoder.fingerprint}\n{self.prompt}".encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A local folder of shards, where its indexes go, and the ways to measure its samples."""
+
+    storage: Storage
+    place: Path
+    names: list[str]
+    measurings: Sequence[Measuring]
+
+
+def open_job(folder: str | os.PathLike[str], measurings: Sequence[Measuring] = ()) -> Job:
+    """The shards of a folder. Raises DataError when there are none, and for URLs: their indexes are not shared."""
+    storage = open_storage(folder)
+    if storage.local_path("x") is None:
+        raise DataError(
+            f"{storage.url}: tasks and --measure need a local or shared folder; run `alignvlm data index` alone"
+        )
+    names = list(storage.list(".tar"))
+    if not names:
+        raise DataError(f"{storage.url}: no .tar shards here")
+    left = [each for each in measurings if not _is_measured(storage, names, each)]
+    return Job(storage, writable_place(storage), names, left)
+
+
+def _is_measured(storage: Storage, names: list[str], measuring: Measuring) -> bool:
+    """Whether an earlier call has finished with these shards."""
+    if not is_indexed(storage):
+        return False
+    reader = SourceReader(storage.url, prompt=measuring.prompt)
+    listed = [(shard.name, shard.size) for shard in reader.manifest.shards]
+    return listed == [(name, storage.size(name)) for name in names] and is_measured(reader, measuring.encoder)
+
+
+def index_missing(
+    job: Job, *, task: int = 0, tasks: int = 1, engine: Engine | None = None, progress: Progress = silent
+) -> int:
+    """Index and measure part `task` of `tasks` of the shards; returns how many were not done. Raises DataError."""
+    mine = share(job.names, task, tasks)
+    title = f"index {Path(job.storage.url).name}"
+    work = partial(index_shard, job.storage, job.place, job.measurings)
+    return sum(run(work, mine, engine or Local(), title=title, progress=progress))
+
+
+def index_shard(storage: Storage, place: Path, measurings: Sequence[Measuring], name: str) -> bool:
+    """One shard, unless it is done; returns whether it was not. Raises DataError for damaged shards."""
+    if is_done(storage, place, measurings, name):
+        return False
+    path, size = storage.local_path(name), storage.size(name)
+    scanned, lines = [], {each.fingerprint: list[Any]() for each in measurings}
+    with storage.open(name) as file:
+        for sample in scan_tar(file, size, str(path), TEXT_MEMBERS if measurings else ()):
+            for each in measurings:
+                lines[each.fingerprint].append(_measure(each, sample))
+            sample.texts.clear()
+            scanned.append(sample)
+    index = index_bytes(scanned, name.rsplit("/", 1)[-1], size)
+    target = place / index_name(name)
+    with must_write(target, _WAY_OUT):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for fingerprint, rows in lines.items():
+            content = [{"index": index_digest(index)}, *rows]
+            write_atomic(_part(place, name, fingerprint), "".join(json.dumps(row) + "\n" for row in content))
+        write_atomic(target, index)
+    return True
+
+
+def is_done(storage: Storage, place: Path, measurings: Sequence[Measuring], name: str) -> bool:
+    """Whether a shard's index fits it, and its samples' lengths fit the index."""
+    found = fitting_index(storage, name, place)
+    return found is not None and all(
+        _digest_of(_part(place, name, each.fingerprint)) == found.sha256 for each in measurings
+    )
+
+
+def finish(job: Job, *, num_processes: int | None = None, progress: Progress = silent) -> Manifest:
+    """The manifest, and the lengths of all samples in one file. Raises DataError when any shard is not done."""
+    missing = [name for name in job.names if not is_done(job.storage, job.place, job.measurings, name)]
+    if missing:
+        raise DataError(
+            f"{job.storage.url}: {len(missing)} of {len(job.names)} shards are not done ({missing[0]} is the first); "
+            "run the tasks again, they do only these"
+        )
+    manifest = index_shards(job.storage.url, num_processes=num_processes, progress=progress)
+    for each in job.measurings:
+        reader = SourceReader(job.storage.url, prompt=each.prompt)
+        measures, bad = np.zeros((len(reader), 2), dtype=np.uint32), []
+        parts = [_part(job.place, shard.name, each.fingerprint) for shard in manifest.shards]
+        for start, shard, part in zip(reader.shard_starts, manifest.shards, parts, strict=False):
+            for number, row in enumerate(part.read_bytes().splitlines()[1:], int(start)):
+                found = json.loads(row)
+                if isinstance(found, dict):
+                    bad.append({"shard": shard.name, **found})
+                else:
+                    measures[number] = found
+        keep_measures(reader, each.encoder, measures, bad)
+        for part in parts:
+            part.unlink()
+    return manifest
+
+
+def _measure(measuring: Measuring, sample: ScannedSample) -> list[int] | dict[str, str]:
+    """[tokens, tiles], or {"key", "error"} of a sample that cannot be used."""
+    try:
+        if error := too_large({name: member for name, member in sample.members.items() if name in TEXT_MEMBERS}):
+            raise SampleError(error)
+        messages, sizes, _ = text_record(sample.texts, sample.image_sizes, measuring.prompt)
+        return list(measure_messages(measuring.encoder, messages, sizes))
+    except SampleError as error:
+        return {"key": sample.key, "error": str(error)}
+
+
+def _part(place: Path, name: str, fingerprint: str) -> Path:
+    """The file with the lengths of one shard's samples."""
+    return place / f"{name.removesuffix('.tar')}.lengths-{fingerprint}.jsonl"
+
+
+def _digest_of(part: Path) -> str:
+    """The digest of the index that a file of lengths belongs to; "" where there is none."""
+    try:
+        with part.open("rb") as file:
+            return str(json.loads(file.readline())["index"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
