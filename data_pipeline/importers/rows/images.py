@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
@@ -17,11 +19,10 @@ from data_pipeline.shards.storage import check_name
 
 
 class ImageFiles:
-    """Image files by name: of a folder, or of a zip archive, which is not unpacked. May be pickled."""
+    """Image files by name: of a folder, or of a zip archive, which is not unpacked."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        self._archive: zipfile.ZipFile | None = None
 
     def read(self, name: str) -> bytes:
         """The content of a file. Raises SampleError for names that leave the folder, and what cannot be read."""
@@ -37,23 +38,28 @@ class ImageFiles:
             raise SampleError(f"image {name!r} of {self.place.name}: {error}") from error
 
     def _read_member(self, name: str) -> bytes:
-        if self._archive is None:
-            try:
-                self._archive = zipfile.ZipFile(self.place)
-            except (OSError, zipfile.BadZipFile) as error:
-                raise DataError(f"{self.place} cannot be read as a zip archive ({reason(error)})") from error
+        archive = _open_archive(self.place, os.getpid())
         try:
-            member = self._archive.getinfo(name)
+            member = archive.getinfo(name)
             if member.file_size > MAX_IMAGE_BYTES:
                 raise SampleError(f"{member.file_size:,} bytes; at most {MAX_IMAGE_BYTES:,} are read")
-            return self._archive.read(member)  # at most as many bytes as its header says
+            return archive.read(member)  # at most as many bytes as its header says
         except KeyError as error:
             raise SampleError("no such file in the archive") from error
         except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
             raise SampleError(f"cannot be unpacked ({reason(error)})") from error
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"place": self.place, "_archive": None}
+
+@lru_cache(maxsize=4)
+def _open_archive(place: Path, process: int) -> zipfile.ZipFile:
+    """An archive, whose list of files takes seconds to read where it is long: once per process.
+
+    Not in one that was forked later: the two would move the same position in the file.
+    """
+    try:
+        return zipfile.ZipFile(place)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{place} cannot be read as a zip archive ({reason(error)})") from error
 
 
 def row_image(value: Any, files: ImageFiles) -> bytes:

@@ -12,8 +12,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.samples.schema import MAX_JSON_BYTES, SampleError
 
 _PIECE = 1 << 20
-_TOKEN = re.compile(rb'"(?>[^"\\]+|\\.)*"|["{}\[\]]', re.DOTALL)
-"""A whole string, a quotation mark whose string has no end yet, or a bracket."""
+_TOKEN = re.compile(rb'(?>[^"{}\[\]]+|"(?>[^"\\]+|\\.)*")*(["{}\[\]])', re.DOTALL)
+"""The next bracket that is in no string, or a quotation mark whose string has no end yet."""
 _BETWEEN = b" \t\r\n,"
 
 
@@ -81,23 +81,19 @@ def _elements(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
     while True:
         piece = file.read(_PIECE)
         text += piece
-        while (token := _TOKEN.search(text, position)) is not None:
-            if token[0] == b'"':
-                position = token.start()
-                break  # a string that goes on in the next piece
+        while (token := _TOKEN.match(text, position)) is not None and token[1] != b'"':
             position = token.end()
             if depth == 0:
-                if token[0] == b"]" and not text[start : token.start()].strip(_BETWEEN):
+                between = text[start : position - 1].strip(_BETWEEN)
+                if token[1] == b"]" and not between:
                     return
-                if token[0] not in b"{[" or text[start : token.start()].strip(_BETWEEN):
+                if token[1] not in b"{[" or between:
                     raise DataError(f"{path}, byte {base + start:,}: not a list of JSON objects")
-                start = token.start()
-            depth += 1 if token[0] in b"{[" else -1 if token[0] in b"}]" else 0
+                start = position - 1
+            depth += 1 if token[1] in b"{[" else -1
             if depth == 0:
                 yield base + start, text[start:position]
                 start = position
-        else:
-            position = len(text)
         if not piece:
             raise DataError(f"{path}: the list of JSON objects is cut off after byte {base + start:,}")
         base, text, position, start = base + start, text[start:], position - start, 0
