@@ -84,6 +84,7 @@ class BenchmarkFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.results = path / "results.json"
+        self.paper = path / "paper.md"
 
     def replies(self, benchmark: str) -> Path:
         """One line per question, in order."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from alignvlm.config.deepspeed import deepspeed_config, find_deepspeed_config, list_deepspeed_configs
+from alignvlm.config.evaluation import BenchmarkConfig, EvaluationConfig, TaskConfig
 from alignvlm.config.load import diff_recipes, find_recipe, list_recipes, load_recipe, recipe_to_dict, recipe_to_yaml
 from alignvlm.config.names import with_names
 from alignvlm.config.schema import (
     PARTS,
     CheckpointConfig,
     DataConfig,
-    EvaluationConfig,
     LanguageConfig,
     ModelConfig,
     Recipe,
     SourceConfig,
     StageConfig,
-    TaskConfig,
     TilesConfig,
     TokenizerConfig,
     TrackingConfig,
@@ -26,6 +25,7 @@ from alignvlm.config.validate import trainable_parts
 
 __all__ = [
     "PARTS",
+    "BenchmarkConfig",
     "CheckpointConfig",
     "DataConfig",
     "EvaluationConfig",

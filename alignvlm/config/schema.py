@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from alignvlm.config.evaluation import EvaluationConfig
 from alignvlm.connectors.options import AlignOptions, ConnectorOptions
 from alignvlm.settings import (
     FILLED,
@@ -264,36 +265,6 @@ class ResilienceConfig:
     """A step that takes this many times the median step counts as hanging ..."""
     watchdog_minutes: Annotated[Float, Gt(0), Le(MINUTES)] = 10.0
     """... but not before this many minutes."""
-
-
-@settings
-class TaskConfig:
-    """One held-out evaluation."""
-
-    name: str = filled("")
-    """Key of the task in `evaluation.tasks`."""
-    source: str = ""
-    """A source of `data.sources` that no mixture contains; default: the task's name."""
-    limit: PositiveInt | None = None
-    """Evaluate only this many samples, the first ones."""
-    max_new_tokens: Annotated[PositiveInt, Le(2**20)] = 32
-    """Maximum number of tokens of a generated answer."""
-    metrics: list[str] = field(default_factory=lambda: ["exact_match", "anls", "relaxed_accuracy"])
-    """Names of the metrics; the first stands for the task where one number is shown."""
-    allow_leak: Bool = False
-    """Evaluate the task although a stage trains on its data."""
-
-
-@settings
-class EvaluationConfig:
-    """Held-out evaluation: answers are generated and scored."""
-
-    tasks: dict[str, TaskConfig] = field(default_factory=dict)
-    """Task name -> task; all tasks run before the first stage and after every stage."""
-    batch_size: Annotated[PositiveInt, Le(2**16)] = 16
-    """Questions per batch and rank."""
-    gallery: Annotated[Count, Le(10_000)] = 12
-    """Samples per task that the report shows."""
 
 
 @settings

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from alignvlm.config.schema import EvaluationConfig, Recipe, SourceConfig, TaskConfig
+from alignvlm.config.evaluation import EvaluationConfig, TaskConfig
+from alignvlm.config.schema import Recipe, SourceConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import Answerer, ModelAnswerer, answer_each
 from alignvlm.evaluation.items import Item, items_of, spread

@@ -12,7 +12,15 @@ from typing import Any
 
 from alignvlm.report.charts import Chart, Series, Value, draw, finite, format_number
 from alignvlm.report.overlay import draw_view
-from alignvlm.report.results import answer_mark, metric_columns, results_of, task_tables
+from alignvlm.report.results import (
+    answer_mark,
+    benchmark_rows,
+    benchmark_stages,
+    metric_columns,
+    paper_rows,
+    results_of,
+    task_tables,
+)
 from alignvlm.report.run_data import RunData, StageData, quarantine_summary, read_run
 from alignvlm.resources import resource
 from alignvlm.run_folder import VIEW_SUFFIX, RunFolder
@@ -74,6 +82,9 @@ def render(run: RunData) -> str:
         facts=_facts(run),
         results=task_tables(run),
         metrics=metric_columns(run),
+        benchmarks=benchmark_rows(run),
+        benchmark_stages=benchmark_stages(run),
+        paper=paper_rows(run),
         charts=[figure for chart in _charts(run) if (figure := draw(chart, run.steps)) is not None],
         gallery=[(task, _gallery(run, task)) for task in run.tasks],
         views=_views(run),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from alignvlm.evaluation.benchmarks.suite import COLUMNS, paper_table
 from alignvlm.evaluation.scores import baseline_of, metrics_of
 from alignvlm.report.run_data import RunData, StageData
 from alignvlm.run_folder import INITIAL
@@ -36,13 +37,22 @@ class TaskTable:
 
 
 def results_of(run: RunData) -> dict[str, Any]:
-    """{"run", "finished", "stages": {stage: {task: {<metric>: score, …, items, baseline, baseline_answer}}}}."""
+    """{"run", "finished", "stages": {stage: {task: {<metric>: score, …, items, baseline, baseline_answer}}}}.
+
+    With benchmarks also {"benchmarks": {stage: {benchmark: {score: percent}}}}.
+    """
     stages = {
         stage.name: {task: _summary(entry) for task, entry in stage.results.items()}
         for stage in run.stages
         if stage.results
     }
-    return {"run": run.name, "finished": run.finished, "stages": stages}
+    benchmarks = {
+        stage.name: {name: entry["scores"] for name, entry in stage.benchmarks.items()}
+        for stage in run.stages
+        if stage.benchmarks
+    }
+    found = {"benchmarks": benchmarks} if benchmarks else {}
+    return {"run": run.name, "finished": run.finished, "stages": stages, **found}
 
 
 def metric_columns(run: RunData) -> dict[str, dict[str, str]]:
@@ -88,3 +98,41 @@ def _cell(entry: dict[str, Any], name: str) -> tuple[float, float | None] | None
 
 def _when(stage: str) -> str:
     return "before training" if stage == INITIAL else f"after {stage}"
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One benchmark after every stage."""
+
+    title: str
+    note: str
+    """Which score of which flavour, of how many questions."""
+    scores: list[float | None]
+    """In percent, one per stage that has benchmarks; None where it was not run or not judged."""
+
+
+def benchmark_rows(run: RunData) -> list[BenchmarkRow]:
+    """One row per benchmark, in the order in which they were run."""
+    stages = benchmark_stages(run)
+    rows = []
+    for name in dict.fromkeys(name for stage in stages for name in stage.benchmarks):
+        newest = next(stage.benchmarks[name] for stage in reversed(stages) if name in stage.benchmarks)
+        scores = [stage.benchmarks.get(name, {}).get("score") for stage in stages]
+        note = f"{newest['headline']}, {newest['flavour']}, {newest['items']:,} questions"
+        rows.append(BenchmarkRow(str(newest.get("title", name)), note, scores))
+    return rows
+
+
+def benchmark_stages(run: RunData) -> list[StageData]:
+    """Stages that have benchmark results, in order."""
+    return [stage for stage in run.stages if stage.benchmarks]
+
+
+def paper_rows(run: RunData) -> list[list[str]]:
+    """Cells of the paper's table with this run's newest row, head first; [] without one of its benchmarks."""
+    stages = [stage for stage in benchmark_stages(run) if set(stage.benchmarks) & set(COLUMNS)]
+    if not stages:
+        return []
+    table = paper_table(f"{run.name}, {stages[-1].name}", stages[-1].benchmarks)
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    return [[cell.strip("*") for cell in row] for row in rows if not row[0].startswith("---")]

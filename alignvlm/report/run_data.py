@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm.errors import UserError
+from alignvlm.evaluation.benchmarks.run import read_results as read_benchmarks
 from alignvlm.evaluation.evaluate import read_results
 from alignvlm.run_folder import ATTEMPTS_LINE, ENVIRONMENT, METRICS_LINE, RunFolder, StageFolder
 from data_pipeline.files import read_json, read_json_lines, read_needed
@@ -28,6 +29,8 @@ class StageData:
     exported: bool
     results: dict[str, dict[str, Any]]
     """Task -> its entry of evaluation/results.json; {} before the evaluation."""
+    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Benchmark -> its entry of benchmarks/results.json; {} before they are run."""
 
     @property
     def name(self) -> str:
@@ -121,7 +124,9 @@ def quarantine_summary(quarantine: list[dict[str, Any]]) -> list[tuple[str, str,
 
 def _stage(run: RunFolder, folder: StageFolder) -> StageData:
     results = read_results(folder.evaluation) if run.has_file(folder.evaluation.results) else {}
-    return StageData(run, folder, (folder.export / "config.json").is_file(), results.get("tasks", {}))
+    benchmarks = read_benchmarks(folder.benchmarks) if run.has_file(folder.benchmarks.results) else {}
+    exported = (folder.export / "config.json").is_file()
+    return StageData(run, folder, exported, results.get("tasks", {}), benchmarks.get("benchmarks", {}))
 
 
 def _read_steps(run: RunFolder, stage_order: dict[str, int]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alignvlm import stage_data
 from alignvlm.checks import check_files, check_model
+from alignvlm.evaluation.benchmarks.run import jobs_of_recipe
 from alignvlm.exports import check_export, save_export
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.model.build import build_model
@@ -18,6 +19,7 @@ def check(run: Run) -> None:
         UserError: with the key to change.
     """
     check_files(run.recipe)
+    jobs_of_recipe(run.recipe)
     if not run.initial.has_export:
         check_model(run.recipe, for_training=True)
 

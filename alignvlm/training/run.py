@@ -11,6 +11,7 @@ from pathlib import Path
 from alignvlm.config import load_recipe
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
+from alignvlm.evaluation.benchmarks.run import jobs_of_recipe, run_benchmarks
 from alignvlm.evaluation.evaluate import evaluate
 from alignvlm.launch.local import is_launched
 from alignvlm.progress import say
@@ -138,10 +139,17 @@ def all_callbacks(tracker: Tracker | None, own: Sequence[Callback] = ()) -> list
 
 
 def evaluate_stage(run: Run, folder: StageFolder, world: World) -> None:
-    """Held-out evaluation of a stage's export, once; all ranks share the items."""
+    """Held-out tasks and benchmarks of a stage's export, once; all ranks share the items."""
     if run.recipe.evaluation.tasks:
         evaluate(
             folder.export, run.recipe, folder.evaluation.path,
             rank=world.rank, world_size=world.size, barrier=world.barrier, device=str(world.device), progress=True,
         )  # fmt: skip
+    if run.recipe.evaluation.benchmarks:
+        run_benchmarks(
+            folder.export, jobs_of_recipe(run.recipe), folder.benchmarks.path,
+            batch_size=run.recipe.evaluation.batch_size, rank=world.rank, world_size=world.size,
+            barrier=world.barrier, device=str(world.device), progress=True,
+        )  # fmt: skip
+    if run.recipe.evaluation.tasks or run.recipe.evaluation.benchmarks:
         free_memory()

@@ -20,11 +20,57 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
     """
     from alignvlm.evaluation.benchmarks.run import Job
 
-    names, data = arguments.benchmark, arguments.data or []
-    if len(data) not in (1, len(names)):
-        raise UserError(f"{len(names)} benchmarks and {len(data)} times --data: give one for all, or one for each")
-    places = data if len(data) == len(names) else data * len(names)
-    return [Job.of(name, place, arguments.flavour, arguments.limit) for name, place in zip(names, places, strict=True)]
+    named, places = _places(arguments.data or [])
+    if arguments.suite:
+        return _jobs_of_suite(arguments, named, places)
+    names = arguments.benchmark
+    unnamed = [name for name in names if name not in named]
+    if len(places) not in (1, len(unnamed)) or (places and not unnamed):
+        raise UserError(
+            f"{len(names)} benchmarks and {len(arguments.data or [])} times --data: give one for all, or one for each"
+        )
+    each = places if len(places) == len(unnamed) else places * len(unnamed)
+    found = named | dict(zip(unnamed, each, strict=True))
+    return [Job.of(name, found[name], arguments.flavour, arguments.limit) for name in names]
+
+
+def _jobs_of_suite(arguments: argparse.Namespace, named: dict[str, Path], places: list[Path]) -> list[Job]:
+    """The benchmarks of the paper's table whose data is given, or is found in a folder; the others are said."""
+    from alignvlm.evaluation.benchmarks.run import Job
+    from alignvlm.evaluation.benchmarks.suite import COLUMNS
+
+    jobs: list[Job] = []
+    for name in COLUMNS:
+        if name in named:
+            jobs.append(Job.of(name, named[name], None, arguments.limit))
+            continue
+        reasons = []
+        for place in [each for root in places for each in (root / name, root) if each.exists()]:
+            try:
+                jobs.append(Job.of(name, place, None, arguments.limit))
+                break
+            except UserError as error:
+                reasons.append(str(error))
+        else:
+            why = reasons[0] if reasons else f"no folder of this name; give --data {name}=PATH"
+            print(f"{name} is left out: {why}")
+    if not jobs:
+        raise UserError("--suite paper found no data: give a folder with one folder per benchmark, or --data NAME=PATH")
+    return jobs
+
+
+def _places(data: list[Path]) -> tuple[dict[str, Path], list[Path]]:
+    """(benchmark -> its `NAME=PATH`, the other paths)."""
+    from alignvlm.evaluation.benchmarks import benchmark_names
+
+    named, places = {}, []
+    for path in data:
+        name, mark, rest = str(path).partition("=")
+        if mark and rest and name in benchmark_names():
+            named[name] = Path(rest)
+        else:
+            places.append(path)
+    return named, places
 
 
 def find_export(arguments: argparse.Namespace) -> Path:

@@ -41,11 +41,14 @@ def add_parser(subparsers: Any) -> None:
         "--benchmark", type=word, action="append", metavar="NAME", help="a published benchmark; may be repeated"
     )
     parser.add_argument(
+        "--suite", choices=["paper"], help="the nine benchmarks of the paper's Table 2, as far as --data has them"
+    )
+    parser.add_argument(
         "--data",
         type=path,
         action="append",
         metavar="PATH",
-        help="file or folder of the benchmark, in any of its layouts; once for all of them, or once for each",
+        help="file or folder of the benchmark, in any of its layouts: once for all, once for each, or NAME=PATH",
     )
     parser.add_argument(
         "--flavour", type=word, metavar="NAME", help="whose prompts and metric: vlmevalkit, lmms_eval, docowl, official"
@@ -68,11 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
     from alignvlm.launch.local import end_with_launcher, is_launched, run_local
 
     end_with_launcher()
-    if not arguments.benchmark and (arguments.data or arguments.flavour or arguments.batch_size):
-        raise UserError("--data, --flavour and --batch-size belong to --benchmark NAME")
-    if arguments.benchmark and arguments.task:
+    if arguments.suite and (arguments.benchmark or arguments.flavour):
+        raise UserError("--suite names its benchmarks and flavours itself: leave --benchmark and --flavour out")
+    published = arguments.benchmark or arguments.suite
+    if not published and (arguments.data or arguments.flavour or arguments.batch_size):
+        raise UserError("--data, --flavour and --batch-size belong to --benchmark NAME or --suite paper")
+    if published and arguments.task:
         raise UserError("--task belongs to a recipe's tasks, --benchmark to published files: give one of them")
-    prepare = _prepare_benchmarks if arguments.benchmark else _prepare_tasks
+    prepare = _prepare_benchmarks if published else _prepare_tasks
     evaluate = prepare(arguments)
     if arguments.processes > 1 and not is_launched():
         return run_local(_same_command(arguments), arguments.processes)
@@ -95,7 +101,7 @@ def _prepare_tasks(arguments: argparse.Namespace) -> partial[None]:
     from alignvlm.run_folder import evaluation_folder
 
     recipe, export = find_target(arguments.target, arguments.overrides, arguments.recipe, arguments.stage)
-    if not recipe.evaluation.tasks:
+    if not recipe.evaluation.tasks and not recipe.evaluation.benchmarks:
         raise UserError(f"recipe {recipe.name!r} has no evaluation.tasks; name at least one held-out source there")
     out = arguments.out or evaluation_folder(export, arguments.limit)
     return partial(_evaluate_tasks, arguments, recipe, export, out, timeout_minutes=recipe.train.timeout_minutes)
@@ -112,11 +118,20 @@ def _evaluate_tasks(
     **world: Any,
 ) -> None:
     from alignvlm.evaluation.evaluate import evaluate
+    from alignvlm.run_folder import benchmark_folder
 
     options: dict[str, Any] = {"tasks": arguments.task, "limit": arguments.limit, "device": arguments.device}
-    results = evaluate(export, recipe, out, progress=True, **options, **world)
-    if is_main:
-        show(results, out)
+    if recipe.evaluation.tasks:
+        results = evaluate(export, recipe, out, progress=True, **options, **world)
+        if is_main:
+            show(results, out)
+    if recipe.evaluation.benchmarks and not arguments.task:
+        from alignvlm.evaluation.benchmarks.run import jobs_of_recipe
+
+        arguments.batch_size = recipe.evaluation.batch_size
+        place = out / "benchmarks" if arguments.out else benchmark_folder(export, arguments.limit)
+        jobs = jobs_of_recipe(recipe, arguments.limit)
+        _evaluate_benchmarks(arguments, export, jobs, place, is_main, timeout_minutes=timeout_minutes, **world)
 
 
 def _prepare_benchmarks(arguments: argparse.Namespace) -> partial[None]:
@@ -139,6 +154,7 @@ def _evaluate_benchmarks(
     **world: Any,
 ) -> None:
     from alignvlm.evaluation.benchmarks.run import announce, run_benchmarks
+    from alignvlm.run_folder import BenchmarkFolder
 
     if is_main:
         announce(jobs)
@@ -146,6 +162,8 @@ def _evaluate_benchmarks(
     results = run_benchmarks(export, jobs, out, device=arguments.device, progress=True, **size, **world)
     if is_main:
         benchmarks.show(results)
+        if arguments.suite:
+            print("\n" + BenchmarkFolder(out).paper.read_text(encoding="utf-8"))
         print(f"Replies and results.json: {out}")
 
 
@@ -174,7 +192,19 @@ def show(results: dict[str, Any], out: Path) -> None:
 def _same_command(arguments: argparse.Namespace) -> list[str]:
     """This command line for the processes that `run_local` starts."""
     line = [sys.executable, "-m", "alignvlm", "eval", arguments.target, *arguments.overrides]
-    for name in ("recipe", "stage", "limit", "device", "out", "flavour", "batch_size", "task", "benchmark", "data"):
+    for name in (
+        "recipe",
+        "stage",
+        "limit",
+        "device",
+        "out",
+        "flavour",
+        "batch_size",
+        "task",
+        "benchmark",
+        "data",
+        "suite",
+    ):
         value = getattr(arguments, name)
         values = value if isinstance(value, list) else [] if value is None else [value]
         line += [word for each in values for word in (f"--{name.replace('_', '-')}", str(each))]

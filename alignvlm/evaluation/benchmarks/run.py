@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm import __version__
+from alignvlm.config.places import recipe_error
+from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import Answerer, ModelAnswerer, answer_each
 from alignvlm.evaluation.benchmarks.base import Benchmark, Part, Question, find_benchmark
 from alignvlm.evaluation.benchmarks.readers import Reader, open_reader
 from alignvlm.evaluation.benchmarks.scoring import score_rows
+from alignvlm.evaluation.benchmarks.suite import COLUMNS, paper_average, paper_table
 from alignvlm.evaluation.items import Item
 from alignvlm.progress import Progress, say
 from alignvlm.run_folder import BenchmarkFolder
@@ -71,6 +74,23 @@ class Job:
         return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
 
+def jobs_of_recipe(recipe: Recipe, limit: int | None = None) -> list[Job]:
+    """The benchmarks of `evaluation.benchmarks`, with at most `limit` questions each.
+
+    Raises:
+        UserError: with the line of one that cannot be used.
+    """
+    jobs = []
+    for name, benchmark in recipe.evaluation.benchmarks.items():
+        try:
+            limits = [number for number in (limit, benchmark.limit) if number is not None]
+            jobs.append(Job.of(name, benchmark.path, benchmark.flavour, min(limits, default=None)))
+        except UserError as error:
+            key = f"evaluation.benchmarks.{name}"
+            raise recipe_error(recipe, key, f"{key}: {error}") from error
+    return jobs
+
+
 def run_benchmarks(
     model_folder: str | Path,
     jobs: Sequence[Job],
@@ -86,10 +106,10 @@ def run_benchmarks(
 ) -> dict[str, Any]:
     """Replies to all questions and their scores; every rank calls this and gets the same results.
 
-    Written are `<out>/<benchmark>.jsonl` (per question the prompt, the raw reply, the references and the scores),
-    `<out>/<benchmark>.unusable.jsonl` where a question could not be asked, and `<out>/results.json`. Replies are kept
-    batch by batch: a run that was killed goes on where it was. A benchmark whose results are still valid is not run
-    again. Batches do not depend on the number of ranks.
+    Written are `<out>/<benchmark>.jsonl` (per question the prompt, the raw reply and the references),
+    `<out>/<benchmark>.unusable.jsonl` where a question could not be asked, `<out>/results.json`, and `<out>/paper.md`
+    for the benchmarks of the paper's table. Replies are kept batch by batch: a run that was killed goes on where it
+    was. A benchmark whose results are still valid is not run again. Batches do not depend on the number of ranks.
 
     Args:
         barrier: waits for all ranks; needed when `world_size` > 1.
@@ -114,7 +134,10 @@ def run_benchmarks(
             entry = _finish(job, out, identity, batch_size)
             known = read_results(out).get("benchmarks", {}) | {name: entry}
             with must_write(out.path, WAY_OUT):
-                results = {"model": str(model_folder), "benchmarks": known}
+                results: dict[str, Any] = {"model": str(model_folder), "benchmarks": known}
+                if set(known) & set(COLUMNS):
+                    results["paper_average"] = paper_average(known)
+                    write_atomic(out.paper, paper_table(str(model_folder), known))
                 write_atomic(out.results, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
         if barrier is not None:
             barrier()

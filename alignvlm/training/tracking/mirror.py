@@ -66,7 +66,8 @@ class Mirror:
         self._send_attempts(parent)
         self._read_records()
         folders = self.target.stage_folders()
-        started = [f for f in folders if f.name in self._unsent or f.evaluation.results.exists()]
+        evaluated = {f.name for f in folders if f.evaluation.results.exists() or f.benchmarks.results.exists()}
+        started = [f for f in folders if f.name in self._unsent or f.name in evaluated]
         for folder in started:
             child = self._ensure_stage(folder.name, parent)
             self._send_metrics(folder.name, child)
@@ -84,6 +85,8 @@ class Mirror:
             if evaluation.results.exists():
                 files = [evaluation.predictions(task) for task in _scores(evaluation)]
                 self._upload(child, files, _mark(evaluation.results), "predictions")
+            if folder.benchmarks.results.exists():
+                self._upload(child, [folder.benchmarks.paper], _mark(folder.benchmarks.results), "benchmarks")
         if is_finished:
             self._upload(parent, [page, self.folder.report_results], _mark(page), "report")
 
@@ -211,17 +214,15 @@ class Mirror:
     def _send_scores(self, folder: StageFolder, child: str) -> None:
         from mlflow.entities import Metric
 
-        results = folder.evaluation.results
-        if not results.exists():
-            return
-        step, moment = self.state["delivered"].get(folder.name, 0), int(results.stat().st_mtime * 1000)
-        metrics = [
-            Metric(clean_key(f"eval/{task}/{key}"), score, moment, step)
-            for task, scores in _scores(folder.evaluation).items()
-            for key, value in scores.items()
-            if (score := number(value)) is not None
-        ]
-        self._once(f"scores {_mark(results)}", lambda: self._log(child, metrics=metrics))
+        step = self.state["delivered"].get(folder.name, 0)
+        for results, scores in (
+            (folder.evaluation.results, _task_scores(folder)),
+            (folder.benchmarks.results, _benchmark_scores(folder)),
+        ):
+            if scores:
+                moment = int(results.stat().st_mtime * 1000)
+                metrics = [Metric(clean_key(key), score, moment, step) for key, score in scores.items()]
+                self._once(f"scores {_mark(results)}", partial(self._log, child, metrics=metrics))
 
     def _upload(self, run_id: str, files: Sequence[Path], mark: str, into: str | None = None) -> None:
         """Send the files that exist as artifacts, once."""
@@ -274,6 +275,28 @@ class Mirror:
 def _scores(evaluation: EvaluationFolder) -> dict[str, dict[str, Any]]:
     """Scores by task; none when there are no results yet, or when the file is damaged."""
     return read_json(evaluation.results, {"tasks": {str: dict}}).get("tasks", {})
+
+
+def _task_scores(folder: StageFolder) -> dict[str, float]:
+    """Every number of the tasks' results, as `eval/<task>/<name>`."""
+    return {
+        f"eval/{task}/{key}": score
+        for task, scores in _scores(folder.evaluation).items()
+        for key, value in scores.items()
+        if (score := number(value)) is not None
+    }
+
+
+def _benchmark_scores(folder: StageFolder) -> dict[str, float]:
+    """Every score of the benchmarks in percent, as `benchmark/<benchmark>/<name>`, and the paper's average."""
+    results = read_json(folder.benchmarks.results, {"benchmarks": {str: {"scores": {str: float}}}})
+    scores = {
+        f"benchmark/{name}/{key}": float(value)
+        for name, entry in results.get("benchmarks", {}).items()
+        for key, value in entry["scores"].items()
+    }
+    average = number(results.get("paper_average"))
+    return scores if average is None else scores | {"benchmark/paper_average": average}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""The section `evaluation` of a recipe: held-out tasks and published benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated
+
+from annotated_types import Le
+
+from alignvlm.settings import Bool, Count, PositiveInt, filled, settings
+
+
+@settings
+class TaskConfig:
+    """One held-out evaluation."""
+
+    name: str = filled("")
+    """Key of the task in `evaluation.tasks`."""
+    source: str = ""
+    """A source of `data.sources` that no mixture contains; default: the task's name."""
+    limit: PositiveInt | None = None
+    """Evaluate only this many samples, the first ones."""
+    max_new_tokens: Annotated[PositiveInt, Le(2**20)] = 32
+    """Maximum number of tokens of a generated answer."""
+    metrics: list[str] = field(default_factory=lambda: ["exact_match", "anls", "relaxed_accuracy"])
+    """Names of the metrics; the first stands for the task where one number is shown."""
+    allow_leak: Bool = False
+    """Evaluate the task although a stage trains on its data."""
+
+
+@settings
+class BenchmarkConfig:
+    """A published benchmark."""
+
+    path: str
+    """File or folder of its data, in any of its layouts (docs/evaluation.md)."""
+    limit: PositiveInt | None = None
+    """Ask only this many questions, the first ones."""
+    flavour: str | None = None
+    """Whose prompt and metric: `vlmevalkit`, `lmms_eval`, `docowl` or `official`; default: the benchmark's first."""
+
+
+@settings
+class EvaluationConfig:
+    """Held-out evaluation: answers are generated and scored."""
+
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    """Task name -> task; all tasks run before the first stage and after every stage."""
+    benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)
+    """Name of a published benchmark (`docvqa`, `chartqa`, …) -> its data; they run when tasks do."""
+    batch_size: Annotated[PositiveInt, Le(2**16)] = 16
+    """Questions per batch and rank."""
+    gallery: Annotated[Count, Le(10_000)] = 12
+    """Samples per task that the report shows."""
