@@ -98,7 +98,9 @@ def check_alignvlm(line: Line, command: Command) -> None:
         command(*words)
     elif name in WITH_DRY_RUN:
         command(*words, *([] if arguments.dry_run else ["--dry-run"]))
-    elif hasattr(arguments, "overrides") and not getattr(arguments, "benchmark", None):  # which takes any export
+    elif hasattr(arguments, "overrides") and not (
+        words[0] == "eval" and (arguments.benchmark or arguments.suite)
+    ):  # which takes any export
         load_recipe(getattr(arguments, "recipe", None) or arguments.target, arguments.overrides)
     check_stage_folders(words)
 

@@ -21,7 +21,7 @@ BASES = {
     "AlignVLM-Llama-3.2-3B": (79.63, 44.53, 63.49, 35.25, 38.59, 78.51, 71.88, 57.38, 60.10, 58.81),
     "AlignVLM-Llama-3.1-8B": (81.18, 53.75, 63.25, 35.50, 45.31, 83.04, 75.00, 64.60, 64.33, 62.88),
 }
-"""The paper's models (Table 1)."""
+"""The models that the paper trains."""
 
 
 def paper_average(entries: Mapping[str, Mapping[str, Any]]) -> float | None:

@@ -73,6 +73,10 @@ def test_what_mlflow_does_not_take_stops_nothing_else(
     results = run_folder.stage_folders()[1].evaluation.results
     results.parent.mkdir(parents=True)
     results.write_text(json.dumps({"tasks": {"task (1)": {"em": 0.5, "note": "text"}}}))
+    benchmarks = run_folder.stage_folders()[1].benchmarks
+    benchmarks.path.mkdir(parents=True)
+    scores = {"scores": {"f1.a": 12.5}}
+    benchmarks.results.write_text(json.dumps({"benchmarks": {"deepform": scores}, "paper_average": None}))
     upload(run_folder)
     mirror = mirror_of(run_folder)
     parent = mirror.client.get_run(mirror.state["parent"]).data
@@ -85,8 +89,8 @@ def test_what_mlflow_does_not_take_stops_nothing_else(
     assert math.isnan(values["loss of a_b _c_"])
     assert values["up"] > 1e300
     assert values["down"] < -1e300
-    assert {key: values[key] for key in ("_/abs", "ok", "eval/task _1_/em")} == {
-        "_/abs": 1.5, "ok": 1.0, "eval/task _1_/em": 0.5,
+    assert {key: values[key] for key in ("_/abs", "ok", "eval/task _1_/em", "benchmark/deepform/f1.a")} == {
+        "_/abs": 1.5, "ok": 1.0, "eval/task _1_/em": 0.5, "benchmark/deepform/f1.a": 12.5,
     }  # fmt: skip
     assert [step for step, _ in delivered(mirror)] == [1, 2, 3, 4]
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("MLflow")]
