@@ -180,7 +180,7 @@ def _write_dataset(args: argparse.Namespace) -> int:
         plan = write.make_plan(dataset, args.samples_per_shard, num_processes=args.processes, progress=data_progress)
         print(f"{folder}: {plan.num_rows} rows would be written as {len(plan.ranges)} shards")
         return 0
-    if not (args.tasks or args.finish):
+    if not (args.tasks or args.finish) or write.is_written(folder):
         written = write.write_dataset(
             dataset, folder, samples_per_shard=args.samples_per_shard, engine=engine, progress=data_progress
         )

@@ -26,7 +26,7 @@ from data_pipeline.shards.sidecars import index_name
 from data_pipeline.shards.storage import LocalStorage
 from data_pipeline.shards.writer import to_members
 
-__all__ = ["finish", "make_plan", "plan_folder", "write_dataset", "write_missing"]
+__all__ = ["finish", "is_written", "make_plan", "plan_folder", "write_dataset", "write_missing"]
 _WAY_OUT = "choose a folder that can be written and has room"
 
 
@@ -58,11 +58,16 @@ def write_dataset(
 ) -> Written:
     """Write what is missing, and finish. Raises DataError when a file cannot be read; what is done stays done."""
     folder = folder.absolute()
-    if (folder / PLAN).exists():
+    if is_written(folder):
         return _already(dataset, folder, samples_per_shard)
     plan = plan_folder(dataset, folder, samples_per_shard, progress=progress)
     write_missing(plan, folder, engine=engine, progress=progress)
     return finish(plan, folder)
+
+
+def is_written(folder: Path) -> bool:
+    """Whether an earlier call has finished the folder."""
+    return (folder / PLAN).exists()
 
 
 def plan_folder(

@@ -79,6 +79,8 @@ def test_jobs_that_share_the_work_give_the_same_bytes(source: Path, tmp_path: Pa
     assert "task 1 of 8 wrote 1 shards" in command(*words, "--tasks", "8", "--task", "1")
     assert "36 samples in 8 shards" in command(*words, "--finish")
     assert contents(tmp_path / "many" / "mine") == contents(tmp_path / "one" / "mine")
+    for late in (("--finish",), ("--tasks", "8", "--task", "1")):  # a job that the scheduler starts again
+        assert "36 samples in 8 shards" in command(*words, *late)
     assert "belong together" in command(*words, "--tasks", "8", code=2)
     assert "with --tasks 2 the jobs are 0 to 1" in command(*words, "--tasks", "2", "--task", "2", code=2)
     assert "three ways" in command(*words, "--finish", "--ray", code=2)
