@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -128,12 +129,14 @@ class Bench:
             choose_fused_layers(recipe.model.fused_layers, self.world.device)
         except ValueError as error:
             raise UserError(str(error)) from error
-        export = self.exports.of(recipe)
+        with self._phase("weights"):
+            export = self.exports.of(recipe)
         trainer = None
         try:
             with use_loss(variant.loss):
                 began = time.perf_counter()
-                trainer = self._build(recipe, variant, export)
+                with self._phase("engine"):
+                    trainer = self._build(recipe, variant, export)
                 row["build_s"] = self._since(began)
                 self._measure_steps(recipe, trainer, self.model.packs[variant.pack], row, profiled)
         finally:
@@ -164,21 +167,27 @@ class Bench:
     def _measure_steps(self, recipe: Recipe, trainer: Trainer, pack: Pack, row: dict[str, Any], profiled: bool) -> None:
         row |= {"attention": trainer.attention, "fused_layers": trainer.fused_layers}
         row["trainable"] = recipe.stages[STAGE].trainable
-        batches = self._packs(pack, trainer)
+        with self._phase("packs"):
+            batches = self._packs(pack, trainer)
         if self._cuda:
             row["built_gib"] = torch.cuda.memory_allocated() / GIB
             torch.cuda.reset_peak_memory_stats()
-        row["warmup_s"] = [self._step(trainer, batches)[1] for _ in range(self.warmup)]
-        taken = [self._step(trainer, batches) for _ in range(self.steps)]
+        with self._phase("warm-up"):
+            row["warmup_s"] = [self._step(trainer, batches)[1] for _ in range(self.warmup)]
+        with self._phase("steps"):
+            taken = [self._step(trainer, batches) for _ in range(self.steps)]
         result, times = taken[-1][0], [seconds for _, seconds in taken]
         row |= {"step_s": statistics.median(times), "steps_s": times, "loss": _finite(result.loss)}
         row |= {"grad_norm": _finite(result.grad_norm), "skipped": result.skipped, **result.counts._asdict()}
         row |= self._memory()
-        row |= self._speed(recipe, trainer, result.counts, row["step_s"])
-        row |= self._host_seconds(trainer)
+        with self._phase("FLOPs"):
+            row |= self._speed(recipe, trainer, result.counts, row["step_s"])
+        with self._phase("host time"):
+            row |= self._host_seconds(trainer)
         if profiled:
-            step = lambda: self._run(trainer, batches)
-            row["profile"] = found = profile_step(trainer.model.connector, step, cuda=self._cuda)
+            with self._phase("profile"):
+                step = lambda: self._run(trainer, batches)
+                row["profile"] = found = profile_step(trainer.model.connector, step, cuda=self._cuda)
             if self._cuda:
                 row["busy"] = found["total_ms"] / 1e3 / row["step_s"]
 
@@ -192,6 +201,14 @@ class Bench:
     def _step(self, trainer: Trainer, batches: list[MicroBatch]) -> tuple[StepResult, float]:
         began = time.perf_counter()
         return self._run(trainer, batches), self._since(began)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Show how far a variant is: weights and engine of a large model take longer than its steps."""
+        began = time.perf_counter()
+        print(f"  {name} ... ", end="", file=sys.stderr, flush=True)
+        yield
+        print(f"{self._since(began):.1f} s", file=sys.stderr, flush=True)
 
     def _since(self, began: float) -> float:
         """Seconds, all work of the device done."""
