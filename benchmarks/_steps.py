@@ -112,8 +112,8 @@ def _shares(total: int, parts: int) -> list[int]:
 class Bench:
     """Measures variants of a model, one after the other in this process."""
 
-    def __init__(self, model: Model, world: World, steps: int, warmup: int, micro_batches: int) -> None:
-        self.model, self.world, self.steps, self.warmup = model, world, steps, warmup
+    def __init__(self, model: Model, world: World, steps: int, warmup: int, micro_batches: int, brief: bool) -> None:
+        self.model, self.world, self.steps, self.warmup, self.brief = model, world, steps, warmup, brief
         self.micro_batches, self.exports = micro_batches, Exports(world.device)
         self._cuda = world.device.type == "cuda"
 
@@ -182,8 +182,9 @@ class Bench:
         row |= self._memory()
         with self._phase("FLOPs"):
             row |= self._speed(recipe, trainer, result.counts, row["step_s"])
-        with self._phase("host time"):
-            row |= self._host_seconds(trainer)
+        if not self.brief:
+            with self._phase("host time"):
+                row |= self._host_seconds(trainer)
         if profiled:
             with self._phase("profile"):
                 step = lambda: self._run(trainer, batches)

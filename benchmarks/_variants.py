@@ -88,6 +88,11 @@ VARIANTS = {
     "attention-flash": Variant(("model.attention=flash",)),
     "connector-mlp": Variant(("model.connector.kind=mlp",)),
     "torch-linear": Variant(deepspeed={"zero_optimization": {"memory_efficient_linear": False}}),
+    "kept-logits": Variant(("train.kept_logits_gib=8",)),
+    "all-memory": Variant(
+        ("train.gradient_checkpointing=false", "train.kept_logits_gib=8"),
+        deepspeed={"zero_optimization": {"memory_efficient_linear": False}},
+    ),
     "zero1": Variant(("train.deepspeed=zero1",)),
     "zero2": Variant(("train.deepspeed=zero2",)),
     "adam-unfused": Variant(deepspeed={"optimizer": {"params": {"fused": False}}}),

@@ -38,7 +38,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="steps measured")
     parser.add_argument("--warmup", type=int, help="steps before them")
     parser.add_argument("--micro-batches", type=int, help="packs per step")
-    parser.add_argument("--profile", action="store_true", help="one more step under torch's profiler")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--profile", action="store_true", help="one more step under torch's profiler")
+    extent.add_argument("--brief", action="store_true", help="leave the host's time out: more variants in a short time")
     parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="then start no variant")
     parser.add_argument("--name", help="added to the name of the result file")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
@@ -80,7 +82,7 @@ def compare(arguments: argparse.Namespace, world: Any, began: float) -> int:
     facts = {key: getattr(arguments, key) for key in ("model", "steps", "warmup", "micro_batches")}
     rows: list[dict[str, Any]] = []
     code, path = 0, None
-    with Bench(model, world, arguments.steps, arguments.warmup, arguments.micro_batches) as bench:
+    with Bench(model, world, arguments.steps, arguments.warmup, arguments.micro_batches, arguments.brief) as bench:
         for variant in arguments.variants:
             row: dict[str, Any] = {"variant": variant}
             rows.append(row)

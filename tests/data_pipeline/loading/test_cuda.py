@@ -23,7 +23,7 @@ def test_batches_arrive_whole_when_the_gpu_lags_behind(source: Source, encoder: 
     found = []
     for step in build_loader(plan, encoder, num_workers=2, prefetch=2, pin_memory=True):
         for batch in step:
-            assert batch.tiles.is_pinned()
+            assert batch.tiles.is_pinned() or not batch.tiles.numel()  # an empty tensor has no memory to lock
             assert batch.input_ids.is_pinned()
             torch.cuda._sleep(2_000_000)  # cycles, about a millisecond
             found.append(batch.to(device))
