@@ -36,6 +36,8 @@ _CREDENTIALS = {
     "http": "user and password, or a token, in the URL",
 }
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google", "MissingRegion", "InvalidAccessKey")
+_WRITE_TIMEOUT = 120.0
+"""Seconds: a store may say nothing until it has taken a whole object."""
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
 _STATUS = re.compile(r"status:? (4\d\d)")
 
@@ -101,7 +103,7 @@ async def put(url: str, name: str, data: bytes, new: bool = False) -> str:
     """Write an object as a whole and return its ETag; `new`: ExistsError when there is one (where the store can)."""
     if url.startswith("http"):
         raise AccessError(f"{mask(url)}: HTTP servers are only read")
-    with _errors(url, name) as (obstore, store):
+    with _errors(url, name, writes=True) as (obstore, store):
         mode = "create" if new else "overwrite"
         result = await obstore.put_async(store, name, data, use_multipart=False, mode=mode)
     return result.get("e_tag") or ""
@@ -117,9 +119,9 @@ async def names(url: str, suffix: str) -> list[str]:
 
 
 @contextmanager
-def _errors(url: str, name: str) -> Iterator[Any]:
+def _errors(url: str, name: str, writes: bool = False) -> Iterator[Any]:
     """Turn what obstore raises into our errors: one line each, without secrets."""
-    store = _store(url)
+    store = _store(url, writes)
     import obstore
     from obstore import exceptions
 
@@ -170,7 +172,7 @@ def _line(error: BaseException) -> str:
 
 
 @cache
-def _store(url: str) -> ObjectStore:
+def _store(url: str, writes: bool = False) -> ObjectStore:
     """The store of a folder; made once in a process."""
     try:
         from obstore.store import from_url
@@ -180,8 +182,8 @@ def _store(url: str) -> ObjectStore:
     timeout = float(os.environ.get(READ_TIMEOUT, "10"))
     client: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=5),
-        "read_timeout": timedelta(seconds=timeout),
-        "timeout": timedelta(seconds=12 * timeout),
+        "read_timeout": timedelta(seconds=_WRITE_TIMEOUT if writes else timeout),
+        "timeout": timedelta(seconds=max(12 * timeout, _WRITE_TIMEOUT)),
     }
     if url.startswith("http:") or any(os.environ.get(name, "").lower() in ("1", "true") for name in _ALLOW_HTTP):
         client["allow_http"] = True  # options given here hide those of the environment
