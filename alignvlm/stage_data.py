@@ -232,12 +232,22 @@ def prepare(
 
 
 def plan_summaries(
-    recipe: Recipe, stages: Iterable[StageConfig], world_size: int | None = None, progress: Progress | None = None
+    recipe: Recipe,
+    stages: Iterable[StageConfig],
+    world_size: int | None = None,
+    progress: Progress | None = None,
+    step_seconds: float | None = None,
 ) -> dict[str, Any]:
-    """{"recipe", "stages": {stage: its plan as JSON}}; with a world size also how the ranks share the batches."""
+    """{"recipe", "stages": {stage: its plan as JSON}}; with a world size also how the ranks share the batches.
+
+    "traffic" has what each stage asks of object stores, per second where `step_seconds` says how long a step takes.
+    """
+    from data_pipeline.loading.traffic import traffic
     from data_pipeline.order.summary import summarise, world_summary
 
     stages = list(stages)
+    ranks, per_node = world_size or recipe.train.processes, min(recipe.train.processes, world_size or 256)
+    far = {}
     check_files(recipe)
     processor = prepare(recipe, stages, progress)
     summaries: dict[str, Any] = {}
@@ -246,11 +256,13 @@ def plan_summaries(
         summaries[stage.name] = summarise(plan)
         if world_size is not None:
             summaries[stage.name]["world"] = world_summary(plan, world_size, stage.micro_batch_packs)
-    return {"recipe": recipe.name, "stages": summaries}
+        if asked := traffic(plan, recipe.data.num_workers, ranks, per_node, step_seconds):
+            far[stage.name] = asked
+    return {"recipe": recipe.name, "stages": summaries} | ({"traffic": far} if far else {})
 
 
 def saved_or_new_plans(target: str, progress: Progress | None = None) -> dict[str, Any]:
-    """What `plan_summaries` says: read from a `.json` file, or made for all stages of a recipe."""
+    """What `plan_summaries` says of the order: read from a `.json` file, or made for all stages of a recipe."""
     from alignvlm.config import load_recipe
 
     if not target.endswith(".json"):

@@ -16,6 +16,7 @@ from alignvlm.cli.arguments import (
     file,
     path,
     positive,
+    positive_number,
     word,
 )
 from alignvlm.errors import UserError
@@ -83,6 +84,11 @@ def add_parser(subparsers: Any) -> None:
     add_recipe(plan, "stages.joint.sequence_length=4096")
     plan.add_argument("--stage", type=word, help="only this stage")
     plan.add_argument("--world-size", type=positive, help="also check batch sizes and balance for this number of ranks")
+    plan.add_argument(
+        "--step-seconds",
+        type=positive_number,
+        help="duration of a step: also print requests and bytes per second",
+    )
     plan.add_argument("--json", action="store_true", help="print JSON, which `alignvlm data diff` reads")
     plan.set_defaults(handler=run_plan)
 
@@ -268,16 +274,19 @@ def run_plan(args: argparse.Namespace) -> int:
     from alignvlm.progress import data_progress
     from alignvlm.stage_data import find_stage, plan_summaries
     from data_pipeline.files import to_json
+    from data_pipeline.loading import traffic
     from data_pipeline.order.summary import describe
 
     recipe = load_recipe(args.recipe, args.overrides)
     stages = [find_stage(recipe, args.stage)] if args.stage else list(recipe.stages.values())
-    plans = plan_summaries(recipe, stages, args.world_size, data_progress)
+    plans = plan_summaries(recipe, stages, args.world_size, data_progress, args.step_seconds)
     if args.json:
         print(to_json(plans, indent=1))
     else:
         for name, plan in plans["stages"].items():
             print("\n".join(describe(name, plan)))
+            if name in plans.get("traffic", {}):
+                print(traffic.describe(plans["traffic"][name]))
     return 0
 
 
@@ -288,6 +297,8 @@ def run_diff(args: argparse.Namespace) -> int:
     from data_pipeline.order.summary import diff_plans
 
     old, new = (saved_or_new_plans(target, data_progress) for target in (args.old, args.new))
+    for plans in (old, new):
+        plans.pop("traffic", None)  # says where the data lies, not in which order it is read
     lines = diff_plans(old, new)
     print("\n".join(lines) if lines else "the plans are the same")
     return 1 if lines else 0

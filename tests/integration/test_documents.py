@@ -6,13 +6,17 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 
+from data_pipeline.files import read_json_lines
 from tests.data_pipeline.published import published_desk
 from tests.jobs import ROOT, job_environment
+from tests.stores.faults import Faults
+from tests.stores.servers import CREDENTIALS, MemoryS3, serve_memory
 
 PAGE = (ROOT / "docs" / "data.md").read_text()
 
@@ -44,25 +48,56 @@ def desk(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_page_about_your_own_data_works_as_written(desk: Path) -> None:
+@pytest.fixture
+def store() -> Iterator[tuple[MemoryS3, dict[str, str]]]:
+    """A bucket behind 30 ms, and the environment that finds it."""
+    memory = MemoryS3()
+    with serve_memory(memory, Faults(latency=0.03)) as endpoint:
+        yield memory, {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
+
+
+def test_the_page_about_your_own_data_works_as_written(desk: Path, store: tuple[MemoryS3, dict[str, str]]) -> None:
+    bucket, keys = store
+    environment = job_environment(**keys, ALIGNVLM_CACHE=str(desk / "cache"))
     program = f"alignvlm() {{ '{sys.executable}' -m alignvlm \"$@\"; }}\nset -e\n"
     outputs = []
     for commands in blocks("sh"):
+        short = commands.replace("name=far", "name=far stages.instruct.max_steps=1 evaluation.tasks={}")
         done = subprocess.run(
-            ["bash", "-c", program + commands], cwd=desk, env=job_environment(), text=True, timeout=300,
+            ["bash", "-c", program + short], cwd=desk, env=environment, text=True, timeout=300,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert done.returncode == 0, f"{commands}\n{done.stdout[-4000:]}"
         assert "Traceback" not in done.stdout
+        if not outputs:  # what was written is in the bucket too
+            for tar in (desk / "data").rglob("*.tar"):
+                bucket.objects[f"bucket/corpus/{tar.relative_to(desk / 'data').as_posix()}"] = tar.read_bytes()
         outputs.append(done.stdout)
-    written, indexed, published, shared, planned, trained = outputs
+    written, indexed, published, shared, far, planned, trained = outputs
     assert "data/mine: 40 samples in 1 shards" in written
     assert "data/copied: 40 samples" in indexed
     assert "data/mine: OK" in indexed
     assert "data/llava: 5 samples in 1 shards" in published
     assert "data/many: 2 samples in 1 shards" in shared
+    assert "s3://bucket/corpus/mine: OK" in far
+    assert "requests/s and" in far
     assert "data/mine: OK" in planned
     assert "the plans are the same" in planned
     assert (desk / "mine-instruct-0.html").exists()
     assert "finished: runs/mine" in trained
     assert "heldout" in trained
+    same_from_a_bucket(desk, far, keys["AWS_SECRET_ACCESS_KEY"])
+
+
+def same_from_a_bucket(desk: Path, output: str, secret: str) -> None:
+    """The run from the bucket has the losses of the one from disk, and no file or line of it the secret."""
+    losses = [
+        [row["loss"] for row in read_json_lines(desk / "runs" / name / "metrics.jsonl") if row["stage"] == "connector"]
+        for name in ("far", "mine")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
+    assert (desk / "data" / "fetched" / "000000.tar").read_bytes() == (desk / "data/mine/000000.tar").read_bytes()
+    assert secret not in output
+    files = [path for path in (desk / "runs").rglob("*") if path.is_file()]
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []

@@ -1,0 +1,83 @@
+"""What a plan asks of object stores: requests and bytes per step, per second and per node, before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data_pipeline.loading.far import is_far
+from data_pipeline.order.plan import Plan
+from data_pipeline.shards.sources import Source
+from data_pipeline.stores.fetch_ahead import AHEAD_BYTES, reads_in_flight
+
+INDEX_BYTES = 200
+"""Of one sample in its shard's index: a key, and the places and checksums of two or three members."""
+MEASURE_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Of one stage; all nodes together where nothing else is said."""
+
+    requests_per_step: float
+    """At most: neighbours are one request."""
+    bytes_per_step: float
+    cache_bytes_per_node: int
+    """Indexes and sample lengths."""
+    reads_in_flight: int
+    """Of one loader process."""
+    ahead_bytes: int
+    """Of one loader process."""
+    nodes: int
+    requests_per_second_per_node: float | None
+    bytes_per_second_per_node: float | None
+    """null where nobody says how long a step takes."""
+
+
+def traffic(
+    plan: Plan, workers: int, ranks: int, ranks_per_node: int, step_seconds: float | None
+) -> dict[str, Any] | None:
+    """The `Traffic` of a plan, as JSON; None where all its sources are local.
+
+    Args:
+        workers: loader processes of each rank.
+        step_seconds: how long an optimizer step takes.
+    """
+    steps = -(-plan.counts.totals(0)[0] // plan.settings.global_batch_packs)
+    requests = size = cache = 0.0
+    for name, source in plan.sources.items():
+        if not isinstance(source, Source) or not is_far(source.reader):
+            continue
+        shards = source.reader.manifest.shards
+        draws = plan.draws[name] / steps
+        requests += draws
+        size += draws * sum(shard.size for shard in shards) / len(source)
+        cache += len(source) * (INDEX_BYTES + MEASURE_BYTES)
+    if not requests:
+        return None
+    nodes = -(-ranks // ranks_per_node)
+    per_second = None if step_seconds is None else 1 / (step_seconds * nodes)
+    asked = Traffic(
+        requests_per_step=requests,
+        bytes_per_step=size,
+        cache_bytes_per_node=int(cache),
+        reads_in_flight=reads_in_flight(max(workers, 1) * ranks_per_node),
+        ahead_bytes=AHEAD_BYTES,
+        nodes=nodes,
+        requests_per_second_per_node=None if per_second is None else requests * per_second,
+        bytes_per_second_per_node=None if per_second is None else size * per_second,
+    )
+    return asdict(asked)
+
+
+def describe(traffic: dict[str, Any]) -> str:
+    """A stage's traffic, as `asdict` has it, in one line."""
+    t = traffic
+    asked = f"{t['requests_per_step']:.0f} requests and {t['bytes_per_step'] / 1e6:.1f} MB per step"
+    if t["requests_per_second_per_node"] is not None:
+        rate = f"{t['requests_per_second_per_node']:.1f} requests/s and {t['bytes_per_second_per_node'] / 1e6:.1f} MB/s"
+        asked += f" = {rate} on each of {t['nodes']} node(s)"
+    return (
+        f"  from object stores: {asked}; {t['reads_in_flight']} reads in flight and {t['ahead_bytes'] / 1e6:.0f} MB "
+        f"ahead per loader process, {t['cache_bytes_per_node'] / 1e6:.1f} MB of cache per node"
+    )
