@@ -74,5 +74,5 @@ def test_siglip_so400m_sees_a_tile_as_in_fp32(device: torch.device) -> None:
         results.append((features.detach().float(), gradients))
     (features, gradients), (found, found_gradients) = results
     assert found.shape == (1, 729, 1152)
-    assert (found - features).norm() < 2e-2 * features.norm()
+    assert (found - features).norm() < 3e-2 * features.norm()
     assert (found_gradients - gradients).norm() < 5e-2 * gradients.norm()

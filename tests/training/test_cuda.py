@@ -76,8 +76,10 @@ def test_a_step_is_that_of_a_cpu(
         assert type(inner) is torch.optim.AdamW  # DeepSpeed's own would be compiled with nvcc
         assert all(bool(group["fused"]) == (world.device.type == "cuda") for group in inner.param_groups)
     loss, norm = reference
-    assert result.loss == pytest.approx(loss, rel=1e-2 if precision == "bf16" else 1e-5)
-    assert result.grad_norm == pytest.approx(norm, rel=3e-2 if precision == "bf16" else 1e-4)
+    assert result.loss == pytest.approx(loss, rel=1e-2 if precision == "bf16" else 1e-4)
+    assert result.grad_norm == pytest.approx(
+        norm, rel=3e-2 if precision == "bf16" else 1e-3
+    )  # convolutions round to TF32
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
