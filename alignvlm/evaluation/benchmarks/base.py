@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.readers import Record, Source
 from alignvlm.metrics import find_metric
-from alignvlm.metrics.relaxed_accuracy import answers_in_cell
+from alignvlm.metrics.relaxed_accuracy import answers_in_cell, without_newlines
 from data_pipeline.errors import nearest
 
 Part = dict[str, str]
@@ -50,6 +50,8 @@ class Flavour:
     """Name of the metric, where it is a registered one."""
     until: tuple[str, ...] = ()
     """The reply ends before the first of these."""
+    one_line: bool = False
+    """Whether newline characters of a reply are deleted."""
     layouts: tuple[str, ...] = ()
     """Layouts whose rows have what it needs; empty: all."""
 
@@ -67,7 +69,7 @@ class Flavour:
         """The part of a raw reply that is scored."""
         for mark in self.until:
             reply = reply.partition(mark)[0]
-        return reply.strip()
+        return without_newlines(reply) if self.one_line else reply.strip()
 
 
 class Benchmark:

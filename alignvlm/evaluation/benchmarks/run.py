@@ -66,12 +66,11 @@ class Job:
         files = str(self.reader.files[0]) + (f" and {len(self.reader.files) - 1} more" if self.reader.files[1:] else "")
         return f"{self.benchmark.title}: {self.reader.layout} layout, {files}{size}{limit}; flavour {self.flavour}"
 
-    def identity(self, model_folder: Path) -> str:
-        """Changes with the model's files, the data or a setting that the replies or scores depend on."""
-        files = sorted(model_folder.iterdir()) if model_folder.is_dir() else []
-        stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in (*files, *self.reader.files)]
-        state = [BENCHMARK_VERSION, self.benchmark.name, self.flavour, self.limit, stats]
-        return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+    def identity(self, model: str) -> str:
+        """Changes with the model, the data or a setting that the replies or scores depend on."""
+        return _hash(
+            [BENCHMARK_VERSION, self.benchmark.name, self.flavour, self.limit, model, _stats(self.reader.files)]
+        )
 
 
 def jobs_of_recipe(recipe: Recipe, limit: int | None = None) -> list[Job]:
@@ -121,9 +120,10 @@ def run_benchmarks(
     if world_size > 1 and barrier is None:
         raise ValueError("run_benchmarks needs a barrier when world_size > 1")
     out = BenchmarkFolder(Path(out_folder))
-    known = read_results(out).get("benchmarks", {})
+    model = _model_identity(Path(model_folder))
+    known = {name: e for name, e in read_results(out).get("benchmarks", {}).items() if e.get("model_files") == model}
     for job in jobs:
-        name, identity = job.benchmark.name, job.identity(Path(model_folder))
+        name, identity = job.benchmark.name, job.identity(model)
         valid = known.get(name, {}).get("identity") == identity
         if not valid:
             answerer = answerer or ModelAnswerer.load(model_folder, device)
@@ -131,8 +131,7 @@ def run_benchmarks(
         if barrier is not None:
             barrier()
         if rank == 0 and not valid:
-            entry = _finish(job, out, identity, batch_size)
-            known = read_results(out).get("benchmarks", {}) | {name: entry}
+            known[name] = _finish(job, out, identity, batch_size) | {"model_files": model}
             with must_write(out.path, WAY_OUT):
                 results: dict[str, Any] = {"model": str(model_folder), "benchmarks": known}
                 if set(known) & set(COLUMNS):
@@ -148,6 +147,19 @@ def read_results(folder: BenchmarkFolder) -> dict[str, Any]:
     """Content of results.json; {} before the first benchmark is finished."""
     entry = {"score?": float, "scores": {str: float}, "items": int, "flavour": str, "headline": str}
     return read_json(folder.results, {"model": str, "benchmarks": {str: entry}})
+
+
+def _model_identity(folder: Path) -> str:
+    """Changes with the model's files."""
+    return _hash(_stats(sorted(folder.iterdir()) if folder.is_dir() else []))
+
+
+def _stats(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+
+
+def _hash(state: Any) -> str:
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
 
 def _answer(

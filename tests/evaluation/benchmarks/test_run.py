@@ -100,6 +100,19 @@ def test_valid_results_are_kept_and_others_made_again(tmp_path: Path, data: Path
     assert {limit for *_, limit in answerer.asked.values()} == {16}
 
 
+def test_results_of_another_model_are_not_kept(tmp_path: Path, data: Path) -> None:
+    export, out = tmp_path / "export", tmp_path / "out"
+    export.mkdir()
+    (export / "model.safetensors").write_text("one")
+    answerer = Known(REPLIES)
+    run_benchmarks(export, [Job.of("chartqa", data)], out, answerer=answerer)
+    run_benchmarks(export, [Job.of("docvqa", data)], out, answerer=answerer)
+    assert set(json.loads((out / "results.json").read_text())["benchmarks"]) == {"chartqa", "docvqa"}
+    (export / "model.safetensors").write_text("another")
+    run_benchmarks(export, [Job.of("docvqa", data)], out, answerer=answerer)
+    assert set(json.loads((out / "results.json").read_text())["benchmarks"]) == {"docvqa"}
+
+
 def test_replies_are_kept_raw_and_scored_again_without_a_model(tmp_path: Path, data: Path) -> None:
     replies = {question: f" {reply}\n" for question, reply in REPLIES.items()}
     out = tmp_path / "out"

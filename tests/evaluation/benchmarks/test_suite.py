@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +12,12 @@ import yaml
 
 from alignvlm.config import load_recipe
 from alignvlm.errors import UserError
+from alignvlm.evaluation.answering import ModelAnswerer
 from alignvlm.evaluation.benchmarks.suite import BASES, COLUMNS, CONNECTORS, paper_average, paper_table
 from alignvlm.report.report import build_report
 from alignvlm.run_folder import Run
 from alignvlm.training.run import evaluate_stage
-from tests.evaluation.benchmarks.files import docdownstream, document, parquet, png, struct, tsv
+from tests.evaluation.benchmarks.files import Known, docdownstream, document, parquet, png, struct, tsv
 from tests.fixtures.command import Command
 from tests.tiny import tiny_model
 
@@ -24,8 +26,9 @@ QUESTION = "what is the total"
 
 @pytest.fixture
 def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny export in the working directory."""
+    """A tiny export in the working directory; its answers are `a`, for it would not end a reply by itself."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ModelAnswerer, "load", lambda folder, device: Known(defaultdict(lambda: "a")))
     model, processor = tiny_model()
     model.save_pretrained("runs/tiny/1-connector/export")
     processor.save_pretrained("runs/tiny/1-connector/export")
@@ -85,6 +88,7 @@ def test_the_suite_prints_the_row_beside_the_published_ones(export: Path, comman
     row = next(line for line in table.splitlines() if line.startswith(f"| **{export}**"))
     results = json.loads(Path("runs/tiny/1-connector/benchmarks/results.json").read_text())
     scores = [results["benchmarks"][name]["score"] for name in COLUMNS]
+    assert scores == [100.0, 100.0, 0.0, 0.0, 0.0, 0.0, 100.0, 100.0, 100.0]
     assert results["paper_average"] == pytest.approx(sum(scores) / 9)
     assert row.split(" | ")[1:] == [*(f"{score:.2f}" for score in scores), f"{sum(scores) / 9:.2f} |"]
     printed = command(*call, "docvqa=data/docvqa", "--out", "one")

@@ -10,7 +10,7 @@ from alignvlm.evaluation.benchmarks.readers import Docowl, Parquet, Record, Tsv
 ANLS_FLAVOURS = {
     "vlmevalkit": Flavour(metric="anls"),
     "lmms_eval": Flavour(metric="anls", max_new_tokens=32),
-    "docowl": Flavour("{}", metric="anls_due", layouts=("docdownstream", "ureader")),
+    "docowl": Flavour("{}", metric="anls_due", one_line=True, layouts=("docdownstream", "ureader")),
 }
 """How DocVQA and InfographicVQA are asked and scored."""
 
