@@ -118,6 +118,15 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
         *RECIPE, *EXPORT[1:2], *EXPORT[3:], (["tiny.yaml"], "no export yet"), (["made_model"], "--recipe RECIPE"),
         (["made_model", "--recipe", "missing"], "unknown recipe"),
         (["tiny.yaml", "--stage", "conector"], "did you mean"),
+        (["made_model", "--benchmark", "docvqa", "--data", "missing"], "missing: no such file or folder"),
+        (["made_model", "--benchmark", "docvqa", "--data", "empty"], "empty: no files of benchmark 'docvqa'"),
+        (["made_model", "--benchmark", "docvqa", "--data", "latin.jsonl"], "latin.jsonl"),
+    ],
+    ("score",): [
+        ([], "give either a file of stored replies, or --vectors FILE"), (["missing"], "missing: no such file"),
+        (["file.txt"], "unknown benchmark 'file'"), (["file.txt", "--benchmark", "docvqa"], "not a stored reply"),
+        (["latin.jsonl", "--benchmark", "docvqa"], "latin.jsonl: not UTF-8"),
+        (["--vectors", "latin.jsonl"], "latin.jsonl: not JSON"), (["--vectors", "empty"], "this is a folder"),
     ],
     ("analyze", "vocab"): [
         *(([*words, "--data", "shards"], said) for words, said in EXPORT), (["made_model"], "required: --data"),

@@ -19,7 +19,11 @@ ROW = {"index", "id", "reply", "gold"}
 def read_replies(path: Path) -> list[dict[str, Any]]:
     """Stored replies in order. Raises UserError for a file that holds something else, or nothing."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason})") from error
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             missing = ROW - set(row)
