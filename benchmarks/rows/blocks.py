@@ -1,4 +1,4 @@
-"""One block of logits with what the row kernels read, and how each way to write a kernel is launched and timed."""
+"""One block of logits with what the row kernels read, and how a kernel is launched and timed in a configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import triton
-from rows.candidates import backward_before, backward_steps, forward_before
 from torch import Tensor
 
 from alignvlm.kernels.align import rows_triton
@@ -55,6 +54,7 @@ class Block:
         logits = (self.z.float() - self.mu[:, None]) * self.rstd[:, None] * self.gamma + self.beta
         self.lse = logits.logsumexp(dim=1)
         self.parts: dict[str, Tensor] = {}
+        """Partial sums of the backward kernel: g / std [tiles, N], the gradients of gamma and beta [tiles, B]."""
 
     def fresh(self) -> Block:
         """The same with copies of what a kernel overwrites."""
@@ -79,15 +79,6 @@ class Candidate:
         return f"{self.kernel:16} {values}{', ' if values else ''}warps {self.warps}"
 
 
-def forward_as_before(block: Block, c: Candidate) -> None:
-    forward_before[(block.num_tokens,)](
-        block.z, block.mu, block.rstd, block.gamma, block.beta, None, block.peak, block.total, block.factor,
-        block.width, HAS_NORM=True, HAS_GAMMA=True, HAS_BETA=True, HAS_LSE=False,
-        BLOCK=triton.next_power_of_2(block.width),
-        num_warps=c.warps,
-    )  # fmt: skip
-
-
 def forward(block: Block, c: Candidate) -> None:
     rows_triton._forward_kernel[(triton.cdiv(block.num_tokens, c.config["ROWS"]),)](
         block.z, block.z, block.mu, block.rstd, block.gamma, block.beta, None, block.peak, block.total, block.factor,
@@ -96,40 +87,15 @@ def forward(block: Block, c: Candidate) -> None:
     )  # fmt: skip
 
 
-def parts(block: Block, c: Candidate, *names: str) -> tuple[tuple[int, int], list[Tensor]]:
-    """(grid, buffers for partial sums): those of the affine parts [tiles, B], the others [tiles, N]."""
-    tiles = (
-        triton.cdiv(block.num_tokens, c.config["TILE_TOKENS"]),
-        triton.cdiv(block.width, c.config["TILE_VOCAB"]),
-    )
-    for name in names:
-        if name not in block.parts:
-            shape = (tiles[0], block.width) if name in ("gamma", "beta") else (tiles[1], block.num_tokens)
-            block.parts[name] = block.mu.new_zeros(shape)
-    return tiles, [block.parts[name] for name in names]
-
-
-def backward_as_before(block: Block, c: Candidate) -> None:
-    tiles, buffers = parts(block, c, "g_unscaled", "g_zhat", "gamma", "beta")
-    backward_before[tiles](
-        block.z, block.dp, block.mu, block.rstd, block.gamma, block.beta, block.lse, block.delta, *buffers,
-        block.num_tokens, block.width, HAS_NORM=True, HAS_GAMMA=True, HAS_BETA=True, STORE_P=True, AFFINE_SUMS=True,
-        **c.config, num_warps=c.warps,
-    )  # fmt: skip
-
-
 def backward(block: Block, c: Candidate) -> None:
-    tiles, buffers = parts(block, c, "g", "gamma", "beta")
+    tile_tokens, tile_vocab = c.config["TILE_TOKENS"], c.config["TILE_VOCAB"]
+    tiles = (triton.cdiv(block.num_tokens, tile_tokens), triton.cdiv(block.width, tile_vocab))
+    if not block.parts:
+        shapes = {"g": (tiles[1], block.num_tokens), "gamma": (tiles[0], block.width), "beta": (tiles[0], block.width)}
+        block.parts = {name: block.mu.new_zeros(shape) for name, shape in shapes.items()}
     rows_triton._backward_kernel[tiles](
-        block.z, block.dp, block.z, block.mu, block.rstd, block.gamma, block.beta, block.lse, block.delta, *buffers,
-        block.num_tokens, block.width, HAS_NORM=True, HAS_GAMMA=True, HAS_BETA=True,
-        STORE_P=True, TOKEN_SUMS=True, AFFINE_SUMS=True, **c.config, num_warps=c.warps,
-    )  # fmt: skip
-
-
-def backward_in_steps(block: Block, c: Candidate) -> None:
-    tiles, buffers = parts(block, c, "g", "gamma", "beta")
-    backward_steps[tiles](
-        block.z, block.dp, block.mu, block.rstd, block.gamma, block.beta, block.lse, block.delta, *buffers,
-        block.num_tokens, block.width, **c.config, num_warps=c.warps,
+        block.z, block.dp, block.z, block.mu, block.rstd, block.gamma, block.beta, block.lse, block.delta,
+        *block.parts.values(), block.num_tokens, block.width, tile_tokens,
+        HAS_NORM=True, HAS_GAMMA=True, HAS_BETA=True, STORE_P=True, TOKEN_SUMS=True, AFFINE_SUMS=True,
+        TILE_VOCAB=tile_vocab, STAGES=c.config["STAGES"], num_warps=c.warps,
     )  # fmt: skip

@@ -17,7 +17,6 @@ from alignvlm.kernels.align.moments import LogitStatistics
 
 # Fixed, so that every sum has one order: the fastest of benchmarks/results/row_kernels.json on an H100, at 0.9 of the
 # bandwidth of a device copy. Rows come through shared memory, _STAGES - 1 tokens ahead of the arithmetic.
-_TILE_TOKENS = 128
 _TILE_VOCAB = 2048
 _STAGES = 3
 _OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
@@ -30,6 +29,15 @@ _LAG = tl.constexpr(8.0)
 def _rows_per_program(block: int) -> int:
     """Tokens that share one load of gamma and beta; wider rows leave registers for one program per SM only."""
     return 8 if block <= 8192 else 32
+
+
+def _tile_tokens(num_tokens: int, num_tiles: int, device: torch.device) -> int:
+    """Tokens of a tile when each has `num_tiles` tiles beside it: six programs per SM, which run in whole waves.
+
+    Two or three fit on an SM at once, as the compiler takes registers.
+    """
+    num_sms = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    return max(triton.cdiv(num_tokens * num_tiles, 6 * num_sms), 16)
 
 
 @triton.jit
@@ -86,13 +94,13 @@ def _forward_kernel(
         tl.store(p_ptr + offsets, p.to(p_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "tile_tokens"])
 def _backward_kernel(
     z_ptr, dp_ptr, p_ptr, mu_ptr, rstd_ptr, gamma_ptr, beta_ptr, lse_ptr, delta_ptr,
-    g_part_ptr, gamma_grad_ptr, beta_grad_ptr, num_tokens, width,
+    g_part_ptr, gamma_grad_ptr, beta_grad_ptr, num_tokens, width, tile_tokens,
     HAS_NORM: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr,
     STORE_P: tl.constexpr, TOKEN_SUMS: tl.constexpr, AFFINE_SUMS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr, TILE_VOCAB: tl.constexpr, STAGES: tl.constexpr,
+    TILE_VOCAB: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One tile, token by token: z -> p and dp -> gamma p (dp - delta) / std, with partial sums over both dimensions."""
     tile_token, tile_vocab = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
@@ -101,8 +109,8 @@ def _backward_kernel(
     gamma, beta = _affine(gamma_ptr, beta_ptr, vocab, inside, HAS_GAMMA, HAS_BETA)
     sum_gamma = tl.zeros([TILE_VOCAB], tl.float32)
     sum_beta = tl.zeros([TILE_VOCAB], tl.float32)
-    first = tile_token * TILE_TOKENS
-    for token in tl.range(first, min(first + TILE_TOKENS, num_tokens), num_stages=STAGES):
+    first = tile_token * tile_tokens
+    for token in tl.range(first, min(first + tile_tokens, num_tokens), num_stages=STAGES):
         offsets = token * width + vocab
         zhat, rstd = _normalised(z_ptr, offsets, inside, mu_ptr, rstd_ptr, token, HAS_NORM)
         dp = tl.load(dp_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -216,16 +224,18 @@ class TritonRows:
         """As in TorchRows, except that the returned gradient already contains 1/std."""
         num_tokens, width = z.shape
         (p,) = buffers
-        tiles = (triton.cdiv(num_tokens, _TILE_TOKENS), triton.cdiv(width, _TILE_VOCAB))
+        num_tiles = triton.cdiv(width, _TILE_VOCAB)
+        tile_tokens = _tile_tokens(num_tokens, num_tiles, z.device)
+        tiles = (triton.cdiv(num_tokens, tile_tokens), num_tiles)
         affine_parts = [
             lse.new_empty(tiles[0], width) if affine_sums and part is not None else None
             for part in (affine.gamma, affine.beta)
         ]
         _backward_kernel[tiles](
             z, dp, p, self.mu, self.rstd, affine.gamma, affine.beta, lse, delta,
-            token_parts, *affine_parts, num_tokens, width,
+            token_parts, *affine_parts, num_tokens, width, tile_tokens,
             **self._flags(affine), STORE_P=store_p, TOKEN_SUMS=token_parts is not None, AFFINE_SUMS=affine_sums,
-            TILE_TOKENS=_TILE_TOKENS, TILE_VOCAB=_TILE_VOCAB, STAGES=_STAGES,
+            TILE_VOCAB=_TILE_VOCAB, STAGES=_STAGES,
             **_OPTIONS,
         )  # fmt: skip
         return p, dp, AffineSums(*(None if part is None else part.sum(dim=0) for part in affine_parts))

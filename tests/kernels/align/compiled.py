@@ -21,7 +21,10 @@ from alignvlm.kernels.align import rows_triton as rows
 
 HOPPER = GPUTarget("cuda", 90, 32)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TYPES = {"z_ptr": "*bf16", "dp_ptr": "*bf16", "p_ptr": "*bf16", "width": "i32", "num_tokens": "i32"}
+TYPES = dict.fromkeys(("z_ptr", "dp_ptr", "p_ptr"), "*bf16")
+TYPES |= dict.fromkeys(("width", "num_tokens", "tile_tokens"), "i32")
+    ("z_ptr", "dp_ptr", "p_ptr"), "*bf16"
+)
 """Of arguments that are neither constants nor pointers to fp32."""
 ALIGNED = [["tt.divisibility", 16]]
 """As Triton finds at a launch: of all pointers, and of a block's width; the number of tokens may be odd."""
@@ -33,7 +36,8 @@ def build(kernel: Any, constants: dict[str, Any], **options: Any) -> dict[str, i
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else TYPES.get(name, "*fp32") for name in names}
     values = {(names.index(name),): value for name, value in constants.items()}
-    aligned = {(i,): ALIGNED for i, n in enumerate(names) if n not in constants and n != "num_tokens"}
+    arguments = [(i, name) for i, name in enumerate(names) if name not in constants]
+    aligned = {(i,): ALIGNED for i, name in arguments if name == "width" or name.endswith("_ptr")}
     compiled = compile(ASTSource(kernel, signature, values, aligned), target=HOPPER, options=options)
     ptx = compiled.asm["ptx"]
     counts = {
@@ -67,7 +71,7 @@ def all_kernels() -> Iterator[tuple[str, dict[str, int]]]:
         built = build(rows._forward_kernel, constants, **rows._OPTIONS)
         yield f"forward {width}", built | {"row_bytes": 2 * width, "stages": rows._STAGES}
     constants = TRAINING | {
-        "STORE_P": True, "TOKEN_SUMS": True, "AFFINE_SUMS": True, "TILE_TOKENS": rows._TILE_TOKENS,
+        "STORE_P": True, "TOKEN_SUMS": True, "AFFINE_SUMS": True,
         "TILE_VOCAB": rows._TILE_VOCAB, "STAGES": rows._STAGES,
     }  # fmt: skip
     built = build(rows._backward_kernel, constants, **rows._OPTIONS)

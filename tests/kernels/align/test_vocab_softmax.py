@@ -355,6 +355,14 @@ def test_shared_moments_are_computed_once_and_gradients_pass_through_them(monkey
     assert worst_error(solve(changed, moments=shared, **VOCAB_BLOCKS), solve(changed, exactly=True)) < 1e-9
 
 
+def test_a_row_is_added_to_every_row_with_one_rounding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix, row = torch.randn(50, 24, generator=generator).bfloat16(), torch.randn(24, generator=generator)
+    exact = matrix.double() + row.double()
+    moments_module._add_row(matrix, row)
+    assert ((matrix.double() - exact).abs() <= exact.abs() * 2**-8 + 2**-14).all()
+
+
 @SWEEPS
 def test_part_of_a_vocabulary_with_the_statistics_of_all(sweep: dict) -> None:
     full, kept = problem(5, 60, 8), torch.tensor([50, 3, 7, 20, 21])
