@@ -16,11 +16,12 @@ fi
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${ALIGNVLM_GRACE:-300} # torch before 2.12 knows only 30 s
 if [[ -z ${OMP_NUM_THREADS:-} ]]; then # the CPUs, shared among the processes: an optimizer on the CPU needs them
     count=$processes
-    if [[ $count == gpu ]]; then
+    if ! [[ $count =~ ^[0-9]+$ ]]; then # gpu, auto: one per GPU
         count=$(compgen -G '/dev/nvidia[0-9]*' | wc -l)
         [[ -n ${CUDA_VISIBLE_DEVICES:-} ]] && count=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .)
     fi
-    OMP_NUM_THREADS=$(($(nproc) > count ? $(nproc) / count : 1))
+    cpus=$(nproc)
+    OMP_NUM_THREADS=$((count > 0 && cpus > count ? cpus / count : 1))
 fi
 export OMP_NUM_THREADS NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 

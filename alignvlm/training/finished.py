@@ -12,6 +12,8 @@ from typing import Any
 
 from alignvlm import __version__
 from alignvlm.config import recipe_to_dict
+from alignvlm.errors import UserError
+from alignvlm.evaluation.benchmarks.run import jobs_of_recipe
 from alignvlm.metrics import find_metric
 from alignvlm.run_folder import Run
 from alignvlm.training.tracking.database import sqlite_file
@@ -39,7 +41,7 @@ def is_finished(run: Run) -> bool:
     found = read_json(run.folder.seal, SEAL)
     try:
         return bool(found) and found == _look(run)
-    except DataError:  # a source cannot be looked at: the start says why
+    except (DataError, UserError):  # a source or a benchmark's data cannot be looked at: the start says why
         return False
 
 
@@ -50,12 +52,14 @@ def _look(run: Run) -> dict[str, Any]:
     metrics = {name: find_metric(name).version for task in tasks for name in task.metrics}
     evaluated = {task.source: recipe.data.sources[task.source] for task in tasks}
     manifests = {name: find_beside(open_storage(source.folder), MANIFEST) for name, source in evaluated.items()}
+    benchmarks = {job.benchmark.name: job.identity(model="") for job in jobs_of_recipe(recipe)}
     target = Target.of(run)
     database = sqlite_file(target.uri)
     files = [run.folder.report_page, run.folder.report_results]
     for stage in run.stage_folders():
         files += sorted(stage.export.rglob("*")) if stage.has_export else [stage.export]
         files += [stage.evaluation.results, *map(stage.evaluation.predictions, recipe.evaluation.tasks)]
+        files += [stage.benchmarks.results, *map(stage.benchmarks.replies, benchmarks)] if benchmarks else []
     return {
         "alignvlm": __version__,
         "recipe": _digest(recipe_to_dict(recipe)),
@@ -64,6 +68,7 @@ def _look(run: Run) -> dict[str, Any]:
             name: _digest(path and path.read_text(encoding="utf-8", errors="replace"))
             for name, path in manifests.items()
         },
+        "benchmarks": benchmarks,
         "tracking": [target.shown_uri, target.experiment, database is None or database.is_file()],
         "files": {path.relative_to(run.folder.path).as_posix(): _stamp(path) for path in files},
     }

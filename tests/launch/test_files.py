@@ -155,6 +155,7 @@ def test_pods_get_the_fast_network(kind: str, command: Command) -> None:
         ("torchrun.sh", [], {"ALIGNVLM_PROCESSES": "2"}, 3),
         ("torchrun.sh", [], {"ALIGNVLM_PROCESSES": "16"}, 1),
         ("torchrun.sh", [], {"ALIGNVLM_PROCESSES": "gpu", "CUDA_VISIBLE_DEVICES": "0,3,5"}, 2),
+        ("torchrun.sh", [], {"ALIGNVLM_PROCESSES": "auto", "CUDA_VISIBLE_DEVICES": "0,3,5"}, 2),
         ("torchrun.sh", [], {"ALIGNVLM_PROCESSES": "2", "OMP_NUM_THREADS": "5"}, 5),
         ("deepspeed_hosts.sh", ["hosts"], {"ALIGNVLM_NODE_RANK": "0"}, 2),
     ],
