@@ -23,8 +23,6 @@ HOPPER = GPUTarget("cuda", 90, 32)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = dict.fromkeys(("z_ptr", "dp_ptr", "p_ptr"), "*bf16")
 TYPES |= dict.fromkeys(("width", "num_tokens", "tile_tokens"), "i32")
-    ("z_ptr", "dp_ptr", "p_ptr"), "*bf16"
-)
 """Of arguments that are neither constants nor pointers to fp32."""
 ALIGNED = [["tt.divisibility", 16]]
 """As Triton finds at a launch: of all pointers, and of a block's width; the number of tokens may be odd."""
