@@ -1,4 +1,4 @@
-"""The seal of a finished run holds for benchmarks: their data, their results. Held-out tasks: integration/test_run.py."""
+"""The seal of a finished run covers its benchmarks: data and results. Held-out tasks: integration/test_run.py."""
 
 from __future__ import annotations
 
