@@ -15,12 +15,13 @@ THRESHOLD = 0.5
 def anls(prediction: str, answers: Sequence[str]) -> float:
     """Best similarity over the answers, 1 - distance / length of the longer text; 0.0 below the threshold.
 
-    As in lmms-eval and VLMEvalKit: lower case and collapsed spaces for the distance, lengths of the strings as given.
+    As in lmms-eval and VLMEvalKit: lower case and collapsed spaces for the distance; lengths of the strings as given,
+    but in upper case, where `ß` has two letters.
     """
     best = 0.0
     for answer in answers:
         distance = Levenshtein.distance(" ".join(answer.lower().split()), " ".join(prediction.lower().split()))
-        length = max(len(answer), len(prediction))
+        length = max(len(answer.upper()), len(prediction.upper()))
         best = max(best, 1.0 - distance / length if length else 1.0)
     return best if best >= THRESHOLD else 0.0
 

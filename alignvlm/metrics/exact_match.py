@@ -23,12 +23,17 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 @register_metric("GQA (lmms-eval)", "ignores case and ASCII punctuation")
 def gqa_lmms_eval(prediction: str, answers: Sequence[str]) -> float:
-    """Equal in lower case without the 32 ASCII punctuation characters; inner spaces count."""
+    """Share of the answers (GQA has one) equal in lower case without the 32 ASCII punctuation characters."""
     said = prediction.strip().lower().translate(NO_PUNCTUATION)
-    return float(any(said == answer.lower().translate(NO_PUNCTUATION) for answer in answers))
+    return _share([said == answer.lower().translate(NO_PUNCTUATION) for answer in answers])
 
 
 @register_metric("GQA (VLMEvalKit)", "ignores case")
 def gqa_vlmevalkit(prediction: str, answers: Sequence[str]) -> float:
-    """Equal in lower case without outer white space; a final full stop makes it wrong."""
-    return float(any(prediction.strip().lower() == answer.strip().lower() for answer in answers))
+    """Share of the answers equal in lower case without outer white space; a final full stop makes one wrong."""
+    return _share([prediction.strip().lower() == answer.strip().lower() for answer in answers])
+
+
+def _share(hits: Sequence[bool]) -> float:
+    """Both harnesses take the mean over the answers."""
+    return sum(hits) / len(hits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
@@ -15,12 +14,11 @@ def mmvet_scores(scores: Sequence[float], capabilities: Sequence[str]) -> dict[s
         scores: one per item, from 0 to 1.
         capabilities: comma-separated names per item, such as `ocr,math`.
     """
-    needs = [set(names.split(",")) for names in capabilities]
     result = {"overall": _percent(scores)}
     for name in CAPABILITIES:
-        result[name] = _percent([score for score, needed in zip(scores, needs, strict=True) if name in needed])
+        result[name] = _percent([score for score, needed in zip(scores, capabilities, strict=True) if name in needed])
     return result
 
 
 def _percent(scores: Sequence[float]) -> float:
-    return 100.0 * math.fsum(scores) / len(scores) if scores else 0.0
+    return sum(scores) / len(scores) * 100 if scores else 0.0

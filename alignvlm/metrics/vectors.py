@@ -16,6 +16,7 @@ from alignvlm.metrics.tables import denotation, due_f1, tablevqabench
 from data_pipeline.errors import nearest
 
 TOLERANCE = 1e-6
+CASE = ("prediction", "references", "expected")
 Scorer = Callable[[Any, Any], Any]
 """(prediction, references) -> what stands under `expected`."""
 
@@ -40,35 +41,41 @@ class Difference:
 
 
 def read_vectors(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The cases of a file. Raises UserError for a file of another shape, an unknown metric or an empty file."""
+    """The cases of a file, unchecked. Raises UserError for a file of another shape or an empty one."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
-    keys = {"prediction", "references", "expected"}
     if not isinstance(table, dict) or not any(table.values()):
         raise UserError(f"{path}: must hold metrics with a list of cases each, {{metric: [case, …]}}")
     for metric, cases in table.items():
-        if metric not in SCORERS:
-            raise UserError(f"{path}: unknown metric {metric!r}: {nearest(metric, SCORERS)}")
-        for number, case in enumerate(cases):
-            missing = keys - set(case)
-            if missing:
-                raise UserError(f"{path}: {metric}[{number}] has no {sorted(missing)[0]!r}")
+        if not isinstance(cases, list):
+            raise UserError(f"{path}: {metric!r} must be a list of cases, not {cases!r:.80}")
     return table
 
 
-def differences(table: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Difference]:
-    """Every case whose result differs from `expected` by more than 1e-6."""
+def differences(table: Mapping[str, Sequence[Any]]) -> Iterator[Difference]:
+    """Every case whose result differs from `expected` by more than 1e-6, or that cannot be scored."""
     for metric, cases in table.items():
         for number, case in enumerate(cases):
-            prediction, references, expected = (case[name] for name in ("prediction", "references", "expected"))
             try:
-                got = SCORERS[metric](prediction, references)
-            except (TypeError, ValueError, KeyError, AttributeError, UserError) as error:
+                prediction, references, expected = (case[name] for name in CASE)
+            except (KeyError, TypeError):
+                yield Difference(metric, number, None, None, None, f"no case with {', '.join(CASE)}: {case!r:.80}")
+                continue
+            try:
+                got = find_scorer(metric)(prediction, references)
+            except Exception as error:  # a case of another shape may break a metric anywhere
                 got = f"{type(error).__name__}: {error}"
             if not equal(got, expected):
                 yield Difference(metric, number, prediction, references, expected, got)
+
+
+def find_scorer(metric: str) -> Scorer:
+    """A metric of such a file by name. Raises UserError with the nearest name."""
+    if metric not in SCORERS:
+        raise UserError(f"unknown metric {metric!r}: {nearest(metric, SCORERS)}")
+    return SCORERS[metric]
 
 
 def equal(got: Any, expected: Any) -> bool:
@@ -83,10 +90,10 @@ def equal(got: Any, expected: Any) -> bool:
 
 
 def _per_item(name: str) -> Scorer:
-    """A registered metric of one prediction; a single reference may stand without a list."""
+    """A registered metric of one prediction; a single reference may stand without a list, no reply is `none`."""
     metric = registry.find_metric(name)
     return lambda prediction, references: metric(
-        prediction, [references] if isinstance(references, str) else references
+        "none" if prediction is None else prediction, references if isinstance(references, list) else [references]
     )
 
 

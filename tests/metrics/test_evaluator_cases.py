@@ -48,14 +48,54 @@ def test_score_ends_with_the_count_and_names_what_differs(tmp_path: Path, comman
         ("[1]", "must hold metrics"),
         ("{}", "must hold metrics"),
         ('{"anls_deu": []}', "must hold metrics"),
-        ('{"anls_deu": [{}]}', "unknown metric 'anls_deu': did you mean 'anls_due'"),
-        ('{"anls_due": [{"prediction": "a"}]}', r"anls_due\[0\] has no 'expected'"),
+        ('{"anls_due": 1}', "'anls_due' must be a list of cases"),
     ],
 )
 def test_other_files_are_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "cases.json").write_text(text)
     with pytest.raises(UserError, match=message):
         read_vectors(tmp_path / "cases.json")
+
+
+def test_cases_that_cannot_be_scored_differ(tmp_path: Path, command: Command) -> None:
+    right = {"prediction": "a", "references": ["a"], "expected": 1.0}
+    without_references = {"prediction": "a", "references": [], "expected": 1.0}
+    table = {
+        "anls_deu": [right], "anls_due": [right, 1, {"prediction": "a"}], "textvqa_lmms_eval": [without_references],
+        "tablevqabench_vtabfact": [{"prediction": None, "references": "1", "expected": 0.0}],
+    }  # fmt: skip
+    (tmp_path / "cases.json").write_text(json.dumps(table))
+    *differing, last = command("score", "--vectors", tmp_path / "cases.json", code=1).splitlines()
+    assert last == "2 of 6"
+    assert [line.partition(":")[0] for line in differing] == [
+        "anls_deu[0]", "anls_due[1]", "anls_due[2]", "textvqa_lmms_eval[0]",
+    ]  # fmt: skip
+    assert "unknown metric 'anls_deu': did you mean 'anls_due'" in differing[0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "prediction", "references", "expected"),
+    [  # results of lmms-eval 0.7.3 and VLMEvalKit e8e78f0: lengths are those of the upper-case text
+        ("anls_lmms_eval", "ŉ", ["ŉ."], 2 / 3),
+        ("anls_vlmevalkit", "Straße|", ["traße|"], 0.875),
+        # ... and the mean over several answers
+        ("gqa_vlmevalkit", "thousand", ["million", "Thousand"], 0.5),
+        ("gqa_lmms_eval", "yes.", ["yes", "no"], 0.5),
+        # MM-Vet looks for a capability in the text of the list
+        (
+            "mmvet_aggregate", [1.0, 0.5], ["ocr, math", "rec"],
+            {"overall": 75.0, "per_capability_rounded": dict.fromkeys(("know", "gen", "spat"), 0.0)
+                | {"rec": 50.0, "ocr": 100.0, "math": 100.0}},
+        ),
+        # and POPE takes every label but `no` for yes
+        ("pope_official", ["No", "yes"], ["no", "Yes"], dict.fromkeys(("accuracy", "precision", "recall", "f1"), 1.0)
+            | {"yes_ratio": 0.5}),
+    ],
+)  # fmt: skip
+def test_rare_cases_are_scored_as_the_evaluators_do(
+    metric: str, prediction: Any, references: Any, expected: Any
+) -> None:
+    assert equal(SCORERS[metric](prediction, references), expected)
 
 
 def test_results_are_compared_with_their_types() -> None:

@@ -301,6 +301,8 @@ def _finish(job: Job, out: BenchmarkFolder, identity: str, batch_size: int) -> d
         "identity": identity,
     }
     entry["notes"] = [*scored["notes"], *job.reader.notes, *_warnings(job, len(ordered))]
+    if unusable:
+        entry["notes"].append(f"{len(unusable):,} of {len(ordered):,} questions could not be asked and do not count")
     for path in parts.glob("*.jsonl"):
         path.unlink()
     parts.rmdir()

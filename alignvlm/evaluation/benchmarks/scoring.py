@@ -20,7 +20,8 @@ def read_replies(path: Path) -> list[dict[str, Any]]:
     """Stored replies in order. Raises UserError for a file that holds something else, or nothing."""
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8") as stream:  # not splitlines, which also ends a line at U+2028
+            lines = list(stream)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason})") from error
     for number, line in enumerate(lines, start=1):

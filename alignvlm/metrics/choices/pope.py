@@ -46,8 +46,9 @@ def pope_scores(said: Sequence[str], answers: Sequence[str]) -> dict[str, float]
 
 
 def pope_official(replies: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-    """Scores of the benchmark's own evaluator."""
-    return pope_scores([parse_official(reply) for reply in replies], answers)
+    """Scores of the benchmark's own evaluator, for which every answer but exactly `no` is yes."""
+    labels = ["no" if answer == "no" else "yes" for answer in answers]
+    return pope_scores([parse_official(reply) for reply in replies], labels)
 
 
 def pope_lmms_eval(replies: Sequence[str], answers: Sequence[str]) -> dict[str, float]:

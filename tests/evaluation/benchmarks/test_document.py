@@ -74,6 +74,20 @@ def test_local_tsv_reads_images_from_files(tmp_path: Path) -> None:
         scores(tmp_path / "again", "docvqa", tmp_path, {})
 
 
+def test_names_in_a_benchmark_file_stay_below_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(png())
+    folder = tmp_path / "data"
+    (folder / "images" / "DocVQA_VAL").mkdir(parents=True)
+    for name in ("../../../secret.png", str(tmp_path / "secret.png")):
+        tsv(folder / "DocVQA_VAL_local.tsv", [{"index": 0, "image_path": name, "question": "q", "answer": "x"}])
+        with pytest.raises(UserError, match=r"row 0: column 'image_path' must be a path below .*DocVQA_VAL, not "):
+            scores(tmp_path, "docvqa", folder, {"q": "x"})
+        line = {"image": [name], "messages": [{"role": r, "content": "q"} for r in ("user", "assistant")]}
+        file = lines(folder / "test" / "DocVQA_test.jsonl", [line])
+        with pytest.raises(UserError, match=r"line 1: column 'image' must be a path below "):
+            scores(tmp_path, "docvqa", file, {"q": "x"})
+
+
 def test_docvqa_from_docdownstream_takes_the_variants(tmp_path: Path) -> None:
     papers = [document("d", **{"Who?": "A B"}), document("e", **{"Who?": "C"})]
     papers[0]["annotations"][0]["values"][0]["value_variants"] = ["A B", "ABC"]
@@ -146,7 +160,7 @@ def test_wtq_compares_with_all_values_of_the_document(tmp_path: Path) -> None:
 
 def test_wtq_from_the_authors_files_knows_canonical_forms(tmp_path: Path) -> None:
     head = "id\tutterance\tcontext\ttargetValue\ttokens\ttargetCanon\ttargetCanonType"
-    row = "nu-0\thow many\tcsv/204-csv/1.csv\t100,000\tx\t100000.0\tnumber"
+    row = "nu-0\thow many\tcsv/204-csv/1.csv\t100,000\tx\u2028\x85y\t100000.0\tnumber"
     (tmp_path / "pristine-unseen-tables.tagged").write_text(f"{head}\n{row}\n")
     (tmp_path / "images" / "204-csv").mkdir(parents=True)
     (tmp_path / "images" / "204-csv" / "1.png").write_bytes(png())

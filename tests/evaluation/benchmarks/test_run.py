@@ -131,8 +131,11 @@ def test_a_picture_that_cannot_be_decoded_is_named_and_counted(tmp_path: Path, c
     rows = [{"index": n, "image": image, "question": "q", "answer": "a"} for n, image in enumerate((png(), b"x" * 80))]
     data = tsv(tmp_path / "DocVQA_VAL.tsv", rows)
     out = tmp_path / "out"
-    entry = run_benchmarks("m", [Job.of("docvqa", data)], out, answerer=Known({"q": "a"}))["benchmarks"]["docvqa"]
+    results = run_benchmarks("m", [Job.of("docvqa", data)], out, answerer=Known({"q": "a\u2028b"}))
+    entry = results["benchmarks"]["docvqa"]
     assert (entry["items"], entry["unreadable"]) == (1, 1)
+    assert entry["notes"][-1] == "1 of 2 questions could not be asked and do not count"
+    assert [row["reply"] for row in read_replies(out / "docvqa.jsonl")] == ["a\u2028b"]  # one line all the same
     assert [row["id"] for row in read_json_lines(out / "docvqa.unusable.jsonl")] == ["1"]
     assert "1 questions could not be asked" in caplog.text
 

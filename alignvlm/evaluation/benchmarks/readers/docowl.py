@@ -47,7 +47,7 @@ class DocowlReader:
         folder = self.root / "meta" / source.dataset / "test"
         self.meta = _read_meta(folder, self.size, source) if layout == "docdownstream" and folder.is_dir() else None
         if self.meta is not None:
-            self.files.append(folder)
+            self.files += [folder / "metadata.jsonl", folder / "document.jsonl"]
             if self.meta.missing:
                 lacking = f"{len(self.meta.missing):,} documents of document.jsonl, such as {self.meta.missing[0]!r}"
                 self.notes.append(f"no question is about {lacking}")
@@ -78,7 +78,7 @@ class DocowlReader:
             row = Record(json.loads(line), place)
             question, answer = _conversation(row)
             image = row["image"][0] if isinstance(row["image"], list) else row["image"]
-            file = existing(self.root / image, place, "image")
+            file = existing(self.root, image, place, "image")
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise UserError(f"{place}: not a question with an image ({type(error).__name__}: {error})") from error
         record = Record({"question": question, "answer": answer, "image": file, "file_name": image}, place)

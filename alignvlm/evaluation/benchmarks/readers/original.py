@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -61,8 +62,9 @@ class OriginalReader:
         return limit
 
     def _image(self, name: str, file: Path, place: str) -> Path:
-        places = [file.parent / folder / name for folder in self.source.image_folders]
-        return next((path for path in places if path.is_file()), None) or existing(places[0], place, "image")
+        folders = [file.parent / folder for folder in self.source.image_folders]
+        found = (folder for folder in folders if (folder / str(name)).is_file())
+        return existing(next(found, folders[0]), name, place, "image")
 
 
 def open_original(path: Path, source: Original) -> OriginalReader:
@@ -78,8 +80,8 @@ def open_original(path: Path, source: Original) -> OriginalReader:
 def _content(file: Path) -> Any:
     text = file.read_text(encoding="utf-8")
     if file.suffix in (".tsv", ".tagged"):
-        return list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+        return list(csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE))
     try:
         return json.loads(text)
     except ValueError:
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]

@@ -144,13 +144,17 @@ def _of_card(root: Path, source: Parquet) -> list[Path]:
         ]
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{card}: its list of configs cannot be read ({' '.join(str(error).split())[:200]})") from error
-    globs = [
+    patterns_of_splits = [
         pattern
         for split, patterns in entries
         if split in source.splits
         for pattern in ([patterns] if isinstance(patterns, str) else patterns)
     ]
-    return _inside(root, sorted({file for pattern in globs for file in root.glob(pattern) if file.is_file()}))
+    try:
+        files = {file for pattern in patterns_of_splits for file in root.glob(pattern) if file.is_file()}
+    except (NotImplementedError, ValueError, TypeError) as error:  # such as an absolute path
+        raise UserError(f"{card}: its list of configs names files that cannot be found below it ({error})") from error
+    return _inside(root, sorted(files))
 
 
 def _of_names(root: Path, source: Parquet) -> list[Path]:

@@ -85,8 +85,14 @@ class Reader(Protocol):
         ...
 
 
-def existing(path: Path, place: str, column: str) -> Path:
-    """An image file that is there. Raises UserError naming row and column."""
+def existing(folder: Path, name: Any, place: str, column: str) -> Path:
+    """An image file below a folder. Raises UserError naming row and column: it is not there, or outside of the folder.
+
+    Benchmark files come from others, whose names must not lead to other files of this machine.
+    """
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"{place}: column {column!r} must be a path below {folder}, not {name!r:.200}")
+    path = folder / name
     if not path.is_file():
         raise UserError(f"{place}: the image of column {column!r} is not there: {path}")
     return path

@@ -76,7 +76,7 @@ class TsvReader:
         folder = file.parent / "images" / file.stem.removesuffix("_local")
         if not names or not names[0]:
             raise record.wrong("image_path", "is empty")
-        return [existing(folder / name, record.place, "image_path") for name in names]
+        return [existing(folder, name, record.place, "image_path") for name in names]
 
     def _shared(self, record: Record) -> list[str]:
         """The image cell's members, of the row that it refers to where it does."""
@@ -136,7 +136,10 @@ def _cells(stream: Any, start: int) -> Iterator[tuple[int, list[str]]]:
             yield line.decode("utf-8-sig" if consumed == len(line) else "utf-8", errors="replace")
 
     begin = start
-    for cells in csv.reader(lines(), delimiter="\t"):
-        if cells:
-            yield begin, cells
-        begin = consumed
+    try:
+        for cells in csv.reader(lines(), delimiter="\t"):
+            if cells:
+                yield begin, cells
+            begin = consumed
+    except csv.Error as error:
+        raise UserError(f"{stream.name}, byte {begin}: not a row of a TSV ({error})") from error
