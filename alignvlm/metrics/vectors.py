@@ -65,9 +65,10 @@ def differences(table: Mapping[str, Sequence[Any]]) -> Iterator[Difference]:
                 continue
             try:
                 got = find_scorer(metric)(prediction, references)
+                agrees = equal(got, expected)
             except Exception as error:  # a case of another shape may break a metric anywhere
-                got = f"{type(error).__name__}: {error}"
-            if not equal(got, expected):
+                got, agrees = f"{type(error).__name__}: {error}", False
+            if not agrees:
                 yield Difference(metric, number, prediction, references, expected, got)
 
 

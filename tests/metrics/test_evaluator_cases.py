@@ -61,14 +61,15 @@ def test_cases_that_cannot_be_scored_differ(tmp_path: Path, command: Command) ->
     right = {"prediction": "a", "references": ["a"], "expected": 1.0}
     without_references = {"prediction": "a", "references": [], "expected": 1.0}
     table = {
-        "anls_deu": [right], "anls_due": [right, 1, {"prediction": "a"}], "textvqa_lmms_eval": [without_references],
+        "anls_deu": [right], "anls_due": [right, 1, {"prediction": "a"}, right | {"expected": 10**400}],
+        "textvqa_lmms_eval": [without_references],
         "tablevqabench_vtabfact": [{"prediction": None, "references": "1", "expected": 0.0}],
     }  # fmt: skip
     (tmp_path / "cases.json").write_text(json.dumps(table))
     *differing, last = command("score", "--vectors", tmp_path / "cases.json", code=1).splitlines()
-    assert last == "2 of 6"
+    assert last == "2 of 7"
     assert [line.partition(":")[0] for line in differing] == [
-        "anls_deu[0]", "anls_due[1]", "anls_due[2]", "textvqa_lmms_eval[0]",
+        "anls_deu[0]", "anls_due[1]", "anls_due[2]", "anls_due[3]", "textvqa_lmms_eval[0]",
     ]  # fmt: skip
     assert "unknown metric 'anls_deu': did you mean 'anls_due'" in differing[0]
 
