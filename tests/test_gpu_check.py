@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from tests.checkout import ROOT
 
 SCRIPT = ROOT / "scripts" / "gpu_check.py"
-RESULTS = {"kernels": "connector-cpu.json", "train": "train-cpu.json", "profile": "train-cpu-profile.json"}
+PARTS = ("kernels", "train", "profile")
 
 
 @pytest.fixture
@@ -27,20 +28,49 @@ def gpu_check() -> ModuleType:
     return module
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", RESULTS)
-def test_rehearsal(part: str, tmp_path: Path) -> None:
-    (tmp_path / "mlflow.py").write_text("raise ImportError('there is no MLflow on such a machine')\n")
+def rehearse(part: str, folder: Path) -> Path:
+    """Run a part at tiny sizes, every command of it with success; the folder of its results."""
+    (folder / "mlflow.py").write_text("raise ImportError('there is no MLflow on such a machine')\n")
+    results = folder / "results"
     done = subprocess.run(
-        ["make", f"gpu-check-{part}", "TINY=1", f"PYTHON={sys.executable}", f"RESULTS={tmp_path / 'results'}"],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        ["make", f"gpu-check-{part}", "TINY=1", f"PYTHON={sys.executable}", f"RESULTS={results}"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    log = (tmp_path / "results" / f"gpu-check-{part}.log").read_text()
+    log = (results / f"gpu-check-{part}.log").read_text()
     assert log in done.stdout
     assert log.count("\n# exit code 0 after ") == log.count("$ python ") == 2
-    assert (tmp_path / "results" / RESULTS[part]).stat().st_size > 0
+    return results
+
+
+@pytest.mark.slow
+def test_kernels(tmp_path: Path) -> None:
+    assert (rehearse("kernels", tmp_path) / "connector-cpu.json").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_profile(tmp_path: Path) -> None:
+    """Training steps in variants, one of which cannot run here; part `train` runs the same without the profile."""
+    result = json.loads((rehearse("profile", tmp_path) / "train-cpu-profile.json").read_text())
+    assert {"torch", "deepspeed", "transformers"} <= set(result["versions"])
+    assert result["commit"]
+    default, mlp, flash, zero2 = result["rows"]
+    assert "flash-attn" in flash["failed"]
+    assert "step_s" not in flash
+    for row in (default, mlp, zero2):
+        assert row["tokens"] == 2 * 160
+        assert row["supervised"] == 2 * 20
+        assert row["tiles"] == 2 * 24
+        assert row["tokens_per_s"] == pytest.approx(row["tokens"] / row["step_s"])
+        assert 0 < row["mfu"] < row["hfu"]
+        assert row["peak_gib"] > 0
+        assert not row["skipped"]
+        assert 0 < row["host_micro_batch_s"] < row["host_step_s"]
+        assert 0 < row["profile"]["connector_share"] < 1
+        assert sum(kind["share"] for kind in row["profile"]["kinds"].values()) == pytest.approx(1)
+    assert zero2["loss"] == pytest.approx(default["loss"], rel=1e-5)  # the same weights, packs and steps
+    assert mlp["model_tflop"] < default["model_tflop"]
 
 
 def test_a_failed_command_does_not_stop_the_next_one(
@@ -77,6 +107,6 @@ def test_what_is_missing_is_one_line(
 
 def test_every_test_marked_cuda_belongs_to_a_part(gpu_check: ModuleType) -> None:
     marked = {str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("test_*.py") if "mark.cuda" in p.read_text()}
-    commands = [command for part in RESULTS for _, command in gpu_check.commands(part, False)]
+    commands = [command for part in PARTS for _, command in gpu_check.commands(part, False)]
     run = [word for command in commands for word in command if word.startswith("tests/")]
     assert sorted(run) == sorted(marked - {"tests/test_gpu_check.py"})
