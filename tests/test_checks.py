@@ -88,7 +88,7 @@ def test_good_recipes_pass(override: str) -> None:
         ("model.language.config.num_hidden_layers=-3", "num_hidden_layers is -3, but must be at least 1"),
         ("model.vision.config={model_type: swin, image_size: 64, patch_size: 4}", "model cannot be built"),
         ("model.language.config={model_type: bert}", "'bert' is not a causal language model"),
-        ("data.sources.fields.path=gopher://x", "data.sources.fields.path: 'gopher://x': cannot read gopher:"),
+        ("data.sources.fields.path=gopher://x", "data.sources.fields.path: 'gopher://x': unknown scheme"),
         ("model.vision.config.patch_size=128", "image_size 64 and patch_size 128 must be"),
         (
             "model.language.config.num_hidden_layers=1000000000",

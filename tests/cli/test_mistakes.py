@@ -34,6 +34,7 @@ WRONG: dict[Callable[[str], object], list[str]] = {
     types.folder: ["", NUL, "missing", "file.txt"],
     types.file: ["", NUL, "missing", "empty"],
     types.hosts: ["", "0", "x", "2:1", "1:2:3"],
+    types.device_resource: ["", "rdma", "rdma/", "a b/c", "rdma/hca=0", "rdma/hca=x", NUL],
     types.endpoint: ["", "host:", "host:99999", "a b", NUL],
 }
 """Type of an argument -> what it refuses. The type of every argument that takes a value is one of these."""
