@@ -274,7 +274,8 @@ def _index_remote(
     """The same in an object store: the index of a shard that still has its ETag is taken as it is."""
     info = storage.head(name)
     if known is not None and info.etag and (known[0].size, known[1]) == (info.size, info.etag):
-        data = index_storage(storage).read(index_name(name))
+        place_of_indexes, index = index_storage(storage), index_name(name)
+        data = place_of_indexes.read(index) if place_of_indexes.exists(index) else b""
         if _header(data).get("version") == INDEX_VERSION and index_digest(data) == known[0].sha256:
             return known
     shard = _write_index(storage, name, info.size, place / "made" / index_name(name))

@@ -36,6 +36,7 @@ _CREDENTIALS = {
     "http": "user and password, or a token, in the URL",
 }
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google", "MissingRegion", "InvalidAccessKey")
+_NO_RANGES = "samples are read by ranged requests: use a server that answers them, or copy the shards to a local folder"
 _WRITE_TIMEOUT = 120.0
 """Seconds: a store may say nothing until it has taken a whole object."""
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
@@ -139,18 +140,16 @@ def _errors(url: str, name: str, writes: bool = False) -> Iterator[Any]:
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         raise AccessError(f"{place}: access is denied ({_line(error)}); {credentials(url)}") from error
     except exceptions.NotSupportedError as error:
-        raise LoadError(f"{place}: {_line(error)}; a server without ranges is read by `read: shards`") from error
+        raise LoadError(f"{place}: {_line(error)}; {_NO_RANGES}") from error
     except (exceptions.BaseError, OSError, ValueError) as error:
         text = _line(error)
         if "non-partial response" in text or "Range request not supported" in text:
-            raise LoadError(f"{place}: {text}; a server without ranges is read by `read: shards`") from error
+            raise LoadError(f"{place}: {text}; {_NO_RANGES}") from error
         if not name and "405" in str(error):
             raise LoadError(
-                f"{place} cannot be listed; put a {'manifest.json'} there, or index it where it lies"
+                f"{place} cannot be listed; put a manifest.json there, or index it where it lies"
             ) from error
-        if any(
-            word in str(error) for word in ("169.254.169.254", "metadata.google", "MissingRegion", "InvalidAccessKey")
-        ):
+        if any(word in str(error) for word in _NO_CREDENTIALS):
             raise AccessError(f"{place}: no credentials ({text}); {credentials(url)}") from error
         if "builder error" in text:
             raise LoadError(f"{place}: {text}; an http: endpoint needs AWS_ALLOW_HTTP=true") from error

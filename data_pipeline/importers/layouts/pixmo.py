@@ -30,6 +30,10 @@ def messages(row: Row) -> Messages:
         asked = row.pop("questions")
         if isinstance(asked, dict):
             return pair_messages(asked.get("question"), asked.get("answer"))
+        if not isinstance(asked, list) or not all(
+            isinstance(e, dict) and {"question", "answer"} <= e.keys() for e in asked
+        ):
+            raise SampleError("'questions' are not questions with an answer each")
         return pair_messages([each["question"] for each in asked], [each["answer"] for each in asked])
     if row.get("points") is not None and "label" in row:
         return turn_messages([f"Point to: {row['label']}", _points(column(row, "points"), str(column(row, "label")))])

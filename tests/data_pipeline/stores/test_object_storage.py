@@ -96,6 +96,17 @@ def test_only_what_is_new_is_indexed_again(bucket: Bucket, tars: Path) -> None:
     assert SourceReader(url)[0].key == "s00040"
 
 
+def test_an_index_that_is_gone_is_made_again(
+    bucket: Bucket, tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = bucket.upload(tars, "docs")
+    first = index_shards(url, num_processes=1)
+    whole = bucket.store.objects.pop("bucket/docs/000000.index.jsonl")
+    monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path / "node-2"))
+    assert index_shards(url, num_processes=1) == first
+    assert bucket.store.objects["bucket/docs/000000.index.jsonl"] == whole
+
+
 @pytest.mark.parametrize("same_size", [True, False])
 def test_a_replaced_shard_is_named(bucket: Bucket, tars: Path, same_size: bool) -> None:
     url = bucket.upload(tars, "docs")
