@@ -9,6 +9,7 @@ Folders that must appear as a whole are written beside their place and renamed b
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import logging
@@ -17,7 +18,7 @@ import os
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -166,6 +167,24 @@ def reason(error: BaseException) -> str:
         return error.strerror
     text = " ".join(str(error).split())[:200]
     return text if " " in text else f"{type(error).__name__} {text}".rstrip()
+
+
+@contextmanager
+def locked(path: Path, way_out: str) -> Iterator[None]:
+    """One process at a time holds the lock file `path`; its folder is made.
+
+    Where a file system has no locks all go on, so what is made under it must be written as a whole.
+
+    Raises:
+        DataError: the file cannot be opened; one line that ends with the way out.
+    """
+    with must_write(path, way_out):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+    with file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

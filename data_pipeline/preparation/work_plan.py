@@ -6,17 +6,14 @@ first makes it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import has_shape, must_write, read_needed, write_atomic
+from data_pipeline.files import has_shape, locked, must_write, read_needed, write_atomic
 from data_pipeline.importers.records import Dataset, Reading
 from data_pipeline.importers.rows.files import READERS
 from data_pipeline.parallel import pool
@@ -128,7 +125,7 @@ def shared_plan(
     """
     with must_write(folder, "choose a folder that can be written and has room"):
         folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / ".lock"):
+    with locked(folder / ".lock", "choose a folder that can be written"):
         found = load_plan(folder, dataset) if (folder / PLAN).exists() else None
         if found is None:
             found = make_plan(dataset, rows, num_processes=num_processes, progress=progress)
@@ -173,14 +170,3 @@ def content_of(path: Path) -> str:
 
 def _look(path: Path, rows: int) -> tuple[str, list[tuple[int, int, int]]]:
     return content_of(path), list(READERS[path.suffix.lower()].cut(path, rows))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; where a file system has no locks, several make the same file."""
-    with must_write(path, "choose a folder that can be written"):
-        file = path.open("wb")
-    with file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

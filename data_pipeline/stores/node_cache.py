@@ -9,18 +9,16 @@ A file is written under a lock and as a whole; files of one name have one conten
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import check_name, has_shape, must_write, read_json, write_atomic
+from data_pipeline.files import check_name, has_shape, locked, must_write, read_json, write_atomic
 from data_pipeline.stores.folders import node_folder
 from data_pipeline.stores.helper import ask
 from data_pipeline.stores.object_storage import ObjectStorage
@@ -94,7 +92,7 @@ class CachedFolder:
         return self._key
 
     def _look(self) -> str | None:
-        with _locked(self._root):
+        with locked(self._root / ".lock", _WAY_OUT):
             known = read_json(self._root / "current.json")
             if not has_shape(known, _CURRENT) or not (self._root / known["key"] / MANIFEST).is_file():
                 known = {"key": "", "etags": {}, "checked": 0.0}
@@ -139,7 +137,7 @@ def fetched(storage: ObjectStorage, name: str, path: Path) -> Path | None:
     """The local copy of a small file, fetched by the first process of the node that wants it; None: there is none."""
     if path.is_file():
         return path
-    with _locked(path.parent):
+    with locked(path.parent / ".lock", _WAY_OUT):
         if not path.is_file():
             try:
                 data = storage.read(name)
@@ -149,14 +147,3 @@ def fetched(storage: ObjectStorage, name: str, path: Path) -> Path | None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, data)
     return path
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process of this node at a time."""
-    with must_write(folder, _WAY_OUT):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("wb")
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

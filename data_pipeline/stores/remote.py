@@ -59,10 +59,6 @@ class NotModifiedError(DataError):
     """The object still has the ETag that was given."""
 
 
-class ExistsError(DataError):
-    """There is an object of this name already."""
-
-
 class TransientError(DataError):
     """The store did not answer, or not as it should: worth another try."""
 
@@ -100,13 +96,12 @@ async def head(url: str, name: str) -> ObjectInfo:
     return ObjectInfo(int(meta["size"]), meta.get("e_tag") or "")
 
 
-async def put(url: str, name: str, data: bytes, new: bool = False) -> str:
-    """Write an object as a whole and return its ETag; `new`: ExistsError when there is one (where the store can)."""
+async def put(url: str, name: str, data: bytes) -> str:
+    """Write an object as a whole, over one that is there, and return its ETag."""
     if url.startswith("http"):
         raise AccessError(f"{mask(url)}: HTTP servers are only read")
     with _errors(url, name, writes=True) as (obstore, store):
-        mode = "create" if new else "overwrite"
-        result = await obstore.put_async(store, name, data, use_multipart=False, mode=mode)
+        result = await obstore.put_async(store, name, data, use_multipart=False)
     return result.get("e_tag") or ""
 
 
@@ -135,8 +130,6 @@ def _errors(url: str, name: str, writes: bool = False) -> Iterator[Any]:
         raise ReplacedError(f"{place} was replaced") from error
     except exceptions.NotModifiedError as error:
         raise NotModifiedError(place) from error
-    except exceptions.AlreadyExistsError as error:
-        raise ExistsError(f"{place} exists") from error
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         raise AccessError(f"{place}: access is denied ({_line(error)}); {credentials(url)}") from error
     except exceptions.NotSupportedError as error:

@@ -91,10 +91,9 @@ class Put:
     url: str
     name: str
     data: bytes
-    new: bool = False
 
     async def run(self) -> str:
-        return await patiently(self.url, lambda: remote.put(self.url, self.name, self.data, self.new))
+        return await patiently(self.url, lambda: remote.put(self.url, self.name, self.data))
 
 
 @dataclass(frozen=True)

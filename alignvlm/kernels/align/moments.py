@@ -43,7 +43,7 @@ class Moments:
 class SharedMoments:
     """Moments of one W2, for as long as it does not change, as in gradient accumulation: computed when first needed.
 
-    Whoever changes the weights calls `forget`: version counters of tensors do not show what ZeRO's optimizers do.
+    Whoever changes the weights makes another one: version counters of tensors do not show what ZeRO's optimizers do.
     """
 
     _kept: Moments | None = None
@@ -54,10 +54,6 @@ class SharedMoments:
             self._kept = vocab_moments(w2)
         self._kept.check(w2)
         return self._kept
-
-    def forget(self) -> None:
-        """The weights may have changed."""
-        self._kept = None
 
 
 def moments_pay_off(num_tokens: int, width: int) -> bool:

@@ -350,7 +350,7 @@ def test_shared_moments_are_computed_once_and_gradients_pass_through_them(monkey
     assert len(computed) == 1
     with pytest.raises(ValueError, match="moments belong to a width of 8"):
         solve(problem(5, 40, 6), moments=shared, **VOCAB_BLOCKS)
-    shared.forget()
+    shared = SharedMoments()  # of the next step
     changed = inputs | {"w2": (2 * inputs["w2"]).detach().requires_grad_()}
     assert worst_error(solve(changed, moments=shared, **VOCAB_BLOCKS), solve(changed, exactly=True)) < 1e-9
 

@@ -91,9 +91,8 @@ def test_a_frozen_rank_0_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     assert "rank 3 on node3, in a step 8" in describe_alone(beat(3, 7))
 
 
-def test_a_step_without_end_is_reported_and_ends_the_process(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def record_exit(callback: Watchdog, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], threading.Event]:
+    """Let the watchdog look often, and end itself instead of the process: its exit codes, and when there is one."""
     codes: list[int] = []
     ended = threading.Event()
 
@@ -104,8 +103,15 @@ def test_a_step_without_end_is_reported_and_ends_the_process(
 
     monkeypatch.setattr(watchdog.os, "_exit", leave)
     monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.02)
+    return codes, ended
+
+
+def test_a_step_without_end_is_reported_and_ends_the_process(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     impatient = replace(recipe, resilience=replace(recipe.resilience, watchdog_minutes=0.05 / 60))
     state, callback = stage_state(impatient, tmp_path, step=6), Watchdog()
+    codes, ended = record_exit(callback, monkeypatch)
     callback.on_start(state)
     callback.before_step(state, [micro_batch([3, 4])])
     assert ended.wait(10)
@@ -120,18 +126,9 @@ def test_a_step_without_end_is_reported_and_ends_the_process(
 def test_a_save_may_take_long_while_it_writes_and_no_longer(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    codes: list[int] = []
-    ended = threading.Event()
-
-    def leave(code: int) -> None:
-        codes.append(code)
-        callback._done.set()
-        ended.set()
-
-    monkeypatch.setattr(watchdog.os, "_exit", leave)
-    monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.02)
     impatient = replace(recipe, resilience=replace(recipe.resilience, watchdog_minutes=0.2 / 60))
     state, callback = stage_state(impatient, tmp_path, step=6), Watchdog()
+    codes, ended = record_exit(callback, monkeypatch)
     store: Any = state.store
     callback.on_start(state)
     callback.before_step(state, [micro_batch([3, 4])])
