@@ -23,7 +23,7 @@ from alignvlm.errors import UserError
 from data_pipeline.masking import mask
 
 if TYPE_CHECKING:
-    from data_pipeline.shards.index import Manifest
+    from data_pipeline.shards.manifest import Manifest
 
 
 def add_parser(subparsers: Any) -> None:

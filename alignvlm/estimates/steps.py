@@ -130,7 +130,7 @@ def _until(stage: StageConfig, steps: int) -> int:
 
 def _num_samples(source: SourceConfig, assumed: list[str]) -> int:
     """As many as the shards have where they are here, else as the recipe says."""
-    from data_pipeline.shards.index import load_manifest
+    from data_pipeline.shards.manifest import load_manifest
 
     storage = open_storage(source.folder)
     if is_indexed(storage):

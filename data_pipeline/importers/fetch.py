@@ -10,7 +10,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.files import must_write, open_atomic, write_atomic
 from data_pipeline.masking import mask
 from data_pipeline.progress import Progress, silent
-from data_pipeline.shards.index import Manifest, index_shards, load_manifest
+from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.manifest import Manifest, load_manifest
 from data_pipeline.shards.sidecars import is_indexed
 from data_pipeline.shards.storage import Storage, open_storage
 

@@ -10,7 +10,8 @@ from typing import Any
 from data_pipeline.errors import DataError
 from data_pipeline.parallel import pool
 from data_pipeline.progress import Progress, silent
-from data_pipeline.shards.index import Manifest, index_shards, load_manifest
+from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.manifest import Manifest, load_manifest
 from data_pipeline.shards.sidecars import is_indexed
 from data_pipeline.shards.storage import open_storage
 from data_pipeline.shards.writer import write_shards

@@ -22,7 +22,8 @@ from data_pipeline.files import must_write, write_atomic
 from data_pipeline.preparation.engines import Engine, Local, run, share
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import Encoder, SampleError
-from data_pipeline.shards.index import Manifest, fitting_index, index_bytes, index_digest, index_shards
+from data_pipeline.shards.index import fitting_index, index_bytes, index_digest, index_shards
+from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import TEXT_MEMBERS, SourceReader, text_record, too_large
 from data_pipeline.shards.sidecars import index_name, is_indexed, writable_place
 from data_pipeline.shards.sources import is_measured, keep_measures, measure_messages

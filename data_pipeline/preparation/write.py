@@ -21,7 +21,8 @@ from data_pipeline.preparation.engines import Engine, Local, run, share
 from data_pipeline.preparation.work_plan import PLAN, Task, WorkPlan, content_of, load_plan, make_plan, shared_plan
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import SampleError
-from data_pipeline.shards.index import Manifest, ShardInfo, index_digest, load_manifest, scan_shard
+from data_pipeline.shards.index import index_digest, scan_shard
+from data_pipeline.shards.manifest import Manifest, ShardInfo, load_manifest
 from data_pipeline.shards.sidecars import index_name
 from data_pipeline.shards.storage import LocalStorage
 from data_pipeline.shards.writer import to_members

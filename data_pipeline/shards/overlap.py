@@ -6,7 +6,7 @@ import json
 import os
 from collections import defaultdict
 
-from data_pipeline.shards.index import load_manifest
+from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.shards.sidecars import MANIFEST, index_name, index_storage
 from data_pipeline.shards.storage import Storage, open_storage
 

@@ -24,7 +24,8 @@ from data_pipeline.samples.schema import (
     normalise_messages,
 )
 from data_pipeline.samples.turns import row_messages
-from data_pipeline.shards.index import Manifest, ShardInfo, index_lines, load_manifest
+from data_pipeline.shards.index import index_lines
+from data_pipeline.shards.manifest import Manifest, ShardInfo, load_manifest
 from data_pipeline.shards.sidecars import index_storage
 from data_pipeline.shards.storage import Storage, open_storage
 from data_pipeline.stores.object_storage import ObjectStorage

@@ -11,7 +11,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.parallel import pool, usable_cores
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import Encoder, SampleError, encode_as_measured
-from data_pipeline.shards.index import ShardInfo, index_digest, load_manifest, scan_shard
+from data_pipeline.shards.index import index_digest, scan_shard
+from data_pipeline.shards.manifest import ShardInfo, load_manifest
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sidecars import index_name, index_storage
 from data_pipeline.shards.sources import measure_sample

@@ -15,7 +15,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.files import must_write
 from data_pipeline.samples.images import decode_image, image_extension
 from data_pipeline.samples.schema import SampleError, check_key, normalise_messages
-from data_pipeline.shards.index import Manifest, index_shards
+from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.manifest import Manifest
 
 _WAY_OUT = "choose a folder that can be written and has room"
 

@@ -82,7 +82,8 @@ def recipe(tmp_path: Path, records: Any) -> Recipe:
 def commands(recipe: Recipe, encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """`load_recipe` and `ensure_processor` give the tiny ones."""
     monkeypatch.setattr("alignvlm.config.load_recipe", lambda name, overrides=(): recipe)
-    monkeypatch.setattr("alignvlm.stage_data.ensure_processor", lambda recipe: Processor(encoder))
+    for module in ("plan", "views"):
+        monkeypatch.setattr(f"alignvlm.stage_data.{module}.ensure_processor", lambda recipe: Processor(encoder))
 
 
 def test_own_data_becomes_shards(own_data: Path, tmp_path: Path, command: Command) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import DataError, LoadError
-from data_pipeline.shards.index import index_shards, load_manifest
+from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sidecars import index_name
 from data_pipeline.shards.sources import measure_source, open_source

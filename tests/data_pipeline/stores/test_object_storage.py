@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError, LoadError
-from data_pipeline.shards.index import index_shards, load_manifest
+from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sources import measure_source, open_source
 from data_pipeline.shards.storage import open_storage
