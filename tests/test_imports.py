@@ -22,6 +22,7 @@ ORDER = {
         ("serving",),
         ("training",),
         ("report",),
+        ("best",),
         ("evaluation",),
         ("estimates",),
         ("stage_data",),

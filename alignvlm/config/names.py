@@ -7,6 +7,11 @@ from pathlib import Path
 
 from alignvlm.config.schema import Recipe
 
+LOSS, TASK = "loss/", "task/"
+"""How names of scores begin: `loss/<source>` and `loss/held_out`, `task/<name>`."""
+HELD_OUT = f"{LOSS}held_out"
+"""The loss over all held-out sources together."""
+
 
 def with_names(recipe: Recipe) -> Recipe:
     """The recipe with every default filled that depends on another key or on the key itself."""

@@ -248,6 +248,9 @@ class CheckpointConfig:
     """Number of checkpoints to keep; older ones are removed."""
     keep_every: PositiveInt | None = None
     """Checkpoints whose step is divisible by this are kept permanently."""
+    keep_best: str | None = None
+    """Score whose best checkpoint in each stage is kept as well, `loss/held_out`, `loss/<source>` or `task/<name>`: the
+    lowest loss, the highest score of a task. A held-out loss that improves writes a checkpoint at its step."""
     background: Bool = True
     """Write in the background while training continues, from a copy in host memory."""
 

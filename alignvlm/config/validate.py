@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from alignvlm.config.deepspeed import find_deepspeed_config, is_strategy_file
+from alignvlm.config.names import HELD_OUT, LOSS, TASK
 from alignvlm.config.places import place, recipe_error
 from alignvlm.config.schema import PARTS, Part, Recipe, SourceConfig, StageConfig
 from alignvlm.errors import UserError, shown
@@ -36,6 +37,7 @@ def check_recipe(recipe: Recipe) -> None:
         _check_stage(recipe, f"stages.{name}", stage)
         _check_strategy(recipe, stage)
     _check_tasks(recipe)
+    _check_best(recipe)
 
 
 def ignored_settings(recipe: Recipe) -> list[str]:
@@ -216,6 +218,16 @@ def _check_metrics(recipe: Recipe, key: str, names: Sequence[str]) -> None:
             find_metric(name)
         except UserError as error:
             raise recipe_error(recipe, f"{key}[{index}]", f"{key}[{index}]: {error}") from error
+
+
+def _check_best(recipe: Recipe) -> None:
+    """The score that chooses the best checkpoint is one that is taken."""
+    name = recipe.checkpoint.keep_best
+    scores = [HELD_OUT, *(f"{LOSS}{source}" for source in recipe.data.sources)]
+    scores += [f"{TASK}{task}" for task in recipe.evaluation.tasks]
+    if name is not None and name not in scores:
+        key = "checkpoint.keep_best"
+        raise recipe_error(recipe, key, f"{key} is {shown(name)}, which no evaluation gives: {nearest(name, scores)}")
 
 
 def _folder(source: SourceConfig) -> str:

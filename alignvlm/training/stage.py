@@ -47,7 +47,8 @@ def train_stage(
     """
     recipe, folder = run.recipe, run.stage_folder(stage)
     plan = stage_data.stage_plan(recipe, stage, processor)
-    store = CheckpointStore(folder.checkpoints, world, recipe.checkpoint.keep_last, recipe.checkpoint.keep_every)
+    kept = recipe.checkpoint
+    store = CheckpointStore(folder.checkpoints, world, kept.keep_last, kept.keep_every, kept.keep_best)
     found = store.newest(say)
     trainer = resume_trainer(run, stage, world, plan, store, found)
     state = StageState(
@@ -149,7 +150,7 @@ def run_steps(state: StageState, processor: AlignVLMProcessor) -> None:
             callback.on_start(state)
         state.signals.stepping = True
         for batches in step_batches(loader, range(state.step, state.num_steps), agreed_skips(state)):
-            state.step = batches.step
+            state.step, state.scores = batches.step, {}
             for callback in state.callbacks:
                 callback.before_step(state, batches.micro_batches)
             factor = lr_factor(state.stage, state.step, state.num_steps)

@@ -125,6 +125,7 @@ class FakeStore:
         self.newest_step = 0
         self.progress: int | None = None
         self.problem: str | None = None
+        self.best = False
 
     def attach(self, engine: Any) -> None:
         self.calls.append("attach")
@@ -132,6 +133,9 @@ class FakeStore:
     def begin(self, engine: Any, state: dict[str, Any]) -> str | None:
         self.calls.append(("begin", state))
         return self.problem
+
+    def is_best(self, scores: dict[str, float], step: int) -> bool:
+        return self.best
 
     def finish(self) -> None:
         self.calls.append("finish")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from alignvlm.config.schema import Recipe, StageConfig
@@ -19,7 +19,7 @@ from data_pipeline.order.plan import Plan
 
 @dataclass
 class StageState:
-    """A stage while it trains. Callbacks read it; they set `stop_reason`, `discard`, `checkpoint_stall`."""
+    """A stage while it trains. Callbacks read it; they set `scores`, `stop_reason`, `discard`, `checkpoint_stall`."""
 
     recipe: Recipe
     run: Run
@@ -39,6 +39,9 @@ class StageState:
     """All ranks have written the files of the save under way."""
     checkpoint_stall: float = 0.0
     """Seconds that training stood still for checkpoints since the last step."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Scores of the weights after this step (`loss/…`, `task/…`), empty at most steps; equal on all ranks. A checkpoint
+    at this step keeps them, and `checkpoint.keep_best` chooses by them."""
     stop_reason: str | None = None
     """Set to end the training after this step; equal on all ranks."""
     discard: bool = False

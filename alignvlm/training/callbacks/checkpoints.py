@@ -1,7 +1,8 @@
-"""When to save: every so many steps, at the end of the stage, and before stopping early."""
+"""When to save: every so many steps, when a score improves, at the end of the stage, and before stopping early."""
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -22,10 +23,12 @@ class Checkpoints(Callback):
     def on_step(self, state: StageState, record: StepRecord) -> None:
         due = state.step % state.recipe.checkpoint.every_steps == 0
         must = state.is_last_step or state.stop_reason is not None
+        is_scored = state.recipe.checkpoint.keep_best in state.scores
         began = time.perf_counter()
-        if state.is_written or due or must:
+        if state.is_written or due or must or is_scored:
             self._complain(state, state.store.finish())
-        if (due or must) and not state.discard:
+        best = is_scored and state.store.is_best(state.scores, state.step)
+        if (due or must or best) and not state.discard:
             self._complain(state, state.store.begin(state.trainer.engine, describe(state)))
             if must or not state.recipe.checkpoint.background:
                 self._complain(state, state.store.finish())
@@ -42,6 +45,7 @@ class Checkpoints(Callback):
 
 def describe(state: StageState) -> dict[str, Any]:
     """What `state.json` of a checkpoint says, beside its format."""
+    scores = {name: score if math.isfinite(score) else None for name, score in state.scores.items()}
     return {
         "stage": state.stage.name,
         "step": state.step,
@@ -49,4 +53,4 @@ def describe(state: StageState) -> dict[str, Any]:
         "num_steps": state.num_steps,
         "position": state.plan.position(state.step).to_json(),
         "callbacks": {callback.name: kept for callback in state.callbacks if (kept := callback.state())},
-    }
+    } | ({"scores": scores} if scores else {})

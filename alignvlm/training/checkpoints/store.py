@@ -1,4 +1,4 @@
-"""Checkpoints of a stage: save, verify, find the newest valid one, remove old ones.
+"""Checkpoints of a stage: save, verify, find the newest valid one, remove old ones but not the best.
 
 A checkpoint holds DeepSpeed's shards (weights, optimizer), `state.json` (step, data position, world size, state of the
 callbacks) and the random state of every rank. It is written under another name, and its manifest is written last: a
@@ -13,13 +13,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from alignvlm.best import STATE, find_best, is_better, read_scores
 from alignvlm.run_folder import checkpoint_folder, checkpoint_folders, checkpoint_step
 from alignvlm.training.checkpoints.background import BackgroundCheckpointEngine
 from alignvlm.training.distributed import World
@@ -30,7 +31,6 @@ FORMAT = 1
 """Version of the layout; a change is announced in CHANGELOG.md as breaking."""
 TAG = "deepspeed"
 MANIFEST = "manifest.json"
-STATE = "state.json"
 UNIVERSAL_SUFFIX = ".universal"
 """Suffix of the converted copy that a run with another number of ranks loads."""
 
@@ -50,11 +50,14 @@ class CheckpointInfo:
 class CheckpointStore:
     """The checkpoints of one stage. A save starts with `begin` and ends with `finish`, some steps later."""
 
-    def __init__(self, folder: Path, world: World, keep_last: int, keep_every: int | None) -> None:
+    def __init__(
+        self, folder: Path, world: World, keep_last: int, keep_every: int | None, keep_best: str | None = None
+    ) -> None:
         self.folder = folder
         self.world = world
         self.keep_last = keep_last
         self.keep_every = keep_every
+        self.keep_best = keep_best
         self._writer: BackgroundCheckpointEngine | None = None
         self._pending: Path | None = None
         self._bytes = 0
@@ -123,6 +126,20 @@ class CheckpointStore:
         self.world.barrier()
         self._is_waited_for = False
         return problem
+
+    def is_best(self, scores: Mapping[str, float], step: int) -> bool:
+        """Whether weights with these scores after `step` beat every finished checkpoint before; rank 0 looks for all.
+
+        Every rank calls it, after `finish`. False where the score that `keep_best` names is not among them.
+        """
+        name, found = self.keep_best, False
+        if name is None or name not in scores:
+            return False
+        if self.world.is_main:
+            earlier = [old for old in checkpoint_folders(self.folder) if checkpoint_step(old) < step]
+            best = find_best(((old, read_scores(old)) for old in earlier), name)
+            found = is_better(name, scores[name], best.score if best else None)
+        return self.world.broadcast(found)
 
     @property
     def newest_step(self) -> int:
@@ -204,13 +221,16 @@ class CheckpointStore:
         return self.world.broadcast(problem)
 
     def _remove_old(self) -> None:
-        for old in checkpoint_folders(self.folder)[: -self.keep_last]:
-            if not (self.keep_every and checkpoint_step(old) % self.keep_every == 0):
-                try:
-                    shutil.rmtree(old)
-                except OSError as error:
-                    log.warning("%s cannot be removed: %s", old, reason(error))
-                shutil.rmtree(old.with_name(f"{old.name}{UNIVERSAL_SUFFIX}"), ignore_errors=True)
+        found = checkpoint_folders(self.folder)
+        best = self.keep_best and find_best(((folder, read_scores(folder)) for folder in found), self.keep_best)
+        for old in found[: -self.keep_last]:
+            if (self.keep_every and checkpoint_step(old) % self.keep_every == 0) or (best and old == best.folder):
+                continue
+            try:
+                shutil.rmtree(old.rename(old.with_name(f"{old.name}.partial")))  # a kill here leaves no half of one
+            except OSError as error:
+                log.warning("%s cannot be removed: %s", old, reason(error))
+            shutil.rmtree(old.with_name(f"{old.name}{UNIVERSAL_SUFFIX}"), ignore_errors=True)
 
 
 def first_difference(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:

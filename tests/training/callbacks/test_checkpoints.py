@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,20 @@ def test_the_last_step_and_an_early_stop_wait_for_the_save(recipe: Recipe, tmp_p
     assert calls_at(state, 3) == ["finish", "begin", "finish"]
     state.discard = True
     assert calls_at(state, 3) == ["finish"]
+
+
+def test_a_score_that_improves_is_saved_at_its_step(tmp_path: Path) -> None:
+    state = stage_state(load_recipe(str(TINY), ["checkpoint.keep_best=loss/held_out"]), tmp_path)
+    state.scores = {"loss/charts": 1.0}
+    assert calls_at(state, 1) == []
+    state.scores = {"loss/held_out": 2.0, "loss/charts": math.nan}
+    assert calls_at(state, 1) == ["finish"]
+    assert isinstance(state.store, FakeStore)
+    state.store.best = True
+    assert calls_at(state, 1) == ["finish", "begin"]
+    assert state.store.calls[-1][1]["scores"] == {"loss/held_out": 2.0, "loss/charts": None}
+    state.discard = True
+    assert calls_at(state, 1) == ["finish"]
 
 
 def test_without_background_every_save_is_waited_for(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""Which checkpoint is the best by a score. The scores of a checkpoint lie in its `state.json`, written with it.
+
+Scores of held-out tasks are taken of a stage's export, whose weights are those of the stage's last checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignvlm.config.names import LOSS, TASK
+from alignvlm.evaluation.evaluate import read_results
+from alignvlm.evaluation.scores import metrics_of
+from alignvlm.run_folder import StageFolder, checkpoint_step
+from data_pipeline.files import read_json
+
+STATE = "state.json"
+"""What a checkpoint says about itself."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The checkpoint with the best value of a score."""
+
+    folder: Path
+    score: float
+
+    @property
+    def step(self) -> int:
+        return checkpoint_step(self.folder)
+
+
+def is_better(name: str, score: float, than: float | None) -> bool:
+    """Whether a score beats another one, None for none: a loss is the better the lower it is, all else the higher.
+
+    A score that is not finite beats nothing; equal scores do not beat each other.
+    """
+    if not math.isfinite(score):
+        return False
+    return than is None or (score < than if name.startswith(LOSS) else score > than)
+
+
+def find_best(checkpoints: Iterable[tuple[Path, Mapping[str, float]]], name: str) -> Best | None:
+    """The best of (checkpoint, its scores), the first of equal ones; None where none has this score."""
+    best: Best | None = None
+    for folder, scores in checkpoints:
+        if name in scores and is_better(name, scores[name], best.score if best else None):
+            best = Best(folder, scores[name])
+    return best
+
+
+def read_scores(checkpoint: Path) -> dict[str, float]:
+    """The scores that were taken of a checkpoint's weights while its stage trained; {} where it has none."""
+    return _numbers(read_json(checkpoint / STATE).get("scores"))
+
+
+def stage_scores(stage: StageFolder) -> list[tuple[Path, dict[str, float]]]:
+    """(checkpoint, its scores) of a stage, the oldest first; its last one has those of the held-out tasks as well."""
+    found = []
+    for folder in stage.checkpoint_folders():
+        state = read_json(folder / STATE)
+        scores = _numbers(state.get("scores"))
+        is_last = "ended" in state or state.get("step", -1) == state.get("num_steps")
+        if is_last and stage.has_export:
+            scores |= _task_scores(stage)
+        found.append((folder, scores))
+    return found
+
+
+def _task_scores(stage: StageFolder) -> dict[str, float]:
+    """`task/<name>` -> the task's score by its first metric, of the stage's export."""
+    entries = read_results(stage.evaluation).get("tasks", {})
+    return {f"{TASK}{name}": entry[next(iter(metrics_of(entry)))] for name, entry in entries.items()}
+
+
+def _numbers(scores: Any) -> dict[str, float]:
+    """The entries that are numbers; one that was not finite is null on disk."""
+    entries = scores.items() if isinstance(scores, dict) else ()
+    return {name: value for name, value in entries if isinstance(value, int | float) and not isinstance(value, bool)}

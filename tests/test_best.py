@@ -1,0 +1,68 @@
+"""The best checkpoint by a score: losses down, others up, earlier ones first, what is no number never."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignvlm.best import find_best, is_better, stage_scores
+from alignvlm.config import load_recipe
+from alignvlm.errors import UserError
+from alignvlm.run_folder import StageFolder, checkpoint_folder
+from tests.jobs import TINY
+
+
+@pytest.mark.parametrize(("name", "score", "than", "better"), [
+    ("loss/held_out", 1.0, 2.0, True), ("loss/held_out", 2.0, 1.0, False), ("loss/held_out", 1.0, 1.0, False),
+    ("task/test", 2.0, 1.0, True), ("task/test", 1.0, 1.0, False), ("task/test", 0.0, None, True),
+    ("loss/held_out", float("nan"), None, False), ("task/test", float("inf"), 1.0, False),
+])  # fmt: skip
+def test_losses_are_better_when_lower_and_the_rest_when_higher(
+    name: str, score: float, than: float | None, better: bool
+) -> None:
+    assert is_better(name, score, than) is better
+
+
+def test_the_first_of_equal_checkpoints_is_the_best() -> None:
+    rows = [(Path(f"step-{step}"), {"loss/a": loss}) for step, loss in ((1, 3.0), (2, 2.0), (3, 2.0))]
+    best = find_best([(Path("step-0"), {}), *rows], "loss/a")
+    assert best is not None
+    assert (best.step, best.score) == (2, 2.0)
+    assert find_best(rows, "loss/b") is None
+
+
+def test_task_scores_are_those_of_the_last_checkpoint(tmp_path: Path) -> None:
+    stage = StageFolder(tmp_path / "1-connector", 1, "connector")
+    states = {
+        2: {"scores": {"loss/held_out": 2.0, "loss/a": None, "loss/b": "low"}},
+        4: {"scores": [1]},
+        8: {"scores": {"loss/held_out": 3}},
+    }
+    for step, state in states.items():
+        folder = checkpoint_folder(stage.checkpoints, step)
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(json.dumps({"step": step, "num_steps": 8} | state))
+    checkpoint_folder(stage.checkpoints, 6).mkdir()  # damaged: nothing in it
+    before = [(2, {"loss/held_out": 2.0}), (4, {}), (6, {}), (8, {"loss/held_out": 3})]
+    found = [(int(folder.name[5:]), scores) for folder, scores in stage_scores(stage)]
+    assert found == before
+    stage.export.mkdir()
+    stage.evaluation.path.mkdir()
+    entry = {"anls": 0.5, "exact_match": 0.25, "items": 4, "baseline": 0.1}
+    metrics = {name: {"title": name, "note": ""} for name in ("exact_match", "anls")}
+    stage.evaluation.results.write_text(json.dumps({"model": "m", "tasks": {"test": entry | {"metrics": metrics}}}))
+    found = [(int(folder.name[5:]), scores) for folder, scores in stage_scores(stage)]
+    assert found == [*before[:-1], (8, {"loss/held_out": 3, "task/test": 0.25})]
+
+
+@pytest.mark.parametrize("score", ["loss", "loss/nosuch", "task/fields", "held_out"])
+def test_a_score_that_nothing_gives_is_an_error_with_its_line(score: str) -> None:
+    with pytest.raises(UserError, match=rf"checkpoint.keep_best is '{score}', which no evaluation gives: .*task/test"):
+        load_recipe(str(TINY), [f"checkpoint.keep_best={score}"])
+
+
+@pytest.mark.parametrize("score", ["loss/held_out", "loss/charts", "task/test"])
+def test_scores_of_losses_and_tasks_can_choose(score: str) -> None:
+    assert load_recipe(str(TINY), [f"checkpoint.keep_best={score}"]).checkpoint.keep_best == score
