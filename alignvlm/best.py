@@ -63,8 +63,7 @@ def stage_scores(stage: StageFolder) -> list[tuple[Path, dict[str, float]]]:
     for folder in stage.checkpoint_folders():
         state = read_json(folder / STATE)
         scores = _numbers(state.get("scores"))
-        is_last = "ended" in state or state.get("step", -1) == state.get("num_steps")
-        if is_last and stage.has_export:
+        if stage.has_export and state.get("step", -1) == state.get("num_steps"):
             scores |= _task_scores(stage)
         found.append((folder, scores))
     return found

@@ -36,7 +36,7 @@ VIEW_SUFFIX = ".vocabulary.json"
 _STAGE_FOLDER = re.compile(r"(\d+)-(.+)")
 _CHECKPOINT = re.compile(r"step-(\d+)", re.ASCII)
 METRICS_LINE = {"stage": str, "step": int}
-ATTEMPTS_LINE = {"stage": str, "resumed_at": int, "world_size?": int}
+ATTEMPTS_LINE = {"stage": str, "resumed_at": int, "world_size?": int, "ended_early?": str}
 ENVIRONMENT = {"packages": {str: str}, "git_commit?": str, "started?": str}
 """What every line of metrics.jsonl and attempts.jsonl and the object in environment.json have, for their readers."""
 PACKAGES = ("alignvlm", "torch", "deepspeed", "transformers", "webdataset", "mlflow", "flash-attn", "numpy")

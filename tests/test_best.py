@@ -63,6 +63,12 @@ def test_a_score_that_nothing_gives_is_an_error_with_its_line(score: str) -> Non
         load_recipe(str(TINY), [f"checkpoint.keep_best={score}"])
 
 
+@pytest.mark.parametrize("score", ["null", "task/test"])
+def test_patience_needs_a_loss(score: str) -> None:
+    with pytest.raises(UserError, match=r"checkpoint.patience is 2, but checkpoint.keep_best is .* such as loss/held_"):
+        load_recipe(str(TINY), [f"checkpoint.keep_best={score}", "checkpoint.patience=2"])
+
+
 @pytest.mark.parametrize("score", ["loss/held_out", "loss/charts", "task/test"])
 def test_scores_of_losses_and_tasks_can_choose(score: str) -> None:
     assert load_recipe(str(TINY), [f"checkpoint.keep_best={score}"]).checkpoint.keep_best == score

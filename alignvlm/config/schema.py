@@ -240,7 +240,7 @@ class TrainConfig:
 
 @settings
 class CheckpointConfig:
-    """When checkpoints are written and which are kept."""
+    """When checkpoints are written, which are kept, and whether a stage ends when they get no better."""
 
     every_steps: PositiveInt = 500
     """Steps between two checkpoints; another one is written at the end of a stage."""
@@ -251,6 +251,11 @@ class CheckpointConfig:
     keep_best: str | None = None
     """Score whose best checkpoint in each stage is kept as well, `loss/held_out`, `loss/<source>` or `task/<name>`: the
     lowest loss, the highest score of a task. A held-out loss that improves writes a checkpoint at its step."""
+    patience: PositiveInt | None = None
+    """End a stage after this many validations in a row in which the score of `keep_best`, a loss, has not improved; its
+    export is of the last step, and the next stage begins. null trains every stage to its end."""
+    min_delta: NonNegativeFloat = 0.0
+    """For `patience`, only an improvement by more than this counts."""
     background: Bool = True
     """Write in the background while training continues, from a copy in host memory."""
 
@@ -309,7 +314,7 @@ class Recipe:
     stages: dict[str, StageConfig] = field(default_factory=dict)
     """Stage name -> stage, in the order they run."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """When checkpoints are written and which are kept."""
+    """When checkpoints are written, which are kept, and whether a stage ends when they get no better."""
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     """Hangs, non-finite numbers, loss spikes."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -38,6 +38,7 @@ def check_recipe(recipe: Recipe) -> None:
         _check_strategy(recipe, stage)
     _check_tasks(recipe)
     _check_best(recipe)
+    _check_patience(recipe)
 
 
 def ignored_settings(recipe: Recipe) -> list[str]:
@@ -228,6 +229,19 @@ def _check_best(recipe: Recipe) -> None:
     if name is not None and name not in scores:
         key = "checkpoint.keep_best"
         raise recipe_error(recipe, key, f"{key} is {shown(name)}, which no evaluation gives: {nearest(name, scores)}")
+
+
+def _check_patience(recipe: Recipe) -> None:
+    """Patience waits for a loss that is measured while a stage trains; tasks are scored after it."""
+    settings = recipe.checkpoint
+    if settings.patience is not None and not (settings.keep_best or "").startswith(LOSS):
+        key = "checkpoint.patience"
+        raise recipe_error(
+            recipe,
+            key,
+            f"{key} is {settings.patience}, but checkpoint.keep_best is {shown(settings.keep_best)}: it waits for a "
+            f"loss that is measured within a stage, such as {HELD_OUT}",
+        )
 
 
 def _folder(source: SourceConfig) -> str:

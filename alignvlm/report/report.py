@@ -115,6 +115,10 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         facts.append(("Processes", str(world_size)))
     if run.attempts:
         facts.append(("Resumes", str(sum(attempt["resumed_at"] > 0 for attempt in run.attempts))))
+        ended = (
+            f"{attempt['stage']}, {attempt['ended_early']}" for attempt in run.attempts if attempt.get("ended_early")
+        )
+        facts += [("Early end", text) for text in dict.fromkeys(ended)]
     if environment.get("git_commit"):
         facts.append(("Commit", str(environment["git_commit"])[:10]))
     packages = environment.get("packages") or {}

@@ -26,6 +26,7 @@ from alignvlm.training.callbacks import Callback
 from alignvlm.training.callbacks.bad_numbers import BadNumbers
 from alignvlm.training.callbacks.checkpoints import Checkpoints
 from alignvlm.training.callbacks.connector_statistics import ConnectorStatistics
+from alignvlm.training.callbacks.early_end import EarlyEnd
 from alignvlm.training.callbacks.metrics_log import MetricsLog
 from alignvlm.training.callbacks.progress_bar import ProgressBar
 from alignvlm.training.callbacks.tracking import Tracking
@@ -118,8 +119,8 @@ def _train(run: Run, world: World, tracker: Tracker | None, signals: Signals, ow
 def all_callbacks(tracker: Tracker | None, own: Sequence[Callback] = ()) -> list[Callback]:
     """The callbacks of a stage in the order they are called.
 
-    First those that complete the record, then the user's own, then those that write and show it, the checkpoints last:
-    a checkpoint holds the state of all others after the step.
+    First those that complete the record, then the user's own, whose scores may end the stage, then those that write and
+    show the record, the checkpoints last: a checkpoint holds the state of all others after the step.
 
     Raises:
         UserError: two callbacks have the same name, or one of the user's is no callback.
@@ -129,7 +130,8 @@ def all_callbacks(tracker: Tracker | None, own: Sequence[Callback] = ()) -> list
             raise UserError(f"callbacks: {callback!r} is not an instance of alignvlm.Callback")
     tracking = [Tracking(tracker)] if tracker is not None else []
     ordered: list[Callback] = [
-        ConnectorStatistics(), BadNumbers(), *own, MetricsLog(), ProgressBar(), Watchdog(), *tracking, Checkpoints()
+        ConnectorStatistics(), BadNumbers(), *own, EarlyEnd(), MetricsLog(), ProgressBar(), Watchdog(), *tracking,
+        Checkpoints(),
     ]  # fmt: skip
     names = [callback.name for callback in ordered]
     for name in names:

@@ -51,6 +51,7 @@ def train_stage(
     store = CheckpointStore(folder.checkpoints, world, kept.keep_last, kept.keep_every, kept.keep_best)
     found = store.newest(say)
     trainer = resume_trainer(run, stage, world, plan, store, found)
+    ended_early = found.state.get("ended_early") if found else None
     state = StageState(
         recipe=recipe,
         run=run,
@@ -60,15 +61,19 @@ def train_stage(
         trainer=trainer,
         plan=plan,
         store=store,
-        num_steps=plan.num_steps,
+        num_steps=found.step if found and ended_early else plan.num_steps,
         signals=signals,
         callbacks=callbacks,
         step=found.step if found else 0,
+        ended_early=ended_early,
     )
     try:
         restore_callbacks(callbacks, found)
         run_steps(state, processor)
         if state.stop_reason is None:
+            if state.ended_early and world.is_main:
+                planned = plan.num_steps
+                say(f"stage {stage.name} ends early, at step {state.step} of {planned}: {state.ended_early}")
             if recipe.train.precision == "bf16" and stage.number < len(recipe.stages):
                 save_masters(trainer.engine, run.folder_before(stage), folder, world)
             export_stage(trainer.model, processor, folder.export, world)
@@ -165,7 +170,7 @@ def run_steps(state: StageState, processor: AlignVLMProcessor) -> None:
             state.checkpoint_stall = 0.0
             for callback in state.callbacks:
                 callback.on_step(state, record)
-            if state.stop_reason is not None:
+            if state.stop_reason is not None or state.is_last_step:
                 return
         state.step = state.num_steps  # also when the last steps are left out
     finally:

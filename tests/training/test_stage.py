@@ -13,6 +13,7 @@ from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
 from alignvlm.training import stage as stage_module
 from alignvlm.training.callbacks import Callback, StageState
+from alignvlm.training.callbacks.checkpoints import describe
 from alignvlm.training.checkpoints.store import CheckpointInfo
 from alignvlm.training.record import StepRecord
 from alignvlm.training.stage import resume_trainer, run_steps
@@ -112,6 +113,23 @@ def test_a_callback_stops_the_stage_after_its_step(recipe: Recipe, tmp_path: Pat
     run_steps(state, None)
     assert calls == ["loader", "start", ("before", 0), ("after", 1), "end"]
     assert (state.step, state.stop_reason) == (1, "enough")
+
+
+def test_an_early_end_finishes_the_stage_and_a_later_start_takes_no_step(
+    recipe: Recipe, tmp_path: Path, calls: list[Any]
+) -> None:
+    class End(Notes):
+        def on_step(self, state: StageState, record: StepRecord) -> None:
+            super().on_step(state, record)
+            if state.step == 2:
+                state.end_early("no better")
+
+    state = state_of(recipe, tmp_path, End(calls))
+    run_steps(state, None)
+    assert calls == ["loader", "start", ("before", 0), ("after", 1), ("before", 1), ("after", 2), "end"]
+    assert (state.step, state.is_last_step, state.stop_reason) == (2, True, None)
+    saved = describe(state)
+    assert (saved["num_steps"], saved["ended_early"]) == (2, "no better")
 
 
 def test_a_signal_at_another_rank_stops_the_stage(

@@ -30,6 +30,7 @@ class StageState:
     plan: Plan
     store: CheckpointStore
     num_steps: int
+    """Optimizer steps of the stage; `end_early` lowers it."""
     signals: Signals
     callbacks: Sequence[Callback]
     """In the order they are called."""
@@ -46,6 +47,13 @@ class StageState:
     """Set to end the training after this step; equal on all ranks."""
     discard: bool = False
     """Set with `stop_reason` when the steps since the last checkpoint are not to be kept."""
+
+    ended_early: str | None = None
+    """Why the stage ends before all of its data are trained on."""
+
+    def end_early(self, reason: str) -> None:
+        """Make this step the stage's last one; call it after a step, on every rank. The stage is finished then."""
+        self.ended_early, self.num_steps = reason, self.step
 
     @property
     def is_last_step(self) -> bool:

@@ -46,11 +46,15 @@ class Checkpoints(Callback):
 def describe(state: StageState) -> dict[str, Any]:
     """What `state.json` of a checkpoint says, beside its format."""
     scores = {name: score if math.isfinite(score) else None for name, score in state.scores.items()}
-    return {
-        "stage": state.stage.name,
-        "step": state.step,
-        "world_size": state.world.size,
-        "num_steps": state.num_steps,
-        "position": state.plan.position(state.step).to_json(),
-        "callbacks": {callback.name: kept for callback in state.callbacks if (kept := callback.state())},
-    } | ({"scores": scores} if scores else {})
+    return (
+        {
+            "stage": state.stage.name,
+            "step": state.step,
+            "world_size": state.world.size,
+            "num_steps": state.num_steps,
+            "position": state.plan.position(state.step).to_json(),
+            "callbacks": {callback.name: kept for callback in state.callbacks if (kept := callback.state())},
+        }
+        | ({"scores": scores} if scores else {})
+        | ({"ended_early": state.ended_early} if state.ended_early else {})
+    )

@@ -10,10 +10,10 @@ import socket
 import time
 from pathlib import Path
 
-from alignvlm.run_folder import METRICS_LINE
+from alignvlm.run_folder import ATTEMPTS_LINE, METRICS_LINE
 from alignvlm.training.callbacks.base import Callback, StageState
 from alignvlm.training.record import StepRecord
-from data_pipeline.files import JsonLinesLog, read_new_lines, reason, write_json_lines
+from data_pipeline.files import JsonLinesLog, read_json_lines, read_new_lines, reason, write_json_lines
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,17 @@ class MetricsLog(Callback):
     def on_end(self, state: StageState) -> None:
         if self._log is not None:
             self._log.close()
+            if state.ended_early is not None:
+                note_early_end(state.run.folder.attempts, state.step, state.ended_early)
+
+
+def note_early_end(path: Path, step: int, why: str) -> None:
+    """Say in the line of the current attempt that it ended its stage early. A disk that refuses is a warning."""
+    try:
+        *rows, last = read_json_lines(path, ATTEMPTS_LINE)
+        write_json_lines(path, [*rows, last | {"ended_early": f"step {step}: {why}"}])
+    except (OSError, ValueError) as error:
+        log.warning("%s does not say that the stage ended early at step %d (%s)", path, step, reason(error))
 
 
 def keep_until(path: Path, stage: str, step: int) -> None:
