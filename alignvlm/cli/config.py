@@ -48,7 +48,7 @@ def run_check(args: argparse.Namespace) -> int:
     """Everything that training checks before it begins, except for what would have to be downloaded."""
     from alignvlm.checks import check_files, check_held_out, check_model
     from alignvlm.config import load_recipe
-    from alignvlm.evaluation.benchmarks.run import jobs_of_recipe
+    from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
     check_files(recipe)

@@ -1,4 +1,4 @@
-"""Greedy answers of an exported model to batches of items. evaluate.py chooses the items and scores the answers."""
+"""Answers of an exported model to batches of items. Others choose the items and score the answers."""
 
 from __future__ import annotations
 
@@ -8,39 +8,35 @@ from typing import Any, Protocol
 
 from alignvlm.errors import UserError
 from alignvlm.evaluation.items import Item
-from alignvlm.evaluation.likelihood import log_likelihoods
+from alignvlm.evaluation.likelihood import Likelihood, log_likelihoods
 from alignvlm.exports import check_export
-from data_pipeline.samples.schema import SampleError
 
 
 class Answerer(Protocol):
     """What answers items: a model, or a stand-in for one in tests."""
 
-    def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
-        """One answer per item, in order, as it was generated. Raises SampleError when one of them cannot be asked."""
+    def prepare(self, items: Sequence[Item]) -> Any:
+        """What `generate` takes for these items; called in another thread. Raises SampleError when one is unusable."""
+        ...
+
+    def generate(self, inputs: Any, max_new_tokens: int, until: Sequence[str] = (), **sampling: Any) -> list[str]:
+        """One answer per item that was prepared, in order, as it was generated; greedy without `sampling`.
+
+        What follows one of the texts of `until` may be missing. `sampling` is of transformers' `generate`.
+        """
         ...
 
     def visual_tokens(self, width: int, height: int) -> int:
         """How many tokens a picture takes: prompts of like length are answered together."""
         ...
 
-    def log_likelihoods(self, prompt: str, continuations: Sequence[str]) -> list[float]:
-        """How likely each continuation of a plain text is, in nats (likelihood.py)."""
+    def log_likelihoods(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[Likelihood]]:
+        """How likely each continuation of each plain text is (likelihood.py)."""
         ...
 
     def vocabulary_view(self, item: Item) -> dict[str, Any] | None:
         """Top vocabulary tokens on the item's first image (vocabulary_view.py); None where there are none to show."""
         ...
-
-
-def answer_each(answerer: Answerer, items: Sequence[Item], max_new_tokens: int) -> list[str | SampleError]:
-    """An answer per item, in order; for an item that cannot be asked, the reason."""
-    try:
-        return list(answerer.answer(items, max_new_tokens))
-    except SampleError as error:
-        if len(items) == 1:
-            return [error]
-    return [answer for item in items for answer in answer_each(answerer, [item], max_new_tokens)]
 
 
 class ModelAnswerer:
@@ -60,31 +56,41 @@ class ModelAnswerer:
         device = find_device(device)
         return cls(*load_export(Path(folder), device), device)
 
-    def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
-        """Greedy answers; padding is on the left, so that all prompts of a batch end at the same position."""
+    def prepare(self, items: Sequence[Item]) -> Any:
+        """Inputs on the host; padding is on the left, so that all prompts of a batch end at the same position."""
+        return self.processor.prepare_generation([item.messages for item in items], [item.images for item in items])
+
+    def generate(self, inputs: Any, max_new_tokens: int, until: Sequence[str] = (), **sampling: Any) -> list[str]:
+        """Answers to prepared items, greedy without `sampling`."""
         import torch
 
-        batch = self.processor.prepare_generation([item.messages for item in items], [item.images for item in items])
-        batch = {name: value.to(self.device) for name, value in batch.items()}
+        from alignvlm.evaluation.stopping import StopAtText
+
+        batch = {name: value.to(self.device) for name, value in inputs.items()}
+        length = batch["input_ids"].shape[1]
+        stop = [StopAtText(self.processor.tokenizer, until, length)] if until else []
         with torch.inference_mode():
             output = self.model.generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
                 eos_token_id=self.stop_ids,
                 pad_token_id=self.pad_id,
+                stopping_criteria=stop,
+                **{"do_sample": False, "num_beams": 1, **sampling},
             )
-        new_tokens = output[:, batch["input_ids"].shape[1] :].tolist()
-        return [self._decode(row) for row in new_tokens]
+        return [self._decode(row) for row in output[:, length:].tolist()]
+
+    def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
+        """Greedy answers to the items. Raises SampleError when one of them cannot be asked."""
+        return self.generate(self.prepare(items), max_new_tokens)
 
     def visual_tokens(self, width: int, height: int) -> int:
         """How many tokens a picture takes."""
         return self.processor.spec.num_tokens(width, height)
 
-    def log_likelihoods(self, prompt: str, continuations: Sequence[str]) -> list[float]:
-        """How likely each continuation of a plain text is, in nats."""
-        return log_likelihoods(self.model, self.processor.tokenizer, self.device, prompt, continuations)
+    def log_likelihoods(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[Likelihood]]:
+        """How likely each continuation of each plain text is."""
+        return log_likelihoods(self.model, self.processor.tokenizer, self.device, asked)
 
     def vocabulary_view(self, item: Item) -> dict[str, Any] | None:
         """Top tokens per visual token of the item's first image."""

@@ -19,7 +19,8 @@ from PIL import Image
 from alignvlm.config.evaluation import EvaluationConfig, TaskConfig
 from alignvlm.config.schema import Recipe, SourceConfig
 from alignvlm.errors import UserError
-from alignvlm.evaluation.answering import Answerer, ModelAnswerer, answer_each
+from alignvlm.evaluation.answering import Answerer, ModelAnswerer
+from alignvlm.evaluation.batches import ahead, prepare_batch
 from alignvlm.evaluation.items import Item, items_of, spread
 from alignvlm.evaluation.scores import is_entry, score, task_scores
 from alignvlm.metrics import Metric, find_metric
@@ -166,14 +167,16 @@ def _answer_part(
             for item in sample_items:
                 row = {"index": index, "turn": item.turn, "key": item.key, "task": task.name, "question": item.question}
                 yield row | {"answers": item.answers, "prediction": ""} | extra, item
-            if index in viewed and sample_items:
-                _save_view(out, task.name, index, answerer.vocabulary_view(sample_items[0]))
 
     with Progress(f"evaluate {task.name}", len(mine), enabled=progress and rank == 0) as bar:
-        for batch in _batches(items(), job.settings.batch_size):
-            predictions = answer_each(answerer, [item for _, item in batch], task.max_new_tokens)
+        entries = _batches(items(), job.settings.batch_size)
+        batches = ((batch, prepare_batch(answerer, [item for _, item in batch])) for batch in entries)
+        for batch, prepared in ahead(batches):
+            predictions = prepared.answers(answerer, task.max_new_tokens)
             bar.advance(len({row["index"] for row, _ in batch if row["turn"] == 0}))
             for (row, item), prediction in zip(batch, predictions, strict=True):
+                if row["index"] in viewed and row["turn"] == 0:
+                    _save_view(out, task.name, row["index"], answerer.vocabulary_view(item))
                 if isinstance(prediction, SampleError):
                     named = {name: row[name] for name in ("index", "turn", "key")}
                     rows.append(named | {"error": str(prediction)})

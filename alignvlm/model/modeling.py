@@ -208,6 +208,10 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         total = linear_cross_entropy(chosen, head.weight, targets, getattr(head, "bias", None), chunk=self.loss_chunk)
         return total / (max(1, len(targets)) if num_items is None else num_items)
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the model never says the placeholder of an image, for which there would be no pixels."""
+        return super().generate(*args, **{"suppress_tokens": [self.config.image_token_id], **kwargs})  # type: ignore[misc]
+
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Any, past_key_values: Any = None, pixel_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from alignvlm import __version__
 from alignvlm.config import recipe_to_dict
 from alignvlm.errors import UserError
-from alignvlm.evaluation.benchmarks.run import jobs_of_recipe
+from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
 from alignvlm.metrics import find_metric
 from alignvlm.run_folder import Run
 from alignvlm.training.tracking.database import sqlite_file

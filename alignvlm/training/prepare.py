@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alignvlm import stage_data
 from alignvlm.checks import check_files, check_model
-from alignvlm.evaluation.benchmarks.run import jobs_of_recipe
+from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
 from alignvlm.exports import check_export, save_export
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.model.build import build_model

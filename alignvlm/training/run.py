@@ -11,7 +11,8 @@ from pathlib import Path
 from alignvlm.config import load_recipe
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
-from alignvlm.evaluation.benchmarks.run import jobs_of_recipe, run_benchmarks
+from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
+from alignvlm.evaluation.benchmarks.run import run_benchmarks
 from alignvlm.evaluation.evaluate import evaluate
 from alignvlm.launch.local import is_launched
 from alignvlm.progress import say

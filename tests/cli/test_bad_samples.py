@@ -162,9 +162,12 @@ class Asker:
     def __init__(self, processor: Any) -> None:
         self.processor = processor
 
-    def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
+    def prepare(self, items: Sequence[Item]) -> int:
         self.processor.prepare_generation([i.messages for i in items], [i.images for i in items])
-        return [""] * len(items)
+        return len(items)
+
+    def generate(self, count: int, max_new_tokens: int, until: Sequence[str] = ()) -> list[str]:
+        return [""] * count
 
     def vocabulary_view(self, item: Item) -> None:
         return None

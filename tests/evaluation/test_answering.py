@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from PIL import Image
 
 from alignvlm.evaluation.answering import ModelAnswerer
+from alignvlm.evaluation.batches import ahead
 from alignvlm.evaluation.items import Item, items_of
 from alignvlm.evaluation.vocabulary_view import tile_boxes, token_text, top_tokens, vocabulary_view
 from alignvlm.model.tiling import TilingSpec
 from alignvlm.report.overlay import draw_view
+from data_pipeline.errors import DataError
 from tests.tiny import picture, samples, tiny_model
 
 
@@ -38,6 +41,48 @@ def test_answers_end_at_the_stop_token(answerer: ModelAnswerer) -> None:
     tokenizer = answerer.processor.tokenizer
     ids = tokenizer("the total", add_special_tokens=False)["input_ids"]
     assert answerer._decode([*ids, answerer.stop_ids[0], *ids]) == "the total"
+
+
+def test_a_row_ends_at_a_text_and_the_others_go_on(answerer: ModelAnswerer, items: list[Item]) -> None:
+    """What comes before the text is what comes without stopping; behind it at most the rest of a token is said."""
+    inputs = answerer.prepare(items)
+    whole = answerer.generate(inputs, 12)
+    mark = whole[0][2:4]
+    stopped = answerer.generate(inputs, 12, [mark, "not said"])
+    assert [reply.partition(mark)[0] for reply in stopped] == [reply.partition(mark)[0] for reply in whole]
+    assert mark in stopped[0]
+    assert len(stopped[0]) < len(whole[0])
+    assert any(mark not in reply and len(reply) > len(stopped[0]) for reply in stopped)
+
+
+def test_batches_are_made_one_ahead_and_pass_errors_on() -> None:
+    made: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(4):
+            if number == 3:
+                raise DataError("the file ends here")
+            made.append(number)
+            yield number
+
+    coming = ahead(numbers())
+    for number in range(3):
+        assert next(coming) == number
+        assert len(made) <= number + 2
+    with pytest.raises(DataError, match="ends here"):
+        next(coming)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_model_never_says_an_image(items: list[Item], sign: int) -> None:
+    """With one of the signs the placeholder is the most likely token of all."""
+    model, processor = tiny_model(text={"tie_word_embeddings": False})
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight.zero_()
+        head[processor.image_token_id] = sign
+    inputs = processor.prepare_generation([item.messages for item in items], [item.images for item in items])
+    said = model.generate(**inputs, max_new_tokens=3)[:, -3:]
+    assert (said != processor.image_token_id).all()
 
 
 def test_an_export_answers_as_the_model_it_came_from(

@@ -34,7 +34,10 @@ class Fake:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
+    def prepare(self, items: Sequence[Item]) -> Sequence[Item]:
+        return items
+
+    def generate(self, items: Sequence[Item], max_new_tokens: int, until: Sequence[str] = ()) -> list[str]:
         self.batches.append(len(items))
         return [
             i.answers[0] if zlib.crc32(f"{i.key}{i.turn}".encode()) % 3 else "wrong"[:max_new_tokens] for i in items

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alignvlm.errors import UserError
 
 if TYPE_CHECKING:
-    from alignvlm.evaluation.benchmarks.run import Job
+    from alignvlm.evaluation.benchmarks.job import Job
 
 
 def jobs_of(arguments: argparse.Namespace) -> list[Job]:
@@ -18,7 +18,7 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
     Raises:
         UserError: `--data` does not fit `--benchmark`, or a benchmark's files cannot be used.
     """
-    from alignvlm.evaluation.benchmarks.run import Job
+    from alignvlm.evaluation.benchmarks.job import Job
 
     named, places = _places(arguments.data or [])
     if arguments.suite:
@@ -36,7 +36,7 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
 
 def _jobs_of_suite(arguments: argparse.Namespace, named: dict[str, Path], places: list[Path]) -> list[Job]:
     """The benchmarks of the paper's table whose data is given, or is found in a folder; the others are said."""
-    from alignvlm.evaluation.benchmarks.run import Job
+    from alignvlm.evaluation.benchmarks.job import Job
     from alignvlm.evaluation.benchmarks.suite import COLUMNS
 
     jobs: list[Job] = []

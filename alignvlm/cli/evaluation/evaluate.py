@@ -126,7 +126,7 @@ def _evaluate_tasks(
         if is_main:
             show(results, out)
     if recipe.evaluation.benchmarks and not arguments.task:
-        from alignvlm.evaluation.benchmarks.run import jobs_of_recipe
+        from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
 
         arguments.batch_size = recipe.evaluation.batch_size
         place = out / "benchmarks" if arguments.out else benchmark_folder(export, arguments.limit)
@@ -153,7 +153,8 @@ def _evaluate_benchmarks(
     timeout_minutes: float,
     **world: Any,
 ) -> None:
-    from alignvlm.evaluation.benchmarks.run import announce, run_benchmarks
+    from alignvlm.evaluation.benchmarks.job import announce
+    from alignvlm.evaluation.benchmarks.run import run_benchmarks
     from alignvlm.run_folder import BenchmarkFolder
 
     if is_main:

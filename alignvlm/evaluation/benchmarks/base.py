@@ -67,9 +67,15 @@ class Flavour:
 
     def clean(self, reply: str) -> str:
         """The part of a raw reply that is scored."""
-        for mark in self.until:
-            reply = reply.partition(mark)[0]
+        reply = before_any(reply, self.until)
         return without_newlines(reply) if self.one_line else reply.strip()
+
+
+def before_any(reply: str, marks: Sequence[str]) -> str:
+    """The reply up to the first of the marks."""
+    for mark in marks:
+        reply = reply.partition(mark)[0]
+    return reply
 
 
 class Benchmark:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from alignvlm.evaluation.items import Item
+from alignvlm.evaluation.likelihood import Likelihood
 from tests.tiny import picture
 
 
@@ -23,7 +24,10 @@ class Known:
     def __init__(self, replies: Mapping[str, str]) -> None:
         self.replies, self.batches, self.asked = replies, [], {}
 
-    def answer(self, items: Sequence[Item], max_new_tokens: int) -> list[str]:
+    def prepare(self, items: Sequence[Item]) -> Sequence[Item]:
+        return items
+
+    def generate(self, items: Sequence[Item], max_new_tokens: int, until: Sequence[str] = ()) -> list[str]:
         self.batches.append([item.key for item in items])
         self.asked |= {item.key: (item.messages[0]["content"], item.images, max_new_tokens) for item in items}
         return [self.replies[item.question] for item in items]
@@ -31,11 +35,16 @@ class Known:
     def visual_tokens(self, width: int, height: int) -> int:
         return width * height
 
-    def log_likelihoods(self, prompt: str, continuations: Sequence[str]) -> list[float]:
+    def log_likelihoods(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[Likelihood]]:
         """The known reply is the most likely."""
-        question = next(question for question in self.replies if f"{question}\nA. " in prompt.rpartition("\n\n")[2])
-        self.asked[question] = prompt
-        return [float(text == f" {self.replies[question]}") for text in continuations]
+        found = []
+        self.batches.append([prompt for prompt, _ in asked])
+        for prompt, continuations in asked:
+            last = prompt.rpartition("\n\n")[2]
+            question = next(question for question in self.replies if f"{question}\nA. " in last)
+            self.asked[question] = prompt
+            found.append([Likelihood(float(text == f" {self.replies[question]}"), 1, False) for text in continuations])
+        return found
 
     def vocabulary_view(self, item: Item) -> None:
         return None

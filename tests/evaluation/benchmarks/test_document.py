@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from alignvlm.errors import UserError
-from alignvlm.evaluation.benchmarks.run import Job, run_benchmarks
+from alignvlm.evaluation.benchmarks.job import Job
+from alignvlm.evaluation.benchmarks.run import run_benchmarks
 from tests.evaluation.benchmarks.files import Known, docdownstream, document, lines, parquet, png, struct, tsv
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from alignvlm.errors import UserError
-from alignvlm.evaluation.benchmarks.run import Job, run_benchmarks
+from alignvlm.evaluation.benchmarks.job import Job
+from alignvlm.evaluation.benchmarks.run import run_benchmarks
 from alignvlm.evaluation.likelihood import log_likelihoods
 from tests.evaluation.benchmarks.files import Known, lines, parquet, png, struct, tsv
 from tests.fixtures.command import Command
@@ -214,21 +215,30 @@ def test_mmlu_takes_examples_of_the_subject(tmp_path: Path) -> None:
     parquet(tmp_path / "all" / "dev-00000-of-00001.parquet", [example, example | {"subject": "art"}])
     entry, answerer = run(tmp_path / "out", "mmlu", tmp_path, {"q0": "C", "q1": "D"})
     assert (entry["score"], entry["items"], entry["scores"]["1 examples"]) == (50.0, 2, 50.0)
+    assert [len(batch) for batch in answerer.batches] == [2]
     listed = "A. w\nB. x\nC. y\nD. z\nAnswer:"
     head = "The following are multiple choice questions (with answers) about us law.\n\n"
     assert answerer.asked["q0"] == f"{head}e\n{listed} B\n\nq0\n{listed}"
 
 
 def test_likelihoods_are_those_of_the_whole_text() -> None:
-    """Against one pass over prompt and continuation, without sharing, padding or leaving out positions."""
+    """Against one pass per prompt and continuation, without sharing, padding or leaving out positions."""
     model, processor = tiny_model()
     model.eval()
-    prompt, continuations = "what is the total", [" 12.50", " name", " the answer is", " x"]
-    got = log_likelihoods(model, processor.tokenizer, "cpu", prompt, continuations)
-    start = len(processor.tokenizer(prompt)["input_ids"])
-    for text, value in zip(continuations, got, strict=True):
-        ids = torch.tensor([processor.tokenizer(prompt + text)["input_ids"]])
-        with torch.inference_mode():
-            logs = torch.log_softmax(model(input_ids=ids).logits[0].float(), dim=-1)
-        wanted = sum(float(logs[i - 1, ids[0, i]]) for i in range(start, ids.shape[1]))
-        assert math.isclose(value, wanted, abs_tol=1e-4)
+    asked = [
+        ("what is the total", [" 12.50", " name", " the answer is", " x"]),
+        ("read the field user assistant system what is the total", [" A", " B"]),
+        ("name", [" date amount"]),
+    ]
+    got = log_likelihoods(model, processor.tokenizer, "cpu", asked)
+    assert [len(each) for each in got] == [4, 2, 1]
+    for (prompt, continuations), found in zip(asked, got, strict=True):
+        start = len(processor.tokenizer(prompt)["input_ids"])
+        for text, value in zip(continuations, found, strict=True):
+            ids = torch.tensor([processor.tokenizer(prompt + text)["input_ids"]])
+            with torch.inference_mode():
+                logs = torch.log_softmax(model(input_ids=ids).logits[0].float(), dim=-1)
+            said = [logs[i - 1, ids[0, i]] for i in range(start, ids.shape[1])]
+            assert math.isclose(value.log, sum(map(float, said)), abs_tol=1e-5)
+            assert value.tokens == len(said)
+            assert value.is_greedy == all(each == logs[start - 1 + i].max() for i, each in enumerate(said))

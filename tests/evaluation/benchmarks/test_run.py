@@ -6,14 +6,17 @@ import json
 import threading
 import time
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alignvlm.errors import UserError
+from alignvlm.evaluation.answering import Answerer, ModelAnswerer
 from alignvlm.evaluation.benchmarks import benchmark_names, find_benchmark
-from alignvlm.evaluation.benchmarks.run import Job, run_benchmarks
+from alignvlm.evaluation.benchmarks.job import Job
+from alignvlm.evaluation.benchmarks.run import run_benchmarks
 from alignvlm.evaluation.benchmarks.scoring import read_replies, score_rows
 from data_pipeline.files import read_json_lines
 from tests.evaluation.benchmarks.files import Known, lines, parquet, png, struct, tsv
@@ -39,26 +42,40 @@ def without_time(results: dict[str, Any]) -> dict[str, Any]:
     return {name: {k: v for k, v in e.items() if k not in ("seconds", "replies_per_second")} for name, e in entries}
 
 
-def test_two_ranks_give_what_one_gives(tmp_path: Path, data: Path) -> None:
-    one = Known(REPLIES)
-    alone = run_benchmarks("model", [Job.of("chartqa", data)], tmp_path / "one", batch_size=2, answerer=one)
+def run_two(data: Path, out: Path, answerers: Sequence[Answerer]) -> dict[str, Any]:
+    """What two ranks write, as threads."""
     gate = threading.Barrier(2)
-    ranks = [Known(REPLIES), Known(REPLIES)]
 
     def run(rank: int) -> None:
         run_benchmarks(
-            "model", [Job.of("chartqa", data)], tmp_path / "two", batch_size=2, rank=rank, world_size=2,
-            barrier=gate.wait, answerer=ranks[rank],
+            "model", [Job.of("chartqa", data)], out, batch_size=2, rank=rank, world_size=2, barrier=gate.wait,
+            answerer=answerers[rank],
         )  # fmt: skip
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
     [thread.start() for thread in threads]
     [thread.join(60) for thread in threads]
-    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    return json.loads((out / "results.json").read_text())
+
+
+def test_two_ranks_give_what_one_gives(tmp_path: Path, data: Path) -> None:
+    one, ranks = Known(REPLIES), [Known(REPLIES), Known(REPLIES)]
+    alone = run_benchmarks("model", [Job.of("chartqa", data)], tmp_path / "one", batch_size=2, answerer=one)
+    two = run_two(data, tmp_path / "two", ranks)
     assert without_time(two) == without_time(alone)
     assert (tmp_path / "two" / "chartqa.jsonl").read_bytes() == (tmp_path / "one" / "chartqa.jsonl").read_bytes()
     assert sorted(ranks[0].batches + ranks[1].batches) == sorted(one.batches)
     assert all(len(rank.batches) > 2 for rank in ranks)
+
+
+def test_two_ranks_of_a_model_give_what_one_gives_bit_for_bit(tmp_path: Path, data: Path) -> None:
+    model, processor = tiny_model(text={"tie_word_embeddings": False, "initializer_range": 0.5})  # says various things
+    answerer = ModelAnswerer(model, processor, "cpu")
+    run_benchmarks("model", [Job.of("chartqa", data)], tmp_path / "one", batch_size=2, answerer=answerer)
+    run_two(data, tmp_path / "two", [answerer, answerer])
+    replies = (tmp_path / "one" / "chartqa.jsonl").read_bytes()
+    assert len({row["reply"] for row in read_replies(tmp_path / "one" / "chartqa.jsonl")}) > 5
+    assert (tmp_path / "two" / "chartqa.jsonl").read_bytes() == replies
 
 
 def test_batches_hold_prompts_of_like_length(tmp_path: Path, data: Path) -> None:
@@ -70,10 +87,10 @@ def test_batches_hold_prompts_of_like_length(tmp_path: Path, data: Path) -> None
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, data: Path) -> None:
     class Dies(Known):
-        def answer(self, items: Any, max_new_tokens: int) -> list[str]:
+        def generate(self, items: Any, max_new_tokens: int, until: Any = ()) -> list[str]:
             if len(self.batches) == 3:
                 raise KeyboardInterrupt
-            return super().answer(items, max_new_tokens)
+            return super().generate(items, max_new_tokens)
 
     first, second = Dies(REPLIES), Known(REPLIES)
     with pytest.raises(KeyboardInterrupt):
