@@ -31,7 +31,7 @@ test: $(VENV)/installed-test ## all tests that need neither a GPU nor a cluster;
 test-fast: $(VENV)/installed-test ## the same without the slow ones and without training jobs: under 90 seconds
 	$(PARALLEL) -m "not ($(SLOW))"
 
-test-cluster: $(VENV)/installed-test ## a real Slurm, a real Ray, two hosts, twenty kills; installs Debian packages, as root
+test-cluster: $(VENV)/installed-test ## a real Slurm, a real Ray, two hosts, twenty kills, real servers; installs Debian packages, as root
 	bash tests/cluster/install.sh
 	$(INSTALL) -e '.[ray]'
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -m cluster tests

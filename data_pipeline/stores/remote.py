@@ -36,11 +36,16 @@ _CREDENTIALS = {
     "http": "user and password, or a token, in the URL",
 }
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google", "MissingRegion", "InvalidAccessKey")
+_IGNORES_RANGES = ("non-partial response", "Range request not supported")
 _NO_RANGES = "samples are read by ranged requests: use a server that answers them, or copy the shards to a local folder"
 _WRITE_TIMEOUT = 120.0
 """Seconds: a store may say nothing until it has taken a whole object."""
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
 _STATUS = re.compile(r"status:? (4\d\d)")
+_NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
+_WHY = re.compile(r"kind: (Connection\w+|TimedOut|HostUnreachable|NetworkUnreachable)|\"(failed to lookup[^\"]*)\"")
+"""What "error sending request" means, in the dump behind an error's first line."""
+_NOT_TRUSTED = re.compile(r"InvalidCertificate\(\s*(\w+)")
 
 
 class MissingObjectError(DataError):
@@ -121,46 +126,60 @@ def _errors(url: str, name: str, writes: bool = False) -> Iterator[Any]:
     import obstore
     from obstore import exceptions
 
-    place = mask(f"{url}/{name}".rstrip("/"))
     try:
         yield obstore, store
-    except FileNotFoundError as error:
-        raise MissingObjectError(f"{place}: no such object") from error
-    except exceptions.PreconditionError as error:
-        raise ReplacedError(f"{place} was replaced") from error
-    except exceptions.NotModifiedError as error:
-        raise NotModifiedError(place) from error
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        raise AccessError(f"{place}: access is denied ({_line(error)}); {credentials(url)}") from error
-    except exceptions.NotSupportedError as error:
-        raise LoadError(f"{place}: {_line(error)}; {_NO_RANGES}") from error
     except (exceptions.BaseError, OSError, ValueError) as error:
-        text = _line(error)
-        if "non-partial response" in text or "Range request not supported" in text:
-            raise LoadError(f"{place}: {text}; {_NO_RANGES}") from error
-        if not name and "405" in str(error):
-            raise LoadError(
-                f"{place} cannot be listed; put a manifest.json there, or index it where it lies"
-            ) from error
-        if any(word in str(error) for word in _NO_CREDENTIALS):
-            raise AccessError(f"{place}: no credentials ({text}); {credentials(url)}") from error
-        if "builder error" in text:
-            raise LoadError(f"{place}: {text}; an http: endpoint needs AWS_ALLOW_HTTP=true") from error
-        if (status := _STATUS.search(str(error))) and status[1] not in ("408", "425", "429"):
-            raise LoadError(f"{place}: {text} (status {status[1]})") from error
-        raise TransientError(f"{place}: {text}") from error
+        raise _meaning(error, url, name) from error
+
+
+def _meaning(error: Exception, url: str, name: str) -> DataError:
+    """Our error for one of obstore's."""
+    from obstore import exceptions
+
+    place, text, dump = mask(f"{url}/{name}".rstrip("/")), _line(error), str(error)
+    if _NO_BUCKET.search(dump):
+        bucket, kind = "/".join(url.split("/")[:3]), "container" if url.startswith("a") else "bucket"
+        return LoadError(f"{mask(bucket)}: there is no such {kind}")
+    if isinstance(error, FileNotFoundError):
+        return MissingObjectError(f"{place}: no such object")
+    if isinstance(error, exceptions.PreconditionError):
+        return ReplacedError(f"{place} was replaced")
+    if isinstance(error, exceptions.NotModifiedError):
+        return NotModifiedError(place)
+    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+        return AccessError(f"{place}: access is denied ({text}); {credentials(url)}")
+    if isinstance(error, exceptions.NotSupportedError) or any(word in text for word in _IGNORES_RANGES):
+        return LoadError(f"{place}: {text}; {_NO_RANGES}")
+    if not name and "405" in dump:
+        return LoadError(f"{place} cannot be listed; put a manifest.json there, or index it where it lies")
+    if any(word in dump for word in _NO_CREDENTIALS):
+        return AccessError(f"{place}: no credentials ({text}); {credentials(url)}")
+    if "builder error" in text:
+        return LoadError(f"{place}: {text}; an http: endpoint needs AWS_ALLOW_HTTP=true")
+    if "redirect without LOCATION" in dump:
+        return LoadError(f"{place}: the bucket is in another region; let AWS_REGION name it")
+    if found := _NOT_TRUSTED.search(dump):
+        return LoadError(
+            f"{place}: the server's certificate is not trusted ({found[1]}); let SSL_CERT_FILE name a file with the "
+            "certificate of who signed it"
+        )
+    if (status := _STATUS.search(dump)) and status[1] not in ("408", "425", "429"):
+        return LoadError(f"{place}: {text} (status {status[1]})")
+    return TransientError(f"{place}: {text}")
 
 
 def credentials(url: str) -> str:
     """Where credentials of a URL's store are looked for."""
-    scheme = url.partition(":")[0]
+    scheme = url.partition(":")[0].lower()
     kind = {"s": "s3", "g": "gs", "a": "az", "h": "http"}[scheme[0]]
     return f"looked for {_CREDENTIALS[kind]}"
 
 
 def _line(error: BaseException) -> str:
     """The first line of an error, without secrets: the rest is a dump of structures of Rust."""
-    return mask(str(error).strip().partition("\n")[0].strip())[:300]
+    text = mask(str(error).strip().partition("\n")[0].strip())[:300]
+    why = _WHY.search(str(error)) if text.endswith("error sending request") else None
+    return f"{text}: {why[1] or why[2]}" if why else text
 
 
 @cache

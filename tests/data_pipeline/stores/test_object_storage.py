@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.errors import DataError, LoadError
+from data_pipeline.errors import DataError, LoadError, UnreachableError
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.shards.reader import SourceReader
@@ -153,6 +153,15 @@ def test_errors_name_the_way_out_and_no_secret(
     with pytest.raises(LoadError, match=r"access is denied .* looked for AWS_ACCESS_KEY_ID") as caught:
         open_storage("s3://bucket/none").read("x")
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(caught.value) + "".join(capfd.readouterr())
+    monkeypatch.setattr(bucket.store, "answer", lambda *_: (301, {}, b"<Code>PermanentRedirect</Code>"))
+    with pytest.raises(LoadError, match="another region; let AWS_REGION name it"):
+        open_storage("s3://bucket/none").read("x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALIGNVLM_PATIENCE", "0")
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "0")
+    helper.stop()
+    with pytest.raises(UnreachableError, match="error sending request: ConnectionRefused; no answer for"):
+        open_storage("s3://bucket/none").read("x")
 
 
 def test_the_helper_ends_and_starts_again(bucket: Bucket) -> None:
