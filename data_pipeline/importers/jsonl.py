@@ -25,14 +25,17 @@ def read_jsonl(file: Path, *, images: str | Path | None = None) -> Iterator[dict
     """
     if not file.is_file():
         raise DataError(f"{file}: no such file")
-    files = ImageFiles(file.parent if images is None else Path(images))
+    files, key = ImageFiles(file.parent if images is None else Path(images)), ""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
+                key = f"{number:09d}"
                 try:
-                    yield _record(json.loads(line), files, f"{number:09d}")
+                    yield _record(json.loads(line), files, key)
                 except (ValueError, RecursionError, DataError, SampleError) as error:
                     raise DataError(f"{file}, line {number}: {error}") from error
+    if not key:
+        raise DataError(f"{file} is empty: it has a conversation per line")
 
 
 def _record(row: Any, files: ImageFiles, key: str) -> dict[str, Any]:
@@ -53,5 +56,5 @@ def _record(row: Any, files: ImageFiles, key: str) -> dict[str, Any]:
 
 def _read(files: ImageFiles, name: Any) -> bytes:
     if not isinstance(name, str):
-        raise DataError(f"image {name!r} is not a file name")
+        raise DataError(f"image {brief(name)} is not a file name")
     return files.read(name)

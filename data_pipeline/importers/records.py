@@ -23,6 +23,9 @@ from data_pipeline.samples.turns import check_answers, place_images
 Record = dict[str, Any]
 _UNFIT = re.compile(r"[^\w/-]+")
 _MAX_PREFIX = 150
+_MAX_ERROR = 300
+_LOOKED_AT = 100
+"""Rows of a file among which the first that can be read is looked for."""
 _OWN = {"json": "source_json", "key": "source_key", "__key__": "source_key", "messages": "source_messages"}
 """Fields that a record has for itself -> what a column of that name is called in the meta data."""
 
@@ -61,7 +64,9 @@ class Reading:
                     raise row
                 yield {"key": key, **_record(self._renamed(row), layout, files)}
             except SampleError as error:
-                yield Rejected(key, str(error))
+                yield Rejected(key, _line(error))
+            except RecursionError:
+                yield Rejected(key, "its values are nested too deeply")
 
     def _renamed(self, row: Row) -> Row:
         row = {**self.defaults, **row}
@@ -137,12 +142,20 @@ def open_dataset(
 
 
 def _first_row(path: Path, files: list[Path]) -> Row:
+    """The first row that can be read, among the first ones of each file."""
+    wrong = ""
     for file in files:
-        for row in READERS[file.suffix.lower()].read(file, 0, 1, 0):
-            if isinstance(row, SampleError):
-                raise DataError(f"{file}: its first row cannot be read: {row}")
-            return row
-    raise DataError(f"{path}: no rows")
+        for row in READERS[file.suffix.lower()].read(file, 0, _LOOKED_AT, 0):
+            if not isinstance(row, SampleError):
+                return row
+            wrong = wrong or f"{file}: its first row cannot be read: {_line(row)}"
+    raise DataError(wrong or f"{path}: no rows")
+
+
+def _line(error: SampleError) -> str:
+    """An error on one line that may be printed, whatever the row held."""
+    line = " ".join(str(error).split())
+    return "".join(char if char.isprintable() else "?" for char in line[:_MAX_ERROR])
 
 
 def _record(row: Row, layout: Layout, files: ImageFiles) -> Record:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +54,8 @@ class Job:
     place: Path
     names: list[str]
     measurings: Sequence[Measuring]
+    measured: Sequence[Measuring] = ()
+    """What an earlier call has finished with."""
 
 
 def open_job(folder: str | os.PathLike[str], measurings: Sequence[Measuring] = ()) -> Job:
@@ -65,8 +68,9 @@ def open_job(folder: str | os.PathLike[str], measurings: Sequence[Measuring] = (
     names = list(storage.list(".tar"))
     if not names:
         raise DataError(f"{storage.url}: no .tar shards here")
-    left = [each for each in measurings if not _is_measured(storage, names, each)]
-    return Job(storage, writable_place(storage), names, left)
+    measured = [each for each in measurings if _is_measured(storage, names, each)]
+    left = [each for each in measurings if each not in measured]
+    return Job(storage, writable_place(storage), names, left, measured)
 
 
 def _is_measured(storage: Storage, names: list[str], measuring: Measuring) -> bool:
@@ -140,9 +144,18 @@ def finish(job: Job, *, num_processes: int | None = None, progress: Progress = s
                 else:
                     measures[number] = found
         keep_measures(reader, each.encoder, measures, bad)
-        for part in parts:
-            part.unlink()
+    _remove_leftovers(job)
     return manifest
+
+
+def _remove_leftovers(job: Job) -> None:
+    """Lengths that are joined, also by a call that was killed then, and what was being written when a task was."""
+    ends = tuple(f".lengths-{each.fingerprint}.jsonl" for each in (*job.measurings, *job.measured))
+    halves = re.compile(r"\..+\.(?:index|lengths-[0-9a-f]{16})\.jsonl\.[0-9a-f]{32}\.tmp\Z")
+    for folder in {(job.place / name).parent for name in job.names}:
+        for file in os.listdir(folder):
+            if file.endswith(ends) or halves.match(file):
+                (folder / file).unlink(missing_ok=True)
 
 
 def _measure(measuring: Measuring, sample: ScannedSample) -> list[int] | dict[str, str]:

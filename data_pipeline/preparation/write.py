@@ -113,7 +113,7 @@ def write_shard(folder: Path, reading: Reading, task: Task) -> None:
 
     if content_of(task.file) != task.input.content:
         raise DataError(f"{task.file} has changed since {PLAN} was made; delete {folder} and write it again")
-    target, rejected = folder / task.shard, []
+    target, rejected, written = folder / task.shard, [], 0
     with (
         must_write(target, _WAY_OUT),
         open_atomic(target) as file,
@@ -125,6 +125,9 @@ def write_shard(folder: Path, reading: Reading, task: Task) -> None:
                 rejected.append({"key": sample.key, "file": task.input.name, "error": sample.error})
             else:
                 writer.write(sample)
+                written += 1
+        if written + len(rejected) != task.end - task.begin:
+            raise DataError(f"{task.file}: {written + len(rejected)} rows, not the {task.end - task.begin} of {PLAN}")
     with must_write(target, _WAY_OUT):
         if rejected:
             write_json_lines(folder / rejected_name(task.shard), rejected)

@@ -25,7 +25,7 @@ from data_pipeline.shards.manifest import Manifest, ShardInfo, load_manifest
 from data_pipeline.shards.sidecars import MANIFEST, index_name, index_storage, is_indexed, publish, writable_place
 from data_pipeline.shards.storage import Storage, open_storage
 from data_pipeline.shards.tarscan import ScannedSample, scan_tar
-from data_pipeline.stores.node_cache import ETAGS, adopt
+from data_pipeline.stores.node_cache import ETAGS, MADE, adopt
 from data_pipeline.stores.object_storage import ObjectStorage
 
 INDEX_VERSION = 3
@@ -117,12 +117,8 @@ def _save(storage: Storage, place: Path, manifest: Manifest) -> None:
             manifest.save(place)
         return
     etags = {"url": mask(storage.url), "manifest": manifest.fingerprint, "etags": manifest.etags}
-    key = adopt(place, manifest.to_bytes(), json.dumps(etags, indent=0).encode())
-    for name in (index_name(shard.name) for shard in manifest.shards):
-        if (made := place / "made" / name).is_file():
-            (place / key / name).parent.mkdir(parents=True, exist_ok=True)
-            made.replace(place / key / name)
-    publish(storage, place / key, ETAGS, MANIFEST)
+    indexes = [index_name(shard.name) for shard in manifest.shards]
+    publish(storage, adopt(place, manifest.to_bytes(), json.dumps(etags, indent=0).encode(), indexes), ETAGS, MANIFEST)
 
 
 def _unchanged(storage: Storage, manifest: Manifest) -> Manifest:
@@ -163,8 +159,8 @@ def _index_remote(
         data = place_of_indexes.read(index) if place_of_indexes.exists(index) else b""
         if _header(data).get("version") == INDEX_VERSION and index_digest(data) == known[0].sha256:
             return known
-    shard = _write_index(storage, name, info.size, place / "made" / index_name(name))
-    publish(storage, place / "made", index_name(name))
+    shard = _write_index(storage, name, info.size, place / MADE / index_name(name))
+    publish(storage, place / MADE, index_name(name))
     return shard, info.etag
 
 

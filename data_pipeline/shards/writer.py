@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any, BinaryIO
 
 from PIL import Image
@@ -67,7 +68,7 @@ def write_shards(
             try:
                 sample = to_members(record)
             except SampleError as error:
-                raise DataError(f"{folder}: record {number} ({record.get('key')!r}): {error}") from error
+                raise DataError(f"{folder}: record {number} ({brief(record.get('key'))}): {error}") from error
             if sample["__key__"] in seen:
                 raise DataError(f"{folder}: record {number}: the key {sample['__key__']!r} comes twice")
             seen.add(sample["__key__"])

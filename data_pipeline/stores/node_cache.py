@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +26,8 @@ from data_pipeline.stores.remote import MissingObjectError, NotModifiedError
 from data_pipeline.stores.requests import Get
 
 MANIFEST, ETAGS = "manifest.json", "etags.json"
+MADE = "made"
+"""Folder with indexes that were made here and whose manifest is not written yet."""
 FRESH_SECONDS = 60.0
 """A manifest that a process of this node looked for within this time is not looked for again: ranks start together."""
 _CURRENT = {"key": str, "etags": {str: str}, "checked": float}
@@ -103,7 +105,7 @@ class CachedFolder:
             manifest = self._newer(MANIFEST, known)
             if MANIFEST not in known["etags"]:  # one that was made here and could not be published stays
                 return None if was_fetched else known["key"] or None
-            return adopt(self._root, manifest, etags, known)
+            return _adopt(self._root, manifest, etags, known)
 
     def _newer(self, name: str, known: dict[str, dict[str, str]]) -> bytes | None:
         """The file where it changed since it was looked for, and its ETag noted."""
@@ -119,12 +121,30 @@ class CachedFolder:
         return data
 
 
-def adopt(root: Path, manifest: bytes | None, etags: bytes | None, known: dict[str, object] | None = None) -> str:
-    """Make a manifest the current one of a node's folder; None leaves what there is. Returns its key."""
-    known = {"key": "", "etags": {}, "checked": 0.0} if known is None else known
+def adopt(root: Path, manifest: bytes, etags: bytes, indexes: Iterable[str]) -> Path:
+    """Make a manifest that was made here the current one of a node's folder, with the indexes that lie in `MADE`.
+
+    Returns their folder.
+    """
+    place = root / _key(manifest)
+    with locked(root / ".lock", _WAY_OUT), must_write(place, _WAY_OUT):
+        for name in indexes:
+            if (made := root / MADE / name).is_file():
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                made.replace(place / name)
+        _adopt(root, manifest, etags, {"key": "", "etags": {}})
+    return place
+
+
+def _key(manifest: bytes) -> str:
+    return hashlib.sha256(manifest).hexdigest()[:16]
+
+
+def _adopt(root: Path, manifest: bytes | None, etags: bytes | None, known: dict[str, object]) -> str:
+    """Write what is not None, and make it the current manifest; the caller holds the lock. Returns its key."""
     with must_write(root, _WAY_OUT):
         if manifest is not None:
-            known["key"] = hashlib.sha256(manifest).hexdigest()[:16]
+            known["key"] = _key(manifest)
             (root / str(known["key"])).mkdir(parents=True, exist_ok=True)
             write_atomic(root / str(known["key"]) / MANIFEST, manifest)
         if etags is not None:

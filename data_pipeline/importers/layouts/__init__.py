@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from reprlib import repr as brief
+
 from data_pipeline.errors import DataError
 from data_pipeline.importers.layouts import (
     bigdocs,
@@ -38,8 +40,9 @@ def find_layout(row: Row, name: str = "auto") -> str:
         return name
     found = next((each for each, layout in LAYOUTS.items() if layout.fits(row)), None)
     if found is None:
+        columns = ", ".join(brief(name).strip("'") for name in row) or "(none)"
         raise DataError(
-            f"no known layout has the columns {', '.join(map(str, row)) or '(none)'}; name the format with --format "
+            f"no known layout has the columns {columns[:500]}; name the format with --format "
             f"({', '.join(LAYOUTS)}), or say what the columns are, such as --columns messages=chat,images=pages"
         )
     return found

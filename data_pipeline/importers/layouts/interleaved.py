@@ -41,6 +41,8 @@ def images(row: Row) -> list[Any]:
 
 def _images_of_mmc4(row: Row) -> list[Any]:
     texts, infos = column(row, "text_list"), column(row, "image_info")
+    if not isinstance(texts, list) or not isinstance(infos, list):
+        raise SampleError("'text_list' and 'image_info' are not two lists")
     placed: dict[int, list[Any]] = {}
     for info in infos:
         number = info.get("matched_text_index") if isinstance(info, dict) else None

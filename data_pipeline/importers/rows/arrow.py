@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import reason
+from data_pipeline.samples.schema import SampleError
 
+_END = b"\xff\xff\xff\xff\0\0\0\0"
+"""How a stream ends."""
+_WAY_OUT = "download or write it again"
 _BATCH = 64
 """Rows that are Python values at once; each may hold several images."""
 
@@ -32,13 +37,30 @@ def cut(path: Path, rows: int) -> Iterator[tuple[int, int, int]]:
         yield begin, end, 0
 
 
-def read(path: Path, begin: int, end: int, offset: int = 0) -> Iterator[dict[str, Any]]:
-    """Rows `begin` to `end` as Python values. Raises DataError for damage."""
+def read(path: Path, begin: int, end: int, offset: int = 0) -> Iterator[dict[str, Any] | SampleError]:
+    """Rows `begin` to `end` as Python values; a SampleError in the place of one that has none (text that is not UTF-8).
+
+    Raises:
+        DataError: the file is damaged.
+    """
     with _errors(path):
         for first, batch in _batches(path, begin, end):
             low, high = max(begin - first, 0), min(end - first, len(batch))
             for start in range(low, high, _BATCH):
-                yield from batch.slice(start, min(_BATCH, high - start)).to_pylist()
+                yield from _rows(batch.slice(start, min(_BATCH, high - start)))
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | SampleError]:
+    """The rows of a batch: at once, or one by one where that fails."""
+    try:
+        batch.validate(full=True)  # of damaged offsets pyarrow makes a crash
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # ArrowInvalid and UnicodeDecodeError are ValueErrors
+        if len(batch) == 1:
+            yield SampleError(f"it cannot be read ({reason(error)})")
+            return
+        for number in range(len(batch)):
+            yield from _rows(batch.slice(number, 1))
 
 
 def _batches(path: Path, begin: int, end: int) -> Iterator[tuple[int, Any]]:
@@ -71,7 +93,10 @@ def _group_sizes(path: Path) -> Iterator[int]:
             yield from (len(batch) for batch in _arrow_batches(path))
             return
         with _open_parquet(path) as file:
-            yield from (file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+            if sum(sizes) != file.metadata.num_rows:
+                raise ValueError(f"its row groups have {sum(sizes)} rows, not {file.metadata.num_rows}")
+            yield from sizes
 
 
 def _open_parquet(path: Path) -> Any:
@@ -84,12 +109,17 @@ def _open_parquet(path: Path) -> Any:
 def _arrow_batches(path: Path) -> Iterator[Any]:
     """Record batches of a stream, as `datasets` writes them, or of a file. Their data is mapped, not read."""
     pyarrow = _import(path)
+    if not path.stat().st_size:
+        raise DataError(f"{path} is empty: {_WAY_OUT}")
     with pyarrow.memory_map(str(path)) as source:
         if source.read(6) == b"ARROW1":
             source.seek(0)
             file = pyarrow.ipc.open_file(source)
             yield from (file.get_batch(i) for i in range(file.num_record_batches))
         else:
+            source.seek(max(source.size() - len(_END), 0))
+            if source.read(len(_END)) != _END:  # pyarrow takes the end of the file for the end of the rows
+                raise DataError(f"{path} is cut off: it does not end with the mark of Arrow streams; {_WAY_OUT}")
             source.seek(0)
             yield from pyarrow.ipc.open_stream(source)
 
@@ -108,6 +138,5 @@ def _errors(path: Path) -> Iterator[None]:
     pyarrow = _import(path)
     try:
         yield
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        said = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise DataError(f"{path} cannot be read: {said}") from error
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{path} cannot be read: {reason(error)}; {_WAY_OUT}") from error

@@ -35,7 +35,7 @@ class ImageFiles:
                 return image_bytes(self.place / name)
             return self._read_member(name)
         except SampleError as error:
-            raise SampleError(f"image {name!r} of {self.place.name}: {error}") from error
+            raise SampleError(f"image {name[:200]!r} of {self.place.name}: {error}") from error
 
     def _read_member(self, name: str) -> bytes:
         archive = _open_archive(self.place, os.getpid())

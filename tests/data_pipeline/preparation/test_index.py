@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,29 @@ def test_jobs_that_share_the_shards(folder: Path, encoder: Any) -> None:
     source = open_source("s", folder, encoder)
     assert source.measures[:, 0].tolist()[:6] == [0, 5, 6, 7, 8, 2]
     assert not list(folder.rglob("*.lengths-*"))
+
+
+def test_a_kill_while_it_finishes_leaves_nothing_behind(
+    folder: Path, encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measurings = [index.Measuring(encoder)]
+    job = index.open_job(folder, measurings)
+    index.index_missing(job, engine=Local(1))
+    (folder / "sub" / f".0.index.jsonl.{'0' * 32}.tmp").write_bytes(b"half")
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "_remove_leftovers", lambda job: os._exit(9))
+        process = multiprocessing.get_context("fork").Process(target=index.finish, args=(job,))
+        process.start()
+        process.join()
+    assert process.exitcode == 9
+    assert len(list(folder.rglob("*.lengths-*"))) == 6
+    again = index.open_job(folder, measurings)
+    assert index.index_missing(again, engine=Local(1)) == 0
+    assert index.finish(again, num_processes=1).num_samples == 38
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".tar", ".jsonl", ".json", ".npy"}
+    assert not list(folder.rglob("*.lengths-*"))
+    assert not list(folder.rglob(".*"))
+    assert len(open_source("s", folder, encoder)) == 38
 
 
 def test_shards_that_came_later_are_measured_too(folder: Path, encoder: Any, command: Command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from contextlib import suppress
@@ -18,7 +19,8 @@ from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sources import measure_source, open_source
 from data_pipeline.shards.storage import open_storage
 from data_pipeline.shards.verify import verify_folder
-from data_pipeline.stores import helper
+from data_pipeline.stores import helper, node_cache
+from data_pipeline.stores.folders import node_folder
 from tests.fixtures.buckets import Bucket
 
 
@@ -48,6 +50,28 @@ def test_a_bucket_is_a_folder(bucket: Bucket, tars: Path, encoder: Any) -> None:
     assert np.array_equal(there.measures, here.measures)
     assert [there.reader[i].messages for i in range(80)] == [here.reader[i].messages for i in range(80)]
     assert verify_folder(url, decode=True, num_processes=2) == []
+
+
+def test_a_new_index_becomes_the_nodes_current_one_under_its_lock(
+    bucket: Bucket, tars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that looks for the manifest meanwhile must not put an older one in its place."""
+    url, folder = bucket.upload(tars, "docs"), node_folder("s3://bucket/docs")
+    adopt, held = node_cache._adopt, []
+
+    def adopt_and_look(*arguments: Any) -> str:
+        with (folder / ".lock").open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(sorted(path.name for path in folder.rglob("*.index.jsonl")))
+        return adopt(*arguments)
+
+    monkeypatch.setattr(node_cache, "_adopt", adopt_and_look)
+    index_shards(url, num_processes=1)
+    assert held == [["000000.index.jsonl", "000001.index.jsonl"]]
+    assert not list((folder / node_cache.MADE).rglob("*.jsonl"))
+    assert len(SourceReader(url)) == 80
 
 
 def test_a_second_node_measures_nothing_and_a_warm_start_asks_twice(
