@@ -22,7 +22,8 @@ from data_pipeline.files import must_write, read_json, write_atomic
 
 FREE_TO_CHANGE = (
     "description", "extends", "imports", "runs", "checkpoint.*", "resilience.*", "tracking.*", "evaluation.*",
-    "data.num_workers", "data.prefetch", "data.root", "train.processes", "train.timeout_minutes",
+    "data.num_workers", "data.prefetch", "data.root", "data.cache_gb", "data.sources.*.read",
+    "train.processes", "train.timeout_minutes",
     "train.gradient_checkpointing*", "train.kept_logits_gib",
     "stages.*.micro_batch_packs",
 )  # fmt: skip

@@ -127,6 +127,9 @@ class SourceConfig:
     filter: dict[str, Any] = field(default_factory=dict)
     """Field of the samples' meta data -> what it must be for training to use a sample: a value, a list of values, or
     {min, max, not, missing}. Of a list, such as ratings, every item must fit."""
+    read: Literal["auto", "ranges", "shards"] = "auto"
+    """Where the folder lies in an object store: `ranges` asks for each sample, `shards` fetches whole shards onto the
+    node's disk ahead of the plan; `auto` takes what costs less. `alignvlm data plan` says which, and why."""
     num_samples: Annotated[Int, Ge(1), Le(10**12)] | None = None
     """Number of samples, for estimates while the shards are not on this machine."""
     tokens_per_sample: Count | None = None
@@ -153,6 +156,9 @@ class DataConfig:
     """Loader processes per rank; 0 decodes in the training process."""
     prefetch: Annotated[PositiveInt, Le(1024)] = 4
     """Micro-batches that each loader process keeps ready."""
+    cache_gb: Annotated[Float, Gt(0)] | None = None
+    """GB of whole shards that a node keeps on its disk, below ALIGNVLM_CACHE; null: three quarters of what is free, at
+    most 200."""
     max_bad_fraction: Fraction = 0.01
     """Stop when more than 10 samples and more than this fraction of those seen were quarantined."""
 

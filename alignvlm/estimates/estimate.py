@@ -127,7 +127,7 @@ def estimate_run(
     dims, w2 = network.dims, _vocabulary_projection(network)
     rate = world_size * peak_tflops * 1e12 * mfu
     available = gpu_memory * GIB * HEADROOM
-    volumes = [stage_volume(recipe, stage, dims) for stage in recipe.stages.values()]
+    volumes = [stage_volume(recipe, stage, dims, world_size) for stage in recipe.stages.values()]
     least = least_recomputation(recipe, network, world_size, volumes, available)
     stages = [
         _estimate_stage(recipe, stage, network, world_size, volume, available, rate, least)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from alignvlm.config.schema import Recipe, SourceConfig, StageConfig
 from alignvlm.model.build import load_processor, tokenizer_folder
 from alignvlm.model.flops import Work
 from alignvlm.model.network import Dimensions
-from alignvlm.stage_data import stage_plan, stage_sources
+from alignvlm.stage_data import read_choices, stage_plan, stage_sources
 from data_pipeline.shards.sidecars import is_indexed
 from data_pipeline.shards.storage import open_storage
 
@@ -41,6 +41,8 @@ class Volume:
     """From the shards' own plan; else an estimate from the recipe's figures."""
     assumed: tuple[str, ...] = ()
     """Figures that neither the recipe nor the shards state."""
+    reads: dict[str, str] = field(default_factory=dict)
+    """Source in an object store -> how its shards are read, and why; where the plan is exact."""
 
     @property
     def work(self) -> Work:
@@ -48,13 +50,13 @@ class Volume:
         return Work(self.tokens, self.tiles, self.text_tokens, self.attended)
 
 
-def stage_volume(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume:
-    """Volume of a stage of the recipe."""
+def stage_volume(recipe: Recipe, stage: StageConfig, dims: Dimensions, world_size: int) -> Volume:
+    """Volume of a stage of the recipe, on so many GPUs."""
     from data_pipeline.errors import DataError
 
     if shards_are_here(recipe, stage):
         try:
-            return _exact(recipe, stage, dims)
+            return _exact(recipe, stage, dims, world_size)
         except DataError as error:  # shards that were not measured yet
             logger.info("stages.%s is estimated: %s", stage.name, error)
     return estimate(recipe, stage, dims)
@@ -105,10 +107,11 @@ def estimate(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume:
     )
 
 
-def _exact(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume:
+def _exact(recipe: Recipe, stage: StageConfig, dims: Dimensions, world_size: int) -> Volume:
     from data_pipeline.order.summary import summarise
 
-    summary: Mapping[str, float] = summarise(stage_plan(recipe, stage, load_processor(recipe)), 0)
+    plan = stage_plan(recipe, stage, load_processor(recipe))
+    summary: Mapping[str, float] = summarise(plan, 0)
     steps = int(summary["steps"])
     part = steps / summary["steps_per_epoch"]
     samples, tokens, tiles = (summary[f"{what}_per_epoch"] * part for what in ("samples", "tokens", "tiles"))
@@ -121,6 +124,7 @@ def _exact(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume:
         text_tokens=tokens - tiles * dims.tokens_per_tile,
         fill=summary["fill"],
         exact=True,
+        reads={name: str(choice) for name, choice in read_choices(recipe, stage, plan, world_size).items()},
     )
 
 

@@ -100,6 +100,9 @@ def _remarks(run: RunEstimate) -> Iterator[str]:
         yield f"Assumed, because neither recipe nor shards state it: {escape(', '.join(assumed))}"
     if not all(stage.volume.exact for stage in run.stages):
         yield "Estimates follow the recipe's figures per sample; after `alignvlm data plan` on the shards it is exact."
+    for stage in run.stages:
+        for name, read in stage.volume.reads.items():
+            yield f"{escape(stage.name)}: {escape(name)} is read by {escape(read)}"
     yield from _recomputation(run)
     problems = [problem for stage in run.stages for problem in stage.problems]
     for problem in problems:

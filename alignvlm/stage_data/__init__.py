@@ -4,7 +4,7 @@ Order of use: `ensure_shards`, `ensure_processor` (which may train a tokenizer o
 process while the others wait (`prepare` calls all three); then `stage_plan` and `stage_loader` on every rank.
 """
 
-from alignvlm.stage_data.plan import ensure_lengths, prepare, stage_loader, stage_plan
+from alignvlm.stage_data.plan import ensure_lengths, prepare, read_choices, stage_loader, stage_plan
 from alignvlm.stage_data.processor import MADE_FROM, ensure_processor, stage_encoder
 from alignvlm.stage_data.sources import ensure_shards, find_stage, open_reader, stage_sources, used_sources
 from alignvlm.stage_data.views import (
@@ -27,6 +27,7 @@ __all__ = [
     "open_reader",
     "plan_summaries",
     "prepare",
+    "read_choices",
     "saved_or_new_plans",
     "shard_folders",
     "stage_encoder",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from alignvlm.model import AlignVLMProcessor
     from data_pipeline.loading.ledger import Ledger
     from data_pipeline.loading.loader import Loader
+    from data_pipeline.loading.read_mode import Choice, Read
     from data_pipeline.order.plan import Plan
     from data_pipeline.progress import Progress
     from data_pipeline.samples.selection import Selection
@@ -116,4 +117,28 @@ def stage_loader(
         prefetch=recipe.data.prefetch,
         ledger=ledger,
         pin_memory=pin_memory,
+        reads=stage_reads(recipe, stage),
+        cache_bytes=cache_bytes(recipe),
     )
+
+
+def stage_reads(recipe: Recipe, stage: StageConfig) -> dict[str, Read]:
+    """Source -> how its shards are read where they lie in an object store."""
+    return {source.name: source.read for source in stage_sources(recipe, stage)}
+
+
+def read_choices(recipe: Recipe, stage: StageConfig, plan: Plan, ranks: int) -> dict[str, Choice]:
+    """How the sources of a stage that lie in object stores are read by so many ranks, and why."""
+    from data_pipeline.loading.read_mode import choose
+
+    return choose(plan, stage_reads(recipe, stage), num_nodes(recipe, ranks), cache_bytes(recipe))
+
+
+def num_nodes(recipe: Recipe, ranks: int) -> int:
+    """Nodes of so many ranks, each with `train.processes`."""
+    return -(-ranks // min(recipe.train.processes, ranks))
+
+
+def cache_bytes(recipe: Recipe) -> int | None:
+    """Of whole shards on each node's disk, where the recipe says."""
+    return None if recipe.data.cache_gb is None else round(recipe.data.cache_gb * 1e9)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignvlm.checks import check_files
 from alignvlm.errors import UserError
-from alignvlm.stage_data.plan import prepare, stage_plan
+from alignvlm.stage_data.plan import cache_bytes, prepare, stage_plan, stage_reads
 from alignvlm.stage_data.processor import ensure_processor, stage_encoder
 from alignvlm.stage_data.sources import ensure_shards, open_reader, stage_sources, used_sources
 
@@ -45,7 +45,8 @@ def plan_summaries(
         summaries[stage.name] = summarise(plan)
         if world_size is not None:
             summaries[stage.name]["world"] = world_summary(plan, world_size, stage.micro_batch_packs)
-        if asked := traffic(plan, recipe.data.num_workers, ranks, per_node, step_seconds):
+        reads, limit = stage_reads(recipe, stage), cache_bytes(recipe)
+        if asked := traffic(plan, recipe.data.num_workers, ranks, per_node, step_seconds, reads, limit):
             far[stage.name] = asked
     return {"recipe": recipe.name, "stages": summaries} | ({"traffic": far} if far else {})
 

@@ -1,4 +1,7 @@
-"""What a loader process reads from object stores: the samples of its work item, and those of its next items ahead."""
+"""What a loader process reads from object stores: the samples of its work item, and those of its next items ahead.
+
+By ranges, in the order of the plan, or from whole shards on the node's disk (whole.py).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.loading.whole import WholeShards
 from data_pipeline.shards.reader import ReadRange, SourceReader
 from data_pipeline.stores.fetch_ahead import FetchAhead, Range, node_processes, reads_in_flight
 from data_pipeline.stores.object_storage import ObjectStorage
@@ -24,15 +28,19 @@ class FarReads:
 
     Args:
         workers: loader processes of this rank.
+        whole: the sources that are read from whole shards.
     """
 
-    def __init__(self, readers: Sequence[SourceReader], workers: int) -> None:
-        self.readers, self.workers = readers, workers
+    def __init__(self, readers: Sequence[SourceReader], workers: int, whole: WholeShards) -> None:
+        self.readers, self.workers, self.whole = readers, workers, whole
         self._fetch: FetchAhead | None = None
         self._thread: ThreadPoolExecutor | None = None
 
-    def begin(self, documents: np.ndarray, ahead: np.ndarray | None) -> None:
+    def begin(self, step: int, documents: np.ndarray, ahead: np.ndarray | None) -> None:
         """Start a work item: read its documents int64 [D, …] (source, sample, …), and then those of `ahead`."""
+        if self.whole:
+            near = documents[:, :2]
+            self.whole.begin(step, near if ahead is None else np.concatenate([near, ahead]))
         if self._fetch is None or self._thread is None:
             self._fetch = FetchAhead(reads_in_flight(node_processes(self.workers)))
             self._thread = ThreadPoolExecutor(1, "ahead")
@@ -44,11 +52,17 @@ class FarReads:
     def read_range(self, source: int) -> ReadRange | None:
         """How a source's shards are read; None for one that is not far away."""
         storage = self.readers[source].storage
-        return partial(self._take, storage) if isinstance(storage, ObjectStorage) else None
+        if not isinstance(storage, ObjectStorage):
+            return None
+        return partial(self._take_whole, source, storage) if source in self.whole else partial(self._take, storage)
 
     def _take(self, storage: ObjectStorage, name: str, offset: int, size: int) -> bytes:
         assert self._fetch is not None
         return self._fetch.take(Range(storage, name, offset, offset + size))
+
+    def _take_whole(self, source: int, storage: ObjectStorage, name: str, offset: int, size: int) -> bytes:
+        data = self.whole.read_range(source, name, offset, size)
+        return self._take(storage, name, offset, size) if data is None else data
 
     def _foresee(self, generation: int, now: list[Range], ahead: np.ndarray) -> None:
         """In a thread of its own: indexes of the shards that come next may have to be fetched."""
@@ -61,7 +75,7 @@ class FarReads:
     def _ranges(self, documents: np.ndarray) -> Iterable[Range]:
         for source, number in documents[:, :2].tolist():
             reader = self.readers[source]
-            if isinstance(reader.storage, ObjectStorage):
+            if isinstance(reader.storage, ObjectStorage) and source not in self.whole:
                 entry = reader.entry(number)
                 span = reader.span(entry)
                 if span is not None:

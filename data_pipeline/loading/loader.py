@@ -14,15 +14,18 @@ from torch.utils.data import DataLoader, Sampler
 
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.loading.collate import MicroBatch
-from data_pipeline.loading.far import is_far
+from data_pipeline.loading.far import FarReads, is_far
 from data_pipeline.loading.ledger import Ledger
+from data_pipeline.loading.read_mode import Read, cache_limit, choose
 from data_pipeline.loading.tile_memory import TileMemory
+from data_pipeline.loading.whole import WholeShards
 from data_pipeline.loading.worker import MicroBatches, WorkItem, WorkResult, prepare_process
 from data_pipeline.order.batch import accumulation_steps
 from data_pipeline.order.plan import Plan, Position
 from data_pipeline.samples.schema import Encoder
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sources import Source
+from data_pipeline.stores.fetch_ahead import num_nodes
 
 ITEMS_AHEAD, DOCUMENTS_AHEAD = 16, 96
 """Work items of the same process, and documents of them at most, that an item names for reading ahead."""
@@ -81,10 +84,15 @@ class Loader:
     """
 
     def __init__(
-        self, loader: DataLoader[WorkResult | LoadError], accumulation: int, num_steps: int, ledger: Ledger | None
+        self,
+        loader: DataLoader[WorkResult | LoadError],
+        accumulation: int,
+        num_steps: int,
+        ledger: Ledger | None,
+        whole: WholeShards | None = None,
     ) -> None:
         self.accumulation, self.ledger, self.wait_seconds = accumulation, ledger, 0.0
-        self._loader, self._num_steps = loader, num_steps
+        self._loader, self._num_steps, self._whole = loader, num_steps, whole
         self._results: Iterator[WorkResult | LoadError] | None = None
 
     def start(self) -> Loader:
@@ -116,6 +124,8 @@ class Loader:
                         self.ledger.record(result.num_seen, result.bad)
                     step.append(result.batch)
                     if len(step) == self.accumulation:
+                        if self._whole:  # whoever asks for this step has ended the one before, and so have all ranks
+                            self._whole.passed(max(result.batch.step - 1, 0))
                         self.wait_seconds += time.perf_counter() - began
                         yield step
                         step, began = [], time.perf_counter()
@@ -144,6 +154,8 @@ def build_loader(
     prefetch: int = 4,
     ledger: Ledger | None = None,
     pin_memory: bool = False,
+    reads: Mapping[str, Read] | None = None,
+    cache_bytes: int | None = None,
 ) -> Loader:
     """This rank's steps of a plan over measured sources (`sources.open_source`), from `start_step` on.
 
@@ -152,6 +164,8 @@ def build_loader(
         num_workers: loader processes; 0 works in the calling process. The batches are the same for any number.
         prefetch: micro-batches that each process keeps ready.
         ledger: where bad samples go; without one they are only left out.
+        reads: how sources in object stores are read (read_mode.py); `auto` for those that are not named.
+        cache_bytes: of whole shards on this node's disk; None: three quarters of what is free, at most 200 GB.
 
     Raises:
         DataError: batch sizes that do not divide, or a position of another plan.
@@ -171,13 +185,19 @@ def build_loader(
             "multiprocessing_context": "fork",  # they share the memory, and their parent is this process
         }
     readers = _readers(plan.sources)
-    stride = max(num_workers, 1) if any(map(is_far, readers)) else 0
+    far = None
+    if any(map(is_far, readers)):
+        choices = choose(plan, reads or {}, num_nodes(world_size), cache_bytes)
+        chosen = [name for name, choice in choices.items() if choice.mode == "shards"]
+        whole = WholeShards(plan, chosen, cache_limit(cache_bytes) if chosen else 0)
+        far = FarReads(readers, num_workers, whole)
+    stride = max(num_workers, 1) if far else 0
     items = _WorkItems(plan, start, (rank, world_size), micro_batch_packs, memory, 3 * encoder.tile_size**2, stride)
-    dataset = MicroBatches(readers, encoder, num_workers)
+    dataset = MicroBatches(readers, encoder, far)
     loader = DataLoader(
         dataset, batch_size=None, sampler=items, num_workers=num_workers, pin_memory=pin_memory, **processes
     )
-    return Loader(loader, accumulation, plan.num_steps - start.step, ledger)
+    return Loader(loader, accumulation, plan.num_steps - start.step, ledger, far.whole if far else None)
 
 
 def _readers(sources: Mapping[str, Any]) -> list[SourceReader]:

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from data_pipeline.errors import LoadError
 from data_pipeline.loading.collate import MicroBatch, collate
-from data_pipeline.loading.far import FarReads, is_far
+from data_pipeline.loading.far import FarReads
 from data_pipeline.loading.malloc import keep_memory
 from data_pipeline.loading.tile_memory import Block
 from data_pipeline.parallel import end_with_parent, single_threaded
@@ -83,9 +83,8 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
     A LoadError is returned: raised in a loader process, it would come back wrapped in that process' traceback.
     """
 
-    def __init__(self, readers: list[SourceReader], encoder: Encoder, workers: int = 0) -> None:
-        self.readers, self.encoder = readers, encoder
-        self._far = FarReads(readers, workers) if any(map(is_far, readers)) else None
+    def __init__(self, readers: list[SourceReader], encoder: Encoder, far: FarReads | None = None) -> None:
+        self.readers, self.encoder, self._far = readers, encoder, far
 
     def __getitem__(self, item: WorkItem) -> WorkResult | LoadError:
         try:
@@ -96,7 +95,7 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
     def _work(self, item: WorkItem) -> WorkResult:
         encoded, keys, bad = [], [], []
         if self._far is not None:
-            self._far.begin(item.documents, item.ahead)
+            self._far.begin(item.step, item.documents, item.ahead)
         with ThreadPoolExecutor(1, "read") as thread:
             for document in self._reading(item.documents, thread):
                 name, entry = document.reader.name, document.entry

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +157,36 @@ class Plan:
             step += 1
             if window == self.num_windows:
                 epoch, window, pack = epoch + 1, 0, 0
+
+    def windows_from(self, epoch: int, window: int, count: int) -> list[tuple[int, int]]:
+        """A pack window and those behind it that the plan reads, (epoch, window), at most `count`."""
+        end = self._end
+        found: list[tuple[int, int]] = []
+        while len(found) < count and (epoch, window, 0) < (end.epoch, end.window, end.pack):
+            found.append((epoch, window))
+            epoch, window = (epoch, window + 1) if window + 1 < self.num_windows else (epoch + 1, 0)
+        return found
+
+    def window_shards(self, epoch: int, window: int) -> dict[str, np.ndarray]:
+        """Source -> int64 numbers of the shards that hold a pack window's samples, ascending."""
+        source, index = self._window_samples(epoch, window)
+        return {
+            name: np.unique(np.searchsorted(self.orders[name].starts, index[source == number], side="right") - 1)
+            for number, name in enumerate(self.names)
+        }
+
+    def num_samples(self, name: str) -> int:
+        """Samples of a source that the plan reads, repeated ones included; an estimate where `max_steps` ends it."""
+        samples = self.draws[name] * self.settings.epochs
+        if self.settings.max_steps is None:
+            return samples
+        per_pack = min(self.settings.pack_window, self.samples_per_epoch) / max(len(self._window(0, 0)), 1)
+        share = self.draws[name] / self.samples_per_epoch
+        return min(samples, round(self.settings.max_steps * self.settings.global_batch_packs * per_pack * share))
+
+    @cached_property
+    def _end(self) -> Position:
+        return self.position(self.num_steps)
 
     def _sorted(self, packs: Packs) -> Packs:
         """Packs in descending order of (tiles, tokens), filled up with empty ones."""

@@ -35,6 +35,11 @@ def node_processes(workers: int) -> int:
     return max(workers, 1) * int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1)
 
 
+def num_nodes(ranks: int) -> int:
+    """Nodes of a job of so many ranks."""
+    return -(-ranks // int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))
+
+
 @dataclass(frozen=True)
 class Range:
     """Bytes [begin, end) of an object."""
@@ -68,6 +73,7 @@ class FetchAhead:
         self.in_flight, self.ahead_bytes = in_flight, ahead_bytes
         self.num_requests = self.num_bytes = 0
         self._known: dict[tuple[str, str, int, int], _Read] = {}
+        self._taken: set[tuple[str, str, int, int]] = set()
         self._queue: list[_Read] = []
         self._flying = self._held = self._generation = 0
         self._lock = threading.RLock()
@@ -85,7 +91,7 @@ class FetchAhead:
         with self._lock:
             if generation != self._generation:
                 return
-            wanted = {each.key for each in (*now, *later)}
+            wanted = {each.key for each in (*now, *later)} | self._taken
             dropped = [key for key in self._known if key not in wanted]
             for key in sorted(dropped, key=lambda key: self._known[key].future is not None):
                 self._forget(key)  # those in the queue first: a read that is cancelled makes room for one from there
@@ -104,10 +110,12 @@ class FetchAhead:
                 self._submit(read)
             assert read.future is not None
             future = read.future
+            self._taken.add(wanted.key)
         try:
             data, info = future.result()
         finally:
             with self._lock:
+                self._taken.discard(wanted.key)
                 self._forget(wanted.key)
                 self._start()
         wanted.storage.answered(wanted.name, info)

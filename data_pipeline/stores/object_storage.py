@@ -14,10 +14,8 @@ from data_pipeline.files import check_name
 from data_pipeline.masking import mask
 from data_pipeline.stores.helper import ask, submit
 from data_pipeline.stores.remote import MissingObjectError, ObjectInfo
-from data_pipeline.stores.requests import Get, Head, Names, Put
+from data_pipeline.stores.requests import PART_BYTES, Download, Get, Head, Names, Put
 
-PART_BYTES = 16 * 1024**2
-"""Of an object that is read from front to end."""
 PARTS_AHEAD = 4
 
 
@@ -47,6 +45,15 @@ class ObjectStorage:
         etag = self._etags.get(name) or (seen.etag if seen else "")
         size = self._sizes.get(name, seen.size if seen else None)
         return Get(self.url, check_name(name), begin, end, etag, size, hedged=hedged)
+
+    def pinned_size(self, name: str) -> int:
+        """The size that an object must have."""
+        return self._sizes[name]
+
+    def download(self, name: str, path: Path) -> None:
+        """Write a pinned object into a file that is there. Raises NoRoomError when the disk is full."""
+        size = self.pinned_size(name)
+        self.answered(name, ask(Download(self.request(name, 0, size), str(path))))
 
     def answered(self, name: str, info: ObjectInfo) -> None:
         """Pin an object to its first answer."""

@@ -5,6 +5,7 @@ Every function is a coroutine for engine.py. A name is relative to the folder th
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ _NO_RANGES = "samples are read by ranged requests: use a server that answers the
 _WRITE_TIMEOUT = 120.0
 """Seconds: a store may say nothing until it has taken a whole object."""
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
+_CHUNK_BYTES = 1 << 20
+"""Of an object that is written to a file: what is held in memory."""
 _STATUS = re.compile(r"status:? (4\d\d)")
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
 _WHY = re.compile(r"kind: (Connection\w+|TimedOut|HostUnreachable|NetworkUnreachable)|\"(failed to lookup[^\"]*)\"")
@@ -62,6 +65,10 @@ class ReplacedError(LoadError):
 
 class NotModifiedError(DataError):
     """The object still has the ETag that was given."""
+
+
+class NoRoomError(DataError):
+    """The disk of this node's cache is full."""
 
 
 class TransientError(DataError):
@@ -92,6 +99,33 @@ async def get(
         result = await obstore.get_async(store, name, options=options)
         data = bytes(await result.bytes_async())
     return data, ObjectInfo(int(result.meta["size"]), result.meta.get("e_tag") or "")
+
+
+async def get_into(url: str, name: str, begin: int, end: int, file: int, *, etag: str = "") -> ObjectInfo:
+    """Write bytes [begin, end) of an object to the same place of an open file, as they come; what the object is now.
+
+    Raises NoRoomError when the disk is full, else as `get`.
+    """
+    options: dict[str, Any] = {"range": (begin, end)} | ({"if_match": etag} if etag else {})
+    place = begin
+    with _errors(url, name) as (obstore, store):
+        result = await obstore.get_async(store, name, options=options)
+        info = ObjectInfo(int(result.meta["size"]), result.meta.get("e_tag") or "")
+        async for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
+            await asyncio.to_thread(_write, file, memoryview(chunk)[: max(end - place, 0)], place)
+            place += len(chunk)
+    if place != end:
+        raise TransientError(f"{mask(url)}/{name}: {place - begin:,} of {end - begin:,} bytes came")
+    return info
+
+
+def _write(file: int, data: memoryview, place: int) -> None:
+    try:
+        while data:
+            written = os.pwrite(file, data, place)
+            data, place = data[written:], place + written
+    except OSError as error:
+        raise NoRoomError(error.strerror or str(error)) from error
 
 
 async def head(url: str, name: str) -> ObjectInfo:

@@ -24,6 +24,10 @@ T = TypeVar("T")
 PATIENCE = "ALIGNVLM_PATIENCE"
 """Environment variable: seconds to wait for a store that does not answer (default 300)."""
 RETRY_SECONDS = 2.0
+PART_BYTES = 16 * 1024**2
+"""Of an object that is read from front to end."""
+DOWNLOAD_PARTS = 8
+"""Parts of one object that are fetched at a time."""
 _HEDGE_SHARE = 0.05
 _HEDGE_FROM = 20
 _HEDGE_SECONDS = 0.1
@@ -46,15 +50,20 @@ class Get:
     hedged: bool = False
 
     async def run(self) -> tuple[bytes, ObjectInfo]:
+        data, info = await self.checked(self._read)
+        if self.end is not None and len(data) != self.end - self.begin:
+            raise LoadError(f"{mask(self.url)}/{self.name}: {len(data):,} of {self.end - self.begin:,} bytes came")
+        return data, info
+
+    async def checked(self, read: Callable[[], Awaitable[tuple[T, ObjectInfo]]]) -> tuple[T, ObjectInfo]:
+        """What `read` gives, tried again for some minutes. Raises ReplacedError for another object."""
         try:
-            data, info = await patiently(self.url, self._read)
+            data, info = await patiently(self.url, read)
         except ReplacedError as error:
             now = await patiently(self.url, lambda: remote.head(self.url, self.name))
             raise self._replaced(now) from error
         if self.size is not None and info.size != self.size:
             raise self._replaced(info)
-        if self.end is not None and len(data) != self.end - self.begin:
-            raise LoadError(f"{mask(self.url)}/{self.name}: {len(data):,} of {self.end - self.begin:,} bytes came")
         return data, info
 
     async def _read(self) -> tuple[bytes, ObjectInfo]:
@@ -107,7 +116,44 @@ class Names:
         return await patiently(self.url, lambda: remote.names(self.url, self.suffix))
 
 
-Request = Get | Head | Put | Names
+@dataclass(frozen=True)
+class Download:
+    """A whole object, `whole`, of a known size into a local file, which is on the disk when the request ends.
+
+    Raises NoRoomError when the disk is full.
+    """
+
+    whole: Get
+    path: str
+
+    async def run(self) -> ObjectInfo:
+        size, slots = self.whole.size or 0, asyncio.Semaphore(DOWNLOAD_PARTS)
+        file = os.open(self.path, os.O_WRONLY)
+        parts = [
+            asyncio.ensure_future(self._part(file, begin, min(begin + PART_BYTES, size), slots))
+            for begin in range(0, size, PART_BYTES)
+        ]
+        try:
+            infos = await asyncio.gather(*parts)
+            await asyncio.to_thread(os.fsync, file)
+        finally:  # nobody writes into the file any more when it is closed
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+            os.close(file)
+        return infos[-1] if infos else ObjectInfo(size, self.whole.etag)
+
+    async def _part(self, file: int, begin: int, end: int, slots: asyncio.Semaphore) -> ObjectInfo:
+        whole = self.whole
+
+        async def read() -> tuple[None, ObjectInfo]:
+            return None, await remote.get_into(whole.url, whole.name, begin, end, file, etag=whole.etag)
+
+        async with slots:
+            return (await whole.checked(read))[1]
+
+
+Request = Get | Head | Put | Names | Download
 
 
 async def patiently(url: str, work: Callable[[], Awaitable[T]]) -> T:

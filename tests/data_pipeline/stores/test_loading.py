@@ -12,6 +12,7 @@ import pytest
 
 from data_pipeline.errors import LoadError, UnreachableError
 from data_pipeline.loading.loader import build_loader
+from data_pipeline.loading.read_mode import Read
 from data_pipeline.order.plan import Plan
 from data_pipeline.order.settings import PlanSettings
 from data_pipeline.shards.index import index_shards
@@ -38,25 +39,29 @@ def far(bucket: Bucket, shard_folder: Path, encoder: Any) -> Plan:
     return plan_of(open_source("letters", url, encoder))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+RANGES: dict[str, Read] = {"letters": "ranges"}
+
+
+@pytest.mark.parametrize(("read", "workers", "more"), [("ranges", 0, 1), ("ranges", 2, 1), ("shards", 2, 8)])
 def test_batches_are_those_from_disk_whatever_goes_wrong(
-    bucket: Bucket, far: Plan, source: Source, encoder: Any, workers: int
+    bucket: Bucket, far: Plan, source: Source, encoder: Any, read: Read, workers: int, more: int
 ) -> None:
     near = plan_of(source)
     assert far.fingerprint == near.fingerprint
     for name, share in {"busy": 0.05, "reset": 0.01, "cut": 0.01, "stall": 0.005}.items():
-        setattr(bucket.faults, name, share)
-    steps = list(build_loader(far, encoder, num_workers=workers))
+        setattr(bucket.faults, name, share * more)
+    steps = list(build_loader(far, encoder, num_workers=workers, reads={"letters": read}))
     reference = list(build_loader(near, encoder, num_workers=0))
     assert len(steps) == len(reference)
     assert all(same(a, b) for x, y in zip(steps, reference, strict=True) for a, b in zip(x, y, strict=True))
-    assert min(bucket.faults.counts[name] for name in ("busy", "reset", "cut")) > 0
+    happened = [bucket.faults.counts[name] for name in ("busy", "reset", "cut")]
+    assert min(happened) > 0 if read == "ranges" else sum(happened) > 0
 
 
 def test_a_replaced_shard_stops_the_loader_and_is_named(bucket: Bucket, far: Plan, encoder: Any) -> None:
     bucket.store.objects["bucket/letters/000003.tar"] = bucket.store.objects["bucket/letters/000002.tar"]
     with pytest.raises(LoadError, match=r"letters/000003\.tar was replaced since it was indexed"):
-        list(build_loader(far, encoder, num_workers=1))
+        list(build_loader(far, encoder, num_workers=1, reads=RANGES))
 
 
 def test_a_store_that_stays_away_is_waited_for_and_then_named(
@@ -67,7 +72,7 @@ def test_a_store_that_stays_away_is_waited_for_and_then_named(
     monkeypatch.setenv("ALIGNVLM_RETRIES", "1")
     began = time.monotonic()
     with pytest.raises(UnreachableError, match=r"no answer for \d+ s; the same command goes on when"):
-        list(build_loader(far, encoder, num_workers=1))
+        list(build_loader(far, encoder, num_workers=1, reads=RANGES))
     assert time.monotonic() - began > 1
 
 

@@ -1,0 +1,163 @@
+"""Whole shards on the node's disk: fetched two windows ahead of the plan, deleted when the plan has passed them.
+
+Each loader process looks for shards that nobody has and fetches them one after the other, those first that its next
+work items name. A sample whose shard is still missing waits for it; one that has no room on the disk is read by ranges.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.errors import DataError, LoadError
+from data_pipeline.order.plan import Plan
+from data_pipeline.shards.reader import SourceReader
+from data_pipeline.shards.sources import Source
+from data_pipeline.shards.storage import LocalStorage
+from data_pipeline.stores.object_storage import ObjectStorage
+from data_pipeline.stores.shard_cache import Fetched, ShardCache
+
+WINDOWS_AHEAD = 2
+"""Pack windows behind the present one whose shards are fetched."""
+Shard = tuple[int, str]
+"""Number of a source in the plan, and the name of a shard in it."""
+
+
+class WholeShards:
+    """The sources of a plan that are read from whole shards. Made before a fork, used after it, and by the parent.
+
+    Args:
+        names: these sources.
+        limit: bytes of whole shards on this node.
+    """
+
+    def __init__(self, plan: Plan, names: Collection[str], limit: int) -> None:
+        self.plan = plan
+        self.readers: dict[int, SourceReader] = {}
+        self.caches: dict[int, ShardCache] = {}
+        for number, name in enumerate(plan.names):
+            source = plan.sources[name]
+            if name in names and isinstance(source, Source) and isinstance(source.reader.storage, ObjectStorage):
+                self.readers[number] = source.reader
+                self.caches[number] = ShardCache(source.reader.storage, source.reader.fingerprint, limit)
+        self._files: dict[int, LocalStorage] = {}
+        self._here: set[Shard] = set()
+        self._window: tuple[int, int] | None = None
+        self._passed: tuple[int, int] | None = None
+        sizes = (shard.size for reader in self.readers.values() for shard in reader.manifest.shards)
+        self._all_fit = sum(sizes) <= limit
+        self._wanted: frozenset[Path] = frozenset()
+        self._kept: frozenset[Path] = frozenset()  # with those of the window before, where other ranks may be
+        self._queue: deque[Shard] = deque()
+        self._lock = threading.Lock()
+        self._is_fetching = False
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+    def __contains__(self, source: object) -> bool:
+        return source in self.readers
+
+    def begin(self, step: int, documents: np.ndarray) -> None:
+        """Fetch ahead for a work item of this step; `documents` int64 [D, …] (source, sample, …) come first."""
+        first = self._shards_of(documents)
+        with self._lock:
+            coming = list(self._queue)
+            if self._move_to(step):
+                coming += self._shards_from(self._window_of(step))
+            self._queue = deque(shard for shard in dict.fromkeys([*first, *coming]) if shard not in self._here)
+            if self._is_fetching or not self._queue:
+                return
+            self._is_fetching = True
+        threading.Thread(target=self._fetch_ahead, name="whole-shards", daemon=True).start()
+
+    def read_range(self, source: int, name: str, offset: int, size: int) -> bytes | None:
+        """Bytes of a shard; waits until it is on the disk. None where there is no room for it.
+
+        Raises LoadError when it cannot be read.
+        """
+        storage = self._files.setdefault(source, LocalStorage(str(self.caches[source].folder)))
+        shard = source, name
+        for is_last in (False, True):
+            if shard not in self._here and self._fetch(shard, wait=True) is not Fetched.HERE:
+                return None
+            try:
+                return storage.read_range(name, offset, size)
+            except LoadError:
+                self._here.discard(shard)  # it was deleted by a job that needed the room
+                if is_last:
+                    raise
+        return None
+
+    def passed(self, step: int) -> None:
+        """In the training process, when all ranks have ended a step: delete what neither it nor a later one needs."""
+        window = self._window_of(step)
+        if self._all_fit or window == self._passed:  # what fits is found by a further epoch
+            return
+        self._passed = window
+        wanted = self._paths(window)
+        for cache in self.caches.values():
+            cache.keep_only(wanted.__contains__)
+
+    def _window_of(self, step: int) -> tuple[int, int]:
+        position = self.plan.position(step)
+        return position.epoch, position.window
+
+    def _paths(self, window: tuple[int, int]) -> frozenset[Path]:
+        """Files of the shards that a window and those behind it want."""
+        return frozenset(self.caches[source].path(name) for source, name in self._shards_from(window))
+
+    def _move_to(self, step: int) -> bool:
+        """Note what is wanted from this step on. False when it is known."""
+        window = self._window_of(step)
+        if window == self._window:
+            return False
+        wanted = self._paths(window)
+        self._window, self._wanted, self._kept = window, wanted, wanted | self._wanted
+        for storage in self._files.values():
+            storage.close()  # deleted files take up the disk while they are open
+        self._here.clear()
+        return True
+
+    def _shards_from(self, window: tuple[int, int]) -> Iterator[Shard]:
+        for each in self.plan.windows_from(*window, WINDOWS_AHEAD + 1):
+            for name, shards in self.plan.window_shards(*each).items():
+                number = self.plan.names.index(name)
+                if number in self.readers:
+                    infos = self.readers[number].manifest.shards
+                    yield from ((number, infos[shard].name) for shard in shards.tolist())
+
+    def _shards_of(self, documents: np.ndarray) -> list[Shard]:
+        """Shards of these documents, in the order of the first of each."""
+        found: dict[Shard, None] = {}
+        for number, reader in self.readers.items():
+            places = np.flatnonzero(documents[:, 0] == number)
+            shards = np.searchsorted(reader.shard_starts, documents[places, 1], side="right") - 1
+            found |= dict.fromkeys((number, reader.manifest.shards[shard].name) for shard in shards.tolist())
+        return list(found)
+
+    def _fetch_ahead(self) -> None:
+        """In a thread of its own, until nothing is wanted any more or the disk is full."""
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._is_fetching = False
+                    return
+                shard = self._queue.popleft()
+            try:
+                if shard not in self._here and self._fetch(shard, wait=False) is Fetched.NO_ROOM:
+                    with self._lock:
+                        self._queue.clear()
+            except DataError:
+                continue  # whoever needs a sample of it says so
+
+    def _fetch(self, shard: Shard, wait: bool) -> Fetched:
+        source, name = shard
+        fetched = self.caches[source].fetch(name, self._kept.__contains__, wait)
+        if fetched is Fetched.HERE:
+            self._here.add(shard)
+        return fetched

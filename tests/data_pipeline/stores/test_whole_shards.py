@@ -1,0 +1,151 @@
+"""Whole shards on a node's disk: each once, ahead of the plan, within a budget, whatever ends in the middle."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.loading.loader import build_loader
+from data_pipeline.loading.read_mode import choose
+from data_pipeline.loading.traffic import describe, traffic
+from data_pipeline.loading.whole import WholeShards
+from data_pipeline.order.plan import Plan
+from data_pipeline.order.settings import PlanSettings
+from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.sources import Source, measure_source, open_source
+from data_pipeline.stores import helper
+from data_pipeline.stores.shard_cache import Fetched, root
+from tests.data_pipeline.loading.test_loader import same
+from tests.fixtures.buckets import Bucket
+
+SETTINGS = PlanSettings(sequence_length=120, global_batch_packs=8, window_shards=2, mix_block=32, pack_window=100)
+SHARDS = {"letters": "shards"}
+
+
+def plan_of(source: Source, **settings: Any) -> Plan:
+    return Plan({"letters": source}, {"letters": 1.0}, replace(SETTINGS, seed=3, **settings))
+
+
+@pytest.fixture
+def far(bucket: Bucket, shard_folder: Path, encoder: Any) -> Source:
+    """The letters, in the bucket."""
+    url = bucket.upload(shard_folder, "letters")
+    index_shards(url, num_processes=1)
+    measure_source(url, encoder, num_processes=1)
+    source = open_source("letters", url, encoder)
+    bucket.store.log.clear()
+    return source
+
+
+def tars() -> list[str]:
+    return sorted(path.name for path in root().rglob("*.tar*"))
+
+
+def shard_sizes(source: Source) -> list[int]:
+    return [shard.size for shard in source.reader.manifest.shards]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [0, 5])
+def test_batches_are_those_from_disk_and_each_shard_comes_once(
+    bucket: Bucket, far: Source, source: Source, encoder: Any, workers: int, start: int
+) -> None:
+    kwargs = {"num_workers": workers, "start_step": start}
+    steps = list(build_loader(plan_of(far, epochs=2), encoder, reads=SHARDS, cache_bytes=10**9, **kwargs))
+    reference = list(build_loader(plan_of(source, epochs=2), encoder, **kwargs))
+    assert len(steps) == len(reference) > 0
+    assert all(same(a, b) for x, y in zip(steps, reference, strict=True) for a, b in zip(x, y, strict=True))
+    shards = len(shard_sizes(far))
+    assert [bucket.requests("GET", f"{number:06d}.tar") for number in range(shards)] == [1] * shards
+
+
+def test_what_is_passed_is_deleted_and_the_budget_holds(
+    bucket: Bucket, far: Source, source: Source, encoder: Any
+) -> None:
+    plan, sizes = plan_of(far, pack_window=40, window_shards=1, epochs=2), shard_sizes(far)
+    limit = 5 * max(sizes)
+    taken, steps = [], []
+    for step in build_loader(plan, encoder, num_workers=0, reads=SHARDS, cache_bytes=limit):
+        steps.append(step)
+        taken.append(sum(path.stat().st_size for path in root().rglob("*.tar")))
+    assert 0 < max(taken) <= limit < sum(sizes)
+    reference = list(build_loader(plan_of(source, pack_window=40, window_shards=1, epochs=2), encoder, num_workers=0))
+    assert all(same(a, b) for x, y in zip(steps, reference, strict=True) for a, b in zip(x, y, strict=True))
+    whole = WholeShards(plan, SHARDS, limit)
+    whole.passed(plan.num_steps)
+    assert not [name for name in tars() if name.endswith(".tar")]
+
+
+def test_what_has_no_room_is_read_by_ranges(
+    bucket: Bucket, far: Source, source: Source, encoder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = build_loader(plan_of(far), encoder, num_workers=0, reads=SHARDS, cache_bytes=2 * max(shard_sizes(far)))
+    steps, reference = list(loader), list(build_loader(plan_of(source), encoder, num_workers=0))
+    assert all(same(a, b) for x, y in zip(steps, reference, strict=True) for a, b in zip(x, y, strict=True))
+    assert "no room for" in caplog.text
+
+
+def download(plan: Plan, wait: bool, results: Any) -> None:
+    """In a process of its own: fetch the first shard."""
+    whole = WholeShards(plan, SHARDS, 10**9)
+    name = plan.sources["letters"].reader.manifest.shards[0].name  # type: ignore[attr-defined]
+    results.put(whole.caches[0].fetch(name, lambda path: True, wait))
+
+
+def test_killed_in_a_download_the_next_start_is_clean(
+    bucket: Bucket, far: Source, source: Source, encoder: Any
+) -> None:
+    plan, context = plan_of(far), multiprocessing.get_context("fork")
+    results = context.Queue()
+    bucket.faults.stall = 1.0
+    os.environ["ALIGNVLM_READ_TIMEOUT"] = "30"
+    first = context.Process(target=download, args=(plan, True, results))
+    first.start()
+    began = time.monotonic()
+    while bucket.faults.counts["stall"] == 0 and time.monotonic() - began < 20:
+        time.sleep(0.02)
+    bucket.faults.stall = 0.0
+    second = context.Process(target=download, args=(plan, False, results))
+    second.start()
+    assert results.get(timeout=20) is Fetched.ELSEWHERE
+    third = context.Process(target=download, args=(plan, True, results))  # waits for the first
+    third.start()
+    time.sleep(0.2)
+    assert tars() == ["000000.tar.partial"]
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    assert results.get(timeout=20) is Fetched.HERE
+    for process in (first, second, third):
+        process.join(10)
+    assert tars() == ["000000.tar"]
+    (root() / "left").mkdir()
+    (root() / "left" / "other.tar.partial").write_bytes(bytes(3000))  # of a run with other data
+    helper.stop()
+    limit = sum(shard_sizes(far))
+    steps = list(build_loader(plan, encoder, num_workers=1, reads=SHARDS, cache_bytes=limit))
+    reference = list(build_loader(plan_of(source), encoder, num_workers=0))
+    assert all(same(a, b) for x, y in zip(steps, reference, strict=True) for a, b in zip(x, y, strict=True))
+    assert tars() == [f"{number:06d}.tar" for number in range(len(shard_sizes(far)))]
+
+
+def test_auto_weighs_requests_against_bytes(far: Source) -> None:
+    plan, size = plan_of(far), sum(shard_sizes(far))
+    one = choose(plan, {}, nodes=1, cache_bytes=10 * size)["letters"]
+    assert one.mode == "shards"
+    assert "instead of 300 requests" in one.reason
+    assert choose(plan, {}, nodes=1000, cache_bytes=10 * size)["letters"].mode == "ranges"
+    assert "do not hold" in choose(plan, {}, nodes=1, cache_bytes=size // 2)["letters"].reason
+    assert str(choose(plan, {"letters": "ranges"}, 1, size)["letters"]) == "ranges (as the recipe says)"
+    few = choose(plan_of(far, max_steps=1), {}, nodes=1, cache_bytes=10 * size)["letters"]
+    assert few.mode == "shards"  # small samples: a request weighs more than these shards
+    asked = traffic(plan, 2, 8, 8, 2.0, cache_bytes=10 * size)
+    assert asked is not None
+    assert "letters: read by shards (" in describe(asked)
+    assert asked["bytes_per_step"] * plan.num_steps == pytest.approx(size)
