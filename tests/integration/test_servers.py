@@ -16,6 +16,7 @@ import pytest
 from alignvlm.cli import main
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.loading.loader import build_loader
+from data_pipeline.loading.read_mode import Read
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.sources import Source, measure_source, open_source
 from data_pipeline.shards.storage import open_storage
@@ -77,9 +78,11 @@ def test_streamed_as_from_disk_and_a_replaced_shard_is_named(
     near, far = plan_of(source), plan_of(open_source("letters", url, encoder))
     assert far.fingerprint == near.fingerprint
     reference = [list(step) for step in build_loader(near, encoder, num_workers=0)]
-    steps = [list(step) for step in build_loader(far, encoder, num_workers=2)]
-    assert len(steps) == len(reference)
-    assert all(same(a, b) for x, y in zip(steps, reference, strict=True) for a, b in zip(x, y, strict=True))
+    reads: list[Read] = ["ranges", "shards"]
+    for read in reads:
+        steps = [list(step) for step in build_loader(far, encoder, num_workers=2, reads={"letters": read})]
+        assert len(steps) == len(reference)
+        assert all(same(a, b) for x, y in zip(steps, reference, strict=True) for a, b in zip(x, y, strict=True))
     with pytest.raises(MissingObjectError, match=r"letters/none\.tar: no such object$"):
         open_storage(url).read("none.tar")
 
@@ -87,7 +90,7 @@ def test_streamed_as_from_disk_and_a_replaced_shard_is_named(
     is_pinned = server.is_written and server.has_preconditions  # else the size tells, and each sample's checksum
     server.put(url, "000003.tar", data[::-1] if is_pinned else data + bytes(10240))
     with pytest.raises(ReplacedError, match=r"letters/000003\.tar was replaced since it was indexed .* now") as caught:
-        list(build_loader(far, encoder, num_workers=1))
+        list(build_loader(far, encoder, num_workers=1, reads={"letters": "ranges"}))
     assert "\n" not in str(caught.value)
 
 
