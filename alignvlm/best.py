@@ -1,6 +1,7 @@
-"""Which checkpoint is the best by a score. The scores of a checkpoint lie in its `state.json`, written with it.
+"""Which checkpoints an export takes: the best by a score, or the last ones.
 
-Scores of held-out tasks are taken of a stage's export, whose weights are those of the stage's last checkpoint.
+The scores of a checkpoint lie in its `state.json` and are written with it. Those of held-out tasks
+are taken of a stage's export, whose weights are those of the stage's last checkpoint.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm.config.names import LOSS, TASK
+from alignvlm.errors import UserError
 from alignvlm.evaluation.evaluate import read_results
 from alignvlm.evaluation.scores import metrics_of
-from alignvlm.run_folder import StageFolder, checkpoint_step
+from alignvlm.run_folder import StageFolder, checkpoint_folders, checkpoint_step, stages_at
 from data_pipeline.files import read_json
 
 STATE = "state.json"
@@ -67,6 +69,56 @@ def stage_scores(stage: StageFolder) -> list[tuple[Path, dict[str, float]]]:
             scores |= _task_scores(stage)
         found.append((folder, scores))
     return found
+
+
+def best_checkpoint(path: Path) -> tuple[str, Best]:
+    """The score that the recipe of a run names (`checkpoint.keep_best`), and the best checkpoint by it.
+
+    Args:
+        path: a run's folder, or that of a stage.
+
+    Raises:
+        UserError: it is neither, the recipe names no score, or no checkpoint has it.
+    """
+    run, stages = stages_at(path)
+    checkpoint = run.read_config().get("checkpoint")
+    name = checkpoint.get("keep_best") if isinstance(checkpoint, dict) else None
+    if not isinstance(name, str):
+        raise UserError(
+            f"{run.config}: checkpoint.keep_best names no score, so no checkpoint is the best; give one of "
+            f"{run.path}/<n>-<stage>/checkpoints instead"
+        )
+    best = find_best((scored for stage in stages for scored in stage_scores(stage)), name)
+    if best is None:
+        raise UserError(
+            f"{path}: no checkpoint has the score {name} (checkpoint.keep_best) yet; give a checkpoint instead"
+        )
+    return name, best
+
+
+def last_checkpoints(path: Path, count: int) -> list[Path]:
+    """The last `count` checkpoints of a stage, the oldest first.
+
+    Args:
+        path: the last of them, the folder of their stage, or that of a run: then its last stage with checkpoints.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if path.absolute().parent.name == "checkpoints":
+        folder = path.parent
+        found = [each for each in checkpoint_folders(folder) if checkpoint_step(each) <= checkpoint_step(path)]
+    else:
+        stages = [stage for stage in stages_at(path)[1] if stage.checkpoint_folders()]
+        if not stages:
+            raise UserError(f"{path} has no checkpoints")
+        folder, found = stages[-1].checkpoints, stages[-1].checkpoint_folders()
+    if len(found) < count:
+        raise UserError(
+            f"{folder} holds {len(found)} of the {count} checkpoints to average; take fewer, or keep more in "
+            f"another run (checkpoint.keep_last={count})"
+        )
+    return found[-count:]
 
 
 def _task_scores(stage: StageFolder) -> dict[str, float]:

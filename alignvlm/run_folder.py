@@ -254,6 +254,22 @@ def run_of_checkpoint(checkpoint: Path) -> RunFolder:
     return RunFolder(checkpoint.absolute().parents[2])
 
 
+def stages_at(path: Path) -> tuple[RunFolder, list[StageFolder]]:
+    """The run and the stages in order that a run's folder or a stage's folder `runs/<name>/<n>-<stage>` stands for.
+
+    Raises:
+        UserError: it is neither.
+    """
+    match = _STAGE_FOLDER.fullmatch(path.absolute().name)
+    run = RunFolder(path)
+    if match and (path / "checkpoints").is_dir() and not run.config.exists():
+        return RunFolder(path.absolute().parent), [StageFolder(path, int(match[1]), match[2])]
+    stages = run.stages() if path.is_dir() else []
+    if not stages:
+        raise UserError(f"{path} is no run or stage; give runs/<name> or runs/<name>/<n>-<stage>")
+    return run, stages
+
+
 def checkpoint_folder(checkpoints: Path, step: int) -> Path:
     """Folder of the checkpoint after `step` steps."""
     return checkpoints / f"step-{step:08d}"

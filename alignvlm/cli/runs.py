@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from alignvlm.cli.arguments import add_recipe, path
+from alignvlm.cli.arguments import add_recipe, path, positive
 
 
 def add_parser(subparsers: Any) -> None:
@@ -22,10 +22,25 @@ def add_parser(subparsers: Any) -> None:
         "export",
         help="convert a checkpoint into a Hugging Face folder",
         description="Convert a checkpoint into a Hugging Face folder. Every stage does this at its end; this command "
-        "is for the checkpoints before.",
+        "is for the checkpoints before, for the best one, and for the mean of the last ones.",
     )
-    export.add_argument("checkpoint", type=path, help="runs/<name>/<n>-<stage>/checkpoints/step-…")
+    export.add_argument(
+        "checkpoint",
+        type=path,
+        help="runs/<name>/<n>-<stage>/checkpoints/step-…; with --best or --average also a run or a stage",
+    )
     export.add_argument("output", type=path, help="new folder")
+    which = export.add_mutually_exclusive_group()
+    which.add_argument("--best", action="store_true", help="take the checkpoint that is best by checkpoint.keep_best")
+    which.add_argument(
+        "--average",
+        type=positive,
+        metavar="N",
+        help="take the mean of the weights of the last N checkpoints of a stage",
+    )
+    export.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), help="of the weights (default: the run's precision)"
+    )
     export.set_defaults(handler=run_export)
 
     track = subparsers.add_parser(
@@ -46,13 +61,24 @@ def run_report(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Export the checkpoint and print the folder."""
+    """Export the checkpoint that was asked for, or the mean of several, say which, and print the folder."""
+    from alignvlm.best import best_checkpoint, last_checkpoints
     from alignvlm.errors import UserError
-    from alignvlm.training.checkpoints.export import export_checkpoint
 
     if args.output.exists():
         raise UserError(f"{args.output} already exists; give another folder")
-    export_checkpoint(args.checkpoint, args.output)
+    checkpoints = [args.checkpoint]
+    if args.best:
+        name, best = best_checkpoint(args.checkpoint)
+        checkpoints = [best.folder]
+        print(f"best: {best.folder} ({name} {best.score:.4g})")
+    elif args.average:
+        checkpoints = last_checkpoints(args.checkpoint, args.average)
+        names = ", ".join(checkpoint.name for checkpoint in checkpoints)
+        print(f"mean of {names} in {checkpoints[0].parent}")
+    from alignvlm.training.checkpoints.export import export_checkpoints
+
+    export_checkpoints(checkpoints, args.output, args.dtype)
     print(f"wrote {args.output}")
     return 0
 

@@ -1,4 +1,4 @@
-"""bf16 under ZeRO-1, 2 and 3: fp32 masters from stage to stage, a gradient that is not finite, sums of gradients.
+"""bf16 under ZeRO-1, 2 and 3: fp32 masters from stage to stage, bad gradients, sums of gradients, checkpoints.
 
 Two ranks hand masters on; then rank 0 goes on alone. Argument: the folder to work in; results.json is written there.
 Started by test_bf16.py.
@@ -23,6 +23,7 @@ from alignvlm.run_folder import Run
 from alignvlm.training import distributed
 from alignvlm.training.checkpoints.export import export_stage
 from alignvlm.training.checkpoints.masters import save_masters
+from alignvlm.training.checkpoints.store import CheckpointStore
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
 from alignvlm.training.stage import resume_trainer
@@ -83,6 +84,15 @@ def run_of(folder: Path, strategy: str) -> Run:
     ]))  # fmt: skip
 
 
+def save(run: Run, trainer: Trainer, world: World, step: int) -> None:
+    """A checkpoint of the second stage, as after `step` steps."""
+    store = CheckpointStore(run.stage_folder(run.recipe.stages["instruct"]).checkpoints, world, 9, None)
+    store.attach(trainer.engine)
+    assert store.begin(trainer.engine, {"step": step}) is None
+    assert store.finish() is None
+    store.close()
+
+
 def begin(run: Run, stage: str, world: World) -> Trainer:
     """The engine of a stage that has no checkpoint."""
     plan: Any = None
@@ -95,7 +105,7 @@ def hand_on(folder: Path, strategy: str, world: World) -> dict[str, torch.Tensor
     connector, instruct = (run.stage_folder(stage) for stage in run.recipe.stages.values())
     model, processor = tiny_model()
     if world.is_main:
-        model.save_pretrained(run.initial.export)
+        model.bfloat16().save_pretrained(run.initial.export)  # as a run in bf16 builds it
         processor.save_pretrained(run.initial.export)
     world.barrier()
     trainer = begin(run, "connector", world)
@@ -109,6 +119,7 @@ def hand_on(folder: Path, strategy: str, world: World) -> dict[str, torch.Tensor
     take_step(trainer, micro_batches(4)[world.rank :: world.size], world)
     kept |= {f"trained/{name}": value for name, value in masters(trainer).items()}
     save_masters(trainer.engine, connector, instruct, world)
+    save(run, trainer, world, step=1)
     trainer.close()
     return kept
 
@@ -123,8 +134,10 @@ def main(folder: Path) -> None:
         os.environ.pop(name)
     world = distributed.start(timeout_minutes=2)
     for strategy, tensors in kept.items():
-        trainer = begin(run_of(folder, strategy), "instruct", world)
+        run = run_of(folder, strategy)
+        trainer = begin(run, "instruct", world)
         tensors |= {f"alone/{name}": value for name, value in masters(trainer).items()}
+        save(run, trainer, world, step=2)
         trainer.close()
         save_file(tensors, folder / f"{strategy}.safetensors")
     tiny_model()[0].save_pretrained(folder / "model")

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import load_file
 
+from alignvlm.best import last_checkpoints
 from alignvlm.launch.local import free_port
+from alignvlm.training.checkpoints.store import TAG
+from alignvlm.training.checkpoints.weights import CheckpointWeights
+from tests.fixtures.command import Command
 from tests.jobs import ROOT, job_environment, weights
 
 
@@ -39,6 +44,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def exported(export: Path) -> dict[str, torch.Tensor]:
+    """Weights of an export: behind ZeRO-3 transformers saves SigLIP under the names of its older releases."""
+    return {name.replace("vision_model.", ""): value for name, value in weights(export).items()}
+
+
 @pytest.mark.parametrize("strategy", ["zero2", "cpu_zero3"])
 def test_a_stage_starts_from_the_masters_of_the_stage_before(folder: Path, strategy: str) -> None:
     kept = load_file(folder / f"{strategy}.safetensors")
@@ -55,13 +65,43 @@ def test_a_stage_starts_from_the_masters_of_the_stage_before(folder: Path, strat
 
     export = folder / strategy / "1-connector" / "export"
     assert json.loads((export / "config.json").read_text())["dtype"] == "bfloat16"
-    # Behind ZeRO-3 transformers saves SigLIP under the names of its older releases.
-    exported = {name.replace("vision_model.", ""): value for name, value in weights(export).items()}
-    assert all(torch.equal(value.bfloat16(), exported[name]) for name, value in last.items())
+    found = exported(export)
+    assert all(torch.equal(value.bfloat16(), found[name]) for name, value in last.items())
     after = load_file(folder / strategy / "2-instruct" / "masters.safetensors")
     assert after.keys() == last.keys()
     assert all(torch.equal(value, trained.get(name, last[name])) for name, value in after.items())
     assert any(not torch.equal(value, first[name]) for name, value in trained.items())
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "cpu_zero3"])
+def test_an_export_is_the_mean_of_checkpoints_of_any_number_of_ranks(
+    folder: Path, strategy: str, tmp_path: Path, command: Command
+) -> None:
+    kept = load_file(folder / f"{strategy}.safetensors")
+    run = folder / strategy
+    checkpoints = last_checkpoints(run, 2)  # two ranks wrote the first one, one rank the second
+    names = {name.removeprefix("alone/") for name in kept if name.startswith("alone/")}
+    expected = {name: (kept[f"trained/{name}"].double() + kept[f"alone/{name}"].double()) / 2 for name in names}
+    output = command("export", run, tmp_path / "mean", "--average", "2", "--dtype", "float32")
+    assert f"mean of step-00000001, step-00000002 in {run}/2-instruct/checkpoints\n" in output
+    mean = exported(tmp_path / "mean")
+    for name in names:
+        assert torch.allclose(mean[name].double(), expected[name], rtol=2**-23, atol=0), name
+    assert any(not torch.equal(mean[name], kept[f"alone/{name}"]) for name in names)
+    assert all(
+        torch.equal(mean[name.removeprefix("last/")], value.bfloat16().float())  # frozen: as the stage had them
+        for name, value in kept.items()
+        if name.startswith("last/vision.")
+    )
+    command("export", checkpoints[-1], tmp_path / "rounded", "--average", "2")
+    rounded = exported(tmp_path / "rounded")
+    assert all(torch.equal(rounded[name], value.bfloat16()) for name, value in mean.items())
+    for checkpoint, part in zip(checkpoints, ("trained", "alone"), strict=True):
+        weights = CheckpointWeights(checkpoint / TAG)
+        theirs = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
+        assert theirs.keys() == weights.names
+        assert all(torch.equal(weights[name], value.float()) for name, value in theirs.items())
+        assert all(torch.equal(weights[name], kept[f"{part}/{name}"]) for name in names)
 
 
 def test_a_bad_gradient_changes_no_weight_and_sums_do_not_lose_bits(folder: Path) -> None:

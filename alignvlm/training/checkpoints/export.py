@@ -1,7 +1,8 @@
-"""Export to a Hugging Face folder (weights, config, processor): at the end of a stage, or from a checkpoint."""
+"""Export to a Hugging Face folder (weights, config, processor): at the end of a stage, or from checkpoints."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from alignvlm.errors import UserError
 from alignvlm.exports import check_export, save_export
 from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
+from alignvlm.progress import Progress
 from alignvlm.run_folder import INITIAL, run_of_checkpoint
 from alignvlm.training.checkpoints.store import MANIFEST, TAG, first_difference
+from alignvlm.training.checkpoints.weights import CheckpointWeights
 from alignvlm.training.distributed import World
 
 
@@ -54,24 +57,55 @@ def export_stage(model: Any, processor: AlignVLMProcessor, folder: Path, world: 
     world.barrier()
 
 
-def export_checkpoint(checkpoint: Path, output: Path) -> None:
-    """Write a Hugging Face folder from a checkpoint in the middle of a stage, in one process; weights in fp32.
+def export_checkpoints(checkpoints: Sequence[Path], output: Path, dtype: str | None = None) -> None:
+    """Write a Hugging Face folder with the mean of checkpoints' weights, in one process; that of one is itself.
+
+    The mean is taken in fp32, of the fp32 masters, tensor by tensor: the memory is that of one model.
+
+    Args:
+        checkpoints: of one stage, saved by any numbers of ranks; the last one says what is no mean (integer buffers).
+        dtype: torch's name of the dtype of the exported weights; None is that of the run's other exports.
 
     Raises:
-        UserError: the folder is not a checkpoint of a run, or a file of it is damaged.
+        UserError: a folder is not a checkpoint of a run, or a file of it is damaged.
     """
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    for checkpoint in checkpoints:
+        _check(checkpoint)
+    run = run_of_checkpoint(checkpoints[-1])
+    initial = run.stage(0, INITIAL).export
+    if not initial.is_dir():
+        raise UserError(f"{checkpoints[-1]}: its run has no {initial}, which holds the config and the processor")
+    check_export(initial)
+    model = AlignVLMForConditionalGeneration.from_pretrained(initial, dtype=getattr(torch, dtype) if dtype else "auto")
+    weights = model.state_dict()
+    sources = [CheckpointWeights(checkpoint / TAG) for checkpoint in checkpoints]
+    for checkpoint, source in zip(checkpoints, sources, strict=True):
+        differing = sorted(source.names ^ weights.keys())
+        if differing:
+            raise UserError(
+                f"{checkpoint} and {initial} are not of the same model: {differing[0]} is in one of them only"
+            )
+    with torch.no_grad(), Progress(f"export {output.name}", len(weights)) as bar:
+        for name, weight in weights.items():
+            weight.copy_(_mean(sources, name))
+            bar.advance()
+    save_export(model, weights, AlignVLMProcessor.from_pretrained(initial), output)
 
+
+def _mean(sources: Sequence[CheckpointWeights], name: str) -> torch.Tensor:
+    """In fp32; one more tensor of this size is in memory meanwhile."""
+    *others, last = sources
+    total = last[name]
+    if others and total.is_floating_point():
+        for source in others:
+            total += source[name]
+        total /= len(sources)
+    return total
+
+
+def _check(checkpoint: Path) -> None:
     if not (checkpoint / MANIFEST).exists():
         raise UserError(f"{checkpoint}: not a finished checkpoint ({MANIFEST} is missing)")
     problem = first_difference(checkpoint)
     if problem is not None:
         raise UserError(f"{checkpoint} is not valid ({problem}); give another checkpoint of its stage")
-    initial = run_of_checkpoint(checkpoint).stage(0, INITIAL).export
-    if not initial.is_dir():
-        raise UserError(f"{checkpoint}: its run has no {initial}, which holds the config and the processor")
-    check_export(initial)
-    weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
-    model = AlignVLMForConditionalGeneration.from_pretrained(initial, dtype=torch.float32)
-    model.load_state_dict(weights)
-    save_export(model, model.state_dict(), AlignVLMProcessor.from_pretrained(initial), output)
