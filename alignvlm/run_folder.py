@@ -38,8 +38,10 @@ _STAGE_FOLDER = re.compile(r"(\d+)-(.+)")
 _CHECKPOINT = re.compile(r"step-(\d+)", re.ASCII)
 METRICS_LINE = {"stage": str, "step": int}
 ATTEMPTS_LINE = {"stage": str, "resumed_at": int, "world_size?": int, "ended_early?": str}
+RECOMPUTATION = {"vision": int, "language": int, "circumstances": dict}
 ENVIRONMENT = {"packages": {str: str}, "git_commit?": str, "started?": str}
-"""What every line of metrics.jsonl and attempts.jsonl and the object in environment.json have, for their readers."""
+"""What every line of metrics.jsonl and attempts.jsonl and the objects in recomputation.json and environment.json have,
+for their readers."""
 PACKAGES = ("alignvlm", "torch", "deepspeed", "transformers", "webdataset", "mlflow", "flash-attn", "numpy")
 
 log = logging.getLogger(__name__)
@@ -112,6 +114,7 @@ class StageFolder:
         self.export = path / "export"
         self.masters = path / "masters.safetensors"
         self.checkpoints = path / "checkpoints"
+        self.recomputation = path / "recomputation.json"
         self.skipped_steps = path / "skipped_steps.json"
         self.evaluation = EvaluationFolder(path / EVALUATION)
         self.benchmarks = BenchmarkFolder(path / BENCHMARKS)

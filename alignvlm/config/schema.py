@@ -214,6 +214,13 @@ class RecomputeConfig:
     language: Annotated[Count, Le(4096)] = 0
     """One layer of the language model in this many."""
 
+    @property
+    def words(self) -> str:
+        """The layers that recompute: "vision none, language one in 4"."""
+        degrees = {0: "none", 1: "all"}
+        parts = (("vision", self.vision), ("language", self.language))
+        return ", ".join(f"{part} {degrees.get(every, f'one in {every}')}" for part, every in parts)
+
 
 @settings
 class TrainConfig:
@@ -225,10 +232,10 @@ class TrainConfig:
     """Name of a file in ds_configs/, or a path."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision of weights, activations and gradients; the optimizer keeps fp32 master weights in either case."""
-    gradient_checkpointing: RecomputeConfig | Bool = False
+    gradient_checkpointing: RecomputeConfig | Bool | Literal["auto"] = False
     """Recompute activations in the backward pass (non-reentrant): `true` those of all vision and language layers,
-    `{vision: 0, language: 2}` those of every second language layer. It changes no number; `alignvlm estimate` names the
-    least that fits."""
+    `{vision: 0, language: 2}` those of every second language layer, `auto` the least with which each stage fits the
+    GPUs by the estimate (none without a GPU). It changes no number; `alignvlm estimate` names the least that fits."""
     loss_chunk: Annotated[PositiveInt, Le(2**24)] = 2048
     """Supervised positions per chunk of the loss: at most this many rows of logits exist at once."""
     kept_logits_gib: Annotated[Float, Ge(0), Le(1024)] = 0.0
@@ -239,8 +246,9 @@ class TrainConfig:
 
     @property
     def recompute(self) -> RecomputeConfig:
-        """`gradient_checkpointing` part by part."""
+        """`gradient_checkpointing` part by part; `auto` must have become a number first, stage by stage."""
         stated = self.gradient_checkpointing
+        assert stated != "auto"
         return stated if isinstance(stated, RecomputeConfig) else RecomputeConfig(int(stated), int(stated))
 
 

@@ -72,7 +72,7 @@ def describe(kind: Any) -> str:
         limits += [f"at most {min(most):,}"] if most else []
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        return f"one of {', '.join(choices(kind))}"
+        return " or ".join(arguments) if len(arguments) == 1 else f"one of {', '.join(choices(kind))}"
     if origin is list:
         return "a list"
     if origin is tuple:

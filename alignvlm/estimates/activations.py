@@ -17,8 +17,18 @@ from alignvlm.model.network import Network, PerLayer, measure_layers
 
 
 @dataclass(frozen=True)
+class Held:
+    """Bytes of a part's activations."""
+
+    kept: float
+    """From its forward to its backward pass."""
+    at_work: float
+    """The most that lives at once while its backward pass runs, or its forward where that keeps nothing."""
+
+
+@dataclass(frozen=True)
 class Activations:
-    """Activations of the parts of a network, in bytes.
+    """Activations of the parts of a network.
 
     All parameters count as learning: ZeRO-3's linear layers save their inputs for frozen weights too.
     """
@@ -27,34 +37,34 @@ class Activations:
     recompute: RecomputeConfig
     """Layers that are recomputed in the backward pass."""
 
-    def vision(self, num_tiles: int, learns: bool) -> float:
-        """Of the vision encoder; a frozen one keeps nothing but the layer at work."""
+    def vision(self, num_tiles: int, learns: bool) -> Held:
+        """Of the vision encoder; a frozen one keeps nothing."""
         dims, saved = self.network.dims, _saved(self.network, "vision", num_tiles)
         inputs = num_tiles * dims.features_per_tile * dims.feature_size
-        return self._kept(saved, inputs, self.recompute.vision) if learns else saved.layer
+        return self._held(saved, inputs, self.recompute.vision) if learns else Held(0.0, saved.layer)
 
-    def connector(self, num_tiles: int) -> float:
-        """Of the connector, with the workspace that its class states."""
+    def connector(self, num_tiles: int) -> Held:
+        """Of the connector, at work with the workspace that its class states."""
         num_tokens = num_tiles * self.network.dims.tokens_per_tile
-        saved = _saved(self.network, "connector", num_tiles)
-        return saved.total + self.network.model.connector.workspace_bytes(num_tokens)
+        kept = _saved(self.network, "connector", num_tiles).total
+        return Held(kept, kept + self.network.model.connector.workspace_bytes(num_tokens))
 
-    def language(self, num_tokens: int) -> float:
+    def language(self, num_tokens: int) -> Held:
         """Of the decoder; the loss is apart."""
         saved = _saved(self.network, "language", num_tokens)
-        return self._kept(saved, num_tokens * self.network.dims.hidden_size, self.recompute.language)
+        return self._held(saved, num_tokens * self.network.dims.hidden_size, self.recompute.language)
 
-    def _kept(self, saved: PerLayer, input_size: int, every: int) -> float:
-        """The most that lives at once when one layer in `every` keeps only its input, of `input_size` elements.
+    def _held(self, saved: PerLayer, input_size: int, every: int) -> Held:
+        """When one layer in `every` keeps only its input, of `input_size` elements.
 
-        Either all other layers, when the backward begins, or the last of those that are recomputed, whole, with what
+        The backward pass begins with all other layers, or has the last of those that are recomputed whole, with what
         lies before it.
         """
         recomputed = saved.num_recomputed(every)
-        before_last = (recomputed - 1) * (every - 1)
-        whole = max(saved.num_layers - recomputed, before_last + 1 if recomputed else 0)
-        inputs = recomputed * input_size * self.network.model.dtype.itemsize
-        return saved.rest + whole * saved.layer + inputs
+        others, before_last = saved.num_layers - recomputed, (recomputed - 1) * (every - 1)
+        rest = saved.rest + recomputed * input_size * self.network.model.dtype.itemsize
+        most = max(others, before_last + 1 if recomputed else 0)
+        return Held(rest + others * saved.layer, rest + most * saved.layer)
 
 
 @functools.lru_cache(maxsize=64)

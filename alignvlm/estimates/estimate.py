@@ -14,15 +14,13 @@ from alignvlm.config.deepspeed import accumulation_steps, check_partition_groups
 from alignvlm.config.schema import PARTS, Recipe, RecomputeConfig, StageConfig
 from alignvlm.connectors import AlignConnector
 from alignvlm.errors import UserError
-from alignvlm.estimates.memory import GIB, Memory, estimate_memory, naive_vocabulary_bytes
-from alignvlm.estimates.recomputation import Recomputation, least_recomputation
+from alignvlm.estimates.memory import GIB, HEADROOM, Memory, estimate_memory, naive_vocabulary_bytes
+from alignvlm.estimates.recomputation import Recomputation, automatic, least_recomputation
 from alignvlm.estimates.steps import Volume, stage_volume
-from alignvlm.kernels.fused_layers import find_layers
+from alignvlm.kernels.fused_costs import fuse_on_meta
+from alignvlm.kernels.fused_layers import find_layers, takes_fused_layers
 from alignvlm.model.flops import PartFlops, count_flops
 from alignvlm.model.network import Network, build_network
-
-HEADROOM = 0.92
-"""Part of a GPU's memory that a run may use: the rest is lost to fragmentation (our figure)."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ class StageEstimate:
     flops: dict[str, PartFlops]
     hours: float
     """At the stated utilisation, all ranks busy all the time."""
+    recompute: RecomputeConfig
     memory: Memory
     fit: Fit
     naive_vocabulary: float
@@ -82,8 +81,8 @@ class RunEstimate:
     max_tokens_per_image: int
     fused_layers: dict[str, dict[str, int]]
     """Kind of layer -> classes and numbers of those that Liger's kernels can compute."""
-    recompute: RecomputeConfig
-    """What the recipe says."""
+    recompute: RecomputeConfig | None
+    """What the recipe says; None where each stage takes the least that fits it."""
     least_recomputation: Recomputation | None
     """The least with which every stage fits; None when more than recomputation is needed."""
     stages: list[StageEstimate]
@@ -124,11 +123,14 @@ def estimate_run(
             "estimate: --world-size, --gpu-memory and --peak-tflops must be positive, --mfu between 0 and 1"
         )
     network = build_network(recipe)
+    if takes_fused_layers(recipe.model.fused_layers):
+        fuse_on_meta(network.model)
     dims, w2 = network.dims, _vocabulary_projection(network)
     rate = world_size * peak_tflops * 1e12 * mfu
     available = gpu_memory * GIB * HEADROOM
     volumes = [stage_volume(recipe, stage, dims, world_size) for stage in recipe.stages.values()]
-    least = least_recomputation(recipe, network, world_size, volumes, available)
+    works = [(stage, volume.work) for stage, volume in zip(recipe.stages.values(), volumes, strict=True)]
+    least = least_recomputation(recipe, network, world_size, available, works)
     stages = [
         _estimate_stage(recipe, stage, network, world_size, volume, available, rate, least)
         for stage, volume in zip(recipe.stages.values(), volumes, strict=True)
@@ -148,7 +150,7 @@ def estimate_run(
             kind: dict(Counter(type(module).__name__ for module in modules))
             for kind, modules in find_layers(network.model).items()
         },
-        recompute=recipe.train.recompute,
+        recompute=None if recipe.train.gradient_checkpointing == "auto" else recipe.train.recompute,
         least_recomputation=least,
         stages=stages,
     )
@@ -166,6 +168,9 @@ def _estimate_stage(
 ) -> StageEstimate:
     dims = network.dims
     strategy = read_strategy(stage)
+    if recipe.train.gradient_checkpointing == "auto":
+        recompute = automatic(recipe, stage, network, world_size, available) or RecomputeConfig(1, 1)
+        recipe = replace(recipe, train=replace(recipe.train, gradient_checkpointing=recompute))
     problems: list[str] = []
     accumulation: int | None = None
     try:
@@ -197,6 +202,7 @@ def _estimate_stage(
         accumulation=accumulation,
         flops=flops,
         hours=sum(part.model for part in flops.values()) / rate / 3600,
+        recompute=recipe.train.recompute,
         memory=memory,
         fit=fit,
         naive_vocabulary=naive,

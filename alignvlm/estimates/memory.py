@@ -1,4 +1,4 @@
-"""GPU memory of one rank, kind by kind. Sizes in bytes; an upper estimate for the fullest micro-batch.
+"""GPU memory of one rank, kind by kind, at the fullest moment of a step. Sizes in bytes.
 
 Model states follow ZeRO (arXiv 1910.02054, section 3): 2 + 2 + 12 bytes per parameter in bf16 with AdamW, divided by
 the world size as far as the stage partitions them; ZeRO-2 and ZeRO-3 sum gradients in fp32 here, 4 bytes. Activations
@@ -13,14 +13,17 @@ from typing import Any
 
 import torch
 
-from alignvlm.config.schema import Recipe, StageConfig
+from alignvlm.config.schema import PARTS, Recipe, RecomputeConfig, StageConfig
 from alignvlm.estimates.activations import Activations
 from alignvlm.kernels.align import default_block
-from alignvlm.model.network import Network
+from alignvlm.model.flops import Work
+from alignvlm.model.network import Network, largest_list
 
 GIB = 2**30
 RUNTIME = 2 * GIB
 """CUDA context, NCCL's buffers and cuBLAS' workspace on an H100: our figure, rounded up."""
+HEADROOM = 0.92
+"""Part of a GPU's memory that a run may use: the rest is lost to fragmentation (our figure)."""
 DEFAULT_BUCKET = 500_000_000
 
 
@@ -30,6 +33,8 @@ class Memory:
 
     gpu: dict[str, float]
     host: dict[str, float]
+    peak: str
+    """The moment of a step in which the GPU holds the most, in words."""
 
     @property
     def gpu_total(self) -> float:
@@ -40,32 +45,97 @@ class Memory:
         return sum(self.host.values())
 
 
+@dataclass(frozen=True)
+class StageMemory:
+    """Memory of a rank in a stage, whatever the layers are that recompute their activations."""
+
+    network: Network
+    vision_learns: bool
+    work: Work
+    """Of the micro-batch."""
+    standing: dict[str, float]
+    """Bytes by kind that live all the time."""
+    host: dict[str, float]
+    kept_logits: float
+    loss: float
+    whole_gradients: dict[str, float]
+    """Part -> bytes of the gradients that its backward pass holds before they are reduced."""
+    update: float
+    """Bytes that only the optimizer's step needs."""
+
+    def of(self, recompute: RecomputeConfig) -> Memory:
+        """The fullest moment of a step: the loss, the backward pass of a part, or the optimizer's update."""
+        tiles, activations = int(self.work.tiles), Activations(self.network, recompute)
+        vision = activations.vision(tiles, self.vision_learns)
+        connector, language = activations.connector(tiles), activations.language(int(self.work.tokens))
+        before_language = vision.kept + connector.kept + self.kept_logits
+        kept = before_language + language.kept
+        moments = {
+            "the loss": kept + self.loss,
+            "language's backward": before_language + language.at_work + self.whole_gradients["language"],
+            "connector's backward": (
+                vision.kept + self.kept_logits + connector.at_work + self.whole_gradients["connector"]
+            ),
+            "vision's backward": vision.at_work + self.whole_gradients["vision"],
+            "the update": self.update,
+        }
+        peak = max(moments, key=lambda moment: moments[moment])
+        pixels = tiles * 3 * self.network.dims.tile_size**2 * (1 + 4 + self.network.model.dtype.itemsize)
+        gpu = self.standing | {
+            "vision activations": pixels + vision.kept,  # uint8, normalised in fp32, and as the encoder's
+            "language activations": language.kept,
+            "connector activations": connector.kept,
+            **({"kept logits": self.kept_logits} if self.kept_logits else {}),
+            "at work": moments[peak] - kept,
+        }
+        return Memory(gpu, self.host, peak)
+
+
+def stage_memory(
+    recipe: Recipe,
+    stage: StageConfig,
+    network: Network,
+    strategy: Mapping[str, Any],
+    world_size: int,
+    work: Work | None = None,
+) -> StageMemory:
+    """Memory of a rank in a stage.
+
+    Args:
+        strategy: the parsed DeepSpeed file.
+        work: of a micro-batch; null takes the fullest one.
+    """
+    work = work or fullest_work(network, stage)
+    bytes_each = network.model.dtype.itemsize
+    standing, host = _states(network, stage.trainable, strategy, world_size, bytes_each)
+    buffers, update = _buffers(network, stage.trainable, strategy, world_size, bytes_each)
+    standing |= {"gathered weights, buckets": buffers, "runtime": RUNTIME}
+    num_visual, budget = int(work.tiles) * network.dims.tokens_per_tile, recipe.train.kept_logits_gib * GIB
+    return StageMemory(
+        network=network,
+        vision_learns=network.parameters("vision", stage.trainable) > 0,
+        work=work,
+        standing={kind: float(size) for kind, size in standing.items()},
+        host={kind: float(size) for kind, size in host.items()},
+        kept_logits=network.model.connector.kept_logits_bytes(num_visual, budget),
+        loss=_loss(network, stage, work, recipe.train.loss_chunk, bytes_each),
+        whole_gradients=_whole_gradients(network, stage.trainable, strategy, bytes_each),
+        update=update,
+    )
+
+
 def estimate_memory(
     recipe: Recipe, stage: StageConfig, network: Network, strategy: Mapping[str, Any], world_size: int
 ) -> Memory:
-    """Memory of a rank in a stage; `strategy` is the parsed DeepSpeed file."""
-    dims = network.dims
-    bytes_each = 2 if recipe.train.precision == "bf16" else 4
+    """Memory of a rank in a stage with the recipe's recomputation; see `stage_memory`."""
+    return stage_memory(recipe, stage, network, strategy, world_size).of(recipe.train.recompute)
+
+
+def fullest_work(network: Network, stage: StageConfig) -> Work:
+    """The fullest micro-batch: nothing but visual tokens, one document, all tokens supervised."""
     tokens = stage.micro_batch_packs * stage.sequence_length
-    tiles = fullest_tiles(network, stage)
-    gpu, host = _states(network, stage.trainable, strategy, world_size, bytes_each)
-    activations = Activations(network, recipe.train.recompute)
-    pixels = tiles * 3 * dims.tile_size**2 * (1 + 4 + bytes_each)  # uint8, normalised in fp32, and as the encoder's
-    gpu["vision activations"] = pixels + activations.vision(tiles, network.parameters("vision", stage.trainable) > 0)
-    gpu["language activations"] = activations.language(tokens)
-    gpu["connector"] = activations.connector(tiles)
-    budget = recipe.train.kept_logits_gib * GIB
-    if kept := network.model.connector.kept_logits_bytes(tiles * dims.tokens_per_tile, budget):
-        gpu["kept logits"] = kept
-    gpu["logits and loss"] = _loss(network, stage, min(recipe.train.loss_chunk, tokens), bytes_each)
-    gpu["gathered weights, buckets"] = _buffers(network, stage.trainable, strategy, world_size, bytes_each)
-    gpu["runtime"] = RUNTIME
-    return Memory({kind: float(size) for kind, size in gpu.items()}, {kind: float(size) for kind, size in host.items()})
-
-
-def fullest_tiles(network: Network, stage: StageConfig) -> int:
-    """Tiles of the fullest micro-batch: nothing but visual tokens."""
-    return max(1, stage.micro_batch_packs * stage.sequence_length // network.dims.tokens_per_tile)
+    tiles = max(1, tokens // network.dims.tokens_per_tile)
+    return Work(tokens, tiles, tokens, stage.micro_batch_packs * stage.sequence_length**2)
 
 
 def naive_vocabulary_bytes(w2: torch.Tensor, num_tokens: int) -> tuple[float, float]:
@@ -100,16 +170,15 @@ def _states(
 
 def _buffers(
     network: Network, trainable: Sequence[str], strategy: Mapping[str, Any], world_size: int, bytes_each: int
-) -> float:
-    """What ZeRO holds besides the partitioned states.
+) -> tuple[float, float]:
+    """What ZeRO holds besides the partitioned states: (all the time, in the update only).
 
-    ZeRO-3's gathered weights (live ones and those fetched ahead), reduction buckets, whole gradients of the tables of
-    V rows before they are reduced, and the fp32 gradients of the sub-group that is being updated.
+    ZeRO-3's gathered weights (live ones and those fetched ahead) and the buckets of the reduction, of which ZeRO-3 has
+    one and ZeRO-2 two where it overlaps them; in the update fp32 copies of the gradients of a sub-group.
     """
     zero = strategy.get("zero_optimization", {})
     level = zero.get("stage", 0)
     weights, learning = network.total(), network.total(trainable)
-    dims = network.dims
     if world_size == 1:
         gathered = 0.0
     elif level >= 3:
@@ -117,29 +186,46 @@ def _buffers(
         gathered = min(weights, live) * bytes_each
     else:
         gathered = min(weights, zero.get("allgather_bucket_size", DEFAULT_BUCKET)) * bytes_each
-    buckets = 2 if zero.get("overlap_comm", level >= 3) else 1
-    bucket = min(learning, zero.get("reduce_bucket_size", DEFAULT_BUCKET)) * bytes_each * buckets
-    tables = sum(
-        parameter.numel()
-        for name, parameter in network.model.named_parameters()
-        if parameter.shape[:1] == (dims.vocab_size,) and parameter.dim() == 2
-    )
-    whole = tables * bytes_each if level >= 2 and learning else 0.0
+    bucket = zero.get("reduce_bucket_size", DEFAULT_BUCKET) * bytes_each
+    if level < 3:
+        bucket = min(learning * bytes_each, bucket) * (2 if zero.get("overlap_comm", False) else 1)
     partition = learning / world_size if level >= 1 else learning
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-    update = 0.0 if offloaded else 4 * min(partition, zero.get("sub_group_size", 1e9))
-    return gathered + bucket + whole + update
+    group = zero.get("sub_group_size", 1e9) if level >= 3 else partition
+    update = 0.0 if offloaded else 4 * min(partition, group)
+    return gathered + bucket, update
 
 
-def _loss(network: Network, stage: StageConfig, chunk: int, bytes_each: int) -> float:
-    """What the token loss holds.
+def _whole_gradients(
+    network: Network, trainable: Sequence[str], strategy: Mapping[str, Any], bytes_each: int
+) -> dict[str, float]:
+    """Part -> gradients that wait for their reduction while its backward pass runs.
 
-    One chunk of logits (as computed, in fp32, and its gradient), the hidden states' gradient, and the LM head's, which
-    is summed in fp32 and then scaled, where the head is trained.
+    Of a layer, and of the tables of V rows that it adds to: the head's, which may be the embedding, and ALIGN's. Below
+    ZeRO-2 all gradients stay whole, and are counted among the states.
     """
-    dims = network.dims
-    head = network.head
-    learns = network.learns(head, stage.trainable)
-    tokens = stage.micro_batch_packs * stage.sequence_length
-    logits = chunk * dims.vocab_size * (4 + 2 * bytes_each)
-    return logits + 2 * tokens * dims.hidden_size * bytes_each + (8 * head.numel() if learns else 0)
+    if strategy.get("zero_optimization", {}).get("stage", 0) < 2:
+        return dict.fromkeys(PARTS, 0.0)
+    found = {}
+    head = network.head.numel() if network.learns(network.head, trainable) else 0
+    for part in PARTS:
+        layers = largest_list(network.part(part))[2]
+        layer = max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0)
+        found[part] = float(layer) if network.parameters(part, trainable) else 0.0
+    found["language"] += head
+    found["connector"] += head + network.parameters("connector", trainable)
+    return {part: size * bytes_each for part, size in found.items()}
+
+
+def _loss(network: Network, stage: StageConfig, work: Work, chunk: int, bytes_each: int) -> float:
+    """What the token loss holds at most.
+
+    The hidden states' gradient; one chunk of logits (as computed, in fp32, and its gradient) with the LM head's
+    gradient, where the head learns; then that gradient and the scaled one. Several chunks are summed in fp32.
+    """
+    head = network.head.numel() if network.learns(network.head, stage.trainable) else 0
+    rows = min(chunk, work.supervised)
+    wide = bytes_each if work.supervised <= chunk else 4
+    logits = rows * network.dims.vocab_size * (4 + 2 * bytes_each)
+    scaled = head * (wide + (bytes_each if wide > bytes_each else 0))
+    return 2 * work.tokens * network.dims.hidden_size * bytes_each + head * wide + max(logits, scaled)

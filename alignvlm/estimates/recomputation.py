@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass
 
 from alignvlm.config.deepspeed import read_strategy
 from alignvlm.config.schema import Recipe, RecomputeConfig, StageConfig
-from alignvlm.estimates.activations import Activations
-from alignvlm.estimates.memory import estimate_memory, fullest_tiles
-from alignvlm.estimates.steps import Volume
-from alignvlm.model.flops import count_flops
+from alignvlm.estimates.memory import fullest_work, stage_memory
+from alignvlm.model.flops import Work, count_flops
 from alignvlm.model.network import Network, largest_list
 
 DEGREES = (0, 8, 6, 4, 3, 2, 1)
@@ -24,7 +22,7 @@ class Recomputation:
 
     recompute: RecomputeConfig
     flops: float
-    """What layers compute a second time, in all stages."""
+    """What layers compute a second time."""
 
     @property
     def overrides(self) -> str:
@@ -35,41 +33,36 @@ class Recomputation:
 
 
 def least_recomputation(
-    recipe: Recipe, network: Network, world_size: int, volumes: Sequence[Volume], available: float
+    recipe: Recipe,
+    network: Network,
+    world_size: int,
+    available: float,
+    works: Sequence[tuple[StageConfig, Work]],
 ) -> Recomputation | None:
     """The cheapest of all pairs of DEGREES with which every stage fits `available` bytes; None when none does.
 
     Args:
-        volumes: of the recipe's stages, in order.
+        works: stages and what each of them computes.
     """
-    stages = list(recipe.stages.values())
-    others = [_without_layers(recipe, stage, network, world_size) for stage in stages]
-    whole = [
-        count_flops(network, stage.trainable, RecomputeConfig(1, 1)).of(volume.work)
-        for stage, volume in zip(stages, volumes, strict=True)
-    ]
+    memories = [stage_memory(recipe, stage, network, read_strategy(stage), world_size) for stage, _ in works]
+    whole = [count_flops(network, stage.trainable, RecomputeConfig(1, 1)).of(work) for stage, work in works]
     tried = []
     for recompute in itertools.starmap(RecomputeConfig, itertools.product(DEGREES, DEGREES)):
         shares = {part: _share(network, part, every) for part, every in asdict(recompute).items()}
         flops = sum(share * stage[part].recomputed for part, share in shares.items() for stage in whole)
         tried.append(Recomputation(recompute, flops))
     for candidate in sorted(tried, key=lambda candidate: candidate.flops):  # of equal ones the first, with more zeros
-        layers = (_layers(network, stage, candidate.recompute) for stage in stages)
-        if all(other + size <= available for other, size in zip(others, layers, strict=True)):
+        if all(memory.of(candidate.recompute).gpu_total <= available for memory in memories):
             return candidate
     return None
 
 
-def _without_layers(recipe: Recipe, stage: StageConfig, network: Network, world_size: int) -> float:
-    """GPU memory of a stage in bytes, without what depends on the degree."""
-    memory = estimate_memory(recipe, stage, network, read_strategy(stage), world_size)
-    return memory.gpu_total - _layers(network, stage, recipe.train.recompute)
-
-
-def _layers(network: Network, stage: StageConfig, recompute: RecomputeConfig) -> float:
-    activations = Activations(network, recompute)
-    vision = activations.vision(fullest_tiles(network, stage), network.parameters("vision", stage.trainable) > 0)
-    return vision + activations.language(stage.micro_batch_packs * stage.sequence_length)
+def automatic(
+    recipe: Recipe, stage: StageConfig, network: Network, world_size: int, available: float
+) -> RecomputeConfig | None:
+    """What `train.gradient_checkpointing: auto` takes in a stage: the least that fits its fullest micro-batch."""
+    least = least_recomputation(recipe, network, world_size, available, [(stage, fullest_work(network, stage))])
+    return None if least is None else least.recompute
 
 
 def _share(network: Network, part: str, every: int) -> float:

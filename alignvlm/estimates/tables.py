@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 
 from rich.box import SIMPLE_HEAD
@@ -78,6 +77,7 @@ def _memory(run: RunEstimate) -> Table:
     rows: list[tuple[str, Callable[[StageEstimate], str]]] = [("strategy", lambda s: s.strategy)]
     rows += [(kind, lambda s, kind=kind: _gib(s.memory.gpu.get(kind, 0.0))) for kind in kinds]  # type: ignore[misc]
     rows.append(("total", lambda s: _gib(s.memory.gpu_total)))
+    rows.append(("fullest in", lambda s: s.memory.peak))
     if any(stage.memory.host for stage in run.stages):
         rows.append(("host memory", lambda s: _gib(s.memory.host_total)))
     rows.append((f"fits in {run.stages[0].fit.available / GIB:.1f}", lambda s: "yes" if s.fit.fits else "NO"))
@@ -114,18 +114,18 @@ def _remarks(run: RunEstimate) -> Iterator[str]:
 def _recomputation(run: RunEstimate) -> Iterator[str]:
     """The least that fits, beside what the recipe says."""
     least = run.least_recomputation
+    if run.recompute is None:
+        chosen = "; ".join(f"{stage.name} {stage.recompute.words}" for stage in run.stages)
+        yield f"Recomputed layers, chosen as training would (auto): {escape(chosen)}"
+        return
     if least is None:
         return
-    words = ", ".join(f"{part} {_degree(every)}" for part, every in dataclasses.asdict(least.recompute).items())
+    words = least.recompute.words
     if least.recompute == run.recompute:
         yield f"Recomputed layers: {words}, as the recipe says: the least that fits."
     else:
         cost = f"{_exa(least.flops)} ExaFLOPs of layers computed twice"
         yield f"Recomputed layers: {words} is the least that fits ({cost}): set {least.overrides}"
-
-
-def _degree(every: int) -> str:
-    return {0: "none", 1: "all"}.get(every, f"one in {every}")
 
 
 def _rows(title: str, run: RunEstimate, rows: list[tuple[str, Callable[[StageEstimate], str]]]) -> Table:

@@ -25,10 +25,15 @@ def choose_fused_layers(name: str, device: torch.device) -> bool:
     Raises:
         ValueError: when it is asked for and cannot run here.
     """
-    available = device.type == "cuda" and importlib.util.find_spec("liger_kernel") is not None
+    available = device.type == "cuda" and _is_installed()
     if name == "liger" and not available:
         raise ValueError("model.fused_layers = 'liger' needs a CUDA device and the liger-kernel package; use 'auto'")
     return available and name != "none"
+
+
+def takes_fused_layers(name: str) -> bool:
+    """Whether a recipe's `model.fused_layers` would fuse on a GPU machine that has the packages of this one."""
+    return name == "liger" or (name == "auto" and _is_installed())
 
 
 def find_layers(model: nn.Module) -> dict[str, list[nn.Module]]:
@@ -75,6 +80,10 @@ def fuse_layers(model: nn.Module) -> dict[str, int]:
     for module in found["RoPE"]:
         module.forward = MethodType(with_rope[type(module)], module)
     return {kind: len(modules) for kind, modules in found.items()}
+
+
+def _is_installed() -> bool:
+    return importlib.util.find_spec("liger_kernel") is not None
 
 
 def _function(thing: Any) -> FunctionType | None:

@@ -7,6 +7,7 @@ activations are no model FLOPs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
@@ -71,16 +72,7 @@ def count_flops(
     pass recompute nothing.
     """
     recompute = recompute or RecomputeConfig()
-    network.set_trainable(trainable)
-    learns = {part: network.parameters(part, trainable) > 0 for part in PARTS}
-    # The embedding lies in the language model, but its gradient passes the decoder's input as those of images do.
-    before = learns["vision"] or learns["connector"] or network.learns(network.embedding, trainable)
-    vision = measure_layers(network.part("vision"), lambda: _count(lambda: network.run_vision(1)))
-    connector = _count(lambda: network.run_connector(1, learns["vision"]))
-    decoder = network.model.language.get_decoder()
-    hidden_learns = before or any(parameter.requires_grad for parameter in decoder.parameters())
-    head = _count(lambda: network.run_head(1, hidden_learns))
-    short, long = (_decoder(network, before, length) for length in (COUNTED_TOKENS, 2 * COUNTED_TOKENS))
+    vision, connector, head, short, long = _passes(network, tuple(trainable))
     zero = np.zeros(2)
     linear, quadratic = _by_length(short.total, long.total)
     model = {
@@ -97,6 +89,24 @@ def count_flops(
         linear, quadratic = _by_length(short.layer, long.layer)
         again["language"][[0, 3]] = short.num_recomputed(recompute.language) * np.array([linear[0], quadratic[0]])
     return TrainingFlops({part: np.stack([*model[part], again[part]]) for part in PARTS})
+
+
+@functools.lru_cache(maxsize=8)
+def _passes(
+    network: Network, trainable: tuple[str, ...]
+) -> tuple[PerLayer, np.ndarray, np.ndarray, PerLayer, PerLayer]:
+    """(forward, backward) of encoder, connector, head, and of the decoder with a short and a long document."""
+    network.set_trainable(trainable)
+    learns = {part: network.parameters(part, trainable) > 0 for part in PARTS}
+    # The embedding lies in the language model, but its gradient passes the decoder's input as those of images do.
+    before = learns["vision"] or learns["connector"] or network.learns(network.embedding, trainable)
+    vision = measure_layers(network.part("vision"), lambda: _count(lambda: network.run_vision(1)))
+    connector = _count(lambda: network.run_connector(1, learns["vision"]))
+    decoder = network.model.language.get_decoder()
+    hidden_learns = before or any(parameter.requires_grad for parameter in decoder.parameters())
+    head = _count(lambda: network.run_head(1, hidden_learns))
+    short, long = (_decoder(network, before, length) for length in (COUNTED_TOKENS, 2 * COUNTED_TOKENS))
+    return vision, connector, head, short, long
 
 
 def _count(run: Callable[[], torch.Tensor]) -> np.ndarray:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from alignvlm.config.schema import RecomputeConfig
 from alignvlm.report.charts import Chart, Series, Value, draw, finite, format_number
 from alignvlm.report.overlay import draw_view
 from alignvlm.report.results import (
@@ -23,7 +24,7 @@ from alignvlm.report.results import (
 )
 from alignvlm.report.run_data import RunData, StageData, quarantine_summary, read_run
 from alignvlm.resources import resource
-from alignvlm.run_folder import VIEW_SUFFIX, RunFolder
+from alignvlm.run_folder import RECOMPUTATION, VIEW_SUFFIX, RunFolder
 from data_pipeline.files import must_write, read_json, reason, to_json, write_atomic
 from data_pipeline.samples.images import decode_image, image_bytes, image_extension, image_size
 from data_pipeline.samples.schema import SampleError
@@ -121,6 +122,14 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         facts += [("Early end", text) for text in dict.fromkeys(ended)]
     if environment.get("git_commit"):
         facts.append(("Commit", str(environment["git_commit"])[:10]))
+    recomputed = [
+        f"{stage.name}: {RecomputeConfig(found['vision'], found['language']).words}"
+        for stage in run.stages
+        if run.folder.has_file(stage.folder.recomputation)
+        and (found := read_json(stage.folder.recomputation, RECOMPUTATION))
+    ]
+    if recomputed:
+        facts.append(("Recomputed layers", "; ".join(recomputed)))
     packages = environment.get("packages") or {}
     facts += [(name, packages[name]) for name in ("torch", "deepspeed", "transformers") if name in packages]
     if environment.get("started"):

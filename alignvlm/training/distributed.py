@@ -132,6 +132,11 @@ def choose_gpu(local_rank: int, num_gpus: int, is_chosen: bool) -> int:
     )
 
 
+def gpu_bytes(device: torch.device) -> int:
+    """Memory of a device; 0 where it is no GPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+
+
 def stop() -> None:
     """Leave the process group, so that this process can join another one."""
     if dist.is_initialized():

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from alignvlm import stage_data
-from alignvlm.config.schema import StageConfig
+from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.errors import UserError
+from alignvlm.estimates.automatic import noted_recomputation
 from alignvlm.exports import check_export
+from alignvlm.kernels.fused_layers import choose_fused_layers
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.progress import say
 from alignvlm.run_folder import Run
@@ -21,7 +24,7 @@ from alignvlm.training.checkpoints import elastic
 from alignvlm.training.checkpoints.export import export_stage
 from alignvlm.training.checkpoints.masters import load_masters, save_masters
 from alignvlm.training.checkpoints.store import CheckpointInfo, CheckpointStore
-from alignvlm.training.distributed import World
+from alignvlm.training.distributed import World, gpu_bytes
 from alignvlm.training.engine import Trainer, build_trainer
 from alignvlm.training.optim import lr_factor
 from alignvlm.training.record import StepRecord
@@ -45,6 +48,7 @@ def train_stage(
     Returns:
         None when the stage is finished and exported, else the reason for stopping early (a checkpoint is written).
     """
+    run = Run(with_recomputation(run, stage, world))
     recipe, folder = run.recipe, run.stage_folder(stage)
     plan = stage_data.stage_plan(recipe, stage, processor)
     kept = recipe.checkpoint
@@ -80,6 +84,18 @@ def train_stage(
     finally:
         trainer.close()
     return state.stop_reason
+
+
+def with_recomputation(run: Run, stage: StageConfig, world: World) -> Recipe:
+    """The run's recipe with what `train.gradient_checkpointing: auto` is in this stage; rank 0 chooses for all."""
+    recipe = run.recipe
+    if recipe.train.gradient_checkpointing != "auto":
+        return recipe
+    smallest, chosen = min(world.all_gather(gpu_bytes(world.device))), None
+    if world.is_main:
+        fused = choose_fused_layers(recipe.model.fused_layers, world.device)
+        chosen = noted_recomputation(run, stage, world.size, smallest, fused)
+    return replace(recipe, train=replace(recipe.train, gradient_checkpointing=world.broadcast(chosen)))
 
 
 def resume_trainer(

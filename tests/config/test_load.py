@@ -113,7 +113,7 @@ def test_mistake_names_file_line_key_and_what_is_allowed(
         ("stages=null", ["stages is null"]),
         ("train.precision", ["key.subkey=value"]),
         ("train=fp32", ["train is 'fp32'", "a mapping"]),
-        ("train.gradient_checkpointing=some", ["a mapping of keys to values or true or false"]),
+        ("train.gradient_checkpointing=some", ["a mapping of keys to values or true or false or auto"]),
         ("train.gradient_checkpointing.vison=1", ["did you mean 'vision'?"]),
         ("train.gradient_checkpointing.vision=-1", ["gradient_checkpointing.vision is -1", "at least 0"]),
         ("data.sources.page.path=x", ["unknown key 'data.sources.page'", "did you mean 'pages'?"]),

@@ -10,7 +10,7 @@ import pytest
 
 from alignvlm.config import list_recipes, load_recipe, with_names
 from alignvlm.config.deepspeed import read_strategy
-from alignvlm.config.schema import PARTS, DataConfig, SourceConfig, StageConfig
+from alignvlm.config.schema import PARTS, DataConfig, RecomputeConfig, SourceConfig, StageConfig
 from alignvlm.estimates import estimate_run
 from alignvlm.model.network import build_network, largest_list
 from data_pipeline.order.summary import summarise
@@ -101,6 +101,14 @@ def test_the_least_recomputation_fits_and_cheaper_ones_do_not() -> None:
         f"train.gradient_checkpointing.language={least.recompute.language}",
     ]
     assert not estimate_run(load_recipe("paper_llama32_1b", less), 64, gpu_memory=48).fits
+
+
+def test_auto_recomputes_stage_by_stage_what_training_would() -> None:
+    estimate = estimate_run(load_recipe("paper_llama32_1b", ["train.gradient_checkpointing=auto"]), 8, gpu_memory=64)
+    assert estimate.fits
+    assert estimate.recompute is None
+    short, long, frozen = (stage.recompute for stage in estimate.stages)
+    assert long not in (short, frozen, RecomputeConfig(0, 0))  # 26,624 tokens per pack, every part trained
 
 
 def test_nothing_helps_on_a_tiny_gpu() -> None:

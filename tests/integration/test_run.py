@@ -109,7 +109,8 @@ def test_killed_runs_end_with_the_same_bits(finished: Path, tmp_path: Path) -> N
     wait_for_step(tmp_path / "runs" / "tiny", "instruct", 1, process)
     time.sleep(0.2)
     kill_launcher(process)
-    run("train", str(TINY), cwd=tmp_path)
+    output = run("train", str(TINY), "train.gradient_checkpointing=auto", cwd=tmp_path)
+    assert "stage instruct: recomputed layers: vision none, language none (auto: no GPU" in output
     assert not list((tmp_path / "runs" / "tiny").glob("lease-*"))
     folder, reference = tmp_path / "runs" / "tiny", finished / "runs" / "tiny"
     assert curve(folder) == curve(reference)

@@ -50,6 +50,13 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
+def test_recomputation_that_was_chosen_is_a_fact(run_folder: Path) -> None:
+    stages = read_run(run_folder).stages
+    stages[1].folder.recomputation.write_text('{"vision": 0, "language": 4, "circumstances": {}}')
+    stages[2].folder.recomputation.write_text('{"vision": true}')  # damaged
+    assert f"{stages[1].name}: vision none, language one in 4<" in build_report(run_folder).read_text(encoding="utf-8")
+
+
 def test_page_is_whole_and_needs_nothing_else(run_folder: Path) -> None:
     html = build_report(run_folder).read_text(encoding="utf-8")
     page = Page(html)

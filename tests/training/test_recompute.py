@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,21 @@ import pytest
 import torch
 
 from alignvlm.config import load_recipe
+from alignvlm.config.deepspeed import read_strategy
 from alignvlm.config.schema import RecomputeConfig
 from alignvlm.errors import UserError
-from alignvlm.model.network import largest_list
+from alignvlm.estimates.automatic import noted_recomputation
+from alignvlm.estimates.memory import HEADROOM, stage_memory
+from alignvlm.exports import save_export
+from alignvlm.model import AlignVLMConfig
+from alignvlm.model.network import largest_list, network_of
 from alignvlm.run_folder import Run
+from alignvlm.training import stage as stage_module
 from alignvlm.training.engine import recompute_layers
+from alignvlm.training.stage import with_recomputation
 from tests.jobs import TINY
 from tests.tiny import pack, samples, tiny_model
+from tests.training.fakes import FakeWorld
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +77,54 @@ def test_every_nth_layer_runs_twice_and_no_bit_changes(
     assert all(times in (1, 2) for part in runs.values() for times in part)
     assert loss == expected
     assert all(torch.equal(gradient, expected_gradients[name]) for name, gradient in gradients.items())
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose first model is there."""
+    run = Run(load_recipe(str(TINY), [f"runs={tmp_path_factory.mktemp('runs')}", "train.gradient_checkpointing=auto"]))
+    model, processor = tiny_model(text={"num_hidden_layers": 5})
+    save_export(model, model.state_dict(), processor, run.initial.export)
+    return run
+
+
+def test_auto_takes_the_least_that_fits_and_keeps_it(prepared: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = prepared.recipe.stages["connector"]
+    network = network_of(AlignVLMConfig.from_pretrained(prepared.initial.export), torch.float32)
+    memory = stage_memory(prepared.recipe, stage, network, read_strategy(stage), 2)
+    degrees = [RecomputeConfig(0, 0), RecomputeConfig(0, 2), RecomputeConfig(1, 1)]
+    gpus = [int(memory.of(degree).gpu_total / HEADROOM) + 1 for degree in degrees]
+    assert gpus == sorted(gpus, reverse=True)
+
+    def take(world_size: int, gpu_memory: int) -> tuple[RecomputeConfig, str]:
+        chosen = noted_recomputation(prepared, stage, world_size, gpu_memory, fused=False)
+        return chosen, capsys.readouterr().out
+
+    for gpu, degree in zip(gpus, degrees, strict=True):
+        chosen, words = take(2, gpu)
+        assert memory.of(chosen).gpu_total <= gpu * HEADROOM
+        assert chosen == degree or memory.of(chosen).gpu_total < memory.of(degree).gpu_total
+        assert "the least that fits, by the estimate" in words
+    note = prepared.stage_folder(stage).recomputation
+    changed = json.loads(note.read_text()) | {"vision": 7}
+    note.write_text(json.dumps(changed))
+    assert take(2, gpus[-1]) == (
+        RecomputeConfig(7, 1), "stage connector: recomputed layers: vision one in 7, language all (auto: as before)\n"
+    )  # fmt: skip
+    assert take(3, gpus[0])[0] == RecomputeConfig(0, 0)  # another number of ranks chooses anew
+    assert "may not fit" in take(1, gpus[-1] // 2)[1]
+    assert take(1, 0)[0] == RecomputeConfig(0, 0)
+
+
+def test_rank_0_chooses_for_all(prepared: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = prepared.recipe.stages["connector"]
+    others: Any = FakeWorld(size=2, rank=1)
+    monkeypatch.setattr(others, "broadcast", lambda value: RecomputeConfig(0, 3))
+    assert with_recomputation(prepared, stage, others).train.recompute == RecomputeConfig(0, 3)
+    monkeypatch.setattr(stage_module, "noted_recomputation", lambda run, stage, size, gpu, fused: (size, gpu))
+    first: Any = FakeWorld(size=2)
+    monkeypatch.setattr(first, "all_gather", lambda value: [80, 40])
+    assert with_recomputation(prepared, stage, first).train.gradient_checkpointing == (2, 40)
 
 
 def test_a_run_may_resume_with_another_degree(tmp_path: Path) -> None:
