@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import statistics
@@ -138,6 +139,7 @@ class Bench:
                 with self._phase("engine"):
                     trainer = self._build(recipe, variant, export)
                 row["build_s"] = self._since(began)
+                gc.freeze()  # as training does: no collection walks through the engine
                 self._measure_steps(recipe, trainer, self.model.packs[variant.pack], row, profiled)
         finally:
             if trainer is not None:
@@ -145,6 +147,7 @@ class Bench:
 
     def release(self, row: dict[str, Any]) -> None:
         """After a variant, and outside of the handler of its error: free its memory and note what it has left."""
+        gc.unfreeze()
         release_modules()
         free_memory()
         if self._cuda:

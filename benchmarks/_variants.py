@@ -87,14 +87,17 @@ VARIANTS = {
     "attention-sdpa": Variant(("model.attention=sdpa",)),
     "attention-flash": Variant(("model.attention=flash",)),
     "connector-mlp": Variant(("model.connector.kind=mlp",)),
-    "torch-linear": Variant(deepspeed={"zero_optimization": {"memory_efficient_linear": False}}),
+    "deepspeed-linear": Variant(deepspeed={"zero_optimization": {"memory_efficient_linear": True}}),
+    "gradients-in-place": Variant(deepspeed={"zero_optimization": {"contiguous_gradients": False}}),
     "kept-logits": Variant(("train.kept_logits_gib=8",)),
-    "all-memory": Variant(
-        ("train.gradient_checkpointing=false", "train.kept_logits_gib=8"),
-        deepspeed={"zero_optimization": {"memory_efficient_linear": False}},
-    ),
     "zero1": Variant(("train.deepspeed=zero1",)),
     "zero2": Variant(("train.deepspeed=zero2",)),
+    "zero1-no-checkpointing": Variant(("train.deepspeed=zero1", "train.gradient_checkpointing=false")),
+    "zero2-no-checkpointing": Variant(("train.deepspeed=zero2", "train.gradient_checkpointing=false")),
+    "all-memory": Variant(("train.gradient_checkpointing=false", "train.kept_logits_gib=8")),
+    "zero1-all-memory": Variant(
+        ("train.deepspeed=zero1", "train.gradient_checkpointing=false", "train.kept_logits_gib=8")
+    ),
     "adam-unfused": Variant(deepspeed={"optimizer": {"params": {"fused": False}}}),
     "sums-bf16": Variant(deepspeed={"data_types": {"grad_accum_dtype": "bf16"}}),
     "frozen-vision": Variant(("stages.alignment.trainable=[connector.*, language.*]",)),

@@ -51,6 +51,9 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language = language if language is not None else AutoModelForCausalLM.from_config(config.text_config)
         text, merge = config.text_config, config.tiles_config["merge"]
         sizes = Sizes(config.vision_config.hidden_size * merge**2, text.hidden_size, text.vocab_size)
+        patches = self.vision.get_input_embeddings()
+        if isinstance(patches, nn.Conv2d):
+            patches.register_forward_hook(_channels_last)
         self.connector: Connector = build_connector(config.connector, sizes)
         self.loss_chunk = 2048
         self.post_init()
@@ -219,6 +222,15 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         is_first = past_key_values is None or past_key_values.get_seq_length() == 0
         inputs["pixel_values"] = pixel_values if is_first else None
         return inputs
+
+
+def _channels_last(module: nn.Module, inputs: object, patches: torch.Tensor) -> torch.Tensor:
+    """Patch embeddings [K, d, h, w], each one's d numbers side by side in memory.
+
+    Encoders make [K, h w, d] of them without copying. Otherwise this layout, where these numbers lie far apart, would
+    stay that of every residual sum, and each LayerNorm would copy its input.
+    """
+    return patches.contiguous(memory_format=torch.channels_last)
 
 
 def find_targets(labels: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ import torch
 from alignvlm.config.deepspeed import deepspeed_config
 from alignvlm.config.schema import Recipe, RecomputeConfig, StageConfig
 from alignvlm.kernels.fused_layers import choose_fused_layers, fuse_layers
+from alignvlm.kernels.linear import keep_parameters
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm.model.attention import choose_attention
 from alignvlm.model.network import largest_list
@@ -83,8 +84,11 @@ def build_trainer(
     fused = fuse_layers(model) if choose_fused_layers(recipe.model.fused_layers, world.device) else {}
     set_trainable(model, stage)
     groups = parameter_groups(model, stage)
-    if whole_layers and config["zero_optimization"].get("stage") == 3:
-        gather_whole_layers(model)
+    if config["zero_optimization"].get("stage") == 3:
+        if config["zero_optimization"].get("memory_efficient_linear") is False:
+            keep_parameters(model)
+        if whole_layers:
+            gather_whole_layers(model)
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=optimizer_groups(model, groups), config=config, dist_init_required=False
     )
@@ -124,13 +128,14 @@ def zero3_construction(config: dict[str, Any]) -> Iterator[None]:
 
 
 def release_modules() -> None:
-    """Take from DeepSpeed's globals the modules of engines that are gone: they keep all the memory of an engine.
+    """Undo what engines that are gone have left in globals: their modules, which keep all their memory, and a function.
 
-    DeepSpeed 0.19.8 has two of them: the stack of modules in the forward pass, on which the model stays, and the
-    `functools.lru_cache` of a method, whose keys hold each layer. `tests/integration/test_zero3.py` passes without this
-    when a release has neither.
+    DeepSpeed 0.19.8 keeps modules in two places: the stack of modules in the forward pass, on which the model stays,
+    and the `functools.lru_cache` of a method, whose keys hold each layer. `tests/integration/test_zero3.py` passes
+    without this when a release has neither. And it replaces `torch.nn.functional.linear` for good, so that what
+    follows in the process, be it a stage without ZeRO-3 or an evaluation, would compute otherwise than in a new one.
     """
-    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero import parameter_offload, partition_parameters
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
     getattr(parameter_offload, "FWD_MODULE_STACK", []).clear()
@@ -139,6 +144,9 @@ def release_modules() -> None:
         clear = getattr(cell.cell_contents, "cache_clear", None)
         if clear is not None:
             clear()
+    original = getattr(partition_parameters.InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
+    if original is not None:
+        torch.nn.functional.linear = original
 
 
 def gather_whole_layers(model: AlignVLMForConditionalGeneration) -> None:

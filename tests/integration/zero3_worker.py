@@ -1,6 +1,7 @@
 """A rank of the ZeRO-3 comparison: trains a few steps and lets rank 0 write losses, gradients and weights.
 
-Arguments: output file, "tied" or "untied", "checkpointing" or "plain". Started by test_zero3.py.
+Arguments: output file, "tied" or "untied", "checkpointing" or "plain". With checkpointing the linear layers are ours, as
+on a GPU, without it DeepSpeed's. Started by test_zero3.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from deepspeed.utils import safe_get_full_grad
 
+from alignvlm.kernels.linear import keep_parameters
 from alignvlm.model import AlignVLMForConditionalGeneration
 from alignvlm.training import distributed
 from alignvlm.training.checkpoints.export import consolidate
@@ -40,9 +42,13 @@ def main(output: Path, tied: bool, checkpointing: bool) -> None:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": len(mine),
         "gradient_clipping": 0.0,
-        "zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": {
+            "stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0,
+            "memory_efficient_linear": not checkpointing,
+        },
         "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
-    }
+    }  # fmt: skip
+    linear = torch.nn.functional.linear
     with zero3_construction(config):
         model = AlignVLMForConditionalGeneration.from_pretrained(
             folder, dtype=torch.float32, attn_implementation={"text_config": "alignvlm_sdpa", "vision_config": "sdpa"}
@@ -50,6 +56,7 @@ def main(output: Path, tied: bool, checkpointing: bool) -> None:
     model.train()
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+        keep_parameters(model)
     import deepspeed
 
     gather_whole_layers(model)
@@ -72,7 +79,9 @@ def main(output: Path, tied: bool, checkpointing: bool) -> None:
     moments = [weakref.ref(value) for state in engine.optimizer.optimizer.state.values() for value in state.values()]
     trainer = Trainer(engine, [], "alignvlm_sdpa")
     del engine, model, loss, groups
+    assert (torch.nn.functional.linear is linear) == checkpointing
     trainer.close()
+    assert torch.nn.functional.linear is linear
     alive = sum(reference() is not None for reference in moments)
     if world.is_main:
         found = {"losses": losses, "gradients": gradients, "weights": weights, "alive": alive, "moments": len(moments)}
