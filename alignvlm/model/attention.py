@@ -144,9 +144,6 @@ def varlen_per_document(
 
     arguments = _varlen_arguments()
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # [T, H, d]
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1 and "enable_gqa" not in arguments:
-        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     cu, longest = documents.cu_seqlens, documents.max_seqlen
     out: Any = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, **arguments)
     return out[None], None
@@ -206,7 +203,7 @@ def _refuse_window(sliding_window: int | None, documents: Documents) -> None:
 
 @lru_cache(maxsize=1)
 def _varlen_arguments() -> dict[str, Any]:
-    """How this torch says causal (2.10: `is_causal`, later `window_size`) and, where it can, that heads are grouped."""
+    """How this torch says causal (2.10: `is_causal`, later `window_size`) and, where it must be said, grouped heads."""
     from torch.nn.attention.varlen import varlen_attn
 
     names = inspect.signature(varlen_attn).parameters

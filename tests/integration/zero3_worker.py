@@ -1,7 +1,7 @@
 """A rank of the ZeRO-3 comparison: trains a few steps and lets rank 0 write losses, gradients and weights.
 
-Arguments: output file, "tied" or "untied", "checkpointing" or "plain". With checkpointing the linear layers are ours, as
-on a GPU, without it DeepSpeed's. Started by test_zero3.py.
+Arguments: output file, "tied" or "untied", "checkpointing" or "plain". With checkpointing the linear layers are ours,
+as on a GPU, without it DeepSpeed's. Started by test_zero3.py.
 """
 
 from __future__ import annotations

@@ -72,3 +72,13 @@ def test_frozen_vision_keeps_no_graph() -> None:
     model.train()
     model.vision.requires_grad_(False)
     assert not model.encode_tiles(torch.from_numpy(processor.encode(samples()[1]).tiles)).requires_grad
+
+
+def test_no_layer_norm_of_the_vision_encoder_copies_its_input() -> None:
+    model, processor = tiny_model()
+    norms = [module for module in model.vision.modules() if isinstance(module, torch.nn.LayerNorm)]
+    contiguous = []
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda module, inputs: contiguous.append(inputs[0].is_contiguous()))
+    model.encode_tiles(torch.from_numpy(processor.encode(samples()[1]).tiles))
+    assert contiguous == [True] * len(norms)
