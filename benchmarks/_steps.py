@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from _kernels import profile_step
-from _variants import Model, Pack, Variant
+from _variants import Model, Pack, Variant, merged
 
 from alignvlm.config.deepspeed import deepspeed_config
 from alignvlm.config.load import load_recipe
@@ -79,12 +79,6 @@ def save_random(config: AlignVLMConfig, precision: str, device: torch.device, fo
     model.save_pretrained(folder)
     del model
     free_memory()
-
-
-def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The config with these changes, dictionaries merged."""
-    inner = {k: merged(config.get(k, {}), v) if isinstance(v, dict) else v for k, v in changes.items()}
-    return {**config, **inner}
 
 
 def make_pack(pack: Pack, config: AlignVLMConfig, seed: int) -> MicroBatch:

@@ -70,8 +70,9 @@ MODELS = {
 }
 """All of 8B's optimizer states fit no single GPU: its connector learns alone."""
 
-VARIANTS = {
+VARIANTS: dict[str, Variant] = {
     "default": Variant(),
+    "no-checkpointing": Variant(("train.gradient_checkpointing=false",)),
     "reuse-2e9": Variant(deepspeed={"zero_optimization": {"stage3_max_reuse_distance": 2_000_000_000}}),
     "modules": Variant(whole_layers=False),
     "modules-reuse-2e9": Variant(
@@ -79,7 +80,6 @@ VARIANTS = {
     ),
     "checkpointing-2": Variant(("train.gradient_checkpointing={vision: 2, language: 2}",)),
     "checkpointing-language": Variant(("train.gradient_checkpointing={language: 1}",)),
-    "no-checkpointing": Variant(("train.gradient_checkpointing=false",)),
     "layers-unfused": Variant(("model.fused_layers=none",)),
     "layers-liger": Variant(("model.fused_layers=liger",)),
     "loss-liger": Variant(loss="liger"),
@@ -92,12 +92,7 @@ VARIANTS = {
     "kept-logits": Variant(("train.kept_logits_gib=8",)),
     "zero1": Variant(("train.deepspeed=zero1",)),
     "zero2": Variant(("train.deepspeed=zero2",)),
-    "zero1-no-checkpointing": Variant(("train.deepspeed=zero1", "train.gradient_checkpointing=false")),
-    "zero2-no-checkpointing": Variant(("train.deepspeed=zero2", "train.gradient_checkpointing=false")),
-    "all-memory": Variant(("train.gradient_checkpointing=false", "train.kept_logits_gib=8")),
-    "zero1-all-memory": Variant(
-        ("train.deepspeed=zero1", "train.gradient_checkpointing=false", "train.kept_logits_gib=8")
-    ),
+    "no-overlap": Variant(deepspeed={"zero_optimization": {"overlap_comm": False}}),
     "adam-unfused": Variant(deepspeed={"optimizer": {"params": {"fused": False}}}),
     "sums-bf16": Variant(deepspeed={"data_types": {"grad_accum_dtype": "bf16"}}),
     "frozen-vision": Variant(("stages.alignment.trainable=[connector.*, language.*]",)),
@@ -105,3 +100,33 @@ VARIANTS = {
     "documents": Variant(pack="documents"),
 }
 """Name -> what differs."""
+ALL = tuple(dict.fromkeys([
+    "default", "no-checkpointing", "no-checkpointing+zero1", "no-checkpointing+zero2", "no-checkpointing+no-overlap",
+    "no-checkpointing+kept-logits", *VARIANTS,
+]))  # fmt: skip
+"""In the order of what a short time should rather see."""
+
+
+def find_variant(name: str) -> Variant:
+    """A variant by name, or several of them together: "zero1+no-checkpointing".
+
+    Raises:
+        KeyError: there is no such variant.
+    """
+    parts = [VARIANTS[part] for part in name.split("+")]
+    deepspeed: dict[str, Any] = {}
+    for part in parts:
+        deepspeed = merged(deepspeed, part.deepspeed)
+    return Variant(
+        overrides=tuple(override for part in parts for override in part.overrides),
+        deepspeed=deepspeed,
+        whole_layers=all(part.whole_layers for part in parts),
+        loss=next((part.loss for part in parts if part.loss), None),
+        pack=next((part.pack for part in parts if part.pack != Variant.pack), Variant.pack),
+    )
+
+
+def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The config with these changes, dictionaries merged."""
+    inner = {k: merged(config.get(k, {}), v) if isinstance(v, dict) else v for k, v in changes.items()}
+    return {**config, **inner}

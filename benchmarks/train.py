@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _common import RESULTS, write
-from _variants import MODELS, VARIANTS
+from _variants import ALL, MODELS, VARIANTS, find_variant
 
 SHORT = {"tiny": (2, 1, 2), "1b": (5, 2, 4), "3b": (3, 1, 4), "8b": (3, 1, 4)}
 """Model -> default steps, warm-up steps, micro-batches per step."""
@@ -34,7 +34,9 @@ def parse() -> argparse.Namespace:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--model", choices=[name for name in MODELS if name != "tiny"], default="1b")
     size.add_argument("--tiny", dest="model", action="store_const", const="tiny", help="all code, small shapes")
-    parser.add_argument("--variants", default="default", metavar="A,B", help=f"all, or of {', '.join(VARIANTS)}")
+    parser.add_argument(
+        "--variants", default="default", metavar="A,B", help=f"all, or of {', '.join(VARIANTS)}; A+B is both"
+    )
     parser.add_argument("--steps", type=int, help="steps measured")
     parser.add_argument("--warmup", type=int, help="steps before them")
     parser.add_argument("--micro-batches", type=int, help="packs per step")
@@ -45,8 +47,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--name", help="added to the name of the result file")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
     arguments = parser.parse_args()
-    names = list(VARIANTS) if arguments.variants == "all" else arguments.variants.split(",")
-    unknown = [name for name in names if name not in VARIANTS]
+    names = list(ALL) if arguments.variants == "all" else arguments.variants.split(",")
+    unknown = [part for name in names for part in name.split("+") if part not in VARIANTS]
     if unknown:
         parser.error(f"--variants: no {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
     arguments.variants = names
@@ -105,7 +107,7 @@ def attempt(bench: Any, variant: str, row: dict[str, Any], profiled: bool) -> in
 
     code, began = 0, time.perf_counter()
     try:
-        bench.measure(VARIANTS[variant], row, profiled=profiled)
+        bench.measure(find_variant(variant), row, profiled=profiled)
     except (torch.OutOfMemoryError, ImportError, UserError) as error:
         row["failed"] = reason(error)
     except Exception as error:  # the other variants are measured all the same
@@ -142,12 +144,12 @@ def line(row: dict[str, Any]) -> str:
         f"{pattern.format(flat[key] * factor) if flat.get(key) is not None else '-':>{max(9, len(head))}}"
         for head, (key, pattern, factor) in COLUMNS.items()
     ]
-    return f"{row['variant']:19}" + " ".join(cells) + (f"  {row['failed']}" if "failed" in row else "")
+    return f"{row['variant']:28}" + " ".join(cells) + (f"  {row['failed']}" if "failed" in row else "")
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The table, and where the time of the first profiled variant goes."""
-    print("\n" + " " * 19 + " ".join(f"{head:>{max(9, len(head))}}" for head in COLUMNS))
+    print("\n" + " " * 28 + " ".join(f"{head:>{max(9, len(head))}}" for head in COLUMNS))
     for row in rows:
         print(line(row))
     profiled = next((row for row in rows if "profile" in row), None)

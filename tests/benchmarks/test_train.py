@@ -30,11 +30,11 @@ def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_recipes_and_packs_of_the_real_shapes(benchmark_module: Any, model: str) -> None:
     variants, steps = benchmark_module("_variants"), benchmark_module("_steps")
     chosen = variants.MODELS[model]
-    names = variants.VARIANTS if model == "1b" else ("default", "connector-mlp")
-    for variant in (variants.VARIANTS[name] for name in names):
+    names = variants.ALL if model == "1b" else ("default", "connector-mlp")
+    for variant in map(variants.find_variant, names):
         recipe = load_recipe(chosen.recipe, [*chosen.overrides, *variant.overrides])
         config = deepspeed_config(recipe, recipe.stages[steps.STAGE], 1, cuda=True)
-        steps.merged(config, variant.deepspeed)
+        variants.merged(config, variant.deepspeed)
     config = build_network(load_recipe(chosen.recipe, list(chosen.overrides))).model.config
     for pack in (*chosen.packs.values(), steps.HOST_PACK):
         batch = steps.make_pack(pack, config, seed=0)
