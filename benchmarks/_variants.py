@@ -101,8 +101,9 @@ VARIANTS: dict[str, Variant] = {
 }
 """Name -> what differs."""
 ALL = tuple(dict.fromkeys([
-    "default", "no-checkpointing", "no-checkpointing+zero1", "no-checkpointing+zero2", "no-checkpointing+no-overlap",
-    "no-checkpointing+kept-logits", *VARIANTS,
+    "default", "no-checkpointing", "no-checkpointing+zero1", "no-checkpointing+gradients-in-place",
+    "no-checkpointing+gradients-in-place+no-overlap", "no-checkpointing+zero2", "no-checkpointing+kept-logits",
+    *VARIANTS,
 ]))  # fmt: skip
 """In the order of what a short time should rather see."""
 

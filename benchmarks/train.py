@@ -144,12 +144,12 @@ def line(row: dict[str, Any]) -> str:
         f"{pattern.format(flat[key] * factor) if flat.get(key) is not None else '-':>{max(9, len(head))}}"
         for head, (key, pattern, factor) in COLUMNS.items()
     ]
-    return f"{row['variant']:28}" + " ".join(cells) + (f"  {row['failed']}" if "failed" in row else "")
+    return f"{row['variant']:47}" + " ".join(cells) + (f"  {row['failed']}" if "failed" in row else "")
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The table, and where the time of the first profiled variant goes."""
-    print("\n" + " " * 28 + " ".join(f"{head:>{max(9, len(head))}}" for head in COLUMNS))
+    print("\n" + " " * 47 + " ".join(f"{head:>{max(9, len(head))}}" for head in COLUMNS))
     for row in rows:
         print(line(row))
     profiled = next((row for row in rows if "profile" in row), None)
