@@ -116,26 +116,31 @@ def check_model(recipe: Recipe, *, for_training: bool) -> list[str]:
 
 
 def check_held_out(recipe: Recipe) -> None:
-    """Compare the shards of every task with those of every stage, by their content.
+    """Compare the shards of every task and of the held-out loss with those of every stage, by their content.
 
     Folders without an index are passed over: `data_pipeline` indexes them before they are read.
 
     Raises:
-        UserError: a task reads a shard that a stage trains on, and does not say `allow_leak`.
+        UserError: a task or the loss reads a shard that a stage trains on, and does not say `allow_leak`.
     """
     from data_pipeline.shards.overlap import common_shard
 
-    sources = recipe.data.sources
-    for (name, task), stage in itertools.product(recipe.evaluation.tasks.items(), recipe.stages.values()):
-        for trained in () if task.allow_leak else stage.mixture:
-            if common := common_shard(sources[task.source].folder, sources[trained].folder):
-                key = f"evaluation.tasks.{name}"
+    sources, loss = recipe.data.sources, recipe.evaluation.loss
+    tasks = {f"evaluation.tasks.{name}": task for name, task in recipe.evaluation.tasks.items()}
+    held_out = [
+        (f"{key}.source", task.source, f"{key}.allow_leak") for key, task in tasks.items() if not task.allow_leak
+    ]
+    if loss is not None and not loss.allow_leak:
+        keys = [(f"evaluation.loss.sources[{number}]", name) for number, name in enumerate(loss.sources)]
+        held_out += [(key, name, "evaluation.loss.allow_leak") for key, name in keys]
+    for (key, name, allow_leak), stage in itertools.product(held_out, recipe.stages.values()):
+        for trained in stage.mixture:
+            if common := common_shard(sources[name].folder, sources[trained].folder):
                 raise recipe_error(
                     recipe,
-                    f"{key}.source",
-                    f"{key}.source is {task.source!r}, whose shard {common[0]} holds the samples of {common[1]} of "
-                    f"{trained!r}, which stage {stage.name!r} trains on: a task needs held-out data, or "
-                    f"{key}.allow_leak: true",
+                    key,
+                    f"{key} is {name!r}, whose shard {common[0]} holds the samples of {common[1]} of {trained!r}, "
+                    f"which stage {stage.name!r} trains on: it needs held-out data, or {allow_leak}: true",
                 )
 
 

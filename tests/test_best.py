@@ -109,7 +109,7 @@ def test_what_cannot_be_exported_is_one_line(run: RunFolder, command: Command, t
     assert "checkpoint.keep_best names no score" in message(stage, "--best")
 
 
-@pytest.mark.parametrize("score", ["loss", "loss/nosuch", "task/fields", "held_out"])
+@pytest.mark.parametrize("score", ["loss", "loss/test", "task/fields", "held_out"])
 def test_a_score_that_nothing_gives_is_an_error_with_its_line(score: str) -> None:
     with pytest.raises(UserError, match=rf"checkpoint.keep_best is '{score}', which no evaluation gives: .*task/test"):
         load_recipe(str(TINY), [f"checkpoint.keep_best={score}"])
@@ -121,6 +121,7 @@ def test_patience_needs_a_loss(score: str) -> None:
         load_recipe(str(TINY), [f"checkpoint.keep_best={score}", "checkpoint.patience=2"])
 
 
-@pytest.mark.parametrize("score", ["loss/held_out", "loss/charts", "task/test"])
+@pytest.mark.parametrize("score", ["loss/held_out", "loss/test", "task/test"])
 def test_scores_of_losses_and_tasks_can_choose(score: str) -> None:
-    assert load_recipe(str(TINY), [f"checkpoint.keep_best={score}"]).checkpoint.keep_best == score
+    measured = ["evaluation.loss.sources=[test]", f"checkpoint.keep_best={score}"]
+    assert load_recipe(str(TINY), measured).checkpoint.keep_best == score

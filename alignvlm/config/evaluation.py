@@ -1,4 +1,4 @@
-"""The section `evaluation` of a recipe: held-out tasks and published benchmarks."""
+"""The section `evaluation` of a recipe: held-out tasks and loss, published benchmarks."""
 
 from __future__ import annotations
 
@@ -41,14 +41,36 @@ class BenchmarkConfig:
 
 
 @settings
+class HeldOutLossConfig:
+    """The loss on held-out data inside a stage: forward passes only, which change nothing of the training."""
+
+    sources: list[str]
+    """Sources of `data.sources` that no stage trains on."""
+    every_steps: PositiveInt = 200
+    """Optimizer steps between two measurements; another one follows the last step of a stage."""
+    max_packs: PositiveInt = 64
+    """At most this many packs of each source, kept in memory: the first of its shuffled order, the same for any number
+    of ranks."""
+    allow_leak: Bool = False
+    """Measure the loss although a stage trains on its data."""
+
+
+@settings
 class EvaluationConfig:
-    """Held-out evaluation: answers are generated and scored."""
+    """Held-out evaluation: answers are generated and scored, the loss is measured."""
 
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     """Task name -> task; all tasks run before the first stage and after every stage."""
     benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)
     """Name of a published benchmark (`docvqa`, `chartqa`, …) -> its data; they run when tasks do."""
+    loss: HeldOutLossConfig | None = None
+    """Held-out loss while a stage trains; null measures none."""
     batch_size: Annotated[PositiveInt, Le(2**16)] = 16
     """Questions per batch and rank."""
     gallery: Annotated[Count, Le(10_000)] = 12
     """Samples per task that the report shows."""
+
+    @property
+    def held_out(self) -> list[str]:
+        """Sources whose loss is measured."""
+        return self.loss.sources if self.loss else []

@@ -39,6 +39,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_tasks(recipe)
     _check_best(recipe)
     _check_patience(recipe)
+    _check_held_out_loss(recipe)
 
 
 def ignored_settings(recipe: Recipe) -> list[str]:
@@ -186,7 +187,9 @@ def _check_glob(recipe: Recipe, key: str, glob: str) -> None:
 def _check_tasks(recipe: Recipe) -> None:
     sources = recipe.data.sources
     trained = {
-        _folder(sources[name]): (stage, name) for stage in recipe.stages for name in recipe.stages[stage].mixture
+        canonical(sources[name].folder): (stage, name)
+        for stage in recipe.stages
+        for name in recipe.stages[stage].mixture
     }
     for name, task in recipe.evaluation.tasks.items():
         key, source = f"evaluation.tasks.{name}.source", task.source
@@ -199,7 +202,7 @@ def _check_tasks(recipe: Recipe) -> None:
                 f"{key} is {source!r}, of which training uses a part (sample, filter); an evaluation takes whole "
                 "sources: name its folder as a source of its own",
             )
-        stage, other = trained.get(_folder(sources[source]), ("", ""))
+        stage, other = trained.get(canonical(sources[source].folder), ("", ""))
         if other and not task.allow_leak:
             same = "" if other == source else f" as {other!r}, from the same folder"
             raise recipe_error(
@@ -209,6 +212,43 @@ def _check_tasks(recipe: Recipe) -> None:
                 f"evaluation.tasks.{name}.allow_leak: true",
             )
         _check_metrics(recipe, f"evaluation.tasks.{name}.metrics", task.metrics)
+
+
+def _check_held_out_loss(recipe: Recipe) -> None:
+    loss, sources = recipe.evaluation.loss, recipe.data.sources
+    if loss is None:
+        return
+    key = "evaluation.loss.sources"
+    if not loss.sources:
+        raise recipe_error(
+            recipe, key, f"{key} is empty: name held-out sources of data.sources, or state evaluation.loss: null"
+        )
+    for index, name in enumerate(loss.sources):
+        here = f"{key}[{index}]"
+        if name not in sources:
+            raise recipe_error(recipe, here, f"{here} is the unknown source {name!r}: {nearest(name, sources)}")
+        if f"{LOSS}{name}" == HELD_OUT or name in loss.sources[:index]:
+            why = "it is named twice" if name in loss.sources[:index] else f"{HELD_OUT} is the loss of all sources"
+            raise recipe_error(recipe, here, f"{here} is {name!r}: {why}; give it another name in data.sources")
+        leaks = [
+            (stage, trained)
+            for stage in recipe.stages
+            for trained in recipe.stages[stage].mixture
+            if share_samples(sources[name], sources[trained]) and not loss.allow_leak
+        ]
+        if leaks:
+            stage, trained = leaks[0]
+            raise recipe_error(
+                recipe,
+                here,
+                f"{here} is {name!r}, of which stage {stage!r} trains on samples (source {trained!r}): a held-out "
+                "loss needs data of its own, or evaluation.loss.allow_leak: true",
+            )
+
+
+def share_samples(one: SourceConfig, other: SourceConfig) -> bool:
+    """Whether two sources may have samples in common, by what the recipe says."""
+    return canonical(one.folder) == canonical(other.folder)
 
 
 def _check_metrics(recipe: Recipe, key: str, names: Sequence[str]) -> None:
@@ -224,8 +264,9 @@ def _check_metrics(recipe: Recipe, key: str, names: Sequence[str]) -> None:
 def _check_best(recipe: Recipe) -> None:
     """The score that chooses the best checkpoint is one that is taken."""
     name = recipe.checkpoint.keep_best
-    scores = [HELD_OUT, *(f"{LOSS}{source}" for source in recipe.data.sources)]
-    scores += [f"{TASK}{task}" for task in recipe.evaluation.tasks]
+    scores = [f"{TASK}{task}" for task in recipe.evaluation.tasks]
+    if recipe.evaluation.loss is not None:
+        scores += [HELD_OUT, *(f"{LOSS}{source}" for source in recipe.evaluation.held_out)]
     if name is not None and name not in scores:
         key = "checkpoint.keep_best"
         raise recipe_error(recipe, key, f"{key} is {shown(name)}, which no evaluation gives: {nearest(name, scores)}")
@@ -244,8 +285,9 @@ def _check_patience(recipe: Recipe) -> None:
         )
 
 
-def _folder(source: SourceConfig) -> str:
-    return source.folder.rstrip("/") if "://" in source.folder else os.path.realpath(source.folder)
+def canonical(folder: str) -> str:
+    """A folder or URL as one and the same text, however it is written."""
+    return folder.rstrip("/") if "://" in folder else os.path.realpath(folder)
 
 
 def _head(glob: str) -> str:

@@ -105,8 +105,9 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Input embeddings [B, T, D]: text embeddings with the visual tokens put into their places.
 
-        In training the vision encoder and the connector are called exactly once whatever the batch holds: a dummy
-        tile of weight zero stands in for images, so that all ranks make the same collective calls under ZeRO-3.
+        In training, and where `visual_positions` are given, the vision encoder and the connector are called exactly
+        once whatever the batch holds: a dummy tile of weight zero stands in for images, so that all ranks make the
+        same collective calls under ZeRO-3.
 
         Args:
             visual_positions: int64 [N], the places of the visual tokens in the flattened `input_ids`; without it they
@@ -115,6 +116,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: when the visual tokens in `input_ids` are not as many as the tiles give.
         """
+        needs_tiles = self.training or visual_positions is not None
         is_visual = input_ids == self.config.image_token_id
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_visual, 0))
         if visual_positions is None:
@@ -123,7 +125,7 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is None or len(pixel_values) == 0:
             if num_visual:
                 raise ValueError(f"{num_visual} visual tokens in input_ids, but no tiles in pixel_values")
-            return embeds + self._dummy_tile(embeds) if self.training else embeds
+            return embeds + self._dummy_tile(embeds) if needs_tiles else embeds
         features = self.get_image_features(pixel_values)
         if features.shape[0] * features.shape[1] != num_visual:
             raise ValueError(

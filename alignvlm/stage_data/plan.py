@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from alignvlm.checks import check_held_out
 from alignvlm.stage_data.processor import ensure_processor, stage_encoder
-from alignvlm.stage_data.sources import ensure_shards, stage_sources, used_sources
+from alignvlm.stage_data.sources import ensure_shards, measured_sources, stage_sources, used_sources
 from data_pipeline.stores.folders import local_folder
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def prepare(
     # A tokenizer of the recipe's own is trained on the text of all stages.
     whole = evaluated or recipe.model.language.tokenizer is not None
     stages = list(recipe.stages.values() if stages is None else stages)
-    ensure_shards(used_sources(recipe) if whole else stage_sources(recipe, *stages), progress)
+    ensure_shards(used_sources(recipe) if whole else measured_sources(recipe, *stages), progress)
     if evaluated:
         check_held_out(recipe)
     processor = ensure_processor(recipe)
@@ -49,7 +49,7 @@ def ensure_lengths(
 
     for stage in stages:
         encoder = stage_encoder(stage, processor)
-        for source in stage_sources(recipe, stage):
+        for source in measured_sources(recipe, stage):
             measure_source(source.folder, encoder, source.prompt, _selection(source), progress=progress or silent)
 
 

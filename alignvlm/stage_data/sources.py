@@ -28,10 +28,15 @@ def stage_sources(recipe: Recipe, *stages: StageConfig) -> list[SourceConfig]:
     return [recipe.data.sources[name] for name in dict.fromkeys(name for stage in stages for name in stage.mixture)]
 
 
+def measured_sources(recipe: Recipe, *stages: StageConfig) -> list[SourceConfig]:
+    """What these stages train on, and what the held-out loss is measured on."""
+    return [*stage_sources(recipe, *stages), *(recipe.data.sources[name] for name in recipe.evaluation.held_out)]
+
+
 def used_sources(recipe: Recipe) -> list[SourceConfig]:
     """Sources of all stages and of the evaluation, each once; others of the recipe are never touched."""
     evaluated = [recipe.data.sources[task.source] for task in recipe.evaluation.tasks.values()]
-    sources = [*stage_sources(recipe, *recipe.stages.values()), *evaluated]
+    sources = [*measured_sources(recipe, *recipe.stages.values()), *evaluated]
     return list({source.name: source for source in sources}.values())
 
 

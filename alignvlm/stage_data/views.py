@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvlm.checks import check_files
+from alignvlm.config.validate import canonical
 from alignvlm.errors import UserError
 from alignvlm.stage_data.plan import cache_bytes, prepare, stage_plan, stage_reads
 from alignvlm.stage_data.processor import ensure_processor, stage_encoder
@@ -110,7 +111,7 @@ def training_readings(recipe: Recipe, folder: str, progress: Progress | None = N
         ensure_shards(stage_sources(recipe, *stages), progress)
     processor = ensure_processor(recipe)
     pairs = [(source, stage) for stage in stages for source in stage_sources(recipe, stage)]
-    reading = [(source, stage) for source, stage in pairs if _same_folder(source.folder, folder)]
+    reading = [(source, stage) for source, stage in pairs if canonical(source.folder) == canonical(folder)]
     ways = [(source.prompt, stage.max_text_tokens) for source, stage in reading]
     ways = ways or [("", stage.max_text_tokens) for stage in stages]
     return [Reading(prompt, processor.with_text_limit(limit)) for prompt, limit in dict.fromkeys(ways)]
@@ -123,9 +124,3 @@ def measurings(target: str, folder: str, progress: Progress | None = None) -> li
 
     readings = training_readings(load_recipe(target), folder, progress)
     return [Measuring(each.encoder, each.prompt) for each in readings if each.encoder is not None]
-
-
-def _same_folder(one: str, other: str) -> bool:
-    if "://" in one or "://" in other:
-        return one.rstrip("/") == other.rstrip("/")
-    return Path(one).absolute() == Path(other).absolute()

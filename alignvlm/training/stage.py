@@ -64,6 +64,7 @@ def train_stage(
         world=world,
         trainer=trainer,
         plan=plan,
+        processor=processor,
         store=store,
         num_steps=found.step if found and ended_early else plan.num_steps,
         signals=signals,
@@ -73,7 +74,7 @@ def train_stage(
     )
     try:
         restore_callbacks(callbacks, found)
-        run_steps(state, processor)
+        run_steps(state)
         if state.stop_reason is None:
             if state.ended_early and world.is_main:
                 planned = plan.num_steps
@@ -146,27 +147,27 @@ def restore_callbacks(callbacks: Sequence[Callback], found: CheckpointInfo | Non
             callback.load_state(saved[callback.name])
 
 
-def start_loader(state: StageState, processor: AlignVLMProcessor) -> Iterable[list[MicroBatch]]:
+def start_loader(state: StageState) -> Iterable[list[MicroBatch]]:
     """The batches from `state.step` on, with the loader processes already running."""
     if state.step == state.num_steps:
         return []
     ledger = Ledger(state.run.folder.quarantine, state.recipe.data.max_bad_fraction)
     loader = stage_data.stage_loader(
-        state.recipe, state.stage, state.plan, processor,
+        state.recipe, state.stage, state.plan, state.processor,
         rank=state.world.rank, world_size=state.world.size, start_step=state.step, ledger=ledger,
         pin_memory=state.world.device.type == "cuda",
     )  # fmt: skip
     return loader.start()
 
 
-def run_steps(state: StageState, processor: AlignVLMProcessor) -> None:
+def run_steps(state: StageState) -> None:
     """Take the stage's steps until its end or until a callback or a signal stops it."""
     throughput = Throughput(state.recipe, state.stage, state.trainer.config, state.world)
     gc.freeze()  # what lives now stays: no later collection walks through it, and loader processes share its pages
     try:
         # Loader processes are forked: a lock that another thread holds at that moment stays locked in them for ever.
         # So they start before the callbacks' threads (the watchdog), which end with the stage.
-        loader = start_loader(state, processor)
+        loader = start_loader(state)
         for callback in state.callbacks:
             callback.on_start(state)
         state.signals.stepping = True

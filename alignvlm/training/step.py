@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -104,17 +104,7 @@ def train_step(
     with trainer.same_weights():
         for micro_batch in micro_batches:
             b = micro_batch.to(world.device)
-            output = trainer.engine(
-                input_ids=b.input_ids,
-                pixel_values=b.tiles,
-                position_ids=b.position_ids,
-                cu_seqlens=b.cu_seqlens,
-                max_seqlen=b.max_seqlen,
-                visual_positions=b.visual_positions,
-                target_positions=b.target_positions,
-                targets=b.targets,
-                num_items_in_batch=divisor,
-            )
+            output = trainer.engine(**inputs_of(b), num_items_in_batch=divisor)
             trainer.engine.backward(output.loss)
             trainer.engine.step()
             total += output.loss.detach()
@@ -132,6 +122,20 @@ def train_step(
     )
 
 
+def inputs_of(batch: MicroBatch) -> dict[str, Any]:
+    """The model's arguments for a micro-batch on its device."""
+    return {
+        "input_ids": batch.input_ids,
+        "pixel_values": batch.tiles,
+        "position_ids": batch.position_ids,
+        "cu_seqlens": batch.cu_seqlens,
+        "max_seqlen": batch.max_seqlen,
+        "visual_positions": batch.visual_positions,
+        "target_positions": batch.target_positions,
+        "targets": batch.targets,
+    }
+
+
 def _read(loss: torch.Tensor, grad_norm: torch.Tensor | float) -> tuple[float, float]:
     """Both as numbers of the host, by one copy from the device."""
     if not isinstance(grad_norm, torch.Tensor):
@@ -141,14 +145,20 @@ def _read(loss: torch.Tensor, grad_norm: torch.Tensor | float) -> tuple[float, f
 
 
 def agree(world: World, counts: StepCounts, votes: Votes, failure: LoadError | None = None) -> tuple[StepCounts, Votes]:
-    """Counts and votes summed over the ranks, by one collective.
+    """Counts and votes summed over the ranks, by one collective; raises as `agreed_sums` does."""
+    sums = agreed_sums(world, failure, *counts, *votes)
+    return StepCounts(*sums[: len(counts)]), Votes(*sums[len(counts) :])
+
+
+def agreed_sums(world: World, failure: LoadError | None, *values: float) -> list[float]:
+    """Each value summed over the ranks, by one collective, unless a rank could not load its data.
 
     Raises:
         LoadError: this rank's `failure`.
         DataError: another rank could not load its data; UnreachableError where stores will be back.
     """
     passing = isinstance(failure, UnreachableError)
-    failed, waiting, *sums = world.all_reduce_sum(failure is not None, passing, *counts, *votes)
+    failed, waiting, *sums = world.all_reduce_sum(failure is not None, passing, *values)
     if failure is not None:
         raise failure
     if failed:
@@ -156,4 +166,4 @@ def agree(world: World, counts: StepCounts, votes: Votes, failure: LoadError | N
             f"{failed:.0f} of {world.size} ranks could not load their data and say why; the same command resumes from "
             "the last checkpoint"
         )
-    return StepCounts(*sums[: len(counts)]), Votes(*sums[len(counts) :])
+    return sums

@@ -31,7 +31,7 @@ class FarReads:
         whole: the sources that are read from whole shards.
     """
 
-    def __init__(self, readers: Sequence[SourceReader], workers: int, whole: WholeShards) -> None:
+    def __init__(self, readers: Sequence[SourceReader], workers: int, whole: WholeShards | None = None) -> None:
         self.readers, self.workers, self.whole = readers, workers, whole
         self._fetch: FetchAhead | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -54,14 +54,18 @@ class FarReads:
         storage = self.readers[source].storage
         if not isinstance(storage, ObjectStorage):
             return None
-        return partial(self._take_whole, source, storage) if source in self.whole else partial(self._take, storage)
+        if self.whole is not None and source in self.whole:
+            return partial(self._take_whole, self.whole, source, storage)
+        return partial(self._take, storage)
 
     def _take(self, storage: ObjectStorage, name: str, offset: int, size: int) -> bytes:
         assert self._fetch is not None
         return self._fetch.take(Range(storage, name, offset, offset + size))
 
-    def _take_whole(self, source: int, storage: ObjectStorage, name: str, offset: int, size: int) -> bytes:
-        data = self.whole.read_range(source, name, offset, size)
+    def _take_whole(
+        self, whole: WholeShards, source: int, storage: ObjectStorage, name: str, offset: int, size: int
+    ) -> bytes:
+        data = whole.read_range(source, name, offset, size)
         return self._take(storage, name, offset, size) if data is None else data
 
     def _foresee(self, generation: int, now: list[Range], ahead: np.ndarray) -> None:
@@ -75,7 +79,7 @@ class FarReads:
     def _ranges(self, documents: np.ndarray) -> Iterable[Range]:
         for source, number in documents[:, :2].tolist():
             reader = self.readers[source]
-            if isinstance(reader.storage, ObjectStorage) and source not in self.whole:
+            if isinstance(reader.storage, ObjectStorage) and not (self.whole and source in self.whole):
                 entry = reader.entry(number)
                 span = reader.span(entry)
                 if span is not None:

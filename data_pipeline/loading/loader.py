@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from data_pipeline.errors import DataError, LoadError
@@ -65,16 +66,12 @@ class _WorkItems(Sampler[WorkItem]):
             yield self._with_memory(replace(item, ahead=ahead))
 
     def _with_memory(self, item: WorkItem) -> WorkItem:
-        if self.memory is None:
-            return item
-        return replace(item, block=self.memory.allocate(int(item.documents[:, 3].sum()) * self.tile_bytes))
+        return item.with_memory(self.memory, self.tile_bytes)
 
     def _items(self) -> Iterator[WorkItem]:
         for batch in self.plan.batches(self.start):
             for packs in batch.micro_batches(self.world_size, self.micro_batch_packs)[:, self.rank]:
-                mine = batch.packs.take(packs)
-                documents = np.stack([mine.source, mine.index, mine.tokens, mine.tiles], axis=1)
-                yield WorkItem(batch.step, batch.epoch, documents, None)
+                yield WorkItem.of(batch.step, batch.epoch, batch.packs.take(packs))
 
 
 class Loader:
@@ -175,16 +172,8 @@ def build_loader(
     accumulation = accumulation_steps(plan.settings.global_batch_packs, world_size, micro_batch_packs)
     start = start_step if isinstance(start_step, Position) else plan.position(start_step)
     plan.check(start)
-    memory: TileMemory | None = None
-    processes: dict[str, Any] = {}
-    if num_workers > 0:
-        memory = TileMemory()
-        processes = {
-            "prefetch_factor": prefetch,
-            "worker_init_fn": prepare_process,
-            "multiprocessing_context": "fork",  # they share the memory, and their parent is this process
-        }
-    readers = _readers(plan.sources)
+    memory = TileMemory() if num_workers else None
+    readers = open_readers(plan.sources)
     far = None
     if any(map(is_far, readers)):
         choices = choose(plan, reads or {}, num_nodes(world_size), cache_bytes)
@@ -193,14 +182,37 @@ def build_loader(
         far = FarReads(readers, num_workers, whole)
     stride = max(num_workers, 1) if far else 0
     items = _WorkItems(plan, start, (rank, world_size), micro_batch_packs, memory, 3 * encoder.tile_size**2, stride)
-    dataset = MicroBatches(readers, encoder, far)
-    loader = DataLoader(
-        dataset, batch_size=None, sampler=items, num_workers=num_workers, pin_memory=pin_memory, **processes
-    )
+    loader = open_loader(MicroBatches(readers, encoder, far), items, num_workers, prefetch, pin_memory)
     return Loader(loader, accumulation, plan.num_steps - start.step, ledger, far.whole if far else None)
 
 
-def _readers(sources: Mapping[str, Any]) -> list[SourceReader]:
+def open_loader(
+    dataset: MicroBatches,
+    items: Iterable[WorkItem],
+    num_workers: int,
+    prefetch: int,
+    pin_memory: bool = False,
+    generator: torch.Generator | None = None,
+) -> DataLoader[WorkResult | LoadError]:
+    """The results of work items, in order, by `num_workers` processes; 0: by this one.
+
+    Starting it draws a number from `generator`, without one from the random numbers of this process.
+    """
+    processes: dict[str, Any] = {}
+    if num_workers > 0:
+        processes = {
+            "prefetch_factor": prefetch,
+            "worker_init_fn": prepare_process,
+            "multiprocessing_context": "fork",  # they share the memory, and their parent is this process
+        }
+    return DataLoader(
+        dataset, batch_size=None, sampler=items, num_workers=num_workers, pin_memory=pin_memory, generator=generator,
+        **processes,
+    )  # fmt: skip
+
+
+def open_readers(sources: Mapping[str, Any]) -> list[SourceReader]:
+    """The readers of measured sources, in order. Raises DataError for one that can only be planned."""
     for name, source in sources.items():
         if not isinstance(source, Source):
             raise DataError(f"source {name!r} can only be planned, not read: open it with open_source")

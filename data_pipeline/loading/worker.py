@@ -22,7 +22,8 @@ from data_pipeline.errors import LoadError
 from data_pipeline.loading.collate import MicroBatch, collate
 from data_pipeline.loading.far import FarReads
 from data_pipeline.loading.malloc import keep_memory
-from data_pipeline.loading.tile_memory import Block
+from data_pipeline.loading.tile_memory import Block, TileMemory
+from data_pipeline.order.batch import Packs
 from data_pipeline.parallel import end_with_parent, single_threaded
 from data_pipeline.samples.schema import Encoder, SampleError, encode_as_measured
 from data_pipeline.shards.reader import IndexEntry, SourceReader, entry_label
@@ -48,6 +49,18 @@ class WorkItem:
     ahead: np.ndarray | None = None
     """int64 [D, 2]: source and sample number of the documents that the same process will most likely need next; None
     where all sources are local."""
+
+    @classmethod
+    def of(cls, step: int, epoch: int, packs: Packs) -> WorkItem:
+        """The documents of these packs."""
+        documents = np.stack([packs.source, packs.index, packs.tokens, packs.tiles], axis=1)
+        return cls(step, epoch, documents, None)
+
+    def with_memory(self, memory: TileMemory | None, tile_bytes: int) -> WorkItem:
+        """The same with a place for its tiles of `tile_bytes` each, where there is memory."""
+        if memory is None:
+            return self
+        return replace(self, block=memory.allocate(int(self.documents[:, 3].sum()) * tile_bytes))
 
 
 @dataclass(frozen=True)

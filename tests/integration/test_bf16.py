@@ -111,3 +111,11 @@ def test_a_bad_gradient_changes_no_weight_and_sums_do_not_lose_bits(folder: Path
         assert found["skipped"] == [True, False], strategy
         assert found["changed"][0] == 0 < found["changed"][1], strategy
     assert results["error, sums in fp32"] < 1e-4 < results["error, sums in bf16"]
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "cpu_zero3"])
+def test_two_ranks_and_one_find_the_same_held_out_loss(folder: Path, strategy: str) -> None:
+    two, one = json.loads((folder / "results.json").read_text())["held out"][strategy]
+    assert two == one  # bit for bit
+    assert set(one) == {"loss/held_out", "loss/text", "loss/pages"}
+    assert min(one["loss/text"], one["loss/pages"]) < one["loss/held_out"] < max(one["loss/text"], one["loss/pages"])

@@ -19,6 +19,9 @@ from tests.jobs import ROOT, TINY, curve, kill, kill_launcher, metrics, run, sta
 STAGES = ["connector"] * 8 + ["instruct"] * 4
 
 
+HELD_OUT = ("evaluation.loss={sources: [test], every_steps: 2, max_packs: 3}",)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run with two processes, without git and a home; the folder it was started in."""
@@ -96,24 +99,29 @@ def test_what_is_gone_from_a_finished_run_is_made_again(finished: Path, tmp_path
 def test_killed_runs_end_with_the_same_bits(finished: Path, tmp_path: Path) -> None:
     """`kill -9` in the first stage between checkpoints, then of the launcher in the second; the third start ends it.
 
-    While the first job stands still, a second one is refused.
+    While the first job stands still, a second one is refused. The run with the held-out loss has the bits of the one
+    without it.
     """
-    process = start("train", str(TINY), cwd=tmp_path)
+    process = start("train", str(TINY), *HELD_OUT, cwd=tmp_path)
     wait_for_step(tmp_path / "runs" / "tiny", "connector", 5, process)
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGSTOP)
-    refused = run("train", str(TINY), cwd=tmp_path, code=2)
+    refused = run("train", str(TINY), *HELD_OUT, cwd=tmp_path, code=2)
     assert re.fullmatch(r"alignvlm: runs/tiny/lease-000001.json: another job trains here: .*\n", refused)
     kill(process)
-    process = start("train", str(TINY), cwd=tmp_path)
+    process = start("train", str(TINY), *HELD_OUT, cwd=tmp_path)
     wait_for_step(tmp_path / "runs" / "tiny", "instruct", 1, process)
     time.sleep(0.2)
     kill_launcher(process)
-    output = run("train", str(TINY), "train.gradient_checkpointing=auto", cwd=tmp_path)
+    output = run("train", str(TINY), *HELD_OUT, "train.gradient_checkpointing=auto", cwd=tmp_path)
     assert "stage instruct: recomputed layers: vision none, language none (auto: no GPU" in output
     assert not list((tmp_path / "runs" / "tiny").glob("lease-*"))
     folder, reference = tmp_path / "runs" / "tiny", finished / "runs" / "tiny"
     assert curve(folder) == curve(reference)
+    measured = {(r["stage"], r["step"]): r["loss/held_out"] for r in metrics(folder) if "loss/held_out" in r}
+    steps = [("connector", 2), ("connector", 4), ("connector", 6), ("connector", 8), ("instruct", 2), ("instruct", 4)]
+    assert list(measured) == steps
+    assert measured["instruct", 4] < measured["connector", 2]
     for stage in ("1-connector", "2-instruct"):
         ours, theirs = weights(folder / stage / "export"), weights(reference / stage / "export")
         assert ours.keys() == theirs.keys()

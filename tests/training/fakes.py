@@ -152,7 +152,8 @@ def stage_state(recipe: Recipe, folder: Path, step: int = 0, num_steps: int = 10
     callbacks: list[Callback] = changes.pop("callbacks", [])
     fields: dict[str, Any] = {
         "recipe": run.recipe, "run": run, "stage": stage, "folder": run.stage_folder(stage), "world": FakeWorld(),
-        "trainer": SimpleNamespace(engine=None), "store": FakeStore(), "num_steps": num_steps, "signals": None,
+        "trainer": SimpleNamespace(engine=None), "processor": None, "store": FakeStore(), "num_steps": num_steps,
+        "signals": None,
         "plan": SimpleNamespace(position=lambda at: SimpleNamespace(to_json=lambda: {"step": at})), "step": step,
     }  # fmt: skip
     return StageState(**(fields | {"callbacks": callbacks} | changes))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alignvlm.config.schema import Recipe, StageConfig
+from alignvlm.model import AlignVLMProcessor
 from alignvlm.run_folder import Run, StageFolder
 from alignvlm.system.signals import Signals
 from alignvlm.training.checkpoints.store import CheckpointStore
@@ -19,7 +20,7 @@ from data_pipeline.order.plan import Plan
 
 @dataclass
 class StageState:
-    """A stage while it trains. Callbacks read it; they set `scores`, `stop_reason`, `discard`, `checkpoint_stall`."""
+    """A stage while it trains. Callbacks read it and set the fields from `checkpoint_stall` on."""
 
     recipe: Recipe
     run: Run
@@ -28,6 +29,7 @@ class StageState:
     world: World
     trainer: Trainer
     plan: Plan
+    processor: AlignVLMProcessor
     store: CheckpointStore
     num_steps: int
     """Optimizer steps of the stage; `end_early` lowers it."""
@@ -40,6 +42,8 @@ class StageState:
     """All ranks have written the files of the save under way."""
     checkpoint_stall: float = 0.0
     """Seconds that training stood still for checkpoints since the last step."""
+    validated: int = 0
+    """Forward passes on held-out data: while they go on, the time between two steps is no hang."""
     scores: dict[str, float] = field(default_factory=dict)
     """Scores of the weights after this step (`loss/…`, `task/…`), empty at most steps; equal on all ranks. A checkpoint
     at this step keeps them, and `checkpoint.keep_best` chooses by them."""

@@ -4,7 +4,8 @@ Each rank's thread posts a heartbeat now and then, in memory of rank 0's process
 than those before, the thread reads all heartbeats: ranks that have made fewer steps, or are still waiting for data, are
 the culprits.
 
-A save for which training waits may take as long as it likes while any rank writes or checks bytes of it.
+A save for which training waits may take as long as it likes while any rank writes or checks bytes of it, and so may a
+measurement of the held-out loss while this rank makes forward passes.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class Watchdog(Callback):
         self._durations: deque[float] = deque(maxlen=50)
         self._beat: dict[str, Any] = {}
         self._saved, self._saved_at = -1, 0.0
+        self._validated, self._validated_at = 0, 0.0
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -116,7 +118,9 @@ class Watchdog(Callback):
         while not self._done.wait(interval):
             beat = self._heartbeat(state)
             heartbeats.post(beat)
-            seconds = min(beat["seconds"], time.monotonic() - self._saved_at)
+            if state.validated != self._validated:
+                self._validated, self._validated_at = state.validated, time.monotonic()
+            seconds = min(beat["seconds"], time.monotonic() - max(self._saved_at, self._validated_at))
             if seconds > self.limit(state) and not self._save_goes_on(beat, heartbeats):
                 self._give_up(state, heartbeats, seconds)
 

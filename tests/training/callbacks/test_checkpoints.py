@@ -58,7 +58,9 @@ def test_the_last_step_and_an_early_stop_wait_for_the_save(recipe: Recipe, tmp_p
 
 
 def test_a_score_that_improves_is_saved_at_its_step(tmp_path: Path) -> None:
-    state = stage_state(load_recipe(str(TINY), ["checkpoint.keep_best=loss/held_out"]), tmp_path)
+    state = stage_state(
+        load_recipe(str(TINY), ["checkpoint.keep_best=loss/held_out", "evaluation.loss.sources=[test]"]), tmp_path
+    )
     state.scores = {"loss/charts": 1.0}
     assert calls_at(state, 1) == []
     state.scores = {"loss/held_out": 2.0, "loss/charts": math.nan}

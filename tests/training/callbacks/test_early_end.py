@@ -19,7 +19,7 @@ from tests.training.fakes import FakeWorld, record, stage_state
 
 
 def state_of(folder: Path, *settings: str, **changes: Any) -> StageState:
-    recipe = load_recipe(str(TINY), ["checkpoint.keep_best=loss/held_out", *settings])
+    recipe = load_recipe(str(TINY), ["checkpoint.keep_best=loss/held_out", "evaluation.loss.sources=[test]", *settings])
     return stage_state(recipe, folder, **changes)
 
 
