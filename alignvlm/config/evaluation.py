@@ -44,7 +44,7 @@ class BenchmarkConfig:
 class HeldOutLossConfig:
     """The loss on held-out data inside a stage: forward passes only, which change nothing of the training."""
 
-    sources: list[str]
+    sources: list[str] = field(default_factory=list)
     """Sources of `data.sources` that no stage trains on."""
     every_steps: PositiveInt = 200
     """Optimizer steps between two measurements; another one follows the last step of a stage."""

@@ -6,16 +6,18 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from alignvlm import stage_data
 from alignvlm.config import with_names
-from alignvlm.config.evaluation import EvaluationConfig, TaskConfig
+from alignvlm.config.evaluation import EvaluationConfig, HeldOutLossConfig, TaskConfig
 from alignvlm.config.schema import DataConfig, Recipe, SourceConfig, StageConfig
 from alignvlm.errors import UserError
 from data_pipeline.errors import DataError
@@ -175,6 +177,29 @@ def test_the_glue_gives_every_stage_its_batches(recipe: Recipe, encoder: Any, tm
     assert len(steps[0]) == 4
     with pytest.raises(UserError, match=r"no stage 'secnd': did you mean 'second'\?"):
         stage_data.find_stage(recipe, "secnd")
+
+
+def test_held_out_packs_are_the_same_for_any_number_of_ranks_and_any_batch(recipe: Recipe, encoder: Any) -> None:
+    held = replace(recipe.evaluation, loss=HeldOutLossConfig(["two", "one"], max_packs=5))
+    recipe, processor = replace(recipe, evaluation=held), Processor(encoder)
+    stages = [recipe.stages["first"], replace(recipe.stages["first"], name="other", global_batch_packs=2)]
+    assert [source.name for source in stage_data.used_sources(recipe)] == ["one", "two"]
+    stage_data.ensure_shards(stage_data.used_sources(recipe))
+    stage_data.ensure_lengths(recipe, stages, processor)
+    one = stage_data.held_out_packs(recipe, stages[0], processor)
+    assert one.source_of == ["two"] * 5 + ["one"] * 5
+    assert [{key.partition("/")[0] for key in batch.keys} for batch in one.mine] == [{each} for each in one.source_of]
+    for ranks in (2, 3):
+        parts = [
+            stage_data.held_out_packs(recipe, stages[1], processor, rank=rank, world_size=ranks)
+            for rank in range(ranks)
+        ]
+        assert len({len(part.mine) for part in parts}) == 1
+        for number, batch in enumerate(one.mine):
+            other = parts[number % ranks].mine[number // ranks]
+            assert other.keys == batch.keys
+            assert torch.equal(other.input_ids, batch.input_ids)
+        assert [b.num_samples for part in parts for b in part.mine].count(0) == -10 % ranks
 
 
 def test_unmeasurable_samples_reach_the_ledger(recipe: Recipe, encoder: Any, tmp_path: Path) -> None:

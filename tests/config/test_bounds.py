@@ -170,3 +170,25 @@ def test_a_module_that_raises_is_one_line_with_its_place(base: Path, tmp_path: P
     module.write_text("import os\nraise RuntimeError('two\\nlines')\n")
     message = error_of(base, f"imports=[{module}]")
     assert f"'{module}' cannot be imported ({module}:2: RuntimeError: two lines)" in message
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("{sources: [nosuch]}", "evaluation.loss.sources[0] is the unknown source 'nosuch'"),
+        ("{sources: []}", "evaluation.loss.sources is empty: name held-out sources of data.sources"),
+        ("{sources: [forms]}", "is 'forms', of which stage 'first' trains on samples (source 'forms')"),
+        ("{sources: [other, other]}", "evaluation.loss.sources[1] is 'other': it is named twice"),
+        ("{sources: [held_out]}", "is 'held_out': loss/held_out is the loss of all sources"),
+        ("{sources: [other], max_packs: 0}", "evaluation.loss.max_packs is 0, but must be a whole number, at least 1"),
+        (
+            "{sources: [other], every_steps: 0}",
+            "evaluation.loss.every_steps is 0, but must be a whole number, at least",
+        ),
+        ("{sources: [other], packs: 3}", "unknown key 'evaluation.loss.packs': did you mean 'max_packs'?"),
+        ("{every_steps: 5}", "evaluation.loss.sources is empty"),
+    ],
+)
+def test_a_held_out_loss_that_cannot_be_measured_is_an_error_with_its_line(base: Path, loss: str, message: str) -> None:
+    sources = "data={sources: {other: {path: elsewhere}, held_out: {path: more}}}"
+    assert message in error_of(base, sources, f"evaluation={{loss: {loss}}}")

@@ -84,7 +84,7 @@ def test_loader_processes_start_before_callbacks_and_every_step_has_its_own_batc
     recipe: Recipe, tmp_path: Path, calls: list[Any]
 ) -> None:
     state = state_of(recipe, tmp_path, Notes(calls), step=2, num_steps=4)
-    run_steps(state, None)
+    run_steps(state)
     steps = [("before", 2), ("after", 3), ("before", 3), ("after", 4)]
     assert calls == ["loader", "start", *steps, "end"]
     assert (state.step, state.stop_reason, state.signals.stepping) == (4, None, False)
@@ -93,7 +93,7 @@ def test_loader_processes_start_before_callbacks_and_every_step_has_its_own_batc
 def test_the_record_says_what_the_step_did(recipe: Recipe, tmp_path: Path, calls: list[Any]) -> None:
     callback = Notes(calls)
     state = state_of(recipe, tmp_path, callback, num_steps=2, checkpoint_stall=0.75)
-    run_steps(state, None)
+    run_steps(state)
     first, second = callback.records
     assert (first.stage, first.step, first.loss, first.lr, first.grad_norm) == (
         "connector",
@@ -110,7 +110,7 @@ def test_the_record_says_what_the_step_did(recipe: Recipe, tmp_path: Path, calls
 
 def test_a_callback_stops_the_stage_after_its_step(recipe: Recipe, tmp_path: Path, calls: list[Any]) -> None:
     state = state_of(recipe, tmp_path, Notes(calls, stop_after=1))
-    run_steps(state, None)
+    run_steps(state)
     assert calls == ["loader", "start", ("before", 0), ("after", 1), "end"]
     assert (state.step, state.stop_reason) == (1, "enough")
 
@@ -125,7 +125,7 @@ def test_an_early_end_finishes_the_stage_and_a_later_start_takes_no_step(
                 state.end_early("no better")
 
     state = state_of(recipe, tmp_path, End(calls))
-    run_steps(state, None)
+    run_steps(state)
     assert calls == ["loader", "start", ("before", 0), ("after", 1), ("before", 1), ("after", 2), "end"]
     assert (state.step, state.is_last_step, state.stop_reason) == (2, True, None)
     saved = describe(state)
@@ -139,7 +139,7 @@ def test_a_signal_at_another_rank_stops_the_stage(
     voted = StepResult(0, 0.5, {}, 1.0, counts, Votes(stop=1, written=1), False, 0.1)
     monkeypatch.setattr(stage_module, "train_step", lambda *arguments: voted)
     state = state_of(recipe, tmp_path, Notes(calls))
-    run_steps(state, None)
+    run_steps(state)
     assert state.stop_reason == "signal at another rank"
     assert state.is_written
 
@@ -147,13 +147,13 @@ def test_a_signal_at_another_rank_stops_the_stage(
 def test_left_out_steps_are_passed_over_also_at_the_end(recipe: Recipe, tmp_path: Path, calls: list[Any]) -> None:
     state = state_of(recipe, tmp_path, Notes(calls), num_steps=4)
     state.folder.skipped_steps.write_text("[0, 2, 3]")
-    run_steps(state, None)
+    run_steps(state)
     assert calls == ["loader", "start", ("before", 1), ("after", 2), "end"]
     assert state.step == 4
 
 
 def test_a_stage_without_steps_left_starts_no_loader(recipe: Recipe, tmp_path: Path, calls: list[Any]) -> None:
-    run_steps(state_of(recipe, tmp_path, Notes(calls), step=4, num_steps=4), None)
+    run_steps(state_of(recipe, tmp_path, Notes(calls), step=4, num_steps=4))
     assert calls == ["start", "end"]
 
 
@@ -166,7 +166,7 @@ def test_callbacks_end_when_a_step_fails(
     monkeypatch.setattr(stage_module, "train_step", fail)
     state = state_of(recipe, tmp_path, Notes(calls))
     with pytest.raises(DataError, match="no data"):
-        run_steps(state, None)
+        run_steps(state)
     assert calls == ["loader", "start", ("before", 0), "end"]
     assert not state.signals.stepping
 

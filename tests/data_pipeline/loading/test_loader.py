@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.files import read_json_lines
 from data_pipeline.loading.collate import MicroBatch, collate
+from data_pipeline.loading.kept import load_packs
 from data_pipeline.loading.ledger import Ledger
 from data_pipeline.loading.loader import build_loader
 from data_pipeline.loading.worker import prepare_process
@@ -79,6 +80,22 @@ def test_any_world_size_sees_the_same_global_batches(plan: Plan, encoder: Any) -
     )
     for world, micro in ((2, 2), (4, 1), (8, 1)):
         assert keys_per_step(world, micro) == reference
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kept_packs_are_those_of_the_plan_and_take_no_random_number(plan: Plan, encoder: Any, workers: int) -> None:
+    [reference] = next(iter(build_loader(plan, encoder, num_workers=0, micro_batch_packs=8)))
+    packs = next(plan.batches()).packs
+    state, ledger = torch.get_rng_state(), Ledger("none")
+    numbers = np.asarray([3, 0, len(packs) + 1])  # the last one does not exist
+    third, first, filler = load_packs(packs, numbers, plan.sources, encoder, num_workers=workers, ledger=ledger)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.keys == reference.keys[: first.num_samples]
+    assert torch.equal(first.input_ids, reference.input_ids[:, : first.input_ids.shape[1]])
+    assert torch.equal(first.tiles, reference.tiles[: len(first.tiles)])
+    assert set(third.keys) < set(reference.keys) - set(first.keys)
+    assert (filler.keys, filler.num_samples, filler.num_supervised, len(filler.tiles)) == ([], 0, 0, 0)
+    assert ledger.num_seen == first.num_samples + third.num_samples
 
 
 def entries(plan: Plan) -> list[Any]:
