@@ -44,7 +44,7 @@ def held_out_packs(
     """
     import numpy as np
 
-    from data_pipeline.loading.kept import load_packs
+    from data_pipeline.loading.loader import load_packs
     from data_pipeline.order.batch import Packs
 
     loss = recipe.evaluation.loss

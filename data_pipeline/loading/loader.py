@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from data_pipeline.loading.read_mode import Read, cache_limit, choose
 from data_pipeline.loading.tile_memory import TileMemory
 from data_pipeline.loading.whole import WholeShards
 from data_pipeline.loading.worker import MicroBatches, WorkItem, WorkResult, prepare_process
-from data_pipeline.order.batch import accumulation_steps
+from data_pipeline.order.batch import Packs, accumulation_steps
 from data_pipeline.order.plan import Plan, Position
 from data_pipeline.samples.schema import Encoder
 from data_pipeline.shards.reader import SourceReader
@@ -30,6 +31,8 @@ from data_pipeline.stores.fetch_ahead import num_nodes
 
 ITEMS_AHEAD, DOCUMENTS_AHEAD = 16, 96
 """Work items of the same process, and documents of them at most, that an item names for reading ahead."""
+KEPT_PREFETCH = 2
+"""Packs that each loader process keeps ready where they are read once."""
 
 
 class _WorkItems(Sampler[WorkItem]):
@@ -184,6 +187,39 @@ def build_loader(
     items = _WorkItems(plan, start, (rank, world_size), micro_batch_packs, memory, 3 * encoder.tile_size**2, stride)
     loader = open_loader(MicroBatches(readers, encoder, far), items, num_workers, prefetch, pin_memory)
     return Loader(loader, accumulation, plan.num_steps - start.step, ledger, far.whole if far else None)
+
+
+def load_packs(
+    packs: Packs,
+    numbers: np.ndarray,
+    sources: Mapping[str, Any],
+    encoder: Encoder,
+    *,
+    num_workers: int = 0,
+    ledger: Ledger | None = None,
+) -> list[MicroBatch]:
+    """Packs to be kept in memory, one per micro-batch; numbers from len(packs) on give micro-batches without documents.
+
+    Random numbers of the caller's process are left alone, and nothing of the loader processes stays: the tensors are
+    this process's own.
+
+    Args:
+        numbers: int64 [n].
+        sources: name -> what `sources.open_source` returns, numbered in this order by `packs.source`.
+
+    Raises:
+        LoadError: shards cannot be read, a loader process dies, or too many samples are bad.
+    """
+    readers = open_readers(sources)
+    memory = TileMemory() if num_workers else None
+    items = (
+        WorkItem.of(0, 0, packs.take(np.asarray([number]))).with_memory(memory, 3 * encoder.tile_size**2)
+        for number in numbers.tolist()
+    )
+    far = FarReads(readers, num_workers) if any(map(is_far, readers)) else None
+    dataset = MicroBatches(readers, encoder, far)
+    loader = open_loader(dataset, items, num_workers, KEPT_PREFETCH, generator=torch.Generator())
+    return [copy.deepcopy(batch) for [batch] in Loader(loader, 1, len(numbers), ledger)]
 
 
 def open_loader(

@@ -19,9 +19,8 @@ from torch.utils.data import DataLoader
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.files import read_json_lines
 from data_pipeline.loading.collate import MicroBatch, collate
-from data_pipeline.loading.kept import load_packs
 from data_pipeline.loading.ledger import Ledger
-from data_pipeline.loading.loader import build_loader
+from data_pipeline.loading.loader import build_loader, load_packs
 from data_pipeline.loading.worker import prepare_process
 from data_pipeline.order.plan import Plan
 from data_pipeline.order.settings import PlanSettings
