@@ -19,7 +19,7 @@ from data_pipeline.errors import DataError, LoadError, nearest
 from data_pipeline.files import check_name, must_write, write_atomic
 from data_pipeline.masking import mask
 from data_pipeline.stores import remote
-from data_pipeline.stores.object_storage import ObjectStorage
+from data_pipeline.stores.object_storage import HubStorage, ObjectStorage
 
 MAX_OPEN_FILES = 128
 log = logging.getLogger(__name__)
@@ -160,6 +160,7 @@ SCHEMES: dict[str, Callable[[str], Storage]] = {
     "": LocalStorage,
     "file": LocalStorage,
     **dict.fromkeys(remote.SCHEMES, ObjectStorage),
+    "hf": HubStorage,
 }
 """Scheme of a URL -> its storage, made from the URL. Storages are pickled on their way to loader processes."""
 

@@ -40,9 +40,15 @@ def cache_folder() -> Path:
     raise DataError(f"no folder for caches can be written; let {VARIABLE} name one that can")
 
 
+def canonical(url: str) -> str:
+    """One way to write the URL of a folder: the scheme in small letters, no slash at the end."""
+    scheme, separator, rest = url.partition(":")
+    return f"{scheme.lower()}{separator}{rest.rstrip('/')}"
+
+
 def node_folder(url: str) -> Path:
     """The folder of this node's cache for a remote folder."""
-    return cache_folder() / "folders" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    return cache_folder() / "folders" / hashlib.sha256(canonical(url).encode()).hexdigest()[:16]
 
 
 def local_folder(folder: str) -> Path:

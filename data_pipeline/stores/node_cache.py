@@ -110,7 +110,7 @@ class CachedFolder:
     def _newer(self, name: str, known: dict[str, dict[str, str]]) -> bytes | None:
         """The file where it changed since it was looked for, and its ETag noted."""
         try:
-            data, info = ask(Get(self.url, name, unless=known["etags"].get(name, "")))
+            data, info = ask(Get(self._storage.place(), name, unless=known["etags"].get(name, "")))
         except NotModifiedError:
             return None
         except MissingObjectError:

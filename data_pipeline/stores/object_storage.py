@@ -12,9 +12,11 @@ from typing import Any, BinaryIO, cast
 from data_pipeline.errors import DataError
 from data_pipeline.files import check_name
 from data_pipeline.masking import mask
+from data_pipeline.stores import hub
+from data_pipeline.stores.folders import canonical
 from data_pipeline.stores.helper import ask, submit
-from data_pipeline.stores.remote import MissingObjectError, ObjectInfo
-from data_pipeline.stores.requests import PART_BYTES, Download, Get, Head, Names, Put
+from data_pipeline.stores.remote import MissingObjectError, ObjectInfo, ReplacedError
+from data_pipeline.stores.requests import PART_BYTES, Download, Get, Head, Names, Put, Tree
 
 PARTS_AHEAD = 4
 
@@ -27,13 +29,17 @@ class ObjectStorage:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        self.url = canonical(url)
         self.pins: dict[str, ObjectInfo] = {}
         self._etags: Mapping[str, str] = {}
         self._sizes: Mapping[str, int] = {}
 
     def __str__(self) -> str:
         return mask(self.url)
+
+    def place(self) -> str:
+        """The URL that requests name."""
+        return self.url
 
     def pin(self, sizes: Mapping[str, int], etags: Mapping[str, str]) -> None:
         """What objects must be: their sizes, and ETags where they are known."""
@@ -44,7 +50,7 @@ class ObjectStorage:
         seen = self.pins.get(name)
         etag = self._etags.get(name) or (seen.etag if seen else "")
         size = self._sizes.get(name, seen.size if seen else None)
-        return Get(self.url, check_name(name), begin, end, etag, size, hedged=hedged)
+        return Get(self.place(), check_name(name), begin, end, etag, size, hedged=hedged)
 
     def pinned_size(self, name: str) -> int:
         """The size that an object must have."""
@@ -67,7 +73,7 @@ class ObjectStorage:
         return cast(bytes, data)
 
     def read(self, name: str) -> bytes:
-        return cast(bytes, ask(Get(self.url, check_name(name)))[0])
+        return cast(bytes, ask(Get(self.place(), check_name(name)))[0])
 
     def open(self, name: str) -> BinaryIO:
         info = self.head(name)
@@ -75,11 +81,11 @@ class ObjectStorage:
         return cast(BinaryIO, io.BufferedReader(_Stream(self, name, info.size), 1 << 20))
 
     def list(self, suffix: str = "") -> Iterator[str]:
-        return iter(ask(Names(self.url, suffix)))
+        return iter(ask(Names(self.place(), suffix)))
 
     def head(self, name: str) -> ObjectInfo:
         """Size and ETag of an object as it is now. Raises DataError when there is none."""
-        return cast(ObjectInfo, ask(Head(self.url, check_name(name))))
+        return cast(ObjectInfo, ask(Head(self.place(), check_name(name))))
 
     def size(self, name: str) -> int:
         return self.head(name).size
@@ -92,13 +98,56 @@ class ObjectStorage:
         return True
 
     def write(self, name: str, data: bytes) -> None:
-        ask(Put(self.url, check_name(name), data))
+        ask(Put(self.place(), check_name(name), data))
 
     def local_path(self, name: str) -> Path | None:
         return None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "pins": dict(self.pins)}
+
+
+class HubStorage(ObjectStorage):
+    """A folder behind `hf://datasets/ORGANISATION/NAME[@REVISION][/FOLDER]`. May be pickled, and then stays pinned.
+
+    A branch or tag is looked up once: everything after is read at the commit that it was, and nothing changes there.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        hub.parse(self.url)
+        self._seen: tuple[str, dict[str, ObjectInfo]] | None = None
+
+    def place(self) -> str:
+        return self._look()[0]
+
+    def pin(self, sizes: Mapping[str, int], etags: Mapping[str, str]) -> None:
+        """Compare the files with those that were indexed. Raises ReplacedError."""
+        super().pin(sizes, etags)
+        files = self._look()[1] if etags else {}
+        for name, etag in etags.items():
+            now = files.get(name)
+            if now is None or now.etag != etag:
+                is_now = "is gone" if now is None else f"now {now.size:,} bytes, {now.etag[:12]}"
+                raise ReplacedError(
+                    f"{self}/{name} was replaced since it was indexed ({sizes.get(name, 0):,} bytes, {etag[:12]}; "
+                    f"{is_now}); name the commit that was indexed in the URL, or run `alignvlm data index {self}`"
+                )
+
+    def list(self, suffix: str = "") -> Iterator[str]:
+        return iter(sorted(name for name in self._look()[1] if name.endswith(suffix)))
+
+    def head(self, name: str) -> ObjectInfo:
+        """Size of a file, and the hash of its content as ETag."""
+        found = self._look()[1].get(name)
+        if found is None:
+            raise MissingObjectError(f"{self}/{name}: no such object")
+        return found
+
+    def _look(self) -> tuple[str, dict[str, ObjectInfo]]:
+        if self._seen is None:
+            self._seen = ask(Tree(self.url))
+        return self._seen
 
 
 class _Stream(io.RawIOBase):

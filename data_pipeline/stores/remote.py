@@ -1,4 +1,4 @@
-"""Single requests to S3, Google Cloud Storage, Azure and HTTP servers: the only module that imports obstore.
+"""Single requests to S3, Google Cloud Storage, Azure, the Hub and HTTP servers: the only module that imports obstore.
 
 Every function is a coroutine for engine.py. A name is relative to the folder that a URL names.
 """
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.masking import mask
+from data_pipeline.stores import hub
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https")
 READ_TIMEOUT = "ALIGNVLM_READ_TIMEOUT"
 """Environment variable: seconds without a byte after which a request is made again (default 10)."""
 RETRIES = "ALIGNVLM_RETRIES"
@@ -35,7 +35,16 @@ _CREDENTIALS = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, a workload or managed "
     "identity, AZURE_USE_AZURE_CLI; for a public container set AZURE_SKIP_SIGNATURE=true",
     "http": "user and password, or a token, in the URL",
+    "hf": "HF_TOKEN, and the token that `hf auth login` keeps",
 }
+_KINDS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    "gs": "gs",
+    **dict.fromkeys(("az", "adl", "azure", "abfs", "abfss"), "az"),
+    **dict.fromkeys(("http", "https"), "http"),
+    "hf": "hf",
+}
+SCHEMES = tuple(_KINDS)
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google", "MissingRegion", "InvalidAccessKey")
 _IGNORES_RANGES = ("non-partial response", "Range request not supported")
 _NO_RANGES = "samples are read by ranged requests: use a server that answers them, or copy the shards to a local folder"
@@ -89,16 +98,17 @@ async def get(
     """Bytes [begin, end) of an object, or all of it, and what it is now.
 
     Args:
-        etag: the ETag that it must have, else ReplacedError.
+        etag: the ETag that it must have, else ReplacedError. Of no account on the Hub, where a URL names the commit.
         unless: the ETag that it must not have, else NotModifiedError.
     """
+    etag, unless = _known(url, etag), _known(url, unless)
     options: dict[str, Any] = {"if_match": etag} if etag else {"if_none_match": unless} if unless else {}
     if end is not None:
         options["range"] = (begin, end)
     with _errors(url, name) as (obstore, store):
         result = await obstore.get_async(store, name, options=options)
         data = bytes(await result.bytes_async())
-    return data, ObjectInfo(int(result.meta["size"]), result.meta.get("e_tag") or "")
+    return data, ObjectInfo(int(result.meta["size"]), _known(url, result.meta.get("e_tag")))
 
 
 async def get_into(url: str, name: str, begin: int, end: int, file: int, *, etag: str = "") -> ObjectInfo:
@@ -106,17 +116,23 @@ async def get_into(url: str, name: str, begin: int, end: int, file: int, *, etag
 
     Raises NoRoomError when the disk is full, else as `get`.
     """
+    etag = _known(url, etag)
     options: dict[str, Any] = {"range": (begin, end)} | ({"if_match": etag} if etag else {})
     place = begin
     with _errors(url, name) as (obstore, store):
         result = await obstore.get_async(store, name, options=options)
-        info = ObjectInfo(int(result.meta["size"]), result.meta.get("e_tag") or "")
+        info = ObjectInfo(int(result.meta["size"]), _known(url, result.meta.get("e_tag")))
         async for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
             await asyncio.to_thread(_write, file, memoryview(chunk)[: max(end - place, 0)], place)
             place += len(chunk)
     if place != end:
         raise TransientError(f"{mask(url)}/{name}: {place - begin:,} of {end - begin:,} bytes came")
     return info
+
+
+def _known(url: str, etag: str | None) -> str:
+    """An ETag that says which object it is; on the Hub the commit does, and servers behind it have others."""
+    return "" if etag is None or _scheme(url) == "hf" else etag
 
 
 def _write(file: int, data: memoryview, place: int) -> None:
@@ -137,8 +153,8 @@ async def head(url: str, name: str) -> ObjectInfo:
 
 async def put(url: str, name: str, data: bytes) -> str:
     """Write an object as a whole, over one that is there, and return its ETag."""
-    if url.startswith("http"):
-        raise AccessError(f"{mask(url)}: HTTP servers are only read")
+    if _scheme(url) in ("http", "https", "hf"):
+        raise AccessError(f"{mask(url)}: {'the Hub is' if url.startswith('hf') else 'HTTP servers are'} only read")
     with _errors(url, name, writes=True) as (obstore, store):
         result = await obstore.put_async(store, name, data, use_multipart=False)
     return result.get("e_tag") or ""
@@ -151,6 +167,17 @@ async def names(url: str, suffix: str) -> list[str]:
         async for chunk in obstore.list(store, chunk_size=1000):
             found += [meta["path"] for meta in chunk if meta["path"].endswith(suffix)]
     return sorted(found)
+
+
+async def tree(url: str) -> tuple[str, dict[str, ObjectInfo]]:
+    """The files of a folder on the Hub, and its URL with the commit that has them."""
+    try:
+        pinned, files = await hub.tree(url)
+    except hub.HubAccessError as error:
+        raise AccessError(f"{error}; {credentials(url)}") from error
+    except hub.HubBusyError as error:
+        raise TransientError(mask(str(error))) from error
+    return pinned, {name: ObjectInfo(size, content) for name, (size, content) in files.items()}
 
 
 @contextmanager
@@ -172,7 +199,7 @@ def _meaning(error: Exception, url: str, name: str) -> DataError:
 
     place, text, dump = mask(f"{url}/{name}".rstrip("/")), _line(error), str(error)
     if _NO_BUCKET.search(dump):
-        bucket, kind = "/".join(url.split("/")[:3]), "container" if url.startswith("a") else "bucket"
+        bucket, kind = "/".join(url.split("/")[:3]), "container" if _KINDS[_scheme(url)] == "az" else "bucket"
         return LoadError(f"{mask(bucket)}: there is no such {kind}")
     if isinstance(error, FileNotFoundError):
         return MissingObjectError(f"{place}: no such object")
@@ -204,9 +231,11 @@ def _meaning(error: Exception, url: str, name: str) -> DataError:
 
 def credentials(url: str) -> str:
     """Where credentials of a URL's store are looked for."""
-    scheme = url.partition(":")[0].lower()
-    kind = {"s": "s3", "g": "gs", "a": "az", "h": "http"}[scheme[0]]
-    return f"looked for {_CREDENTIALS[kind]}"
+    return f"looked for {_CREDENTIALS[_KINDS[_scheme(url)]]}"
+
+
+def _scheme(url: str) -> str:
+    return url.partition(":")[0].lower()
 
 
 def _line(error: BaseException) -> str:
@@ -224,16 +253,22 @@ def _store(url: str, writes: bool = False) -> ObjectStore:
     except ImportError as error:
         raise LoadError(f"{mask(url)}: object stores need `pip install 'alignvlm[remote]'`") from error
 
-    timeout = float(os.environ.get(READ_TIMEOUT, "10"))
+    scheme, timeout = _scheme(url), float(os.environ.get(READ_TIMEOUT, "10"))
+    headers: dict[str, str] = {}
+    if scheme == "hf":
+        url, headers = hub.address(url)
     client: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=5),
         "read_timeout": timedelta(seconds=_WRITE_TIMEOUT if writes else timeout),
         "timeout": timedelta(seconds=max(12 * timeout, _WRITE_TIMEOUT)),
+        **({"default_headers": headers} if headers else {}),
     }
     if url.startswith("http:") or any(os.environ.get(name, "").lower() in ("1", "true") for name in _ALLOW_HTTP):
         client["allow_http"] = True  # options given here hide those of the environment
     more: dict[str, Any] = {}
-    if url.startswith("s3") and not any(name.startswith(("AWS_ACCESS", "AWS_SKIP", "AWS_WEB")) for name in os.environ):
+    if _KINDS[scheme] == "s3" and not any(
+        name.startswith(("AWS_ACCESS", "AWS_SKIP", "AWS_WEB")) for name in os.environ
+    ):
         more = _profile()
     retries = {
         "max_retries": int(os.environ.get(RETRIES, "10")),

@@ -153,7 +153,17 @@ class Download:
             return (await whole.checked(read))[1]
 
 
-Request = Get | Head | Put | Names | Download
+@dataclass(frozen=True)
+class Tree:
+    """The files of a folder on the Hub, by name, and its URL with the commit that has them."""
+
+    url: str
+
+    async def run(self) -> tuple[str, dict[str, ObjectInfo]]:
+        return await patiently(self.url, lambda: remote.tree(self.url))
+
+
+Request = Get | Head | Put | Names | Download | Tree
 
 
 async def patiently(url: str, work: Callable[[], Awaitable[T]]) -> T:

@@ -171,11 +171,13 @@ def test_errors_name_the_way_out_and_no_secret(
         index_shards("s3://bucket/none")
     with pytest.raises(DataError, match="leaves its folder"):
         open_storage("s3://bucket/none").read("../other")
+    with pytest.raises(LoadError, match=r"s3://bucket/none: no manifest.json, .*; run `alignvlm data index s3:"):
+        load_manifest(open_storage("S3://bucket/none/"))
     with pytest.raises(DataError, match=r"unknown scheme: did you mean 's3'"):
         open_storage("s3n://bucket/x")
     monkeypatch.setattr(bucket.store, "answer", lambda *_: (403, {}, b"<Code>AccessDenied</Code>"))
     with pytest.raises(LoadError, match=r"access is denied .* looked for AWS_ACCESS_KEY_ID") as caught:
-        open_storage("s3://bucket/none").read("x")
+        open_storage("S3://bucket/none").read("x")
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(caught.value) + "".join(capfd.readouterr())
     monkeypatch.setattr(bucket.store, "answer", lambda *_: (301, {}, b"<Code>PermanentRedirect</Code>"))
     with pytest.raises(LoadError, match="another region; let AWS_REGION name it"):

@@ -1,0 +1,97 @@
+"""Folders on the Hub: read at one commit, with the token of the environment, as from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.errors import DataError, LoadError
+from data_pipeline.loading.loader import build_loader
+from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.reader import SourceReader
+from data_pipeline.shards.sources import Source, open_source
+from data_pipeline.shards.storage import open_storage
+from data_pipeline.stores import helper
+from data_pipeline.stores.remote import AccessError, ReplacedError
+from tests.data_pipeline.loading.test_loader import same
+from tests.data_pipeline.stores.test_loading import plan_of
+from tests.stores.fake_hub import TOKEN, FakeHub, fake_hub
+
+URL = "hf://datasets/org/name/letters"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with fake_hub() as (hub, environment):
+        cache = {"ALIGNVLM_CACHE": str(tmp_path / "node-cache"), "ALIGNVLM_PATIENCE": "20"}
+        for name, value in {**cache, **environment}.items():
+            monkeypatch.setenv(name, value)
+        helper.stop()
+        yield hub
+        helper.stop()
+
+
+def files_of(folder: Path, suffix: str = "") -> dict[str, bytes]:
+    return {f"letters/{path.name}": path.read_bytes() for path in folder.glob(f"*{suffix}") if path.is_file()}
+
+
+def test_batches_are_those_from_disk_and_the_commit_stays(
+    hub: FakeHub, shard_folder: Path, source: Source, encoder: Any
+) -> None:
+    first = hub.commit(files_of(shard_folder))
+    near, far = plan_of(source), plan_of(open_source("letters", URL, encoder))
+    assert far.fingerprint == near.fingerprint
+    hub.commit({"letters/000003.tar": b"another file, in a later commit"})
+    reference = [list(step) for step in build_loader(near, encoder, num_workers=0)]
+    steps = [list(step) for step in build_loader(far, encoder, num_workers=2)]
+    assert all(same(a, b) for x, y in zip(steps, reference, strict=True) for a, b in zip(x, y, strict=True))
+    assert {path.split("/")[5] for _, path in hub.log if "/resolve/" in path} == {first}
+    assert sum("/api/datasets/" in path for _, path in hub.log) == 2  # the commit and its files, asked for once
+    assert hub.keys_seen == []
+
+
+def test_a_folder_without_an_index_is_indexed_on_the_node(
+    hub: FakeHub, shard_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = hub.commit(files_of(shard_folder, ".tar"))
+    manifest = index_shards(URL, num_processes=2)
+    assert manifest.fingerprint == index_shards(shard_folder, num_processes=1).fingerprint
+    assert "cannot be written: its index and sample lengths are kept in" in caplog.text
+    hub.log.clear()
+    hub.commit({"README.md": b"a later commit"})
+    assert index_shards(URL, num_processes=1) == manifest
+    assert not [path for method, path in hub.log if method == "GET" and "/files/" in path]
+    assert SourceReader(URL)[33].key == "s00033"
+    tar = hub.commits[first]["letters/000001.tar"]
+    hub.commit({"letters/000001.tar": tar[::-1]})
+    with pytest.raises(
+        ReplacedError, match=r"letters/000001\.tar was replaced since it was indexed .* the commit that"
+    ):
+        SourceReader(URL)
+    pinned = URL.replace("name", f"name@{first}")
+    assert index_shards(pinned, num_processes=1).fingerprint == manifest.fingerprint
+    assert SourceReader(pinned)[44].key == "s00044"
+
+
+def test_what_is_wrong_is_one_line_without_the_token(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.commit({"letters/x": b"1"})
+    for url, said in {
+        "hf://datasets/org/other/letters": "there is no such repository, or it needs another token; looked for HF",
+        "hf://datasets/org/name@v9/letters": "there is no revision 'v9'",
+        "hf://datasets/org/name/empty": r"no \.tar shards here",
+        "hf://org/name": r"is not hf://datasets/ORGANISATION/NAME",
+    }.items():
+        with pytest.raises(DataError, match=said) as caught:
+            index_shards(url)
+        assert "\n" not in str(caught.value)
+        assert TOKEN not in str(caught.value)
+    with pytest.raises(LoadError, match="only read"):
+        open_storage(URL).write("y", b"")
+    monkeypatch.setenv("HF_TOKEN", "hf_another-token")
+    helper.stop()
+    with pytest.raises(AccessError, match="looked for HF_TOKEN") as caught:
+        open_storage(URL).read("x")
+    assert "another-token" not in str(caught.value)
