@@ -1,6 +1,6 @@
 """Evaluates an exported model on the held-out tasks of a recipe: predictions, scores and gallery images on disk.
 
-Runs in one process, or in several that share a file system: they need a barrier from the caller, no process group.
+Runs in one process, or in several that share a file system: they need two functions of the caller, no process group.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     barrier: Callable[[], None] | None = None,
+    broadcast: Callable[[Any], Any] | None = None,
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
     progress: bool = False,
@@ -68,7 +69,9 @@ def evaluate(
 
     Args:
         progress: whether rank 0 shows its progress on each task.
-        barrier: waits for all ranks; needed when `world_size` > 1. Called once per task and once at the end.
+        barrier: waits for all ranks; needed when `world_size` > 1. Called once per task.
+        broadcast: returns rank 0's value on every rank; needed when `world_size` > 1. What is done already is seen by
+            rank 0 alone: on a network file system hosts may see different files for a while.
         tasks: names of tasks (default: all).
         limit: most samples per task; the task's own limit holds as well.
         device: a torch device or its name (default: this process's GPU, else the CPU).
@@ -80,13 +83,12 @@ def evaluate(
     Raises:
         UserError: an unknown task or metric, or no model in the folder.
     """
-    if world_size > 1 and barrier is None:
-        raise ValueError("evaluate needs a barrier when world_size > 1")
+    if world_size > 1 and (barrier is None or broadcast is None):
+        raise ValueError("evaluate needs barrier and broadcast when world_size > 1")
+    share = broadcast or (lambda value: value)
     out = EvaluationFolder(Path(out_folder))
     jobs = {name: _Job.of(recipe, task, limit) for name, task in _choose_tasks(recipe, tasks).items()}
-    identities = {name: job.identity(Path(model_folder)) for name, job in jobs.items()}
-    known = read_results(out).get("tasks", {})
-    entries = {name: known[name] for name in jobs if known.get(name, {}).get("identity") == identities[name]}
+    entries, identities = share(_done(jobs, Path(model_folder), out) if rank == 0 else None)
     done = set(entries)
     for name, job in jobs.items():
         if name not in done:
@@ -99,9 +101,17 @@ def evaluate(
                 entries[name] = _merge_parts(job, out, world_size) | {"identity": identities[name]}
                 results = {"model": str(model_folder), "tasks": {n: entries[n] for n in jobs if n in entries}}
                 write_atomic(out.results, to_json(results, indent=2, ensure_ascii=False) + "\n")
-    if barrier is not None:
-        barrier()
-    return read_results(out)
+    return share(read_results(out) if rank == 0 else None)
+
+
+def _done(
+    jobs: dict[str, _Job], model_folder: Path, out: EvaluationFolder
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """(task -> its entry, where results.json has it already; task -> identity)."""
+    identities = {name: job.identity(model_folder) for name, job in jobs.items()}
+    known = read_results(out).get("tasks", {})
+    entries = {name: known[name] for name in jobs if known.get(name, {}).get("identity") == identities[name]}
+    return entries, identities
 
 
 def read_results(folder: EvaluationFolder) -> dict[str, Any]:

@@ -147,13 +147,14 @@ def evaluate_stage(run: Run, folder: StageFolder, world: World) -> None:
     if run.recipe.evaluation.tasks:
         evaluate(
             folder.export, run.recipe, folder.evaluation.path,
-            rank=world.rank, world_size=world.size, barrier=world.barrier, device=str(world.device), progress=True,
+            rank=world.rank, world_size=world.size, barrier=world.barrier, broadcast=world.broadcast,
+            device=str(world.device), progress=True,
         )  # fmt: skip
     if run.recipe.evaluation.benchmarks:
         run_benchmarks(
             folder.export, jobs_of_recipe(run.recipe), folder.benchmarks.path,
             batch_size=run.recipe.evaluation.batch_size, rank=world.rank, world_size=world.size,
-            barrier=world.barrier, device=str(world.device), progress=True,
+            barrier=world.barrier, broadcast=world.broadcast, device=str(world.device), progress=True,
         )  # fmt: skip
     if run.recipe.evaluation.tasks or run.recipe.evaluation.benchmarks:
         free_memory()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.files import read_json_lines, read_needed
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.writer import write_shards
+from tests.evaluation.thread_ranks import ThreadRanks
 from tests.fixtures.damage import DAMAGES
 
 NUM_SAMPLES = 23
@@ -82,24 +82,29 @@ def _record(i: int) -> dict[str, Any]:
 
 def test_ranks_together_give_what_one_process_gives(recipe: Recipe, model: Path, tmp_path: Path) -> None:
     alone = evaluate(model, recipe, tmp_path / "one", answerer=Fake())
-    ranks = 3
-    barrier = threading.Barrier(ranks, timeout=30)
+    ranks = ThreadRanks(3)
     results: dict[int, Any] = {}
 
     def work(rank: int) -> None:
-        results[rank] = evaluate(
-            model, recipe, tmp_path / "three", rank=rank, world_size=ranks, barrier=barrier.wait, answerer=Fake()
-        )
+        results[rank] = evaluate(model, recipe, tmp_path / "three", answerer=Fake(), **ranks.of(rank))
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for rank in range(ranks):
+    ranks.run(work)
+    for rank in range(ranks.size):
         assert _without_time(results[rank]) == _without_time(alone)
     assert (tmp_path / "three" / "fields.jsonl").read_bytes() == (tmp_path / "one" / "fields.jsonl").read_bytes()
     assert _files(tmp_path / "three") == _files(tmp_path / "one")
+
+
+def test_rank_0_sees_for_all_what_is_done(recipe: Recipe, model: Path, tmp_path: Path) -> None:
+    """The other rank sees neither the model nor the results yet, as a host may on a network file system."""
+    alone, ranks, found = evaluate(model, recipe, tmp_path / "out", answerer=Fake()), ThreadRanks(2), {}
+
+    def work(rank: int) -> None:
+        seen = (model, tmp_path / "out") if rank == 0 else (tmp_path / "none", tmp_path / "nowhere")
+        found[rank] = evaluate(seen[0], recipe, seen[1], answerer=None, **ranks.of(rank))
+
+    ranks.run(work)
+    assert found == {0: alone, 1: alone}
 
 
 def test_predictions_are_in_order_and_scores_are_their_means(recipe: Recipe, model: Path, tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     world = distributed.start(evaluate.keywords["timeout_minutes"])
     try:
-        evaluate(world.is_main, rank=world.rank, world_size=world.size, barrier=world.barrier)
+        ranks = {"rank": world.rank, "world_size": world.size, "barrier": world.barrier, "broadcast": world.broadcast}
+        evaluate(world.is_main, **ranks)
     finally:
         distributed.stop()
     return 0

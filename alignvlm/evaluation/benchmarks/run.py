@@ -32,6 +32,7 @@ def run_benchmarks(
     rank: int = 0,
     world_size: int = 1,
     barrier: Callable[[], None] | None = None,
+    broadcast: Callable[[Any], Any] | None = None,
     device: Any = None,
     answerer: Answerer | None = None,
     progress: bool = False,
@@ -45,18 +46,19 @@ def run_benchmarks(
 
     Args:
         barrier: waits for all ranks; needed when `world_size` > 1.
+        broadcast: returns rank 0's value on every rank; needed when `world_size` > 1, as in `evaluate`.
         answerer: used instead of loading `model_folder`, which still identifies the results.
 
     Returns:
         The content of results.json: {"model", "benchmarks": {name: entry}}.
     """
-    if world_size > 1 and barrier is None:
-        raise ValueError("run_benchmarks needs a barrier when world_size > 1")
+    if world_size > 1 and (barrier is None or broadcast is None):
+        raise ValueError("run_benchmarks needs barrier and broadcast when world_size > 1")
+    share = broadcast or (lambda value: value)
     out = BenchmarkFolder(Path(out_folder))
-    model = model_identity(Path(model_folder))
-    known = {name: e for name, e in read_results(out).get("benchmarks", {}).items() if e.get("model_files") == model}
-    for job in jobs:
-        name, identity = job.benchmark.name, job.identity(model)
+    model, known, identities = share(_done(jobs, Path(model_folder), out) if rank == 0 else None)
+    for job, identity in zip(jobs, identities, strict=True):
+        name = job.benchmark.name
         valid = known.get(name, {}).get("identity") == identity
         if not valid:
             answerer = answerer or ModelAnswerer.load(model_folder, device)
@@ -71,9 +73,16 @@ def run_benchmarks(
                     results["paper_average"] = paper_average(known)
                     write_atomic(out.paper, paper_table(str(model_folder), known))
                 write_atomic(out.results, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-        if barrier is not None:
-            barrier()
-    return read_results(out)
+    return share(read_results(out) if rank == 0 else None)
+
+
+def _done(
+    jobs: Sequence[Job], model_folder: Path, out: BenchmarkFolder
+) -> tuple[str, dict[str, dict[str, Any]], list[str]]:
+    """(identity of the model, entries of results.json that are this model's, identity of each job)."""
+    model = model_identity(model_folder)
+    known = {name: e for name, e in read_results(out).get("benchmarks", {}).items() if e.get("model_files") == model}
+    return model, known, [job.identity(model) for job in jobs]
 
 
 def read_results(folder: BenchmarkFolder) -> dict[str, Any]:

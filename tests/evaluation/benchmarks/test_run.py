@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 import tracemalloc
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from alignvlm.evaluation.benchmarks.run import run_benchmarks
 from alignvlm.evaluation.benchmarks.scoring import read_replies, score_rows
 from data_pipeline.files import read_json_lines
 from tests.evaluation.benchmarks.files import Known, lines, parquet, png, struct, tsv
+from tests.evaluation.thread_ranks import ThreadRanks
 from tests.fixtures.command import Command
 from tests.tiny import tiny_model
 
@@ -44,17 +44,13 @@ def without_time(results: dict[str, Any]) -> dict[str, Any]:
 
 def run_two(data: Path, out: Path, answerers: Sequence[Answerer]) -> dict[str, Any]:
     """What two ranks write, as threads."""
-    gate = threading.Barrier(2)
+    ranks = ThreadRanks(2)
 
     def run(rank: int) -> None:
-        run_benchmarks(
-            "model", [Job.of("chartqa", data)], out, batch_size=2, rank=rank, world_size=2, barrier=gate.wait,
-            answerer=answerers[rank],
-        )  # fmt: skip
+        jobs, answerer = [Job.of("chartqa", data)], answerers[rank]
+        run_benchmarks("model", jobs, out, batch_size=2, answerer=answerer, **ranks.of(rank))
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-    [thread.start() for thread in threads]
-    [thread.join(60) for thread in threads]
+    ranks.run(run)
     return json.loads((out / "results.json").read_text())
 
 
@@ -66,6 +62,19 @@ def test_two_ranks_give_what_one_gives(tmp_path: Path, data: Path) -> None:
     assert (tmp_path / "two" / "chartqa.jsonl").read_bytes() == (tmp_path / "one" / "chartqa.jsonl").read_bytes()
     assert sorted(ranks[0].batches + ranks[1].batches) == sorted(one.batches)
     assert all(len(rank.batches) > 2 for rank in ranks)
+
+
+def test_rank_0_sees_for_all_what_is_done(tmp_path: Path, data: Path) -> None:
+    """The other rank has no results.json yet, as a host may on a network file system; nobody answers again."""
+    jobs, ranks, found = [Job.of("chartqa", data)], ThreadRanks(2), {}
+    alone = run_benchmarks("model", jobs, tmp_path / "out", batch_size=2, answerer=Known(REPLIES))
+
+    def run(rank: int) -> None:
+        out = tmp_path / ("out" if rank == 0 else "nowhere")
+        found[rank] = run_benchmarks("model", jobs, out, answerer=Known({}), **ranks.of(rank))
+
+    ranks.run(run)
+    assert found == {0: alone, 1: alone}
 
 
 def test_two_ranks_of_a_model_give_what_one_gives_bit_for_bit(tmp_path: Path, data: Path) -> None:

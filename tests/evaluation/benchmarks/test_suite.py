@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -20,6 +21,7 @@ from alignvlm.training.run import evaluate_stage
 from tests.evaluation.benchmarks.files import Known, docdownstream, document, parquet, png, struct, tsv
 from tests.fixtures.command import Command
 from tests.tiny import tiny_model
+from tests.training.fakes import FakeWorld
 
 QUESTION = "what is the total"
 
@@ -122,7 +124,8 @@ def recipe(export: Path) -> Path:
 def test_a_recipes_benchmarks_run_between_stages_and_are_reported(recipe: Path, command: Command) -> None:
     run = Run(load_recipe(str(recipe)))
     folder = run.stage_folder(run.recipe.stages["connector"])
-    evaluate_stage(run, folder, SimpleNamespace(rank=0, size=1, barrier=lambda: None, device="cpu"))
+    world: Any = FakeWorld()
+    evaluate_stage(run, folder, world)
     results = json.loads(folder.benchmarks.results.read_text())
     assert results["benchmarks"]["docvqa"]["items"] == 2
     page = build_report("runs/tiny")
