@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from alignvlm.cli import main
 from data_pipeline.errors import LoadError, UnreachableError
 from data_pipeline.loading.loader import build_loader
 from data_pipeline.loading.read_mode import Read
@@ -18,7 +21,7 @@ from data_pipeline.order.settings import PlanSettings
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.sources import Source, measure_source, open_source
 from data_pipeline.shards.storage import open_storage
-from data_pipeline.stores import engine
+from data_pipeline.stores import engine, helper, requests
 from data_pipeline.stores.requests import Get
 from tests.data_pipeline.loading.test_loader import same
 from tests.fixtures.buckets import Bucket
@@ -62,6 +65,37 @@ def test_a_replaced_shard_stops_the_loader_and_is_named(bucket: Bucket, far: Pla
     bucket.store.objects["bucket/letters/000003.tar"] = bucket.store.objects["bucket/letters/000002.tar"]
     with pytest.raises(LoadError, match=r"letters/000003\.tar was replaced since it was indexed"):
         list(build_loader(far, encoder, num_workers=1, reads=RANGES))
+
+
+def test_an_outage_that_outlasts_the_retries_of_a_read_is_waited_for(
+    bucket: Bucket, far: Plan, source: Source, encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "1")  # 0.1 s instead of 30
+    monkeypatch.setattr(requests, "RETRY_SECONDS", 0.2)
+    steps = []
+    for step in build_loader(far, encoder, num_workers=1, prefetch=1, reads=RANGES):
+        if not steps:
+            bucket.faults.down = True
+            threading.Timer(2.0, setattr, (bucket.faults, "down", False)).start()
+        steps.append(step)
+    reference = list(build_loader(plan_of(source), encoder, num_workers=0))
+    assert all(same(a, b) for x, y in zip(steps, reference, strict=True) for a, b in zip(x, y, strict=True))
+    assert bucket.faults.counts["reset"] > 2
+
+
+def test_a_command_that_waited_in_vain_is_to_be_started_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bucket.faults.down = True
+    for name, value in {"ALIGNVLM_PATIENCE": "0.5", "ALIGNVLM_RETRIES": "0"}.items():
+        monkeypatch.setenv(name, value)
+    helper.stop()
+    assert main(["data", "index", "s3://bucket/letters"]) == 75
+    warning, error = capfd.readouterr().err.splitlines()
+    assert re.search(r"s3://bucket/letters: .*; waiting for the store, at most \d s$", warning)
+    assert re.fullmatch(
+        r"alignvlm: s3://bucket/letters: .*; no answer for \d s; the same command goes on when .*", error
+    )
 
 
 def test_a_store_that_stays_away_is_waited_for_and_then_named(
