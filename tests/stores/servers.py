@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -83,6 +84,7 @@ class MemoryS3:
         return 200, {"content-type": "application/xml"}, xml.encode()
 
 
+@lru_cache(maxsize=1024)  # an object is hashed once, not with every range of it
 def _etag(data: bytes) -> str:
     return f'"{hashlib.md5(data).hexdigest()}"'
 

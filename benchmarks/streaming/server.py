@@ -1,0 +1,86 @@
+"""The store of the benchmark in a process of its own, so that it shares no interpreter with what is measured.
+
+The process (`python server.py [UPSTREAM]`) is the proxy of tests/stores before UPSTREAM, or a store in memory. It prints
+its endpoint, and answers each line of JSON, {name of a fault: value}, by what happened since the line before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.stores.faults import Faults
+from tests.stores.seaweed import seaweed
+from tests.stores.servers import CREDENTIALS, MemoryS3, proxy, serve_memory
+
+SETTABLE = ("latency", "bandwidth", "tail", "tail_seconds", "busy", "reset", "cut", "stall")
+PLACES: dict[str, dict[str, float]] = {
+    "here": {},
+    "near": {"latency": 0.03, "bandwidth": 60e6, "tail": 0.001, "tail_seconds": 1.5},
+    "far": {"latency": 0.12, "bandwidth": 60e6, "tail": 0.002, "tail_seconds": 3.0},
+    "faults": {
+        "latency": 0.03, "bandwidth": 60e6, "busy": 0.05, "reset": 0.01, "cut": 0.01, "stall": 0.005,
+    },
+}  # fmt: skip
+
+
+class Server:
+    """A running store, whose distance can be changed."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        self._process = process
+        self.endpoint = process.stdout.readline().strip()
+
+    def move(self, place: str) -> dict[str, int]:
+        """Put the store at a place of PLACES. Returns what happened since it was put where it was."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        faults = {name: getattr(Faults(), name) for name in SETTABLE} | PLACES[place]
+        self._process.stdin.write(json.dumps(faults) + "\n")
+        self._process.stdin.flush()
+        counts: dict[str, int] = json.loads(self._process.stdout.readline())
+        return counts
+
+
+@contextmanager
+def store(memory: bool) -> Iterator[Server]:
+    """A store, and the environment that finds it: SeaweedFS behind the proxy, or one in the proxy's memory."""
+    with ExitStack() as stack:
+        upstream = [] if memory else [stack.enter_context(seaweed())]
+        command = [sys.executable, __file__, *upstream]
+        process = stack.enter_context(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
+        stack.callback(process.kill)
+        server = Server(process)
+        os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=server.endpoint, ALIGNVLM_READ_TIMEOUT="5")
+        yield server
+
+
+def main() -> int:
+    """Serve until the input ends."""
+    faults = Faults()
+    serving: Any = proxy(sys.argv[1], faults) if sys.argv[1:] else serve_memory(MemoryS3(), faults)
+    with serving as endpoint:
+        print(endpoint, flush=True)
+        for line in sys.stdin:
+            counts = dict(faults.counts)
+            faults.counts.clear()
+            for name, value in json.loads(line).items():
+                setattr(faults, name, value)
+            print(json.dumps(counts), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
