@@ -18,6 +18,10 @@ from data_pipeline.stores.fetch_ahead import FetchAhead, Range, node_processes, 
 from data_pipeline.stores.object_storage import ObjectStorage
 
 
+MOST_PLACES = 4096
+"""Places of documents that a process remembers."""
+
+
 def is_far(reader: SourceReader) -> bool:
     """Whether a source lies in an object store."""
     return isinstance(reader.storage, ObjectStorage)
@@ -33,6 +37,7 @@ class FarReads:
 
     def __init__(self, readers: Sequence[SourceReader], workers: int, whole: WholeShards | None = None) -> None:
         self.readers, self.workers, self.whole = readers, workers, whole
+        self._places: dict[tuple[int, int], Range | None] = {}
         self._fetch: FetchAhead | None = None
         self._thread: ThreadPoolExecutor | None = None
 
@@ -44,6 +49,8 @@ class FarReads:
         if self._fetch is None or self._thread is None:
             self._fetch = FetchAhead(reads_in_flight(node_processes(self.workers)))
             self._thread = ThreadPoolExecutor(1, "ahead")
+        while len(self._places) > MOST_PLACES:
+            del self._places[next(iter(self._places))]
         now = list(self._ranges(documents))
         generation = self._fetch.expect(now)
         if ahead is not None:
@@ -77,10 +84,17 @@ class FarReads:
             return  # whoever needs the sample says so
 
     def _ranges(self, documents: np.ndarray) -> Iterable[Range]:
+        """What these documents need; each is looked up once, and named by several work items before its own."""
         for source, number in documents[:, :2].tolist():
-            reader = self.readers[source]
-            if isinstance(reader.storage, ObjectStorage) and not (self.whole and source in self.whole):
-                entry = reader.entry(number)
-                span = reader.span(entry)
-                if span is not None:
-                    yield Range(reader.storage, entry.shard, *span)
+            if (source, number) not in self._places:
+                self._places[source, number] = self._range(source, number)
+            if found := self._places[source, number]:
+                yield found
+
+    def _range(self, source: int, number: int) -> Range | None:
+        reader = self.readers[source]
+        if not isinstance(reader.storage, ObjectStorage) or (self.whole and source in self.whole):
+            return None
+        entry = reader.entry(number)
+        span = reader.span(entry)
+        return None if span is None else Range(reader.storage, entry.shard, *span)

@@ -29,7 +29,7 @@ from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sources import Source
 from data_pipeline.stores.fetch_ahead import num_nodes
 
-ITEMS_AHEAD, DOCUMENTS_AHEAD = 16, 96
+ITEMS_AHEAD, DOCUMENTS_AHEAD = 16, 192
 """Work items of the same process, and documents of them at most, that an item names for reading ahead."""
 KEPT_PREFETCH = 2
 """Packs that each loader process keeps ready where they are read once."""

@@ -201,28 +201,47 @@ class Latencies:
     async def hedge(self, read: Callable[[], Awaitable[T]]) -> T:
         """What the faster of one or two reads gives."""
         began = time.monotonic()
-        tasks: set[asyncio.Future[T]] = {asyncio.ensure_future(read())}
         self.num_reads += 1
+        first = asyncio.ensure_future(read())
+        delay = self.delay()
+        if not delay:
+            result = await first
+        else:
+            result = await self._first(first, read, delay)
+        self._took(time.monotonic() - began)
+        return result
+
+    async def _first(self, first: asyncio.Future[T], read: Callable[[], Awaitable[T]], delay: float) -> T:
+        """The answer of `first`, or of a second read that is begun after `delay` seconds; the other is dropped."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        reads = [first]
+
+        def ended(task: asyncio.Future[T]) -> None:
+            if task.cancelled() or answer.done():
+                if not task.cancelled():
+                    task.exception()  # seen
+                return
+            error = task.exception()
+            if error is None:
+                answer.set_result(task.result())
+            elif all(each.done() for each in reads):
+                answer.set_exception(error)
+
+        def begin_second() -> None:
+            if not first.done() and self.num_hedges < _HEDGE_SHARE * self.num_reads:
+                self.num_hedges += 1
+                reads.append(asyncio.ensure_future(read()))
+                reads[1].add_done_callback(ended)
+
+        first.add_done_callback(ended)
+        timer = loop.call_later(delay, begin_second)
         try:
-            delay = self.delay()
-            if delay:
-                await asyncio.wait(tasks, timeout=delay)
-                if not any(task.done() for task in tasks) and self.num_hedges < _HEDGE_SHARE * self.num_reads:
-                    self.num_hedges += 1
-                    tasks.add(asyncio.ensure_future(read()))
-            waiting, failed = set(tasks), None
-            while waiting:
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if task.exception() is None:
-                        self._took(time.monotonic() - began)
-                        return task.result()
-                    failed = task.exception()
-            assert failed is not None
-            raise failed
+            return await answer
         finally:
-            for task in tasks:
-                task.cancel()
+            timer.cancel()
+            for each in reads:
+                each.cancel()
 
     def delay(self) -> float:
         """Seconds after which a second request is made; 0 while too few reads were seen."""

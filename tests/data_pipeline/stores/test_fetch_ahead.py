@@ -62,7 +62,7 @@ def test_bytes_ahead_are_bounded_and_what_is_not_wanted_is_dropped(bucket: Bucke
     assert fetch._held == 0
 
 
-@pytest.mark.parametrize(("processes", "reads"), [(1, 32), (8, 32), (16, 16), (64, 8), (256, 8)])
+@pytest.mark.parametrize(("processes", "reads"), [(1, 96), (4, 64), (16, 16), (64, 8), (256, 8)])
 def test_processes_of_a_node_share_the_reads(processes: int, reads: int) -> None:
     assert reads_in_flight(processes) == reads
 
