@@ -1,7 +1,7 @@
 """The store of the benchmark in a process of its own, so that it shares no interpreter with what is measured.
 
-The process (`python server.py [UPSTREAM]`) is the proxy of tests/stores before UPSTREAM, or a store in memory. It prints
-its endpoint, and answers each line of JSON, {name of a fault: value}, by what happened since the line before.
+The process (`python server.py [UPSTREAM]`) is the proxy of tests/stores before UPSTREAM, or a store in memory. It
+prints its endpoint, and answers each line of JSON, {name of a fault: value}, by what happened since the line before.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.stores.faults import Faults
 from tests.stores.seaweed import seaweed

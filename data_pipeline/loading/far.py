@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from data_pipeline.loading.whole import WholeShards
 from data_pipeline.shards.reader import ReadRange, SourceReader
 from data_pipeline.stores.fetch_ahead import FetchAhead, Range, node_processes, reads_in_flight
 from data_pipeline.stores.object_storage import ObjectStorage
-
 
 MOST_PLACES = 4096
 """Places of documents that a process remembers."""
@@ -37,7 +36,7 @@ class FarReads:
 
     def __init__(self, readers: Sequence[SourceReader], workers: int, whole: WholeShards | None = None) -> None:
         self.readers, self.workers, self.whole = readers, workers, whole
-        self._places: dict[tuple[int, int], Range | None] = {}
+        self._range = lru_cache(MOST_PLACES)(self._find)  # a document is named by several work items before its own
         self._fetch: FetchAhead | None = None
         self._thread: ThreadPoolExecutor | None = None
 
@@ -49,8 +48,6 @@ class FarReads:
         if self._fetch is None or self._thread is None:
             self._fetch = FetchAhead(reads_in_flight(node_processes(self.workers)))
             self._thread = ThreadPoolExecutor(1, "ahead")
-        while len(self._places) > MOST_PLACES:
-            del self._places[next(iter(self._places))]
         now = list(self._ranges(documents))
         generation = self._fetch.expect(now)
         if ahead is not None:
@@ -84,14 +81,11 @@ class FarReads:
             return  # whoever needs the sample says so
 
     def _ranges(self, documents: np.ndarray) -> Iterable[Range]:
-        """What these documents need; each is looked up once, and named by several work items before its own."""
         for source, number in documents[:, :2].tolist():
-            if (source, number) not in self._places:
-                self._places[source, number] = self._range(source, number)
-            if found := self._places[source, number]:
+            if found := self._range(source, number):
                 yield found
 
-    def _range(self, source: int, number: int) -> Range | None:
+    def _find(self, source: int, number: int) -> Range | None:
         reader = self.readers[source]
         if not isinstance(reader.storage, ObjectStorage) or (self.whole and source in self.whole):
             return None

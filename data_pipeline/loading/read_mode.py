@@ -62,7 +62,7 @@ def _weigh(plan: Plan, name: str, source: Source, nodes: int, limit: int) -> tup
     held = near_bytes(plan, name, source)
     if held > limit:
         return Choice("ranges", f"{_gb(limit)} of disk do not hold the {_gb(held)} of its next shards"), 0
-    if source.reader.storage.url.partition(":")[0] in WHOLE_SCHEMES:
+    if source.reader.storage.url.partition(":")[0].lower() in WHOLE_SCHEMES:
         return Choice("shards", "its store allows few requests"), min(whole, limit)
     draws = plan.num_samples(name)
     passes = draws / max(plan.orders[name].num_usable, 1)
