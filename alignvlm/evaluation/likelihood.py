@@ -31,15 +31,16 @@ def log_likelihoods(
         asked: prompts with their continuations.
 
     Raises:
-        ValueError: a continuation adds no token to its prompt.
+        ValueError: a prompt has no token, or a continuation adds none to its prompt.
     """
     import torch
 
     texts = [(prompt, prompt + text) for prompt, continuations in asked for text in continuations]
     starts = [len(ids) for ids in tokenizer([prompt for prompt, _ in texts])["input_ids"]]
     rows = tokenizer([whole for _, whole in texts])["input_ids"]
-    if any(len(row) <= start for row, start in zip(rows, starts, strict=True)):
-        raise ValueError(f"a continuation of {[list(texts) for _, texts in asked]} adds no token to the prompt")
+    for row, start, (prompt, whole) in zip(rows, starts, texts, strict=True):
+        if not 0 < start < len(row):
+            raise ValueError(f"{prompt[-80:]!r} and {whole[len(prompt) :]!r} need a token each, the second its own")
     seen = {row: number for number, row in enumerate(dict.fromkeys(tuple(row[:-1]) for row in rows))}
     length = max(map(len, seen))
     input_ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(row)) + list(row) for row in seen])
