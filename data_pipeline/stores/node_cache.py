@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import check_name, has_shape, locked, must_write, read_json, write_atomic
@@ -30,7 +30,8 @@ MADE = "made"
 """Folder with indexes that were made here and whose manifest is not written yet."""
 FRESH_SECONDS = 60.0
 """A manifest that a process of this node looked for within this time is not looked for again: ranks start together."""
-_CURRENT = {"key": str, "etags": {str: str}, "checked": float}
+_CURRENT = {"key": str, "etags": {str: str}, "checked": float, "seen?": str}
+"""`seen` is the key of the manifest that the remote folder had; one with another key was made here."""
 _WAY_OUT = "make room, or let ALIGNVLM_CACHE name another folder"
 
 
@@ -95,16 +96,18 @@ class CachedFolder:
 
     def _look(self) -> str | None:
         with locked(self._root / ".lock", _WAY_OUT):
-            known = read_json(self._root / "current.json")
-            if not has_shape(known, _CURRENT) or not (self._root / known["key"] / MANIFEST).is_file():
-                known = {"key": "", "etags": {}, "checked": 0.0}
+            known = _current(self._root)
             if known["key"] and 0 <= time.time() - known["checked"] < FRESH_SECONDS:
                 return str(known["key"])
-            was_fetched = MANIFEST in known["etags"]
             etags = self._newer(ETAGS, known)
             manifest = self._newer(MANIFEST, known)
-            if MANIFEST not in known["etags"]:  # one that was made here and could not be published stays
-                return None if was_fetched else known["key"] or None
+            if manifest is not None and _key(manifest) == known["seen"]:  # of a store without ETags
+                manifest = None
+            if manifest is None and known["key"] != known["seen"]:  # what was made here stays until there is a new one
+                return str(known["key"])
+            if MANIFEST not in known["etags"]:
+                return None
+            known["seen"] = known["seen"] if manifest is None else _key(manifest)
             return _adopt(self._root, manifest, etags, known)
 
     def _newer(self, name: str, known: dict[str, dict[str, str]]) -> bytes | None:
@@ -132,8 +135,15 @@ def adopt(root: Path, manifest: bytes, etags: bytes, indexes: Iterable[str]) -> 
             if (made := root / MADE / name).is_file():
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 made.replace(place / name)
-        _adopt(root, manifest, etags, {"key": "", "etags": {}})
+        _adopt(root, manifest, etags, _current(root))
     return place
+
+
+def _current(root: Path) -> dict[str, Any]:
+    known = read_json(root / "current.json")
+    if not has_shape(known, _CURRENT) or not (root / known["key"] / MANIFEST).is_file():
+        return {"key": "", "etags": {}, "checked": 0.0, "seen": ""}
+    return {"seen": known["key"] if known["etags"] else "", **known}
 
 
 def _key(manifest: bytes) -> str:

@@ -106,6 +106,27 @@ def test_a_bucket_that_is_only_read_keeps_its_index_on_the_node(
     assert not any(name.endswith((".json", ".npy")) for name in bucket.store.objects)
 
 
+@pytest.mark.parametrize("etags", [True, False])
+def test_an_index_made_here_outlives_the_old_one_of_a_bucket_that_is_only_read(
+    bucket: Bucket, tars: Path, monkeypatch: pytest.MonkeyPatch, etags: bool
+) -> None:
+    monkeypatch.setattr(node_cache, "FRESH_SECONDS", 0.0)
+    bucket.store.preconditions = etags
+    url = bucket.upload(tars, "docs")
+    old = index_shards(url, num_processes=1)
+    bucket.store.objects["bucket/docs/000000.tar"] = bucket.store.objects["bucket/docs/more/000001.tar"]
+    bucket.store.read_only = True
+    new = index_shards(url, num_processes=1)
+    assert load_manifest(open_storage(url)).fingerprint == new.fingerprint != old.fingerprint
+    assert SourceReader(url)[0].key == "s00040"
+    theirs = bucket.store.objects["bucket/docs/manifest.json"]
+    bucket.store.objects["bucket/docs/manifest.json"] = theirs.replace(b'"docs"', b'"another"')
+    assert load_manifest(open_storage(url)).source == "another"
+    del bucket.store.objects["bucket/docs/manifest.json"]
+    with pytest.raises(LoadError, match="no manifest"):
+        load_manifest(open_storage(url))
+
+
 def test_only_what_is_new_is_indexed_again(bucket: Bucket, tars: Path) -> None:
     url = bucket.upload(tars, "docs")
     first = index_shards(url, num_processes=1)
