@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -25,8 +26,9 @@ from data_pipeline.shards.manifest import Manifest, ShardInfo, load_manifest
 from data_pipeline.shards.sidecars import MANIFEST, index_name, index_storage, is_indexed, publish, writable_place
 from data_pipeline.shards.storage import Storage, open_storage
 from data_pipeline.shards.tarscan import ScannedSample, scan_tar
-from data_pipeline.stores.node_cache import ETAGS, MADE, adopt
+from data_pipeline.stores.node_cache import ETAGS, MADE, OF_ETAG, adopt
 from data_pipeline.stores.object_storage import ObjectStorage
+from data_pipeline.stores.remote import MissingObjectError, ObjectInfo
 
 INDEX_VERSION = 3
 """2 did not take members such as `0_name.jpg` for images."""
@@ -152,16 +154,46 @@ def fitting_index(storage: Storage, name: str, place: Path) -> ShardInfo | None:
 def _index_remote(
     storage: ObjectStorage, name: str, place: Path, known: tuple[ShardInfo, str] | None
 ) -> tuple[ShardInfo, str]:
-    """The same in an object store: the index of a shard that still has its ETag is taken as it is."""
-    info = storage.head(name)
+    """The same in an object store: an index is taken as it is while the shard has the ETag, or is not newer.
+
+    `known` is the shard's row and ETag in the manifest that there is.
+    """
+    info, index = storage.head(name), index_name(name)
     if known is not None and info.etag and (known[0].size, known[1]) == (info.size, info.etag):
-        place_of_indexes, index = index_storage(storage), index_name(name)
+        place_of_indexes = index_storage(storage)
         data = place_of_indexes.read(index) if place_of_indexes.exists(index) else b""
         if _header(data).get("version") == INDEX_VERSION and index_digest(data) == known[0].sha256:
             return known
-    shard = _write_index(storage, name, info.size, place / MADE / index_name(name))
-    publish(storage, place / MADE, index_name(name))
-    return shard, info.etag
+    found = _unfinished(storage, name, info, place / MADE)
+    data = found or scan_shard(storage, name)
+    made = place / MADE / index
+    with must_write(made, "make room or the folder writable"):
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.with_name(made.name + OF_ETAG).unlink(missing_ok=True)
+        write_atomic(made, data)
+        write_atomic(made.with_name(made.name + OF_ETAG), info.etag)
+    if found is None:
+        publish(storage, place / MADE, index)
+    return ShardInfo(name, data.count(b"\n") - 1, info.size, index_digest(data)), info.etag
+
+
+def _unfinished(storage: ObjectStorage, name: str, info: ObjectInfo, folder: Path) -> bytes | None:
+    """The index of a shard, as it is, that a call left which did not come to the manifest: here, or published."""
+    index = index_name(name)
+    made, of = folder / index, folder / (index + OF_ETAG)
+    data = b""
+    if info.etag and made.is_file() and of.is_file() and of.read_text(encoding="utf-8") == info.etag:
+        data = made.read_bytes()
+    else:
+        with suppress(MissingObjectError):
+            if storage.head(index).modified > info.modified > 0:
+                data = storage.read(index)
+    header = _header(data)
+    fits = header.get("version") == INDEX_VERSION and (header["size"], header["digest"]) == (
+        info.size,
+        index_digest(data),
+    )
+    return data if fits else None
 
 
 def _known(storage: Storage, names: list[str]) -> list[tuple[ShardInfo, str] | None]:

@@ -28,6 +28,8 @@ from data_pipeline.stores.requests import Get
 MANIFEST, ETAGS = "manifest.json", "etags.json"
 MADE = "made"
 """Folder with indexes that were made here and whose manifest is not written yet."""
+OF_ETAG = ".etag"
+"""Behind the name of such an index: a file with the ETag of its shard."""
 FRESH_SECONDS = 60.0
 """A manifest that a process of this node looked for within this time is not looked for again: ranks start together."""
 _CURRENT = {"key": str, "etags": {str: str}, "checked": float, "seen?": str}
@@ -135,6 +137,7 @@ def adopt(root: Path, manifest: bytes, etags: bytes, indexes: Iterable[str]) -> 
             if (made := root / MADE / name).is_file():
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 made.replace(place / name)
+                made.with_name(made.name + OF_ETAG).unlink(missing_ok=True)
         _adopt(root, manifest, etags, _current(root))
     return place
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from data_pipeline.masking import mask
 from data_pipeline.stores import hub
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ObjectStore
 
 READ_TIMEOUT = "ALIGNVLM_READ_TIMEOUT"
@@ -86,10 +87,12 @@ class TransientError(DataError):
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """Size in bytes and ETag of an object; the ETag is empty where a store has none."""
+    """Size in bytes, ETag and time of an object; the ETag is empty, and the time 0, where a store has none."""
 
     size: int
     etag: str = ""
+    modified: float = field(default=0.0, compare=False)
+    """Seconds since 1970 by the store's clock."""
 
 
 async def get(
@@ -108,7 +111,7 @@ async def get(
     with _errors(url, name) as (obstore, store):
         result = await obstore.get_async(store, name, options=options)
         data = bytes(await result.bytes_async())
-    return data, ObjectInfo(int(result.meta["size"]), _known(url, result.meta.get("e_tag")))
+    return data, _info(url, result.meta)
 
 
 async def get_into(url: str, name: str, begin: int, end: int, file: int, *, etag: str = "") -> ObjectInfo:
@@ -121,13 +124,17 @@ async def get_into(url: str, name: str, begin: int, end: int, file: int, *, etag
     place = begin
     with _errors(url, name) as (obstore, store):
         result = await obstore.get_async(store, name, options=options)
-        info = ObjectInfo(int(result.meta["size"]), _known(url, result.meta.get("e_tag")))
+        info = _info(url, result.meta)
         async for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
             await asyncio.to_thread(_write, file, memoryview(chunk)[: max(end - place, 0)], place)
             place += len(chunk)
     if place != end:
         raise TransientError(f"{mask(url)}/{name}: {place - begin:,} of {end - begin:,} bytes came")
     return info
+
+
+def _info(url: str, meta: ObjectMeta) -> ObjectInfo:
+    return ObjectInfo(int(meta["size"]), _known(url, meta.get("e_tag")), meta["last_modified"].timestamp())
 
 
 def _known(url: str, etag: str | None) -> str:
@@ -148,7 +155,7 @@ async def head(url: str, name: str) -> ObjectInfo:
     """Size and ETag of an object, as `get` sees them."""
     with _errors(url, name) as (obstore, store):
         meta = await obstore.head_async(store, name)
-    return ObjectInfo(int(meta["size"]), meta.get("e_tag") or "")
+    return _info(url, meta)
 
 
 async def put(url: str, name: str, data: bytes) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
@@ -38,6 +39,8 @@ class MemoryS3:
 
     def __init__(self, read_only: bool = False, preconditions: bool = True) -> None:
         self.objects: dict[str, bytes] = {}
+        self.times: dict[str, float] = {}
+        """When objects were written by a request; others in 1970."""
         self.read_only, self.preconditions = read_only, preconditions
         self.log: list[tuple[str, str]] = []
 
@@ -54,13 +57,17 @@ class MemoryS3:
                 return 403, {}, b"<Error><Code>AccessDenied</Code></Error>"
             if self.preconditions and headers.get("if-none-match") == "*" and path in self.objects:
                 return 412, {}, b""
-            self.objects[path] = body
+            self.objects[path], self.times[path] = body, time.time()
             return 200, {"etag": _etag(body)}, b""
         data = self.objects.get(path)
         if data is None:
             return 404, {}, b"<Error><Code>NoSuchKey</Code></Error>"
         etag = _etag(data)
-        answer = {"etag": etag, "last-modified": formatdate(0, usegmt=True), "accept-ranges": "bytes"}
+        answer = {
+            "etag": etag,
+            "last-modified": formatdate(self.times.get(path, 0), usegmt=True),
+            "accept-ranges": "bytes",
+        }
         if self.preconditions:
             if headers.get("if-match", etag) != etag:
                 return 412, {}, b""

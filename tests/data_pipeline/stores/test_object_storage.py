@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,40 @@ def test_only_what_is_new_is_indexed_again(bucket: Bucket, tars: Path) -> None:
     assert bucket.requests("GET", "more/000001.tar") == 0
     assert bucket.requests("GET", "docs/000000.tar") > 0
     assert changed.fingerprint != first.fingerprint
+    assert SourceReader(url)[0].key == "s00040"
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_an_index_that_was_interrupted_goes_on(
+    bucket: Bucket, tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    """The second shard is damaged at first. Where the bucket can be written another node may go on."""
+    url = bucket.upload(tars, "docs")
+    bucket.store.times = dict.fromkeys(bucket.store.objects, time.time() - 5)
+    bucket.store.read_only = read_only
+    whole = bucket.store.objects["bucket/docs/more/000001.tar"]
+    bucket.store.objects["bucket/docs/more/000001.tar"] = whole[:5000]
+    with pytest.raises(DataError, match=r"000001\.tar"):
+        index_shards(url, num_processes=1)
+    bucket.store.objects["bucket/docs/more/000001.tar"] = whole
+    if not read_only:
+        monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path / "node-2"))
+    bucket.store.log.clear()
+    assert index_shards(url, num_processes=1).fingerprint == index_shards(tars, num_processes=1).fingerprint
+    assert bucket.requests("GET", "000000.tar") == 0
+    assert SourceReader(url)[3].key == "s00003"
+
+
+def test_an_unfinished_index_of_a_shard_that_was_replaced_is_made_anew(bucket: Bucket, tars: Path) -> None:
+    url = bucket.upload(tars, "docs")
+    whole = bucket.store.objects["bucket/docs/more/000001.tar"]
+    bucket.store.objects["bucket/docs/more/000001.tar"] = whole[:5000]
+    with pytest.raises(DataError, match=r"000001\.tar"):
+        index_shards(url, num_processes=1)
+    bucket.store.objects["bucket/docs/more/000001.tar"] = whole
+    bucket.store.objects["bucket/docs/000000.tar"] = whole
+    bucket.store.times["bucket/docs/000000.tar"] = time.time() + 5
+    index_shards(url, num_processes=1)
     assert SourceReader(url)[0].key == "s00040"
 
 
