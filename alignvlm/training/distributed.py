@@ -56,6 +56,12 @@ class World:
         dist.broadcast_object_list(box, src=0, group=self.cpu_group)
         return box[0]
 
+    def raise_of_main(self, error: Exception | None) -> None:
+        """Raise rank 0's error, if it has one, on all ranks: none is left waiting for a rank that has ended."""
+        error, cause = self.broadcast((error, error and error.__cause__))
+        if error is not None:
+            raise error from cause
+
     def all_gather(self, value: Any) -> list[Any]:
         """All ranks' values, in rank order, on all ranks."""
         values: list[Any] = [None] * self.size

@@ -33,6 +33,7 @@ from alignvlm.training.callbacks.metrics_log import MetricsLog
 from alignvlm.training.callbacks.progress_bar import ProgressBar
 from alignvlm.training.callbacks.tracking import Tracking
 from alignvlm.training.callbacks.watchdog import Watchdog
+from alignvlm.training.checkpoints.masters import remove_masters
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import free_memory
 from alignvlm.training.finished import seal
@@ -112,6 +113,8 @@ def _train(run: Run, world: World, tracker: Tracker | None, signals: Signals, ow
                 if world.is_main:
                     say(f"stopped in stage {stage.name}: {reason}; the same command resumes here")
                 return REQUEUE
+        if world.is_main:
+            remove_masters(run.folder_before(stage))
         evaluate_stage(run, run.stage_folder(stage), world)
     if world.is_main:
         build_report(run.folder.path)

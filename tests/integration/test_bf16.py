@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -71,6 +72,19 @@ def test_a_stage_starts_from_the_masters_of_the_stage_before(folder: Path, strat
     assert after.keys() == last.keys()
     assert all(torch.equal(value, trained.get(name, last[name])) for name, value in after.items())
     assert any(not torch.equal(value, first[name]) for name, value in trained.items())
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "cpu_zero3"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_disk_that_is_full_for_rank_0_is_the_same_error_on_all_ranks(folder: Path, strategy: str, rank: int) -> None:
+    errors = json.loads((folder / f"{strategy}-{rank}.json").read_text())
+    stage = folder / strategy / "2-instruct"
+    said = {name: message.partition(" (")[0] for name, (message, _) in errors.items()}
+    assert said == {
+        "masters": f"{stage}/masters.safetensors cannot be written", "export": f"{stage}/export cannot be written",
+    }  # fmt: skip
+    assert errors["masters"][1] == errno.EFBIG
+    assert {path.name for path in stage.iterdir()} == {"masters.safetensors", "checkpoints"}
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "cpu_zero3"])

@@ -47,6 +47,10 @@ class FakeWorld:
     def broadcast(self, value: Any) -> Any:
         return value
 
+    def raise_of_main(self, error: Exception | None) -> None:
+        if error is not None:
+            raise error
+
     def all_gather(self, value: Any) -> list[Any]:
         return [value]
 

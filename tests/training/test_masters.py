@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from alignvlm.run_folder import StageFolder
-from alignvlm.training.checkpoints.masters import load_masters
+from alignvlm.training.checkpoints import masters as module
+from alignvlm.training.checkpoints.masters import load_masters, remove_masters, save_masters
 from data_pipeline.errors import DataError
 from tests.fixtures.damage import DAMAGES
 from tests.training.fakes import FakeWorld
@@ -57,6 +59,28 @@ def test_without_masters_a_stage_says_that_it_starts_from_bf16(
     assert capsys.readouterr().out == said
     load_masters(engine, StageFolder(before.path.with_name("0-init"), 0, "init"), WORLD)
     assert capsys.readouterr().out == ""
+
+
+def test_a_full_disk_is_seen_before_anything_is_gathered(
+    before: StageFolder, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters: list[Any] = []
+    monkeypatch.setattr(module, "gathered", lambda trained: (parameters.append(p) for p in trained))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=15))
+    with pytest.raises(DataError, match=r"masters.safetensors cannot be written \(No space left on device, it needs 0"):
+        save_masters(engine, StageFolder(before.path, 0, "init"), before, WORLD)
+    assert len(parameters) == 1  # gathered all the same, for the other ranks
+    assert not list(before.path.iterdir())
+
+
+def test_masters_go_when_the_next_stage_is_exported(before: StageFolder, caplog: pytest.LogCaptureFixture) -> None:
+    write(before, 1.0, 2.0)
+    remove_masters(before)
+    remove_masters(before)
+    assert not before.masters.exists()
+    before.masters.mkdir()
+    remove_masters(before)
+    assert "masters.safetensors is no longer needed and cannot be removed: Is a directory" in caplog.text
 
 
 @pytest.mark.parametrize("values", [(1.0, 2.0, 3.5, 4.0), (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)])

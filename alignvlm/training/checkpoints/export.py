@@ -16,6 +16,7 @@ from alignvlm.run_folder import INITIAL, run_of_checkpoint
 from alignvlm.training.checkpoints.store import MANIFEST, TAG, first_difference
 from alignvlm.training.checkpoints.weights import CheckpointWeights
 from alignvlm.training.distributed import World
+from data_pipeline.errors import DataError
 
 
 def consolidate(model: torch.nn.Module, world: World) -> dict[str, torch.Tensor] | None:
@@ -50,11 +51,19 @@ def persistent_buffers(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]
 
 
 def export_stage(model: Any, processor: AlignVLMProcessor, folder: Path, world: World) -> None:
-    """Consolidate a model in training and save it; every rank calls it, rank 0 writes."""
+    """Consolidate a model in training and save it; every rank calls it, rank 0 writes.
+
+    Raises:
+        DataError: on all ranks, when rank 0 cannot write.
+    """
     weights = consolidate(model, world)
+    problem = None
     if weights is not None:
-        save_export(model, weights, processor, folder)
-    world.barrier()
+        try:
+            save_export(model, weights, processor, folder)
+        except DataError as error:
+            problem = error
+    world.raise_of_main(problem)
 
 
 def export_checkpoints(checkpoints: Sequence[Path], output: Path, dtype: str | None = None) -> None:

@@ -1,14 +1,19 @@
 """fp32 master weights from stage to stage: in bf16 an export holds them rounded, and the next stage would start there.
 
-They lie beside the export, in one safetensors file. Rank 0 writes it tensor by tensor; each rank reads its own part of
-it, whatever the number of ranks was that trained it. Checkpoints hold the masters by themselves.
+They lie beside the export, in one safetensors file, until the next stage is exported. Rank 0 writes it tensor by
+tensor; each rank reads its own part of it, whatever the number of ranks was that trained it. Checkpoints hold the
+masters by themselves.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import os
+import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,8 +26,9 @@ from alignvlm.progress import say
 from alignvlm.run_folder import StageFolder
 from alignvlm.training.distributed import World
 from data_pipeline.errors import DataError
-from data_pipeline.files import must_write, open_atomic, read_needed
+from data_pipeline.files import must_write, open_atomic, read_needed, reason
 
+log = logging.getLogger(__name__)
 FLOAT = np.dtype("<f4")
 Places = dict[str, tuple[int, tuple[int, ...]]]
 """Name -> (byte in the file, shape)."""
@@ -34,26 +40,53 @@ def save_masters(engine: Any, before: StageFolder, folder: StageFolder, world: W
     It is written before the export, which ends the stage.
 
     Raises:
-        DataError: on rank 0, when the disk is full.
+        DataError: on all ranks, when rank 0 cannot write, for example because the disk is full.
     """
-    from deepspeed.utils import safe_get_full_fp32_param
-
     trained = trainable(engine.module)
-    places = {name: (0, tuple(_shape(parameter))) for name, parameter in trained.items()}
-    carried: Places = {}
-    if world.is_main and before.masters.exists():
-        found = read_needed(before.masters, _places, _way_out(before))
-        carried = {name: place for name, place in found.items() if name not in trained}
-    with _writing(folder.masters, places | carried) if world.is_main else nullcontext() as file:
-        for parameter in trained.values():
-            value = safe_get_full_fp32_param(parameter)  # one tensor on the device at a time
-            if file is not None:
-                file.write(value.cpu().numpy().astype(FLOAT, copy=False).data)
-        if file is not None:
-            for place in carried.values():
-                file.write(_read(before.masters, *place).data)
+    values = gathered(trained.values())
+    problem = None
+    if world.is_main:
+        shapes = {name: (0, tuple(_shape(parameter))) for name, parameter in trained.items()}
+        try:
+            _save(values, shapes, before, folder)
+        except DataError as error:
+            problem = error
+    for _ in values:  # what a rank does not write, or no longer, is gathered all the same: the others wait for it
+        pass
+    world.raise_of_main(problem)
     if world.is_main:
         say(f"{folder.export}: weights in bf16; the next stage starts from the fp32 weights in {folder.masters.name}")
+
+
+def gathered(parameters: Iterable[Any]) -> Iterator[np.ndarray]:
+    """The fp32 master of each, whole and in the host's memory; all ranks take all of them, one after the other."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    for parameter in parameters:
+        value = safe_get_full_fp32_param(parameter)  # one tensor on the device at a time
+        yield value.cpu().numpy().astype(FLOAT, copy=False)
+
+
+def _save(values: Iterable[np.ndarray], trained: Places, before: StageFolder, folder: StageFolder) -> None:
+    """Write the values of `trained`, then what the stage left frozen: from `before`, or as it was written here once."""
+    source = before if before.masters.exists() else folder
+    carried: Places = {}
+    if source.masters.exists():
+        found = read_needed(source.masters, _places, _way_out(source))
+        carried = {name: place for name, place in found.items() if name not in trained}
+    with _writing(folder.masters, trained | carried) as file:
+        for value in values:
+            file.write(value.data)
+        for place in carried.values():
+            file.write(_read(source.masters, *place).data)
+
+
+def remove_masters(before: StageFolder) -> None:
+    """Remove the masters that a stage started from, once that stage is exported: nothing reads them again."""
+    try:
+        before.masters.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s is no longer needed and cannot be removed: %s", before.masters, reason(error))
 
 
 def load_masters(engine: Any, before: StageFolder, world: World) -> None:
@@ -130,6 +163,8 @@ def _writing(path: Path, shapes: Places) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a job that was killed here
             left.unlink(missing_ok=True)
+        if shutil.disk_usage(path.parent).free < end:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, it needs {end / 2**30:.1f} GiB")
         with open_atomic(path) as file:
             file.write(len(text).to_bytes(8, "little") + text)
             yield file
