@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import must_write, open_atomic, write_atomic
+from data_pipeline.files import must_write, open_atomic, read_json_lines, write_atomic
 from data_pipeline.masking import mask
 from data_pipeline.progress import Progress, silent
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import Manifest, load_manifest
 from data_pipeline.shards.sidecars import is_indexed
 from data_pipeline.shards.storage import Storage, open_storage
+from data_pipeline.stores.object_storage import ObjectStorage
 
-OWNER = "fetched-from.txt"
+OWNER, MARKS = "fetched-from.txt", "fetched.jsonl"
+"""Whose copy a folder is; what each shard was there when it was copied."""
 _PIECE = 16 * 1024**2
+_WAY_OUT = "make room; what was copied is kept, run it again"
 
 
 def fetch_shards(url: str, folder: str | os.PathLike[str], *, progress: Progress = silent) -> Manifest:
-    """Copy every shard of a folder behind a URL and index the copies; shards that are complete are not copied again.
+    """Copy every shard of a folder behind a URL and index the copies; copies that are what is there now stay.
 
     Args:
         url: a folder of shards in any storage; where it has a manifest, the copies must be what that lists.
@@ -36,9 +40,15 @@ def fetch_shards(url: str, folder: str | os.PathLike[str], *, progress: Progress
         raise DataError(f"{mask(url)}: no .tar shards here")
     folder = Path(folder)
     _claim(folder, mask(url))
+    marks = read_json_lines(folder / MARKS) if (folder / MARKS).exists() else []
+    copied = {row.get("name"): row.get("mark") for row in marks}
     with progress(f"fetch {folder.name}", len(names)) as advance:
         for name in names:
-            _copy(storage, name, folder / name)
+            mark, target = _mark(storage, name), folder / name
+            if not (copied.get(name) == mark and target.is_file() and target.stat().st_size == storage.size(name)):
+                _copy(storage, name, target)
+                with must_write(folder / MARKS, _WAY_OUT), (folder / MARKS).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"name": name, "mark": mark}) + "\n")
             advance(1)
     manifest = index_shards(folder, source=known.source if known else "", progress=progress)
     if known is not None and manifest.fingerprint != known.fingerprint:
@@ -59,11 +69,18 @@ def _claim(folder: Path, url: str) -> None:
     write_atomic(owner, url + "\n")
 
 
+def _mark(storage: Storage, name: str) -> str:
+    """Changes when a shard is replaced, also by one of equal size: its ETag, or size and time."""
+    if isinstance(storage, ObjectStorage):
+        info = storage.head(name)
+        return info.etag or f"{info.size} bytes, {info.modified}"
+    path = storage.local_path(name)
+    return f"{storage.size(name)} bytes" + (f", {path.stat().st_mtime_ns}" if path else "")
+
+
 def _copy(storage: Storage, name: str, target: Path) -> None:
     """One shard as a file: whole, or not there."""
-    if target.is_file() and target.stat().st_size == storage.size(name):
-        return
-    with must_write(target, "make room; what was copied is kept, run it again"):
+    with must_write(target, _WAY_OUT):
         target.parent.mkdir(parents=True, exist_ok=True)
         with storage.open(name) as source, open_atomic(target) as file:
             shutil.copyfileobj(source, file, _PIECE)

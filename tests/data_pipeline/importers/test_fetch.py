@@ -28,6 +28,26 @@ def test_fetched_shards_are_those_of_the_other_side(bucket: Bucket, shard_folder
         fetch_shards(bucket.upload(shard_folder, "other"), here)
 
 
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_shard_that_was_replaced_by_one_of_equal_size_is_fetched_again(
+    bucket: Bucket, shard_folder: Path, tmp_path: Path, indexed: bool
+) -> None:
+    url, here = bucket.upload(shard_folder, "letters"), tmp_path / "here"
+    tars = {name: data for name, data in bucket.store.objects.items() if name.endswith(".tar")}
+    bucket.store.objects = tars
+    if indexed:
+        index_shards(url, num_processes=1)
+    fetch_shards(url, here)
+    name = "bucket/letters/000002.tar"
+    tars[name] = tars[name].replace(b"number 90", b"number 00")
+    if indexed:
+        index_shards(url, num_processes=1)
+    bucket.store.log.clear()
+    fetch_shards(url, here)
+    assert bucket.requests("GET", ".tar") == bucket.requests("GET", "000002.tar") == 1
+    assert (here / "000002.tar").read_bytes() == tars[name]
+
+
 def test_what_is_not_there_or_was_replaced_is_named(bucket: Bucket, shard_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"s3://bucket/none: no \.tar shards here"):
         fetch_shards("s3://bucket/none", tmp_path / "here")
