@@ -228,9 +228,13 @@ def run_index(args: argparse.Namespace) -> int:
         _print_indexed(args.folder, index_shards(args.folder, num_processes=processes, progress=data_progress))
         return 0
     from alignvlm.stage_data import measurings
-    from data_pipeline.preparation import index
+    from data_pipeline.preparation import far_index
+    from data_pipeline.preparation import index as near_index
 
-    job = index.open_job(args.folder, measurings(args.measure, args.folder, data_progress) if args.measure else [])
+    is_far = far_index.is_far(args.folder)
+    index: Any = far_index if is_far else near_index
+    is_measured = args.measure and not (is_far and args.tasks and not args.finish)  # in a bucket: at the end
+    job = index.open_job(args.folder, measurings(args.measure, args.folder, data_progress) if is_measured else [])
     if not args.finish:
         done = index.index_missing(
             job, task=args.task or 0, tasks=args.tasks or 1, engine=engine, progress=data_progress

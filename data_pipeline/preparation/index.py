@@ -59,12 +59,8 @@ class Job:
 
 
 def open_job(folder: str | os.PathLike[str], measurings: Sequence[Measuring] = ()) -> Job:
-    """The shards of a folder. Raises DataError when there are none, and for URLs: their indexes are not shared."""
+    """The shards of a local or shared folder; far_index.py has those of object stores. Raises DataError for none."""
     storage = open_storage(folder)
-    if storage.local_path("x") is None:
-        raise DataError(
-            f"{storage.url}: tasks and --measure need a local or shared folder; run `alignvlm data index` alone"
-        )
     names = list(storage.list(".tar"))
     if not names:
         raise DataError(f"{storage.url}: no .tar shards here")

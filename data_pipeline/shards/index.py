@@ -94,8 +94,8 @@ def index_shards(
     name, place = source or PurePosixPath(storage.url).name, writable_place(storage)
     shards: list[ShardInfo] = []
     etags: dict[str, str] = {}
-    index = _index_local if own is not None else _index_remote
-    known = [None] * len(names) if own is not None else _known(storage, names)
+    index = _index_local if own is not None else index_object
+    known = [None] * len(names) if own is not None else known_rows(storage, names)
     with pool(num_processes, len(names)) as executor, progress(f"index {name}", len(names)) as advance:
         chunk = max(1, min(16, len(names) // 64))
         run: Any = map if executor is None else partial(executor.map, chunksize=chunk)
@@ -151,52 +151,63 @@ def fitting_index(storage: Storage, name: str, place: Path) -> ShardInfo | None:
     return ShardInfo(name, header["samples"], size, digest) if fits else None
 
 
-def _index_remote(
+def index_object(
     storage: ObjectStorage, name: str, place: Path, known: tuple[ShardInfo, str] | None
 ) -> tuple[ShardInfo, str]:
-    """The same in an object store: an index is taken as it is while the shard has the ETag, or is not newer.
-
-    `known` is the shard's row and ETag in the manifest that there is.
-    """
+    """The same in an object store: row and ETag of a shard. `known` are those in the manifest that there is."""
     info, index = storage.head(name), index_name(name)
+    row = kept_index(storage, name, info, place, known)
+    if row is None:
+        data = scan_shard(storage, name)
+        _keep(place / MADE, index, data, info)
+        publish(storage, place / MADE, index)
+        row = _row(name, data, info)
+    return row, info.etag
+
+
+def kept_index(
+    storage: ObjectStorage, name: str, info: ObjectInfo, place: Path, known: tuple[ShardInfo, str] | None
+) -> ShardInfo | None:
+    """The row of a shard in an object store whose index fits what it is now; None where it has none.
+
+    The manifest's index fits while the shard has the ETag; so does one that did not come to a manifest, here or, where
+    it is newer than the shard, beside it.
+    """
+    index, made = index_name(name), place / MADE
+    of = made / (index + OF_ETAG)
     if known is not None and info.etag and (known[0].size, known[1]) == (info.size, info.etag):
         place_of_indexes = index_storage(storage)
         data = place_of_indexes.read(index) if place_of_indexes.exists(index) else b""
         if _header(data).get("version") == INDEX_VERSION and index_digest(data) == known[0].sha256:
-            return known
-    found = _unfinished(storage, name, info, place / MADE)
-    data = found or scan_shard(storage, name)
-    made = place / MADE / index
-    with must_write(made, "make room or the folder writable"):
-        made.parent.mkdir(parents=True, exist_ok=True)
-        made.with_name(made.name + OF_ETAG).unlink(missing_ok=True)
-        write_atomic(made, data)
-        write_atomic(made.with_name(made.name + OF_ETAG), info.etag)
-    if found is None:
-        publish(storage, place / MADE, index)
-    return ShardInfo(name, data.count(b"\n") - 1, info.size, index_digest(data)), info.etag
-
-
-def _unfinished(storage: ObjectStorage, name: str, info: ObjectInfo, folder: Path) -> bytes | None:
-    """The index of a shard, as it is, that a call left which did not come to the manifest: here, or published."""
-    index = index_name(name)
-    made, of = folder / index, folder / (index + OF_ETAG)
+            return known[0]
     data = b""
-    if info.etag and made.is_file() and of.is_file() and of.read_text(encoding="utf-8") == info.etag:
-        data = made.read_bytes()
+    if info.etag and (made / index).is_file() and of.is_file() and of.read_text(encoding="utf-8") == info.etag:
+        data = (made / index).read_bytes()
     else:
         with suppress(MissingObjectError):
             if storage.head(index).modified > info.modified > 0:
                 data = storage.read(index)
     header = _header(data)
-    fits = header.get("version") == INDEX_VERSION and (header["size"], header["digest"]) == (
-        info.size,
-        index_digest(data),
-    )
-    return data if fits else None
+    if header.get("version") != INDEX_VERSION or (header["size"], header["digest"]) != (info.size, index_digest(data)):
+        return None
+    _keep(made, index, data, info)
+    return _row(name, data, info)
 
 
-def _known(storage: Storage, names: list[str]) -> list[tuple[ShardInfo, str] | None]:
+def _keep(made: Path, index: str, data: bytes, info: ObjectInfo) -> None:
+    """Put an index where `adopt` finds it, with the ETag of its shard."""
+    with must_write(made / index, "make room or the folder writable"):
+        (made / index).parent.mkdir(parents=True, exist_ok=True)
+        (made / (index + OF_ETAG)).unlink(missing_ok=True)
+        write_atomic(made / index, data)
+        write_atomic(made / (index + OF_ETAG), info.etag)
+
+
+def _row(name: str, data: bytes, info: ObjectInfo) -> ShardInfo:
+    return ShardInfo(name, data.count(b"\n") - 1, info.size, index_digest(data))
+
+
+def known_rows(storage: Storage, names: list[str]) -> list[tuple[ShardInfo, str] | None]:
     """Row and ETag of each shard in the manifest that there is; None for those that are new."""
     try:
         old = load_manifest(storage)

@@ -1,0 +1,92 @@
+"""Indexes a folder of shards in an object store by tasks of one or many machines, and measures its samples at the end.
+
+A task reads its shards and publishes their indexes beside them; `finish` writes the manifest and the sample lengths,
+for which it reads texts only. Where the folder cannot be written, indexes stay in the cache: all machines need one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from data_pipeline.errors import DataError
+from data_pipeline.preparation.engines import Engine, Local, run, share
+from data_pipeline.preparation.index import Measuring
+from data_pipeline.progress import Progress, silent
+from data_pipeline.shards.index import index_object, index_shards, kept_index, known_rows
+from data_pipeline.shards.manifest import Manifest, ShardInfo
+from data_pipeline.shards.sidecars import writable_place
+from data_pipeline.shards.sources import measure_source
+from data_pipeline.shards.storage import open_storage
+from data_pipeline.stores.object_storage import ObjectStorage
+
+Known = dict[str, tuple[ShardInfo, str] | None]
+
+
+@dataclass(frozen=True)
+class FarJob:
+    """A folder of shards in an object store, its cache on this node, and the ways to measure its samples."""
+
+    storage: ObjectStorage
+    place: Path
+    known: Known
+    """Name of each shard -> its row and ETag in the manifest that there is."""
+    measurings: Sequence[Measuring]
+
+
+def is_far(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder of shards lies in an object store."""
+    return isinstance(open_storage(folder), ObjectStorage)
+
+
+def open_job(folder: str | os.PathLike[str], measurings: Sequence[Measuring] = ()) -> FarJob:
+    """The shards of a folder. Raises DataError when there are none."""
+    storage = open_storage(folder)
+    assert isinstance(storage, ObjectStorage)
+    names = list(storage.list(".tar"))
+    if not names:
+        raise DataError(f"{storage}: no .tar shards here")
+    known = dict(zip(names, known_rows(storage, names), strict=True))
+    return FarJob(storage, writable_place(storage), known, measurings)
+
+
+def index_missing(
+    job: FarJob, *, task: int = 0, tasks: int = 1, engine: Engine | None = None, progress: Progress = silent
+) -> int:
+    """Index part `task` of `tasks` of the shards; returns how many were not done. Raises DataError."""
+    mine = share(list(job.known), task, tasks)
+    title = f"index {job.storage.url.rsplit('/', 1)[-1]}"
+    work = partial(_index, job.storage, job.place, {name: job.known[name] for name in mine})
+    return sum(run(work, mine, engine or Local(), title=title, progress=progress))
+
+
+def finish(job: FarJob, *, num_processes: int | None = None, progress: Progress = silent) -> Manifest:
+    """The manifest, and the lengths of all samples. Raises DataError when any shard is not done."""
+    look = partial(_missing, job.storage, job.place, job.known)
+    names = sorted(job.known)
+    looked = run(look, names, Local(num_processes), title="look at the indexes", progress=progress)
+    missing = sorted(name for name in looked if name)
+    if missing:
+        raise DataError(
+            f"{job.storage}: {len(missing)} of {len(names)} shards are not done ({missing[0]} is the first); "
+            "run the tasks again, they do only these"
+        )
+    manifest = index_shards(job.storage.url, num_processes=num_processes, progress=progress)
+    for each in job.measurings:
+        measure_source(job.storage.url, each.encoder, each.prompt, num_processes=num_processes, progress=progress)
+    return manifest
+
+
+def _index(storage: ObjectStorage, place: Path, known: Known, name: str) -> bool:
+    if not _missing(storage, place, known, name):
+        return False
+    index_object(storage, name, place, known[name])
+    return True
+
+
+def _missing(storage: ObjectStorage, place: Path, known: Known, name: str) -> str:
+    """The name of a shard that is not done; empty when it is."""
+    return "" if kept_index(storage, name, storage.head(name), place, known[name]) else name
