@@ -31,7 +31,9 @@ def save_export(model: Any, weights: dict[str, Any], processor: Any, folder: Pat
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
-            model.save_pretrained(partial, state_dict=weights)
+            # Under the model's own names: transformers 5.23 would give some the prefix of an older format, which loads
+            # as well, where the model was loaded under ZeRO-3 (SigLIP: `vision.vision_model.`).
+            model.save_pretrained(partial, state_dict=weights, save_original_format=False)
             processor.save_pretrained(partial)
             _follow_umask(partial)
             partial.rename(folder)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers.core_model_loading import PrefixChange
 
 from alignvlm.errors import UserError
 from alignvlm.exports import check_export, save_export
+from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 from data_pipeline.errors import DataError
 from tests.fixtures.command import Command
 from tests.fixtures.damage import DAMAGES, full_disk
@@ -128,3 +131,17 @@ def test_a_full_disk_leaves_no_half_export(tmp_path: Path) -> None:
     with full_disk(20_000), pytest.raises(DataError, match=r"export cannot be written .* free some space"):
         save_export(model, model.state_dict(), processor, tmp_path / "export")
     assert os.listdir(tmp_path) == []
+
+
+def test_weights_have_the_models_own_names_and_the_former_ones_load(export: Path) -> None:
+    file = export / "model.safetensors"
+    weights, model = load_file(file), AlignVLMForConditionalGeneration.from_pretrained(export)
+    assert weights.keys() <= model.state_dict().keys()
+    model._weight_conversions = [PrefixChange(prefix_to_remove="vision_model", model_prefix="vision")]  # as ZeRO-3 does
+    save_export(model, model.state_dict(), AlignVLMProcessor.from_pretrained(export), export.with_name("again"))
+    assert load_file(export.with_name("again") / file.name).keys() == weights.keys()
+    former = {re.sub(r"^vision\.", "vision.vision_model.", name): tensor for name, tensor in weights.items()}
+    assert former.keys() != weights.keys()
+    save_file(former, file, {"format": "pt"})
+    loaded = AlignVLMForConditionalGeneration.from_pretrained(export).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())

@@ -45,11 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def exported(export: Path) -> dict[str, torch.Tensor]:
-    """Weights of an export: behind ZeRO-3 transformers saves SigLIP under the names of its older releases."""
-    return {name.replace("vision_model.", ""): value for name, value in weights(export).items()}
-
-
 @pytest.mark.parametrize("strategy", ["zero2", "cpu_zero3"])
 def test_a_stage_starts_from_the_masters_of_the_stage_before(folder: Path, strategy: str) -> None:
     kept = load_file(folder / f"{strategy}.safetensors")
@@ -66,7 +61,7 @@ def test_a_stage_starts_from_the_masters_of_the_stage_before(folder: Path, strat
 
     export = folder / strategy / "1-connector" / "export"
     assert json.loads((export / "config.json").read_text())["dtype"] == "bfloat16"
-    found = exported(export)
+    found = weights(export)
     assert all(torch.equal(value.bfloat16(), found[name]) for name, value in last.items())
     after = load_file(folder / strategy / "2-instruct" / "masters.safetensors")
     assert after.keys() == last.keys()
@@ -98,7 +93,7 @@ def test_an_export_is_the_mean_of_checkpoints_of_any_number_of_ranks(
     expected = {name: (kept[f"trained/{name}"].double() + kept[f"alone/{name}"].double()) / 2 for name in names}
     output = command("export", run, tmp_path / "mean", "--average", "2", "--dtype", "float32")
     assert f"mean of step-00000001, step-00000002 in {run}/2-instruct/checkpoints\n" in output
-    mean = exported(tmp_path / "mean")
+    mean = weights(tmp_path / "mean")
     for name in names:
         assert torch.allclose(mean[name].double(), expected[name], rtol=2**-23, atol=0), name
     assert any(not torch.equal(mean[name], kept[f"alone/{name}"]) for name in names)
@@ -108,14 +103,14 @@ def test_an_export_is_the_mean_of_checkpoints_of_any_number_of_ranks(
         if name.startswith("last/vision.")
     )
     command("export", checkpoints[-1], tmp_path / "rounded", "--average", "2")
-    rounded = exported(tmp_path / "rounded")
+    rounded = weights(tmp_path / "rounded")
     assert all(torch.equal(rounded[name], value.bfloat16()) for name, value in mean.items())
     for checkpoint, part in zip(checkpoints, ("trained", "alone"), strict=True):
-        weights = CheckpointWeights(checkpoint / TAG)
+        ours = CheckpointWeights(checkpoint / TAG)
         theirs = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
-        assert theirs.keys() == weights.names
-        assert all(torch.equal(weights[name], value.float()) for name, value in theirs.items())
-        assert all(torch.equal(weights[name], kept[f"{part}/{name}"]) for name in names)
+        assert theirs.keys() == ours.names
+        assert all(torch.equal(ours[name], value.float()) for name, value in theirs.items())
+        assert all(torch.equal(ours[name], kept[f"{part}/{name}"]) for name in names)
 
 
 def test_a_bad_gradient_changes_no_weight_and_sums_do_not_lose_bits(folder: Path) -> None:
