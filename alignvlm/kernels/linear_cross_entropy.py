@@ -24,6 +24,7 @@ def linear_cross_entropy(
     *,
     chunk: int = 2048,
     implementation: Literal["torch", "liger"] = "torch",
+    token_losses: Tensor | None = None,
 ) -> Tensor:
     """Sum of the cross entropies of `hidden @ weight.T + bias` against `labels`: a scalar, fp32 (fp64 for fp64 inputs).
 
@@ -36,11 +37,13 @@ def linear_cross_entropy(
         implementation: "liger" is Liger's kernel (CUDA, liger-kernel installed). It takes chunks of about N D / V
             tokens, each of which reads the whole head again: with few supervised tokens and a large vocabulary it moves
             many times the bytes of one chunk here.
+        token_losses: [N] of the sum's dtype, filled with the cross entropy of every token, 0 where there is none; no
+            gradient goes through it (torch implementation).
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, naming the argument.
     """
-    _check(hidden, weight, labels, bias, chunk)
+    _check(hidden, weight, labels, bias, chunk, token_losses)
     device_type = hidden.device.type
     if _is_autocast(hidden) and hidden.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
@@ -48,11 +51,13 @@ def linear_cross_entropy(
         bias = bias if bias is None else bias.to(dtype)
     with nullcontext() if hidden.is_meta else torch.autocast(device_type, enabled=False):
         if implementation == "liger":
+            if token_losses is not None:
+                raise ValueError("token_losses needs the torch implementation: Liger's kernel sums them")
             return _liger(hidden, weight, labels, bias)
         if implementation == "torch":
             if not torch.is_grad_enabled():
-                return _loss_and_gradients(hidden, weight, labels, bias, chunk, (False, False, False))[0]
-            loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, bias, chunk)
+                return _loss_and_gradients(hidden, weight, labels, bias, chunk, (False, False, False), token_losses)[0]
+            loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, bias, chunk, token_losses)
             return loss
     raise ValueError(f"implementation must be 'torch' or 'liger', not {implementation!r}")
 
@@ -70,9 +75,17 @@ def _liger(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        bias: Tensor | None,
+        chunk: int,
+        token_losses: Tensor | None,
+    ) -> Tensor:
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[3])
-        loss, *grads = _loss_and_gradients(hidden, weight, labels, bias, chunk, needs)
+        loss, *grads = _loss_and_gradients(hidden, weight, labels, bias, chunk, needs, token_losses)
         ctx.save_for_backward(*grads)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss
@@ -84,11 +97,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad is None else (grad * grad_loss).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return scaled[0], scaled[1], None, scaled[2], None
+        return scaled[0], scaled[1], None, scaled[2], None, None
 
 
 def _loss_and_gradients(
-    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, chunk: int, needs: tuple[bool, bool, bool]
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    chunk: int,
+    needs: tuple[bool, bool, bool],
+    token_losses: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The loss and, where `needs` says so, its gradients by hidden [N, D], weight [V, D] and bias [V]."""
     wide = wide_dtype(hidden.dtype)
@@ -107,7 +126,10 @@ def _loss_and_gradients(
         lse = torch.logsumexp(logits, dim=-1)  # [chunk]
         counted = target != IGNORE_INDEX
         index = target.where(counted, 0).unsqueeze(1)
-        loss += torch.where(counted, lse - logits.gather(1, index).squeeze(1), 0.0).sum()
+        each = torch.where(counted, lse - logits.gather(1, index).squeeze(1), 0.0)  # [chunk]
+        loss += each.sum()
+        if token_losses is not None:
+            token_losses[rows] = each
         if not any(needs):
             continue
         grad = logits.sub_(lse.unsqueeze(1)).exp_()  # probabilities [chunk, V]
@@ -129,7 +151,9 @@ def _is_autocast(tensor: Tensor) -> bool:
     return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
 
 
-def _check(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, chunk: int) -> None:
+def _check(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, chunk: int, token_losses: Tensor | None
+) -> None:
     if hidden.dim() != 2 or not hidden.is_floating_point():
         raise ValueError(f"hidden must be a floating point [N, D], not {hidden.dtype} {tuple(hidden.shape)}")
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[1]:
@@ -138,11 +162,13 @@ def _check(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, 
         raise ValueError(f"labels must be int64 [{hidden.shape[0]}], not {labels.dtype} {tuple(labels.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], not {tuple(bias.shape)}")
+    if token_losses is not None and token_losses.shape != labels.shape:
+        raise ValueError(f"token_losses must be [{labels.shape[0]}], not {tuple(token_losses.shape)}")
     autocast = _is_autocast(hidden)
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.dtype != hidden.dtype and not autocast:
             raise ValueError(f"{name} is {tensor.dtype} but hidden is {hidden.dtype}")
-    for name, tensor in (("weight", weight), ("labels", labels), ("bias", bias)):
+    for name, tensor in (("weight", weight), ("labels", labels), ("bias", bias), ("token_losses", token_losses)):
         if tensor is not None and tensor.device != hidden.device:
             raise ValueError(f"{name} is on {tensor.device} but hidden is on {hidden.device}")
     if chunk < 1:

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from alignvlm.connectors import Connector, Sizes, build_connector
 from alignvlm.kernels.linear_cross_entropy import IGNORE_INDEX, linear_cross_entropy
+from alignvlm.kernels.matmul import wide_dtype
 from alignvlm.model.attention import Documents
 from alignvlm.model.configuration import AlignVLMConfig
 
@@ -28,6 +29,8 @@ class AlignVLMOutput(ModelOutput):
     logits: torch.Tensor | None = None
     """[B, T, V]; None where labels were given: logits of a whole micro-batch are never held."""
     past_key_values: Any = None
+    token_losses: torch.Tensor | None = None
+    """[M], where labels were given: the cross entropy of every target, fp32, without a gradient."""
 
 
 class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -196,7 +199,8 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         hidden = outputs.last_hidden_state
         if targets is not None:
             assert target_positions is not None, "targets comes with target_positions"
-            return AlignVLMOutput(loss=self._loss(hidden, target_positions, targets, num_items_in_batch))
+            loss, token_losses = self._loss(hidden, target_positions, targets, num_items_in_batch)
+            return AlignVLMOutput(loss=loss, token_losses=token_losses)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.get_output_embeddings()(hidden[:, kept])
         return AlignVLMOutput(logits=logits, past_key_values=outputs.past_key_values)
@@ -207,11 +211,15 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         positions: torch.Tensor,
         targets: torch.Tensor,
         num_items: torch.Tensor | int | None,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(summed loss / number of items, the loss of every target [M])."""
         head: Any = self.get_output_embeddings()
         chosen = hidden.flatten(0, 1).index_select(0, positions)  # [M, D]
-        total = linear_cross_entropy(chosen, head.weight, targets, getattr(head, "bias", None), chunk=self.loss_chunk)
-        return total / (max(1, len(targets)) if num_items is None else num_items)
+        token_losses = torch.empty_like(targets, dtype=wide_dtype(chosen.dtype))
+        total = linear_cross_entropy(
+            chosen, head.weight, targets, getattr(head, "bias", None), chunk=self.loss_chunk, token_losses=token_losses
+        )
+        return total / (max(1, len(targets)) if num_items is None else num_items), token_losses
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; the model never says the placeholder of an image, for which there would be no pixels."""

@@ -28,6 +28,8 @@ class Series:
     name: str
     colour: int
     value: Value
+    exact: bool = False
+    """Drawn as it is, also in a smooth chart: a value at few steps, each of which counts."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ def draw(chart: Chart, steps: Sequence[dict[str, Any]]) -> Markup | None:
     for series, points_per_stage in lines:
         for points in points_per_stage:
             kept = [(x, y) for x, y in points if not chart.log or y > 0]
-            if chart.smooth:
+            smooth = chart.smooth and not series.exact
+            if smooth:
                 body.append(_path(kept, x_of, y_of, f"raw c{series.colour}"))
-            body.append(_path(_smoothed(kept) if chart.smooth else kept, x_of, y_of, f"line c{series.colour}"))
+            body.append(_path(_smoothed(kept) if smooth else kept, x_of, y_of, f"line c{series.colour}"))
     return _figure(chart, lines, "".join(body), segments, len(steps))
 
 
@@ -109,9 +112,9 @@ def finite(value: Any) -> float | None:
 
 
 def _group(points: list[tuple[int, float | None]], num_steps: int) -> list[tuple[float, float]]:
-    """Means of neighbouring points, so that at most about MAX_POINTS stay."""
+    """Means of neighbouring points, so that at most about MAX_POINTS stay of all stages' points."""
     present = [(x, y) for x, y in points if y is not None]
-    size = math.ceil(num_steps / MAX_POINTS)
+    size = max(1, math.ceil(len(present) / max(1, len(points)) * num_steps / MAX_POINTS))
     groups = [present[i : i + size] for i in range(0, len(present), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 

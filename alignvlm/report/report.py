@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from alignvlm.config.names import HELD_OUT, LOSS
 from alignvlm.config.schema import RecomputeConfig
 from alignvlm.report.charts import Chart, Series, Value, draw, finite, format_number
 from alignvlm.report.overlay import draw_view
@@ -156,8 +157,10 @@ def _charts(run: RunData) -> list[Chart]:
 
     parts = dict.fromkeys(part for step in run.steps for part in _rates(step))
     order = [part for part in PARTS if part in parts] + [part for part in parts if part not in PARTS]
+    held_out = Series("held-out loss", 1, lambda step: step.get(HELD_OUT), exact=True)
     return [
-        Chart("Loss", one("loss", 0, "loss"), "per supervised token", log=True, smooth=True),
+        Chart("Loss", [*one("loss", 0, "loss"), held_out], "per supervised token", log=True, smooth=True),
+        *_loss_by_source(run),
         Chart("Learning rate", [Series(part, i % 5, rate(part)) for i, part in enumerate(order)], zero=True),
         Chart("Gradient norm", one("norm", 1, "grad_norm"), "before clipping", log=True, smooth=True),
         Chart("Throughput", one("tokens/s", 2, "tokens_per_second"), "tokens per second", smooth=True, zero=True),
@@ -171,6 +174,31 @@ def _charts(run: RunData) -> list[Chart]:
         ),
         Chart("Data wait", one("seconds", 1, "data_wait"), "seconds per step", zero=True),
     ]
+
+
+def _loss_by_source(run: RunData) -> list[Chart]:
+    """The training and the held-out loss of every source; no chart where there is only one."""
+
+    def trained(name: str) -> Value:
+        return lambda step: _losses(step).get(name)
+
+    def measured(name: str) -> Value:
+        return lambda step: step.get(f"{LOSS}{name}")
+
+    names = list(dict.fromkeys(name for step in run.steps for name in _losses(step)))
+    keys = dict.fromkeys(key for step in run.steps for key in step if key.startswith(LOSS) and key != HELD_OUT)
+    held_out = [key.removeprefix(LOSS) for key in keys]
+    training = [Series(name, i % 5, trained(name)) for i, name in enumerate(names)]
+    validation = [Series(name, i % 5, measured(name), exact=True) for i, name in enumerate(held_out)]
+    charts = [Chart("Training loss by source", training, "per supervised token", log=True, smooth=True)]
+    charts += [Chart("Held-out loss by source", validation, "per supervised token", log=True)]
+    return [chart for chart in charts if len(chart.series) > 1]
+
+
+def _losses(step: dict[str, Any]) -> dict[str, Any]:
+    """Training losses by source."""
+    losses = step.get("source_loss")
+    return losses if isinstance(losses, dict) else {}
 
 
 def _gallery(run: RunData, task: str) -> list[dict[str, Any]]:

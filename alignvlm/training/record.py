@@ -53,6 +53,12 @@ class StepRecord:
     """`tokens` as a fraction of what the packs of the global batch can hold."""
     checkpoint_stall: float
     """Seconds that training stood still for checkpoints between the previous step and this one."""
+    source_loss: dict[str, float] = field(default_factory=dict)
+    """Mean cross entropy per supervised token of each source in the global batch; sources without any are left out."""
+    source_tokens: dict[str, int] = field(default_factory=dict)
+    """`tokens` of each source."""
+    source_supervised: dict[str, int] = field(default_factory=dict)
+    """`supervised` of each source."""
     extra: dict[str, float] = field(default_factory=dict)
     """What callbacks add, by name: further keys of the line."""
 

@@ -177,7 +177,9 @@ def run_steps(state: StageState) -> None:
                 callback.before_step(state, batches.micro_batches)
             factor = lr_factor(state.stage, state.step, state.num_steps)
             votes = Votes(stop=state.signals.received is not None, written=state.store.is_written)
-            result = train_step(state.trainer, batches.micro_batches, state.world, factor, votes, batches.failure)
+            result = train_step(
+                state.trainer, batches.micro_batches, state.world, factor, votes, batches.failure, state.plan.names
+            )
             state.step += 1
             state.is_written = result.votes.written == state.world.size
             if result.votes.stop:
@@ -215,5 +217,8 @@ def step_record(state: StageState, result: StepResult, speed: Speed) -> StepReco
         skipped=result.skipped,
         fill=counts.tokens / (state.stage.global_batch_packs * state.stage.sequence_length),
         checkpoint_stall=state.checkpoint_stall,
+        source_loss={name: part.loss for name, part in result.sources.items() if part.loss is not None},
+        source_tokens={name: part.tokens for name, part in result.sources.items()},
+        source_supervised={name: part.supervised for name, part in result.sources.items()},
         **speed._asdict(),
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from alignvlm.training.distributed import World
@@ -42,6 +43,17 @@ class StepCounts(NamedTuple):
         )
 
 
+class SourcePart(NamedTuple):
+    """What one source had in the global batch."""
+
+    tokens: int
+    """Tokens that entered the language model, visual tokens included."""
+    supervised: int
+    """Tokens with a loss."""
+    loss: float | None
+    """Mean over the supervised tokens; None without any."""
+
+
 class Votes(NamedTuple):
     """What a rank tells the others with the sum that every step makes anyway; summed, how many ranks say so."""
 
@@ -69,6 +81,8 @@ class StepResult:
     """The gradient was not finite, and DeepSpeed changed no weight."""
     seconds: float
     """Wall time, without waiting for data."""
+    sources: dict[str, SourcePart] = field(default_factory=dict)
+    """Source -> its part of the global batch."""
 
 
 def train_step(
@@ -78,6 +92,7 @@ def train_step(
     factor: float,
     votes: Votes,
     failure: LoadError | None = None,
+    sources: Sequence[str] = (),
 ) -> StepResult:
     """Take one step with learning rates at `factor` of their peaks.
 
@@ -91,25 +106,30 @@ def train_step(
     Args:
         votes: of this rank.
         failure: why this rank has no micro-batches; then all ranks stop before any of them computes.
+        sources: names of the mixture's sources in order, to tell their parts of the batch and of the loss; they cost
+            no collective and no look at the device of their own.
 
     Raises:
         LoadError: on the ranks that have no micro-batches, DataError on the others.
     """
     began = time.perf_counter()
     lr = set_lr(trainer.engine.optimizer, trainer.groups, factor)
-    counts, votes = agree(world, StepCounts.of(micro_batches), votes, failure)
+    parts = count_sources(micro_batches, len(sources))
+    counts, votes, parts = agree(world, StepCounts.of(micro_batches), votes, failure, parts)
     num_losses = world.size * len(micro_batches)
     divisor = max(1.0, counts.supervised) / num_losses
-    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    total = torch.zeros(1 + len(sources), dtype=torch.float64, device=world.device)  # the loss, that of every source
     with trainer.same_weights():
         for micro_batch in micro_batches:
             b = micro_batch.to(world.device)
             output = trainer.engine(**inputs_of(b), num_items_in_batch=divisor)
             trainer.engine.backward(output.loss)
             trainer.engine.step()
-            total += output.loss.detach()
+            total[0] += output.loss.detach()
+            if sources:
+                total[1:] += sums_by_source(output.token_losses, b.target_sources, len(sources))
     world.all_reduce(total)
-    loss, grad_norm = _read(total, trainer.engine.get_global_grad_norm())
+    (loss, *source_sums), grad_norm = _read(total, trainer.engine.get_global_grad_norm())
     return StepResult(
         epoch=micro_batches[0].epoch,
         loss=loss / num_losses,
@@ -119,7 +139,29 @@ def train_step(
         votes=votes,
         skipped=bool(trainer.engine.optimizer.overflow),
         seconds=time.perf_counter() - began,
+        sources={
+            name: SourcePart(int(tokens), int(supervised), summed / supervised if supervised else None)
+            for name, summed, tokens, supervised in zip(
+                sources, source_sums, parts[: len(sources)], parts[len(sources) :], strict=True
+            )
+        },
     )
+
+
+def count_sources(micro_batches: Sequence[MicroBatch], num_sources: int) -> list[float]:
+    """The tokens of every source in these micro-batches of one rank, then the supervised tokens of every source."""
+    tokens, supervised = np.zeros(num_sources), np.zeros(num_sources)
+    for b in micro_batches if num_sources else ():
+        if b.num_samples:
+            tokens += np.bincount(b.document_sources, weights=b.cu_seqlens.diff(), minlength=num_sources)
+            supervised += np.bincount(b.target_sources, minlength=num_sources)
+    return [*tokens.tolist(), *supervised.tolist()]
+
+
+def sums_by_source(token_losses: torch.Tensor, target_sources: torch.Tensor, num_sources: int) -> torch.Tensor:
+    """Summed losses float64 [S] of the targets [M] of every source, added in one order, and nothing is waited for."""
+    numbers = torch.arange(num_sources, device=target_sources.device)
+    return torch.where(target_sources == numbers[:, None], token_losses.double(), 0.0).sum(dim=1)
 
 
 def inputs_of(batch: MicroBatch) -> dict[str, Any]:
@@ -136,18 +178,21 @@ def inputs_of(batch: MicroBatch) -> dict[str, Any]:
     }
 
 
-def _read(loss: torch.Tensor, grad_norm: torch.Tensor | float) -> tuple[float, float]:
+def _read(losses: torch.Tensor, grad_norm: torch.Tensor | float) -> tuple[list[float], float]:
     """Both as numbers of the host, by one copy from the device."""
     if not isinstance(grad_norm, torch.Tensor):
-        return loss.item(), float(grad_norm)
-    first, second = torch.stack([loss, grad_norm.to(loss)]).tolist()
-    return first, second
+        return losses.tolist(), float(grad_norm)
+    *first, last = torch.cat([losses, grad_norm.to(losses).reshape(1)]).tolist()
+    return first, last
 
 
-def agree(world: World, counts: StepCounts, votes: Votes, failure: LoadError | None = None) -> tuple[StepCounts, Votes]:
-    """Counts and votes summed over the ranks, by one collective; raises as `agreed_sums` does."""
-    sums = agreed_sums(world, failure, *counts, *votes)
-    return StepCounts(*sums[: len(counts)]), Votes(*sums[len(counts) :])
+def agree(
+    world: World, counts: StepCounts, votes: Votes, failure: LoadError | None = None, parts: Sequence[float] = ()
+) -> tuple[StepCounts, Votes, list[float]]:
+    """Counts, votes and other numbers summed over the ranks, by one collective; raises as `agreed_sums` does."""
+    sums = agreed_sums(world, failure, *counts, *votes, *parts)
+    end = len(counts) + len(votes)
+    return StepCounts(*sums[: len(counts)]), Votes(*sums[len(counts) : end]), sums[end:]
 
 
 def agreed_sums(world: World, failure: LoadError | None, *values: float) -> list[float]:

@@ -12,6 +12,8 @@ import torch
 from data_pipeline.loading.tile_memory import Block
 from data_pipeline.samples.schema import IGNORE_INDEX, Encoded
 
+ON_HOST = ("cu_seqlens", "document_sources")
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -36,6 +38,10 @@ class MicroBatch:
     """int64 [M], ascending: the tokens whose next token, in the same document, is supervised."""
     targets: torch.Tensor
     """int64 [M]: these next tokens."""
+    target_sources: torch.Tensor
+    """int64 [M]: numbers of the sources that they come from, in the order of the mixture."""
+    document_sources: torch.Tensor
+    """int64 [documents]: number of each document's source. Stays on the host, where documents are counted."""
     keys: list[str]
     """"source/shard/key" of each document."""
     num_samples: int
@@ -51,8 +57,8 @@ class MicroBatch:
         return len(self.targets)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> MicroBatch:
-        """The same on another device, except `cu_seqlens`."""
-        moved = {name: tensor for name, tensor in self._tensors().items() if name != "cu_seqlens"}
+        """The same on another device, except what stays on the host."""
+        moved = {name: tensor for name, tensor in self._tensors().items() if name not in ON_HOST}
         return replace(self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in moved.items()})
 
     def pin_memory(self) -> MicroBatch:
@@ -65,9 +71,19 @@ class MicroBatch:
 
 
 def collate(
-    documents: Sequence[Encoded], keys: Sequence[str], *, step: int, epoch: int, block: Block | None = None
+    documents: Sequence[Encoded],
+    keys: Sequence[str],
+    *,
+    step: int,
+    epoch: int,
+    sources: Sequence[int] | None = None,
+    block: Block | None = None,
 ) -> MicroBatch:
-    """Documents, in order, as a micro-batch; the tiles are laid into `block`, shared memory, where there is one."""
+    """Documents, in order, as a micro-batch; the tiles are laid into `block`, shared memory, where there is one.
+
+    Args:
+        sources: number of each document's source; None: they all come from source 0.
+    """
     lengths = [len(document.input_ids) for document in documents]
     if documents:
         input_ids = np.concatenate([document.input_ids for document in documents])
@@ -76,6 +92,7 @@ def collate(
         lengths, input_ids, labels = [1], np.zeros(1, dtype=np.int64), np.full(1, IGNORE_INDEX, dtype=np.int64)
     ends = np.cumsum(lengths)
     starts = ends - lengths
+    numbers = np.asarray(sources or [0] * len(lengths), dtype=np.int64)
     is_target = labels != IGNORE_INDEX
     is_target[starts] = False
     places = np.flatnonzero(is_target)
@@ -89,6 +106,8 @@ def collate(
         visual_positions=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *visual])),
         target_positions=torch.from_numpy(places - 1),
         targets=torch.from_numpy(labels[places].astype(np.int64, copy=False)),
+        target_sources=torch.from_numpy(np.repeat(numbers, lengths)[places]),
+        document_sources=torch.from_numpy(numbers),
         keys=list(keys),
         num_samples=len(documents),
         step=step,

@@ -106,7 +106,7 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
             return error
 
     def _work(self, item: WorkItem) -> WorkResult:
-        encoded, keys, bad = [], [], []
+        encoded, keys, sources, bad = [], [], [], []
         if self._far is not None:
             self._far.begin(item.step, item.documents, item.ahead)
         with ThreadPoolExecutor(1, "read") as thread:
@@ -116,9 +116,10 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
                     sample = document.reader.decode(entry, document.data.result())
                     encoded.append(encode_as_measured(self.encoder, sample, document.tokens, document.tiles))
                     keys.append(entry_label(name, entry))
+                    sources.append(document.source)
                 except SampleError as error:
                     bad.append(BadSample(name, entry.shard, entry.key, str(error)))
-        batch = collate(encoded, keys, step=item.step, epoch=item.epoch, block=item.block)
+        batch = collate(encoded, keys, step=item.step, epoch=item.epoch, sources=sources, block=item.block)
         return WorkResult(batch, bad, len(item.documents), item.block)
 
     def _reading(self, documents: np.ndarray, thread: ThreadPoolExecutor) -> Iterator[_Document]:
@@ -128,7 +129,7 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
             reader = self.readers[source]
             entry = reader.entry(number)
             read_range = None if self._far is None else self._far.read_range(source)
-            ahead.append(_Document(reader, entry, tokens, tiles, thread.submit(reader.read, entry, read_range)))
+            ahead.append(_Document(source, reader, entry, tokens, tiles, thread.submit(reader.read, entry, read_range)))
             if len(ahead) > READ_AHEAD:
                 yield ahead.popleft()
         yield from ahead
@@ -138,6 +139,7 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
 class _Document:
     """A document that is being read, and what it was measured as."""
 
+    source: int
     reader: SourceReader
     entry: IndexEntry
     tokens: int

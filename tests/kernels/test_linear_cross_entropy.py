@@ -29,9 +29,12 @@ def tensors(num_rows: int, vocab: int, width: int, bias: bool, dtype: torch.dtyp
 def test_any_shape(shape: tuple[int, int, int], chunk: int, bias: bool) -> None:
     hidden, weight, labels, b = tensors(*shape, bias)
     wanted = [t for t in (hidden, weight, b) if t is not None]
-    found = linear_cross_entropy(hidden, weight, labels, b, chunk=chunk)
+    each = torch.full(labels.shape, float("nan"), dtype=torch.float64)
+    found = linear_cross_entropy(hidden, weight, labels, b, chunk=chunk, token_losses=each)
+    assert torch.equal(found, linear_cross_entropy(hidden, weight, labels, b, chunk=chunk))
     exact = cross_entropy(linear(hidden, weight, b), labels, reduction="sum")
     torch.testing.assert_close(found, exact)
+    torch.testing.assert_close(each, cross_entropy(linear(hidden, weight, b), labels, reduction="none").detach())
     for one, other in zip(torch.autograd.grad(found / 3, wanted), torch.autograd.grad(exact / 3, wanted), strict=True):
         torch.testing.assert_close(one, other)
 

@@ -65,12 +65,21 @@ def test_page_is_whole_and_needs_nothing_else(run_folder: Path) -> None:
     assert "@import" not in html
     assert "url(" not in html
     assert page.found["table"] >= 2
-    assert html.count('class="chart"') == 8
+    assert html.count('class="chart"') == 10
     assert page.found["img"] == 7
     assert html.count('class="overlay"') == 4
     text = " ".join(page.text)
     assert "Resumes 1" in text
-    for word in ("finished", "4f1c2d3e5a", "2.13.0", "image # is truncated", "<|x|>&"):
+    for word in (
+        "held-out loss",
+        "Training loss by source",
+        "Held-out loss by source",
+        "finished",
+        "4f1c2d3e5a",
+        "2.13.0",
+        "image # is truncated",
+        "<|x|>&",
+    ):
         assert word in text
 
 
@@ -135,6 +144,12 @@ def test_charts_keep_long_runs_small_and_skip_what_is_not_there() -> None:
     assert svg is not None
     assert svg.count("<polyline") == 2
     assert svg.count(",") < 4000
+    few = Series("few", 1, lambda step: step["step"] if step["step"] % 200 == 0 else None, exact=True)
+    svg = draw(Chart("Few", [few], smooth=True), steps)
+    assert svg is not None
+    drawn = json.loads(svg.split('application/json">')[1].split("</script>")[0])["series"][0][2]
+    assert drawn == [[step, step] for step in range(200, 9001, 200)]
+    assert "raw" not in svg
     assert draw(Chart("Late", [Series("late", 0, lambda step: step["late"])]), steps) is None
     assert draw(Chart("Nothing", [loss]), []) is None
     bad = [{"stage": "a", "step": step, "loss": loss} for step, loss in enumerate((float("nan"), None, 0.0), 1)]

@@ -42,7 +42,7 @@ class FakeWorld:
         return [float(value) + other for value, other in zip(values, others, strict=True)]
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
-        self.reduced.append(tensor.item())
+        self.reduced.append(tensor[0].item())
 
     def broadcast(self, value: Any) -> Any:
         return value
@@ -104,6 +104,8 @@ def micro_batch(lengths: list[int], supervised: int = 0, tiles: int = 0, step: i
         visual_positions=torch.zeros(0, dtype=torch.int64),
         target_positions=torch.arange(supervised),
         targets=torch.zeros(supervised, dtype=torch.int64),
+        target_sources=torch.zeros(supervised, dtype=torch.int64),
+        document_sources=torch.zeros(len(documents), dtype=torch.int64),
         keys=[f"s/0.tar/{i}" for i in range(len(lengths))],
         num_samples=len(lengths),
         step=step,
@@ -158,6 +160,7 @@ def stage_state(recipe: Recipe, folder: Path, step: int = 0, num_steps: int = 10
         "recipe": run.recipe, "run": run, "stage": stage, "folder": run.stage_folder(stage), "world": FakeWorld(),
         "trainer": SimpleNamespace(engine=None), "processor": None, "store": FakeStore(), "num_steps": num_steps,
         "signals": None,
-        "plan": SimpleNamespace(position=lambda at: SimpleNamespace(to_json=lambda: {"step": at})), "step": step,
+        "plan": SimpleNamespace(names=[], position=lambda at: SimpleNamespace(to_json=lambda: {"step": at})),
+        "step": step,
     }  # fmt: skip
     return StageState(**(fields | {"callbacks": callbacks} | changes))

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from alignvlm.model.attention import SDPA
 from alignvlm.training.step import StepCounts, Votes, agree, train_step
 from data_pipeline.errors import DataError, LoadError, UnreachableError
+from data_pipeline.loading.collate import collate
+from tests.tiny import alone, samples, tiny_model
 from tests.training.fakes import FakeWorld, fake_trainer, micro_batch
 
 
@@ -64,4 +72,54 @@ def test_a_failure_of_another_rank_stops_this_one_before_it_computes(waiting: in
 
 def test_counts_and_votes_come_back_under_their_names() -> None:
     counts, votes = StepCounts(1, 2, 3, 4, 5), Votes(stop=6, written=7)
-    assert agree(FakeWorld(), counts, votes) == (counts, votes)
+    assert agree(FakeWorld(), counts, votes, None, [7.0, 8.0]) == (counts, votes, [7.0, 8.0])
+
+
+def test_loss_and_tokens_of_every_source_are_those_of_its_documents_computed_plainly() -> None:
+    model, processor = tiny_model()
+    model.language.set_attn_implementation(SDPA)
+    model.double()
+    encoded = [processor.encode(sample) for sample in samples()]
+    packed = [([0, 1, 2], [1, 0, 1]), ([2, 0], [2, 0]), ([], [])]  # documents and their sources; the last is filler
+    batches = [
+        collate([encoded[i] for i in documents], ["s/0/k"] * len(documents), step=0, epoch=0, sources=sources)
+        for documents, sources in packed
+    ]
+    trainer = fake_trainer()
+    trainer.engine = ModelEngine(model)
+    result = train_step(trainer, batches, FakeWorld(), 1.0, Votes(), None, ["a", "b", "c", "none"])
+
+    model.language.set_attn_implementation("sdpa")
+    sums, tokens, supervised = [0.0] * 4, [0] * 4, [0] * 4
+    for documents, sources in packed:
+        for i, source in zip(documents, sources, strict=True):
+            inputs = alone(encoded[i])
+            labels = inputs.pop("labels")[0, 1:]
+            with torch.no_grad():
+                logits = model(**inputs).logits[0, :-1]
+            sums[source] += float(cross_entropy(logits, labels, reduction="sum"))
+            tokens[source] += inputs["input_ids"].numel()
+            supervised[source] += int((labels != -100).sum())
+    assert list(result.sources) == ["a", "b", "c", "none"]
+    for number, (name, part) in enumerate(result.sources.items()):
+        assert (part.tokens, part.supervised) == (tokens[number], supervised[number])
+        assert part.loss == (None if name == "none" else pytest.approx(sums[number] / supervised[number], rel=1e-9))
+    assert result.loss == pytest.approx(sum(sums) / sum(supervised), rel=1e-9)
+
+
+class ModelEngine:
+    """The parts of DeepSpeed's engine that a step calls, around a model."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.optimizer = model, SimpleNamespace(param_groups=[{"lr": 0.0}], overflow=False)
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.model(**inputs)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None: ...
+
+    def get_global_grad_norm(self) -> torch.Tensor:
+        return torch.ones(())

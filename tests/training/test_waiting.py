@@ -77,16 +77,16 @@ def test_no_value_is_read_within_a_step_and_one_at_its_end(
     model.to(META).train()
     encoded = [processor.encode(sample) for sample in samples()]
     batches = [
-        collate([encoded[i] for i in documents], ["a/b/c"] * len(documents), step=0, epoch=0)
+        collate([encoded[i] for i in documents], ["a/b/c"] * len(documents), step=0, epoch=0, sources=documents)
         for documents in ([0, 1, 2], [0, 0], [])  # with images, text only, filler
     ]
     reads = []
-    monkeypatch.setattr(step, "_read", lambda *values: reads.append(values) or (1.0, 1.0))
+    monkeypatch.setattr(step, "_read", lambda *values: reads.append(values) or ([1.0] * 4, 1.0))
     groups = [Group("connector", 0.5, 0.1, ("connector.w",))]
     trainer: Any = SimpleNamespace(engine=MetaEngine(model), groups=groups, same_weights=model.connector.same_weights)
     world: Any = MetaWorld(device=META)
     with Copies() as copies:
-        result = step.train_step(trainer, batches, world, 1.0, step.Votes())
+        result = step.train_step(trainer, batches, world, 1.0, step.Votes(), None, ["a", "b", "c"])
     assert copies.waiting == 0
     assert len(reads) == len(world.sums) == len(world.reduced) == 1
     assert trainer.engine.steps == len(batches)
