@@ -19,7 +19,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from data_pipeline.errors import DataError
@@ -123,12 +123,7 @@ def read_new_lines(file: BinaryIO, start: int = 0, shape: Any = dict) -> tuple[l
 
 def check_name(name: str) -> str:
     """The name itself when it stays inside its folder; DataError for absolute paths, `..` and NUL."""
-    if (
-        not name
-        or name.startswith(("/", "\\"))
-        or "\x00" in name
-        or ".." in PurePosixPath(name.replace("\\", "/")).parts
-    ):
+    if not name or name.startswith(("/", "\\")) or "\x00" in name or ".." in name.replace("\\", "/").split("/"):
         raise DataError(f"{name!r} leaves its folder: names of shards and members are relative, without '..'")
     return name
 

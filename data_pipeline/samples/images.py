@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from struct import unpack_from
@@ -61,12 +62,15 @@ _PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 
 def image_members(extensions: Iterable[str]) -> list[str]:
     """A sample's images among its extensions, in order: a bare `png` first, then `0.png`, `1_name.jpg`, … by number."""
-    numbered = []
-    for extension in extensions:
-        match = _IMAGE.match(extension)
-        if match:
-            numbered.append((int(match[1]) if match[1] else -1, extension))
+    numbered = ((number, each) for each in extensions if (number := _image_number(each)) is not None)
     return [extension for _, extension in sorted(numbered)]
+
+
+@lru_cache(maxsize=4096)  # an index asks four times for every sample
+def _image_number(extension: str) -> int | None:
+    """-1 for a bare `png`; None for what is no image."""
+    match = _IMAGE.match(extension)
+    return None if match is None else int(match[1] or -1)
 
 
 def decode_image(source: ImageSource) -> Image.Image:

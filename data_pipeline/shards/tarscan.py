@@ -15,13 +15,14 @@ from typing import BinaryIO
 
 from data_pipeline.errors import DataError
 from data_pipeline.samples.images import image_members, image_size
+from data_pipeline.samples.jpeg_header import plain_jpeg_size
 from data_pipeline.samples.schema import MAX_JSON_BYTES, SampleError, is_meta
 from data_pipeline.shards.storage import check_name
 from data_pipeline.shards.tarheaders import Member, TarDamage, read_members
 
 _MEMBER = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)\Z")
-_PIECE = 16 * 1024**2
-"""Bytes that are read at once."""
+_PIECE = 256 * 1024
+"""Bytes that are read at once: they are hashed while they are in the cache of the core."""
 log = logging.getLogger(__name__)
 
 
@@ -50,7 +51,8 @@ def scan_tar(file: BinaryIO, size: int, name: str, texts: Collection[str] = ()) 
         DataError: the archive is damaged, cut off or unsafe; the message names the place and the samples before it.
     """
     current: ScannedSample | None = None
-    images: dict[str, bytes] = {}
+    sizes: dict[str, tuple[int, int] | None] = {}
+    buffer = memoryview(bytearray(_PIECE))
     digest = hashlib.sha256()
     seen: set[str] = set()
     num_links, archives = 0, {0}
@@ -70,26 +72,21 @@ def scan_tar(file: BinaryIO, size: int, name: str, texts: Collection[str] = ()) 
                 raise TarDamage(member.header, f"the member {member.name!r} is sparse")
             if current is None or key != current.key:
                 if current is not None:
-                    yield _finish(current, images, digest)
+                    yield _finish(current, sizes, digest)
                 if key in seen:
                     raise TarDamage(member.header, f"the key {key!r} comes twice; a sample's members are neighbours")
                 seen.add(key)
-                current, images, digest = ScannedSample(key), {}, hashlib.sha256()
+                current, sizes, digest = ScannedSample(key), {}, hashlib.sha256()
             if extension in current.members:
                 raise TarDamage(member.header, f"the member {member.name!r} comes twice")
             digest.update(f"{key}.{extension}:{member.size}:".encode())
             is_image, is_text = bool(image_members([extension])), extension in texts and member.size <= MAX_JSON_BYTES
-            crc, pieces = 0, []
-            for piece in _pieces(file, member):
-                crc = zlib.crc32(piece, crc)
-                digest.update(piece)
-                if is_image or is_text:
-                    pieces.append(piece)
+            crc, pixels, text = _read(file, member, buffer, digest, is_image, is_text)
             current.members[extension] = (member.data, member.size, crc)
             if is_image:
-                images[extension] = b"".join(pieces)
+                sizes[extension] = pixels
             elif is_text:
-                current.texts[extension] = b"".join(pieces)
+                current.texts[extension] = text
     except TarDamage as damage:
         last = f", the last one {current.key!r}" if current is not None else ""
         way_out = "write or download the shard again"
@@ -108,7 +105,7 @@ def scan_tar(file: BinaryIO, size: int, name: str, texts: Collection[str] = ()) 
             name, len(archives), sorted(archives)[1],
         )  # fmt: skip
     if current is not None:
-        yield _finish(current, images, digest)
+        yield _finish(current, sizes, digest)
 
 
 def _check_name(member: Member) -> None:
@@ -118,20 +115,36 @@ def _check_name(member: Member) -> None:
         raise TarDamage(member.header, str(error)) from error
 
 
-def _pieces(file: BinaryIO, member: Member) -> Iterator[bytes]:
-    """The data of a member that the file stands at."""
-    left = member.size
-    while left:
-        piece = file.read(min(left, _PIECE))
-        if not piece:
+def _read(
+    file: BinaryIO, member: Member, buffer: memoryview, digest: hashlib._Hash, is_image: bool, is_text: bool
+) -> tuple[int, tuple[int, int] | None, bytes]:
+    """(CRC-32, size of an image, bytes of a text) of a member, which the file stands at and `digest` takes in.
+
+    Nothing is kept of a plain JPEG: its header is in the first piece.
+    """
+    crc = position = 0
+    size: tuple[int, int] | None = None
+    kept = bytearray()
+    while position < member.size:
+        count = file.readinto(buffer[: member.size - position])  # type: ignore[attr-defined]
+        if not count:
             raise TarDamage(member.header, f"the member {member.name!r} is cut off")
-        yield piece
-        left -= len(piece)
+        piece = buffer[:count]
+        crc = zlib.crc32(piece, crc)
+        digest.update(piece)
+        if is_image and position == 0:
+            size = plain_jpeg_size(piece)
+        if is_text or (is_image and size is None):
+            kept += piece
+        position += count
+    if is_image and size is None:
+        size = _header_size(bytes(kept))
+    return crc, size, bytes(kept) if is_text else b""
 
 
-def _finish(sample: ScannedSample, images: dict[str, bytes], digest: hashlib._Hash) -> ScannedSample:
+def _finish(sample: ScannedSample, sizes: dict[str, tuple[int, int] | None], digest: hashlib._Hash) -> ScannedSample:
     sample.digest = digest.digest()
-    sample.image_sizes = [_header_size(images[extension]) for extension in image_members(sample.members)]
+    sample.image_sizes = [sizes[extension] for extension in image_members(sample.members)]
     return sample
 
 

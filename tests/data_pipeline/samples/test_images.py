@@ -16,6 +16,7 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from data_pipeline.samples.images import FORMATS, MAX_IMAGE_BYTES, decode_image, image_members, image_size
+from data_pipeline.samples.jpeg_header import plain_jpeg_size
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.reader import SourceReader
@@ -164,3 +165,23 @@ def test_images_are_ordered_by_number() -> None:
         "2.jpg",
         "10.png",
     ]
+
+
+def test_the_size_of_a_plain_jpeg_is_the_one_that_pil_finds() -> None:
+    """Whatever a byte of its header says: None leaves the decision to PIL."""
+    headers = [save(PAGE, "JPEG", quality=90), save(PAGE, "JPEG", progressive=True), save(PAGE[..., 0], "JPEG")]
+    assert [plain_jpeg_size(memoryview(data)) for data in headers] == [(10, 6)] * 3
+    assert plain_jpeg_size(save(PAGE, "JPEG", exif=exif(6))) is None
+    found = 0
+    for data in headers:
+        end = data.index(b"\xff\xda") + 4
+        small = [at for at in range(end) if at < 40 or data[at] == 0xFF or data[at - 1] == 0xFF or end - 300 < at]
+        for at in small[:160]:
+            for value in {0, 1, 0xC0, 0xDB, 0xE1, 0xFF, data[at] ^ 1, data[at] ^ 0x80}:
+                other = data[:at] + bytes([value]) + data[at + 1 :]
+                size = plain_jpeg_size(other)
+                if size is not None:
+                    assert image_size(other) == size, (at, value)
+                    found += 1
+        assert all(plain_jpeg_size(data[:length]) is None for length in range(end - 2))
+    assert found > 500
