@@ -18,7 +18,7 @@ from data_pipeline.preparation import write
 from data_pipeline.preparation.engines import Local, run, share
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.verify import verify_folder
-from tests.data_pipeline.published import llava_pretrain, parquet, struct
+from tests.data_pipeline.published import llava_pretrain, llava_row, parquet, struct
 from tests.data_pipeline.tars import picture
 from tests.fixtures.command import Command
 
@@ -104,6 +104,53 @@ def test_a_kill_costs_the_shards_that_were_being_written_and_no_other(source: Pa
     assert write.finish(plan, out).manifest.num_samples == 36
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
     assert verify_folder(out, num_processes=1) == []
+
+
+def test_of_ten_thousand_shards_those_that_are_there_cost_one_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task of 200 was killed in the middle: its rerun, and one of everything, looks at nothing else."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.jpg").write_bytes(picture())
+    line = json.dumps(llava_row(0) | {"image": "0.jpg"}) + "\n"
+    for file in range(100):
+        (tmp_path / "in" / f"{file:03d}.jsonl").write_text(line * 100)
+    dataset, out = open_dataset(tmp_path / "in"), tmp_path / "out"
+    plan = write.plan_folder(dataset, out, 1, num_processes=1)
+    place, left = write.partial_folder(out), share(plan.tasks(), 7, 200)[20:]
+    names = {task.shard for task in left}
+    for task in plan.tasks():
+        if task.shard not in names:
+            (place / task.shard).touch()
+            (place / task.shard.replace(".tar", ".index.jsonl")).touch()
+    calls: list[str] = []
+
+    def counted(name: str) -> Any:
+        function = getattr(os, name)
+
+        def call(path: Any, *args: Any, **options: Any) -> Any:
+            calls.extend([name] * str(path).startswith(str(place)))
+            return function(path, *args, **options)
+
+        return call
+
+    class Found(Exception):
+        pass
+
+    def engine(function: Any, tasks: Any) -> Any:
+        raise Found(tasks)
+
+    for name in ("listdir", "scandir", "stat", "lstat", "open"):
+        monkeypatch.setattr(os, name, counted(name))
+    for part in ({"task": 7, "tasks": 200}, {}):
+        calls.clear()
+        with pytest.raises(Found) as found:
+            write.write_missing(plan, out, engine=engine, **part)  # type: ignore[arg-type]
+        assert found.value.args[0] == left
+        assert calls == ["listdir"]
+    assert (len(plan.tasks()), len(left)) == (10_000, 30)
+    assert write.write_missing(plan, out, task=7, tasks=200, engine=Local(1)) == 30
+    assert all((place / name).stat().st_size for name in names)
 
 
 def test_a_damaged_file_does_not_stop_the_others(source: Path, tmp_path: Path) -> None:
