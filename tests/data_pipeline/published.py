@@ -125,5 +125,16 @@ def published_desk(folder: Path) -> None:
     parquet(folder / "LLaVA-NeXT-Data" / "data" / "train-00000-of-00001.parquet", rows_of("llava"))
     parquet(folder / "BigDocs-7.5M" / "data" / "train-00000-of-00001.parquet", rows_of("bigdocs"))
     docdownstream(folder / "DocDownstream-1.0")
+    asked = {"question": "What is it?", "answers": ["number 0", "0"], "image": struct()}
+    docvqa = [asked | {"questionId": "1", "docId": 1, "ucsf_document_page_no": "1", "data_split": "val"}]
+    infovqa = [asked | {"image_url": "https://host/x.jpg", "operation/reasoning": ["counting"], "ocr": "[]"}]
+    chartqa = [{"query": "What is it?", "label": ["number 0"], "human_or_machine": 0, "image": struct()}]
+    for place, split, rows in (
+        ("DocVQA/DocVQA", "validation", docvqa),
+        ("DocVQA/InfographicVQA", "validation", infovqa),
+        ("ChartQA/data", "test", chartqa),
+    ):
+        parquet(folder / place / f"{split}-00000-of-00001.parquet", rows)
+        parquet(folder / place / "train-00000-of-00001.parquet", rows)
     pair = [("000000000.jpg", picture()), ("000000000.txt", b"a dog"), ("000000000.json", b'{"status": "success"}')]
     write_tar(folder / "data" / "cc12m" / "00000.tar", pair)

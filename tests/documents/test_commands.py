@@ -13,7 +13,7 @@ import pytest
 from alignvlm.cli import parse_arguments
 from alignvlm.config import list_recipes, load_recipe
 from alignvlm.errors import UserError
-from alignvlm.stage_data import open_reader, stage_sources
+from alignvlm.stage_data import open_reader, used_sources
 from tests.checkout import ROOT
 from tests.data_pipeline.published import published_desk
 from tests.documents.commands import DOCUMENTS, Line, lines_of
@@ -33,6 +33,7 @@ WITH_DRY_RUN = {("train",), ("data", "write"), *(("launch", kind) for kind in ("
 """The others need weights, a trained model or a server: their arguments are parsed and their recipe is loaded."""
 ELSEWHERE = ("score --vectors", "s3://", "verify data/mine --recipe", "--measure", "--ray")
 """Needs a bucket, the weights of a recipe's tokenizer, or Ray."""
+PAPER = [name for name in list_recipes() if name.startswith("paper_")]
 SCRIPT = re.compile(r"(launch|scripts|benchmarks|examples|tests)/[\w./*-]+")
 
 
@@ -72,17 +73,29 @@ def test_commands_of_a_document_work(document: Path, desk: Path, command: Comman
 
 @pytest.mark.parametrize("name", ["low_resource_3b", "paper_llama32_1b"])
 def test_commands_of_a_recipe_prepare_its_published_data(name: str, desk: Path, command: Command) -> None:
-    """On tiny files of the same layout: afterwards every source that the stages train on is there and can be read."""
-    text = (ROOT / "alignvlm" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-    lines = re.findall(r"^#   alignvlm (.*)$", text, re.MULTILINE)
+    """On tiny files of the same layout: afterwards every source of stages and evaluation is there and can be read."""
+    texts = [(ROOT / "alignvlm" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")]
+    if "as the comment of paper_llama32_1b says" in texts[0]:
+        texts.append((ROOT / "alignvlm" / "recipes" / "paper_llama32_1b.yaml").read_text(encoding="utf-8"))
+    lines = [line for text in texts for line in re.findall(r"^#   alignvlm (.*)$", text, re.MULTILINE)]
     assert len(lines) >= 2
     for line in lines:
         command(*shlex.split(line))
     recipe = load_recipe(name)
-    for source in stage_sources(recipe, *recipe.stages.values()):
+    evaluated = {task.source for task in recipe.evaluation.tasks.values()}
+    assert len(evaluated) == 3
+    for source in used_sources(recipe):
         reader = open_reader(source)
         assert len(reader) >= 1
         assert [len(reader[i].images) for i in range(len(reader))] == [1] * len(reader)
+        if source.name in evaluated:
+            assert "number 0" in reader[0].meta["answers"]
+
+
+def test_the_papers_recipes_share_the_data_of_the_first() -> None:
+    folders = [{source.folder for source in used_sources(load_recipe(name))} for name in PAPER]
+    assert len(PAPER) == 3
+    assert folders == [folders[0]] * 3
 
 
 def check_alignvlm(line: Line, command: Command) -> None:

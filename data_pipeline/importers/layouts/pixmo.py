@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from data_pipeline.importers.layouts.layout import Layout, Messages, Row, column, take_images
+from data_pipeline.importers.layouts.layout import IMAGE_COLUMNS, Layout, Messages, Row, column, take_images
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.samples.turns import pair_messages, turn_messages
 
 
 def fits(row: Row) -> bool:
-    return "image_url" in row or {"label", "points"} <= row.keys() or isinstance(row.get("questions"), dict | list)
+    if "image_url" in row and not any(name in row for name in IMAGE_COLUMNS):  # with an image: InfographicVQA
+        return True
+    return {"label", "points"} <= row.keys() or isinstance(row.get("questions"), dict | list)
 
 
 def images(row: Row) -> list[Any]:
