@@ -14,6 +14,7 @@ from alignvlm.config.deepspeed import accumulation_steps, check_partition_groups
 from alignvlm.config.schema import PARTS, Recipe, RecomputeConfig, StageConfig
 from alignvlm.connectors import AlignConnector
 from alignvlm.errors import UserError
+from alignvlm.estimates.disk import Disk, estimate_disk
 from alignvlm.estimates.memory import GIB, HEADROOM, Memory, estimate_memory, naive_vocabulary_bytes
 from alignvlm.estimates.recomputation import Recomputation, automatic, least_recomputation
 from alignvlm.estimates.steps import Volume, stage_volume
@@ -52,6 +53,7 @@ class StageEstimate:
     recompute: RecomputeConfig
     memory: Memory
     fit: Fit
+    disk: Disk
     naive_vocabulary: float
     """Bytes of one N x V tensor of ALIGN's plain form for the fullest micro-batch; 0 for other connectors."""
     our_vocabulary: float
@@ -92,15 +94,21 @@ class RunEstimate:
         return sum(stage.hours for stage in self.stages)
 
     @property
+    def disk(self) -> float:
+        """Bytes of the run's folder at most: what all stages leave, and the initial model, as large as an export."""
+        return self.stages[0].disk.export + sum(stage.disk.total for stage in self.stages)
+
+    @property
     def fits(self) -> bool:
         """Whether every stage can run as it is."""
         return not any(stage.problems for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, totals included, for `--json`."""
-        result = dataclasses.asdict(self) | {"hours": self.hours, "fits": self.fits}
+        result = dataclasses.asdict(self) | {"hours": self.hours, "fits": self.fits, "disk": self.disk}
         for stage, data in zip(self.stages, result["stages"], strict=True):
             data["total_flops"] = stage.total_flops
+            data["disk"]["total"] = stage.disk.total
             data["memory"] |= {"gpu_total": stage.memory.gpu_total, "host_total": stage.memory.host_total}
         return result
 
@@ -205,6 +213,7 @@ def _estimate_stage(
         recompute=recipe.train.recompute,
         memory=memory,
         fit=fit,
+        disk=estimate_disk(recipe, stage, network, strategy, volume.steps),
         naive_vocabulary=naive,
         our_vocabulary=ours,
         problems=problems,

@@ -25,6 +25,7 @@ def render(run: RunEstimate) -> Iterator[RenderableType]:
     yield _volume(run)
     yield _compute(run)
     yield _memory(run)
+    yield _disk(run)
     yield _fused_layers(run)
     yield from _remarks(run)
 
@@ -87,6 +88,18 @@ def _memory(run: RunEstimate) -> Table:
     return _rows("GiB per GPU", run, rows)
 
 
+def _disk(run: RunEstimate) -> Table:
+    rows: list[tuple[str, Callable[[StageEstimate], str]]] = [
+        ("a checkpoint", lambda s: _gib(s.disk.checkpoint)),
+        ("checkpoints at once", lambda s: str(s.disk.num_checkpoints)),
+        ("export", lambda s: _gib(s.disk.export)),
+    ]
+    if any(stage.disk.masters for stage in run.stages):
+        rows.append(("fp32 masters for the next stage", lambda s: _gib(s.disk.masters)))
+    rows.append(("total at most", lambda s: _gib(s.disk.total)))
+    return _rows("GiB on the run's disk", run, rows)
+
+
 def _fused_layers(run: RunEstimate) -> Table:
     table = _table("Fused by liger-kernel on CUDA", "", "number", "class")
     for kind, classes in run.fused_layers.items():
@@ -103,6 +116,7 @@ def _remarks(run: RunEstimate) -> Iterator[str]:
     for stage in run.stages:
         for name, read in stage.volume.reads.items():
             yield f"{escape(stage.name)}: {escape(name)} is read by {escape(read)}"
+    yield f"Disk of the run's folder, the initial model included: at most {_gib(run.disk)} GiB"
     yield from _recomputation(run)
     problems = [problem for stage in run.stages for problem in stage.problems]
     for problem in problems:

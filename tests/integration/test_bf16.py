@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from safetensors.torch import load_file
 
 from alignvlm.best import last_checkpoints
+from alignvlm.estimates.disk import checkpoint_bytes
 from alignvlm.launch.local import free_port
 from alignvlm.training.checkpoints.store import TAG
 from alignvlm.training.checkpoints.weights import CheckpointWeights
@@ -43,6 +45,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert codes == [0, 0], logs
     assert "weights in bf16; the next stage starts from the fp32 weights in masters.safetensors" in logs
     return folder
+
+
+def tensor_bytes(checkpoint: Path) -> int:
+    """Bytes of the tensors in a checkpoint's files, those that share memory once."""
+    found: dict[tuple[str, int], int] = {}
+
+    def add(tree: Any, file: str) -> None:
+        if isinstance(tree, torch.Tensor):
+            found[file, tree.untyped_storage().data_ptr()] = tree.untyped_storage().nbytes()
+        elif isinstance(tree, dict | list | tuple):
+            for each in tree.values() if isinstance(tree, dict) else tree:
+                add(each, file)
+
+    files = [(path.name, torch.load(path, weights_only=False)) for path in (checkpoint / TAG).glob("*.pt")]
+    for name, content in files:
+        add(content, name)
+    return sum(found.values())
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "cpu_zero3"])
@@ -111,6 +130,10 @@ def test_an_export_is_the_mean_of_checkpoints_of_any_number_of_ranks(
         assert theirs.keys() == ours.names
         assert all(torch.equal(ours[name], value.float()) for name, value in theirs.items())
         assert all(torch.equal(ours[name], kept[f"{part}/{name}"]) for name in names)
+    learns = sum(mean[name].numel() for name in names)
+    frozen = sum(value.numel() for name, value in kept.items() if name.startswith("last/")) - learns
+    estimate = checkpoint_bytes(learns, frozen, 3 if "zero3" in strategy else 2, 2)
+    assert estimate <= tensor_bytes(checkpoints[0]) <= 1.01 * estimate  # parts of ranks are padded
 
 
 def test_a_bad_gradient_changes_no_weight_and_sums_do_not_lose_bits(folder: Path) -> None:
