@@ -7,7 +7,7 @@ are taken of a stage's export, whose weights are those of the stage's last check
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,18 @@ def read_scores(checkpoint: Path) -> dict[str, float]:
     return _numbers(read_json(checkpoint / STATE).get("scores"))
 
 
-def stage_scores(stage: StageFolder) -> list[tuple[Path, dict[str, float]]]:
-    """(checkpoint, its scores) of a stage, the oldest first; its last one has those of the held-out tasks as well."""
+def stage_scores(
+    stage: StageFolder, may_read: Callable[[Path], bool] = Path.is_file
+) -> list[tuple[Path, dict[str, float]]]:
+    """(checkpoint, its scores) of a stage, the oldest first; its last one has those of the held-out tasks as well.
+
+    Files that `may_read` refuses are as if they were not there.
+    """
     found = []
     for folder in stage.checkpoint_folders():
-        state = read_json(folder / STATE)
+        state = read_json(folder / STATE) if may_read(folder / STATE) else {}
         scores = _numbers(state.get("scores"))
-        if stage.has_export and state.get("step", -1) == state.get("num_steps"):
+        if stage.has_export and may_read(stage.evaluation.results) and state.get("step", -1) == state.get("num_steps"):
             scores |= _task_scores(stage)
         found.append((folder, scores))
     return found

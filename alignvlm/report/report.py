@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from alignvlm.best import find_best, stage_scores
 from alignvlm.config.names import HELD_OUT, LOSS
 from alignvlm.config.schema import RecomputeConfig
 from alignvlm.report.charts import Chart, Series, Value, draw, finite, format_number
@@ -121,6 +122,9 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
             f"{attempt['stage']}, {attempt['ended_early']}" for attempt in run.attempts if attempt.get("ended_early")
         )
         facts += [("Early end", text) for text in dict.fromkeys(ended)]
+    best = _best(run)
+    if best is not None:
+        facts.append(("Best checkpoint", best))
     if environment.get("git_commit"):
         facts.append(("Commit", str(environment["git_commit"])[:10]))
     recomputed = [
@@ -136,6 +140,17 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     if environment.get("started"):
         facts.append(("Started", str(environment["started"])[:16].replace("T", " ")))
     return facts
+
+
+def _best(run: RunData) -> str | None:
+    """Stage, step and score of the checkpoint that `alignvlm export --best` takes."""
+    name = run.section("checkpoint").get("keep_best")
+    scored = [each for stage in run.stages for each in stage_scores(stage.folder, run.folder.has_file)]
+    best = find_best(scored, name) if isinstance(name, str) else None
+    if best is None:
+        return None
+    stage = best.folder.parents[1].name.partition("-")[2]
+    return f"{stage}, step {best.step:,}: {name} {best.score:.4g}"
 
 
 def _total(run: RunData, key: str) -> float:

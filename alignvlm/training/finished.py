@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from alignvlm import __version__
+from alignvlm.best import find_best, stage_scores
 from alignvlm.config import recipe_to_dict
 from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
 from alignvlm.metrics import find_metric
-from alignvlm.run_folder import Run
+from alignvlm.run_folder import Run, StageFolder
 from alignvlm.training.tracking.database import sqlite_file
 from alignvlm.training.tracking.target import Target
 from data_pipeline.errors import DataError
@@ -60,6 +62,7 @@ def _look(run: Run) -> dict[str, Any]:
         files += sorted(stage.export.rglob("*")) if stage.has_export else [stage.export]
         files += [stage.evaluation.results, *map(stage.evaluation.predictions, recipe.evaluation.tasks)]
         files += [stage.benchmarks.results, *map(stage.benchmarks.replies, benchmarks)] if benchmarks else []
+    files += [path for stage in run.stage_folders() for path in _best(stage, recipe.checkpoint.keep_best)]
     return {
         "alignvlm": __version__,
         "recipe": _digest(recipe_to_dict(recipe)),
@@ -72,6 +75,12 @@ def _look(run: Run) -> dict[str, Any]:
         "tracking": [target.shown_uri, target.experiment, database is None or database.is_file()],
         "files": {path.relative_to(run.folder.path).as_posix(): _stamp(path) for path in files},
     }
+
+
+def _best(stage: StageFolder, score: str | None) -> list[Path]:
+    """The files of a stage's best checkpoint."""
+    best = find_best(stage_scores(stage), score) if score else None
+    return sorted(path for path in best.folder.rglob("*") if path.is_file()) if best else []
 
 
 def _digest(content: Any) -> str:

@@ -13,6 +13,7 @@ from alignvlm.errors import UserError
 from alignvlm.report.charts import Chart, Series, draw, format_number
 from alignvlm.report.report import build_report, format_duration
 from alignvlm.report.run_data import quarantine_summary, read_run
+from alignvlm.run_folder import RunFolder, checkpoint_folder
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SVG_VOID = {"line", "circle", "polyline", "rect", "image"}
@@ -70,6 +71,7 @@ def test_page_is_whole_and_needs_nothing_else(run_folder: Path) -> None:
     assert html.count('class="overlay"') == 4
     text = " ".join(page.text)
     assert "Resumes 1" in text
+    assert "Best checkpoint" not in text
     for word in (
         "held-out loss",
         "Training loss by source",
@@ -169,3 +171,23 @@ def test_numbers_are_short(value: float, text: str) -> None:
 
 def test_durations() -> None:
     assert [format_duration(s) for s in (9.6, 65, 11520)] == ["10 s", "1 min 05 s", "3 h 12 min"]
+
+
+def test_the_head_names_the_best_checkpoint_and_an_early_end(run_folder: Path, tmp_path: Path) -> None:
+    run = RunFolder(run_folder)
+    with run.config.open("a") as config:
+        config.write("checkpoint: {keep_best: loss/held_out}\n")
+    with run.attempts.open("a") as attempts:
+        attempts.write('{"stage": "joint", "resumed_at": 0, "ended_early": "step 60: no better"}\n')
+    for step, loss in ((1000, 1.25), (2000, 1.5), (3000, 0.5)):
+        folder = checkpoint_folder(run.stage(2, "joint").checkpoints, step)
+        folder.mkdir(parents=True)
+        state = json.dumps({"step": step, "num_steps": 3000, "scores": {"loss/held_out": loss}})
+        (tmp_path / f"{step}.json").write_text(state)
+        if step < 3000:
+            (folder / "state.json").write_text(state)
+        else:  # a link that leads out of the run is not read
+            (folder / "state.json").symlink_to(tmp_path / f"{step}.json")
+    text = " ".join(Page(build_report(run_folder).read_text()).text)
+    assert "Best checkpoint joint, step 1,000: loss/held_out 1.25" in " ".join(text.split())
+    assert "Early end joint, step 60: no better" in " ".join(text.split())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from alignvlm.config import BenchmarkConfig, Recipe
-from alignvlm.run_folder import Run
+from alignvlm.run_folder import Run, checkpoint_folder
 from alignvlm.training.finished import is_finished, seal
 
 
@@ -26,6 +28,23 @@ def run(recipe: Recipe, tmp_path: Path) -> Run:
     seal(run)
     assert is_finished(run)
     return run
+
+
+@pytest.mark.parametrize("changed", ["removed", "another one is better"])
+def test_the_best_checkpoint_is_sealed(run: Run, changed: str) -> None:
+    run = Run(replace(run.recipe, checkpoint=replace(run.recipe.checkpoint, keep_best="loss/held_out")))
+    folders = [checkpoint_folder(run.stage_folders()[1].checkpoints, step) for step in (2, 4)]
+    for folder, loss in zip(folders, (1.0, 2.0), strict=True):
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(json.dumps({"scores": {"loss/held_out": loss}}))
+    seal(run)
+    (folders[1] / "manifest.json").touch()  # not the best one
+    assert is_finished(run)
+    if changed == "removed":
+        shutil.rmtree(folders[0])
+    else:
+        (folders[1] / "state.json").write_text(json.dumps({"scores": {"loss/held_out": 0.5}}))
+    assert not is_finished(run)
 
 
 @pytest.mark.parametrize("changed", ["data", "no data", "results"])
