@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from alignvlm.kernels import vocab_softmax
 
 NAMES = ("h", "w2", "e", "gamma", "beta")
+VOCAB_BLOCKS = {"implementation": "vocab_blocks"}
+TOKEN_CHUNKS = {"implementation": "token_chunks"}
 
 
 def problem(

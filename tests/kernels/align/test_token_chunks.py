@@ -8,9 +8,7 @@ import torch
 from alignvlm.kernels import vocab_moments, vocab_softmax
 from alignvlm.kernels.align import token_chunks
 from alignvlm.kernels.align.token_chunks import chunks_of
-from tests.kernels.align.cases import Products, make_upstream, problem, solve, worst_error
-
-TOKEN_CHUNKS = {"implementation": "token_chunks"}
+from tests.kernels.align.cases import TOKEN_CHUNKS, Products, make_upstream, problem, solve, worst_error
 
 
 @pytest.fixture(autouse=True)
