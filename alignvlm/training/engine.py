@@ -89,9 +89,10 @@ def build_trainer(
             keep_parameters(model)
         if whole_layers:
             gather_whole_layers(model)
-    engine, *_ = deepspeed.initialize(
-        model=model, model_parameters=optimizer_groups(model, groups), config=config, dist_init_required=False
-    )
+    with without_compiler():
+        engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=optimizer_groups(model, groups), config=config, dist_init_required=False
+        )
     share_embeddings(model)
     return Trainer(engine, groups, attention, fused)
 
@@ -125,6 +126,23 @@ def zero3_construction(config: dict[str, Any]) -> Iterator[None]:
     finally:
         del keep_alive
         unset_hf_deepspeed_config()
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Let DeepSpeed import its Muon optimizer without torch.compile while this is open.
+
+    DeepSpeed 0.19.8 imports it to see that another optimizer is in use. It decorates three functions, which loads
+    TorchInductor: 1.8 s of CPU time in every process that starts.
+    """
+    from deepspeed.runtime import compiler
+
+    original = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        yield
+    finally:
+        compiler.compile = original
 
 
 def release_modules() -> None:

@@ -1,6 +1,6 @@
-"""`alignvlm train` with one fault planted in it, for test_faults.py: `… fault_worker FAULT RECIPE overrides`.
+"""`alignvlm train` with faults planted in it, for test_faults.py: `… fault_worker FAULT,… RECIPE overrides`.
 
-The fault strikes in the first stage only. Everything else is the program as users run it.
+Everything else is the program as users run it.
 """
 
 from __future__ import annotations
@@ -14,36 +14,33 @@ from dataclasses import replace
 FAULT_STEP = 12
 
 
-def plant(fault: str) -> None:
-    """Wrap one function of this rank's program."""
+def plant(faults: list[str]) -> None:
+    """Wrap functions of this rank's program."""
 
     from alignvlm.training import stage
 
     rank, step_of = int(os.environ["RANK"]), stage.train_step
-    taken = {"connector": 0}
 
     def faulty(trainer, batches, world, factor, votes, failure=None):
-        first_stage = any(p.requires_grad for p in trainer.model.vision.parameters())
-        number = batches[0].step + 1 if first_stage and batches else 0
-        taken["connector"] = max(taken["connector"], number)
+        number = batches[0].step + 1 if batches else 0
         handle = None
-        if fault == "nan" and number in (3, 4) and rank == 1:
+        if "nan" in faults and number in (3, 4) and rank == 1:
             handle = trainer.model.connector.register_forward_hook(lambda m, i, out: out * float("nan"))
-        if fault == "nan-forever" and number >= 3:
+        if "nan-forever" in faults and number >= 3:
             handle = trainer.model.connector.register_forward_hook(lambda m, i, out: out * float("inf"))
-        if fault == "hang" and number == FAULT_STEP and rank == 1:
+        if "hang" in faults and number == FAULT_STEP and rank == 1:
             time.sleep(600)
         result = step_of(trainer, batches, world, factor, votes, failure)
         if handle is not None:
             handle.remove()
-        if fault == "spike" and number == FAULT_STEP:
+        if "spike" in faults and number == FAULT_STEP:
             result = replace(result, loss=100 * result.loss)
         return result
 
     stage.train_step = faulty
-    if fault == "storage" and rank == 1:
+    if "storage" in faults and rank == 1:
         break_storage_after(20)
-    if fault == "disk":
+    if "disk" in faults:
         sync = os.fsync
 
         def full(descriptor: int) -> None:
@@ -75,10 +72,10 @@ def main() -> int:
     from alignvlm.cli import main as alignvlm
     from alignvlm.launch.local import is_launched, run_local
 
-    fault, *arguments = sys.argv[1:]
+    faults, *arguments = sys.argv[1:]
     if not is_launched():
         return run_local([sys.executable, "-m", "tests.integration.fault_worker", *sys.argv[1:]], 2)
-    plant(fault)
+    plant(faults.split(","))
     return alignvlm(["train", *arguments])
 
 

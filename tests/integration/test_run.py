@@ -32,6 +32,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the held-out loss after `kill -9` in its first stage between checkpoints; tests work on copies.
+
+    While the job stands still, a second one is refused.
+    """
+    folder = tmp_path_factory.mktemp("killed")
+    process = start("train", str(TINY), *HELD_OUT, cwd=folder)
+    wait_for_step(folder / "runs" / "tiny", "connector", 5, process)
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGSTOP)
+    refused = run("train", str(TINY), *HELD_OUT, "train.processes=1", cwd=folder, code=2)
+    assert re.fullmatch(r"alignvlm: runs/tiny/lease-000001.json: another job trains here: .*\n", refused)
+    kill(process)
+    return folder
+
+
 def test_everything_that_a_run_promises_is_there(finished: Path) -> None:
     folder = finished / "runs" / "tiny"
     records = metrics(folder)
@@ -90,25 +107,18 @@ def test_a_second_call_finds_nothing_to_do(finished: Path, tmp_path: Path) -> No
 def test_what_is_gone_from_a_finished_run_is_made_again(finished: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")  # with the times of all files
     (copy / "runs" / "tiny" / "2-instruct" / "evaluation" / "results.json").unlink()
-    output = run("train", str(TINY), cwd=copy)
+    output = run("train", str(TINY), "train.processes=1", cwd=copy)
     assert "evaluate test" in output
     assert "stage" not in output
     assert (copy / "runs" / "tiny" / "2-instruct" / "evaluation" / "results.json").exists()
 
 
-def test_killed_runs_end_with_the_same_bits(finished: Path, tmp_path: Path) -> None:
-    """`kill -9` in the first stage between checkpoints, then of the launcher in the second; the third start ends it.
+def test_killed_runs_end_with_the_same_bits(finished: Path, killed: Path, tmp_path: Path) -> None:
+    """The second start's launcher is killed in the second stage; the third start ends the run.
 
-    While the first job stands still, a second one is refused. The run with the held-out loss has the bits of the one
-    without it.
+    The run with the held-out loss has the bits of the one without it.
     """
-    process = start("train", str(TINY), *HELD_OUT, cwd=tmp_path)
-    wait_for_step(tmp_path / "runs" / "tiny", "connector", 5, process)
-    time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGSTOP)
-    refused = run("train", str(TINY), *HELD_OUT, cwd=tmp_path, code=2)
-    assert re.fullmatch(r"alignvlm: runs/tiny/lease-000001.json: another job trains here: .*\n", refused)
-    kill(process)
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     process = start("train", str(TINY), *HELD_OUT, cwd=tmp_path)
     wait_for_step(tmp_path / "runs" / "tiny", "instruct", 1, process)
     time.sleep(0.2)
@@ -134,21 +144,19 @@ def test_killed_runs_end_with_the_same_bits(finished: Path, tmp_path: Path) -> N
 
 
 def test_a_changed_recipe_is_refused_with_the_difference(finished: Path) -> None:
-    output = run("train", str(TINY), "stages.connector.weight_decay=0.2", cwd=finished, code=2)
+    output = run("train", str(TINY), "stages.connector.weight_decay=0.2", "train.processes=1", cwd=finished, code=2)
     assert "stages.connector.weight_decay: 0.1" in output
     assert "0.2" in output
     assert "Traceback" not in output
 
 
-def test_changed_shards_are_refused(finished: Path, tmp_path: Path) -> None:
+def test_changed_shards_are_refused(killed: Path, tmp_path: Path) -> None:
     """The same recipe over other samples: a run that was killed does not go on with them."""
-    process = start("train", str(TINY), cwd=tmp_path)
-    wait_for_step(tmp_path / "runs" / "tiny", "connector", 3, process)
-    kill(process)
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     arguments = ["data", "write", str(TINY), "data.root=other", "data.sources.fields.generator_args.seed=5"]
     run(*arguments, cwd=tmp_path)
     (tmp_path / "data" / "fields").rename(tmp_path / "old")
     (tmp_path / "other" / "fields").rename(tmp_path / "data" / "fields")
-    output = run("train", str(TINY), cwd=tmp_path, code=2)
+    output = run("train", str(TINY), *HELD_OUT, "train.processes=1", cwd=tmp_path, code=2)
     assert "Traceback" not in output
     assert "source 'fields': data/fields was made with" in output
