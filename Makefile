@@ -35,7 +35,7 @@ test-fast: $(VENV)/installed-test ## the same without the slow ones and without 
 test-cluster: $(VENV)/installed-test ## a real Slurm, a real Ray, two hosts, twenty kills, real servers; installs Debian packages, as root
 	bash tests/cluster/install.sh
 	$(INSTALL) -e '.[ray]'
-	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -m cluster tests
+	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -m cluster tests/integration
 
 test-harness: $(HARNESS)/installed ## lmms-eval, in an environment of its own, on a tiny export; VLMEVALKIT=CHECKOUT tests that too
 	$(HARNESS)/bin/python -m pytest -m harness tests/harness

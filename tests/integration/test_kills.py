@@ -16,6 +16,7 @@ from tests.jobs import TINY, curve, kill, metrics, run, start, weights
 
 KILLS = 20
 RECIPE = [str(TINY), "stages.connector.max_steps=60", "stages.instruct.max_steps=40", "checkpoint.every_steps=2"]
+RECIPE += ["evaluation.tasks.test=null"]
 
 
 @pytest.mark.cluster
