@@ -14,12 +14,12 @@ FOLDER = Path(__file__).resolve().parent
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test of this folder starts jobs: `make test-fast` leaves them out. `make test-cluster` collects it alone."""
+    """Every test here starts jobs: `make test-fast` leaves them out. `make test-cluster` collects this folder alone."""
     for item in items:
         if item.path.is_relative_to(FOLDER):
             item.add_marker(pytest.mark.integration)
         else:
-            assert not item.get_closest_marker("cluster"), f"move {item.nodeid} to {FOLDER}: make test-cluster misses it"
+            assert not item.get_closest_marker("cluster"), f"move {item.nodeid} here: make test-cluster misses it"
 
 
 @pytest.fixture(scope="session")
