@@ -54,6 +54,8 @@ class StageEstimate:
     memory: Memory
     fit: Fit
     disk: Disk
+    lower: tuple[str, float] | None
+    """(strategy below ZeRO-3 under which the stage fits as it is, its bytes per GPU); None where there is none."""
     naive_vocabulary: float
     """Bytes of one N x V tensor of ALIGN's plain form for the fullest micro-batch; 0 for other connectors."""
     our_vocabulary: float
@@ -214,6 +216,7 @@ def _estimate_stage(
         memory=memory,
         fit=fit,
         disk=estimate_disk(recipe, stage, network, strategy, volume.steps),
+        lower=_lower_strategy(recipe, stage, network, world_size, available, accumulation),
         naive_vocabulary=naive,
         our_vocabulary=ours,
         problems=problems,
@@ -230,6 +233,25 @@ def _largest_image(recipe: Recipe) -> int:
     """Tiles of the largest image."""
     tiles = recipe.model.tiles
     return tiles.max_tiles + int(tiles.overview and tiles.max_tiles > 1)
+
+
+def _lower_strategy(
+    recipe: Recipe, stage: StageConfig, network: Network, world_size: int, available: float, accumulation: int | None
+) -> tuple[str, float] | None:
+    """The lowest ZeRO stage that fits where the recipe takes ZeRO-3 without offloading: it asks least of the host.
+
+    ZeRO-1 only where its sums of micro-batches are as exact: in fp32, or of one micro-batch.
+    """
+    zero = read_strategy(stage).get("zero_optimization", {})
+    if zero.get("stage") != 3 or "offload_param" in zero or "offload_optimizer" in zero:
+        return None
+    is_exact = recipe.train.precision == "fp32" or accumulation == 1
+    for name in [*(["zero1"] if is_exact else []), "zero2"]:
+        strategy = read_strategy(replace(stage, deepspeed=name))
+        needed = estimate_memory(recipe, stage, network, strategy, world_size).gpu_total
+        if needed <= available:
+            return name, needed
+    return None
 
 
 def _fit(

@@ -118,6 +118,7 @@ def _remarks(run: RunEstimate) -> Iterator[str]:
             yield f"{escape(stage.name)}: {escape(name)} is read by {escape(read)}"
     yield f"Disk of the run's folder, the initial model included: at most {_gib(run.disk)} GiB"
     yield from _recomputation(run)
+    yield from _lower_strategies(run)
     problems = [problem for stage in run.stages for problem in stage.problems]
     for problem in problems:
         yield f"[bold red]does not fit:[/] {escape(problem)}"
@@ -140,6 +141,21 @@ def _recomputation(run: RunEstimate) -> Iterator[str]:
     else:
         cost = f"{_exa(least.flops)} ExaFLOPs of layers computed twice"
         yield f"Recomputed layers: {words} is the least that fits ({cost}): set {least.overrides}"
+
+
+def _lower_strategies(run: RunEstimate) -> Iterator[str]:
+    """Which stages need no ZeRO-3."""
+    found: dict[str, list[tuple[str, float]]] = {}
+    for stage in run.stages:
+        if stage.lower is not None:
+            found.setdefault(stage.lower[0], []).append((stage.name, stage.lower[1]))
+    for strategy, stages in found.items():
+        names, most = [name for name, _ in stages], max(size for _, size in stages)
+        keys = " ".join(f"stages.{name}.deepspeed={strategy}" for name in names)
+        yield (
+            f"{escape(', '.join(names))} would fit under {strategy} too, in {_gib(most)} GiB, with less work for the "
+            f"host in every micro-batch: for a new run, {escape(keys)}"
+        )
 
 
 def _rows(title: str, run: RunEstimate, rows: list[tuple[str, Callable[[StageEstimate], str]]]) -> Table:

@@ -13,6 +13,7 @@ def test_estimate_prints_tables(command: Command) -> None:
         assert word in out
     fused = {line.split()[0]: line.split()[1:] for line in out.splitlines() if " Llama" in line}
     assert fused == {"RMSNorm": ["33", "LlamaRMSNorm"], "SwiGLU": ["16", "LlamaMLP"], "RoPE": ["16", "LlamaAttention"]}
+    assert "stages.alignment.deepspeed=zero1" in " ".join(out.split())
     assert "is the least that fits" in " ".join(out.split())
 
 

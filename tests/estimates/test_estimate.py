@@ -111,9 +111,26 @@ def test_auto_recomputes_stage_by_stage_what_training_would() -> None:
     assert long not in (short, frozen, RecomputeConfig(0, 0))  # 26,624 tokens per pack, every part trained
 
 
+def test_a_lower_stage_of_zero_is_named_where_it_fits() -> None:
+    paper = estimate_run(load_recipe("paper_llama32_1b"), 64)
+    alignment, documents, _ = paper.stages
+    parameters = sum(paper.parameters.values())
+    assert (alignment.accumulation, documents.accumulation) == (1, 2)
+    for stage, name, gradients in ((alignment, "zero1", 2), (documents, "zero2", 4 / 64)):
+        assert stage.lower is not None
+        assert stage.lower[0] == name  # sums of several micro-batches are in bf16 under ZeRO-1
+        mine = load_recipe("paper_llama32_1b", [f"stages.{stage.name}.deepspeed={name}"])
+        found = next(other for other in estimate_run(mine, 64).stages if other.name == stage.name)
+        assert found.lower is None
+        assert found.memory.gpu_total == stage.lower[1]
+        states = sum(found.memory.gpu[kind] for kind in ("weights", "gradients", "fp32 masters", "optimizer states"))
+        assert states == pytest.approx(parameters * (2 + gradients + 12 / 64))
+
+
 def test_nothing_helps_on_a_tiny_gpu() -> None:
     stage = estimate_run(load_recipe("paper_llama31_8b"), 64, gpu_memory=4).stages[0]
     assert stage.fit.fix is None
+    assert stage.lower is None
     assert "use more or larger GPUs" in stage.problems[-1]
 
 
