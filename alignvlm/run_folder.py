@@ -53,6 +53,7 @@ class EvaluationFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.results = path / "results.json"
+        self.text = path / "text.json"
         self.gallery = path / "gallery"
 
     def predictions(self, task: str) -> Path:

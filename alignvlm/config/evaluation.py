@@ -41,6 +41,25 @@ class BenchmarkConfig:
 
 
 @settings
+class TextConfig:
+    """Held-out text for the language model alone."""
+
+    path: str
+    """A `.txt` file, which is one document, or rows: a `.jsonl`, `.json`, `.parquet` or `.arrow` file or a folder of
+    them."""
+    name: str = filled("")
+    """Key of the text in `evaluation.text`."""
+    field: str = "text"
+    """Field of a row that holds its document."""
+    split: str = ""
+    """Split of the rows, such as `test`, where a folder has several."""
+    limit: PositiveInt | None = None
+    """Read only this many documents, the first ones."""
+    window: Annotated[PositiveInt, Le(2**20)] = 2048
+    """Tokens that the language model sees at once."""
+
+
+@settings
 class HeldOutLossConfig:
     """The loss on held-out data inside a stage: forward passes only, which change nothing of the training."""
 
@@ -65,6 +84,8 @@ class EvaluationConfig:
     """Name of a published benchmark (`docvqa`, `chartqa`, …) -> its data; they run when tasks do."""
     loss: HeldOutLossConfig | None = None
     """Held-out loss while a stage trains; null measures none."""
+    text: dict[str, TextConfig] = field(default_factory=dict)
+    """Name -> text on which the language model's perplexity is measured, before the first stage and after every one."""
     batch_size: Annotated[PositiveInt, Le(2**16)] = 16
     """Questions per batch and rank."""
     gallery: Annotated[Count, Le(10_000)] = 12

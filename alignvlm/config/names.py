@@ -27,11 +27,12 @@ def with_names(recipe: Recipe) -> Recipe:
     tasks = {
         name: replace(task, name=name, source=task.source or name) for name, task in recipe.evaluation.tasks.items()
     }
+    texts = {name: replace(text, name=name) for name, text in recipe.evaluation.text.items()}
     return replace(
         recipe,
         data=replace(recipe.data, sources=sources),
         stages=stages,
-        evaluation=replace(recipe.evaluation, tasks=tasks),
+        evaluation=replace(recipe.evaluation, tasks=tasks, text=texts),
         tracking=replace(recipe.tracking, experiment=recipe.tracking.experiment or recipe.name),
     )
 

@@ -55,11 +55,12 @@ def ignored_settings(recipe: Recipe) -> list[str]:
 
 
 def _check_names(recipe: Recipe) -> None:
-    """Names of runs, stages, sources and tasks become names of files and folders."""
+    """Names of runs, stages, sources, tasks and texts become names of files and folders."""
     sections: dict[str, Iterable[str]] = {
         "stages": recipe.stages,
         "data.sources": recipe.data.sources,
         "evaluation.tasks": recipe.evaluation.tasks,
+        "evaluation.text": recipe.evaluation.text,
     }
     keys = {f"{section}.{name}": name for section, entries in sections.items() for name in entries}
     for key, name in {"name": recipe.name, **keys}.items():

@@ -23,6 +23,8 @@ from alignvlm.report.results import (
     paper_rows,
     results_of,
     task_tables,
+    text_rows,
+    text_stages,
 )
 from alignvlm.report.run_data import RunData, StageData, quarantine_summary, read_run
 from alignvlm.resources import resource
@@ -88,6 +90,8 @@ def render(run: RunData) -> str:
         benchmarks=benchmark_rows(run),
         benchmark_stages=benchmark_stages(run),
         paper=paper_rows(run),
+        texts=text_rows(run),
+        text_stages=text_stages(run),
         charts=[figure for chart in _charts(run) if (figure := draw(chart, run.steps)) is not None],
         gallery=[(task, _gallery(run, task)) for task in run.tasks],
         views=_views(run),

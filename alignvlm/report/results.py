@@ -39,7 +39,8 @@ class TaskTable:
 def results_of(run: RunData) -> dict[str, Any]:
     """{"run", "finished", "stages": {stage: {task: {<metric>: score, …, items, baseline, baseline_answer}}}}.
 
-    With benchmarks also {"benchmarks": {stage: {benchmark: {score: percent}}}}.
+    With held-out texts also {"texts": {stage: {text: {"perplexity", …}}}}, and with benchmarks
+    {"benchmarks": {stage: {benchmark: {score: percent}}}}.
     """
     stages = {
         stage.name: {task: _summary(entry) for task, entry in stage.results.items()}
@@ -52,6 +53,8 @@ def results_of(run: RunData) -> dict[str, Any]:
         if stage.benchmarks
     }
     found = {"benchmarks": benchmarks} if benchmarks else {}
+    texts = {stage.name: stage.texts for stage in run.stages if stage.texts}
+    found |= {"texts": texts} if texts else {}
     return {"run": run.name, "finished": run.finished, "stages": stages, **found}
 
 
@@ -126,6 +129,18 @@ def benchmark_rows(run: RunData) -> list[BenchmarkRow]:
 def benchmark_stages(run: RunData) -> list[StageData]:
     """Stages that have benchmark results, in order."""
     return [stage for stage in run.stages if stage.benchmarks]
+
+
+def text_stages(run: RunData) -> list[StageData]:
+    """Stages whose language model was measured on held-out text, in order."""
+    return [stage for stage in run.stages if stage.texts]
+
+
+def text_rows(run: RunData) -> list[tuple[str, list[float | None]]]:
+    """(text, its perplexity after every stage of `text_stages`)."""
+    stages = text_stages(run)
+    names = dict.fromkeys(name for stage in stages for name in stage.texts)
+    return [(name, [stage.texts.get(name, {}).get("perplexity") for stage in stages]) for name in names]
 
 
 def paper_rows(run: RunData) -> list[list[str]]:

@@ -11,6 +11,7 @@ from typing import Any
 from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.run import read_results as read_benchmarks
 from alignvlm.evaluation.evaluate import read_results
+from alignvlm.evaluation.perplexity import read_texts
 from alignvlm.run_folder import ATTEMPTS_LINE, ENVIRONMENT, METRICS_LINE, RunFolder, StageFolder
 from data_pipeline.files import read_json, read_json_lines, read_needed
 from data_pipeline.loading.ledger import LINE as QUARANTINE_LINE
@@ -31,6 +32,9 @@ class StageData:
     """Task -> its entry of evaluation/results.json; {} before the evaluation."""
     benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Benchmark -> its entry of benchmarks/results.json; {} before they are run."""
+
+    texts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Held-out text -> its entry of evaluation/text.json; {} before it is measured."""
 
     @property
     def name(self) -> str:
@@ -125,8 +129,11 @@ def quarantine_summary(quarantine: list[dict[str, Any]]) -> list[tuple[str, str,
 def _stage(run: RunFolder, folder: StageFolder) -> StageData:
     results = read_results(folder.evaluation) if run.has_file(folder.evaluation.results) else {}
     benchmarks = read_benchmarks(folder.benchmarks) if run.has_file(folder.benchmarks.results) else {}
+    texts = read_texts(folder.evaluation) if run.has_file(folder.evaluation.text) else {}
     exported = (folder.export / "config.json").is_file()
-    return StageData(run, folder, exported, results.get("tasks", {}), benchmarks.get("benchmarks", {}))
+    return StageData(
+        run, folder, exported, results.get("tasks", {}), benchmarks.get("benchmarks", {}), texts.get("texts", {})
+    )
 
 
 def _read_steps(run: RunFolder, stage_order: dict[str, int]) -> list[dict[str, Any]]:

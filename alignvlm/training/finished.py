@@ -16,6 +16,7 @@ from alignvlm.best import find_best, stage_scores
 from alignvlm.config import recipe_to_dict
 from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
+from alignvlm.evaluation.perplexity import text_identity
 from alignvlm.metrics import find_metric
 from alignvlm.run_folder import Run, StageFolder
 from alignvlm.training.tracking.database import sqlite_file
@@ -55,12 +56,14 @@ def _look(run: Run) -> dict[str, Any]:
     evaluated = {task.source: recipe.data.sources[task.source] for task in tasks}
     manifests = {name: find_beside(open_storage(source.folder), MANIFEST) for name, source in evaluated.items()}
     benchmarks = {job.benchmark.name: job.identity(model="") for job in jobs_of_recipe(recipe)}
+    texts = {name: _digest(text_identity(text)) for name, text in recipe.evaluation.text.items()}
     target = Target.of(run)
     database = sqlite_file(target.uri)
     files = [run.folder.report_page, run.folder.report_results]
     for stage in run.stage_folders():
         files += sorted(stage.export.rglob("*")) if stage.has_export else [stage.export]
         files += [stage.evaluation.results, *map(stage.evaluation.predictions, recipe.evaluation.tasks)]
+        files += [stage.evaluation.text] if texts else []
         files += [stage.benchmarks.results, *map(stage.benchmarks.replies, benchmarks)] if benchmarks else []
     files += [path for stage in run.stage_folders() for path in _best(stage, recipe.checkpoint.keep_best)]
     return {
@@ -72,6 +75,7 @@ def _look(run: Run) -> dict[str, Any]:
             for name, path in manifests.items()
         },
         "benchmarks": benchmarks,
+        "texts": texts,
         "tracking": [target.shown_uri, target.experiment, database is None or database.is_file()],
         "files": {path.relative_to(run.folder.path).as_posix(): _stamp(path) for path in files},
     }

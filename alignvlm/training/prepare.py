@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from alignvlm import stage_data
 from alignvlm.checks import check_files, check_model
+from alignvlm.config.places import recipe_error
 from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
+from alignvlm.evaluation.perplexity import text_identity
 from alignvlm.exports import check_export, save_export
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.model.build import build_model
 from alignvlm.progress import data_progress
 from alignvlm.run_folder import Run
+from data_pipeline.errors import DataError
 
 
 def check(run: Run) -> None:
@@ -20,6 +23,12 @@ def check(run: Run) -> None:
     """
     check_files(run.recipe)
     jobs_of_recipe(run.recipe)
+    for name, text in run.recipe.evaluation.text.items():
+        try:
+            text_identity(text)
+        except DataError as error:
+            key = f"evaluation.text.{name}.path"
+            raise recipe_error(run.recipe, key, f"{key}: {error}") from error
     if not run.initial.has_export:
         check_model(run.recipe, for_training=True)
 

@@ -14,6 +14,7 @@ from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
 from alignvlm.evaluation.benchmarks.run import run_benchmarks
 from alignvlm.evaluation.evaluate import evaluate
+from alignvlm.evaluation.perplexity import measure_texts
 from alignvlm.launch.local import is_launched
 from alignvlm.progress import say
 from alignvlm.report.report import build_report
@@ -146,9 +147,15 @@ def all_callbacks(tracker: Tracker | None, own: Sequence[Callback] = ()) -> list
 
 
 def evaluate_stage(run: Run, folder: StageFolder, world: World) -> None:
-    """Held-out tasks and benchmarks of a stage's export, once; all ranks share the items."""
+    """Held-out tasks, texts and benchmarks of a stage's export, once; all ranks share the items."""
     if run.recipe.evaluation.tasks:
         evaluate(
+            folder.export, run.recipe, folder.evaluation.path,
+            rank=world.rank, world_size=world.size, barrier=world.barrier, broadcast=world.broadcast,
+            device=str(world.device), progress=True,
+        )  # fmt: skip
+    if run.recipe.evaluation.text:
+        measure_texts(
             folder.export, run.recipe, folder.evaluation.path,
             rank=world.rank, world_size=world.size, barrier=world.barrier, broadcast=world.broadcast,
             device=str(world.device), progress=True,
@@ -159,5 +166,5 @@ def evaluate_stage(run: Run, folder: StageFolder, world: World) -> None:
             batch_size=run.recipe.evaluation.batch_size, rank=world.rank, world_size=world.size,
             barrier=world.barrier, broadcast=world.broadcast, device=str(world.device), progress=True,
         )  # fmt: skip
-    if run.recipe.evaluation.tasks or run.recipe.evaluation.benchmarks:
+    if run.recipe.evaluation.tasks or run.recipe.evaluation.text or run.recipe.evaluation.benchmarks:
         free_memory()

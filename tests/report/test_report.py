@@ -105,6 +105,23 @@ def test_page_shows_the_same_numbers(run_folder: Path) -> None:
             assert f"{100 * entry['exact_match']:.1f}" in text
 
 
+def test_perplexity_of_every_stage_is_on_the_page_and_in_the_results(run_folder: Path) -> None:
+    entry = {"bits_per_byte": 1.5, "word_perplexity": 40.5, "documents": 3, "tokens": 90}
+    for number, name in enumerate(("init", "joint")):
+        folder = run_folder / f"{2 * number}-{name}" / "evaluation"
+        texts = {"wiki": {"perplexity": 12.25 + number} | entry}
+        (folder / "text.json").write_text(json.dumps({"model": "m", "texts": texts}))
+    path = build_report(run_folder)
+    text = " ".join(Page(path.read_text(encoding="utf-8")).text)
+    assert "Language model on held-out text" in text
+    assert "12.2" in text
+    assert "13.2" in text
+    results = json.loads((path.parent / "results.json").read_text())
+    assert {stage: texts["wiki"]["perplexity"] for stage, texts in results["texts"].items()} == {
+        "init": 12.25, "joint": 13.25,
+    }  # fmt: skip
+
+
 def test_unfinished_run_gives_a_page_too(unfinished_run: Path) -> None:
     page = Page(build_report(unfinished_run).read_text(encoding="utf-8"))
     assert "in progress" in page.text

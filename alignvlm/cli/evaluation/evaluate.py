@@ -102,7 +102,7 @@ def _prepare_tasks(arguments: argparse.Namespace) -> partial[None]:
     from alignvlm.run_folder import evaluation_folder
 
     recipe, export = find_target(arguments.target, arguments.overrides, arguments.recipe, arguments.stage)
-    if not recipe.evaluation.tasks and not recipe.evaluation.benchmarks:
+    if not (recipe.evaluation.tasks or recipe.evaluation.text or recipe.evaluation.benchmarks):
         raise UserError(f"recipe {recipe.name!r} has no evaluation.tasks; name at least one held-out source there")
     out = arguments.out or evaluation_folder(export, arguments.limit)
     return partial(_evaluate_tasks, arguments, recipe, export, out, timeout_minutes=recipe.train.timeout_minutes)
@@ -126,6 +126,13 @@ def _evaluate_tasks(
         results = evaluate(export, recipe, out, progress=True, **options, **world)
         if is_main:
             show(results, out)
+    if recipe.evaluation.text and not arguments.task:
+        from alignvlm.evaluation.perplexity import measure_texts
+
+        del options["tasks"]
+        texts = measure_texts(export, recipe, out, progress=True, **options, **world)
+        if is_main:
+            show_texts(texts)
     if recipe.evaluation.benchmarks and not arguments.task:
         from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
 
@@ -189,6 +196,15 @@ def show(results: dict[str, Any], out: Path) -> None:
     console.print(table)
     console.print("Baseline: the most frequent answer given to every item, scored by the task's first metric")
     console.print(f"Predictions and results.json: {out}", soft_wrap=True)
+
+
+def show_texts(results: dict[str, Any]) -> None:
+    """Print the perplexity of every text."""
+    for name, entry in results["texts"].items():
+        print(
+            f"{name}: perplexity {entry['perplexity']:.4g} per token, {entry['word_perplexity']:.4g} per word, "
+            f"{entry['bits_per_byte']:.4f} bits per byte ({entry['documents']:,} documents, {entry['tokens']:,} tokens)"
+        )
 
 
 def _same_command(arguments: argparse.Namespace) -> list[str]:

@@ -218,6 +218,7 @@ class Mirror:
         for results, scores in (
             (folder.evaluation.results, _task_scores(folder)),
             (folder.benchmarks.results, _benchmark_scores(folder)),
+            (folder.evaluation.text, _text_scores(folder)),
         ):
             if scores:
                 moment = int(results.stat().st_mtime * 1000)
@@ -283,6 +284,17 @@ def _task_scores(folder: StageFolder) -> dict[str, float]:
         f"eval/{task}/{key}": score
         for task, scores in _scores(folder.evaluation).items()
         for key, value in scores.items()
+        if (score := number(value)) is not None
+    }
+
+
+def _text_scores(folder: StageFolder) -> dict[str, float]:
+    """Every number of the held-out texts, as `text/<text>/<name>`."""
+    texts = read_json(folder.evaluation.text, {"texts": {str: dict}}).get("texts", {})
+    return {
+        f"text/{name}/{key}": score
+        for name, entry in texts.items()
+        for key, value in entry.items()
         if (score := number(value)) is not None
     }
 
