@@ -1,7 +1,8 @@
 """The store of the benchmark in a process of its own, so that it shares no interpreter with what is measured.
 
-The process (`python server.py [UPSTREAM]`) is the proxy of tests/stores before UPSTREAM, or a store in memory. It
-prints its endpoint, and answers each line of JSON, {name of a fault: value}, by what happened since the line before.
+The process (`python server.py KIND`) is the proxy of tests/stores before SeaweedFS, or a store in memory. It prints its
+endpoint, and answers each line of JSON, {name of a fault: value}, by what happened since the line before. It is a
+session of its own: where Linux shares the cores among sessions, a busy machine takes none of the loader's share for it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -54,13 +54,9 @@ class Server:
 @contextmanager
 def store(memory: bool) -> Iterator[Server]:
     """A store, and the environment that finds it: SeaweedFS behind the proxy, or one in the proxy's memory."""
-    with ExitStack() as stack:
-        upstream = [] if memory else [stack.enter_context(seaweed())]
-        command = [sys.executable, __file__, *upstream]
-        process = stack.enter_context(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        )
-        stack.callback(process.kill)
+    command = [sys.executable, __file__, "memory" if memory else "seaweed"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, **pipes) as process:  # ends when its input does
         server = Server(process)
         os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=server.endpoint, ALIGNVLM_READ_TIMEOUT="5")
         yield server
@@ -69,8 +65,11 @@ def store(memory: bool) -> Iterator[Server]:
 def main() -> int:
     """Serve until the input ends."""
     faults = Faults()
-    serving: Any = proxy(sys.argv[1], faults) if sys.argv[1:] else serve_memory(MemoryS3(), faults)
-    with serving as endpoint:
+    with ExitStack() as stack:
+        if sys.argv[1] == "memory":
+            endpoint = stack.enter_context(serve_memory(MemoryS3(), faults))
+        else:
+            endpoint = stack.enter_context(proxy(stack.enter_context(seaweed()), faults))
         print(endpoint, flush=True)
         for line in sys.stdin:
             counts = dict(faults.counts)

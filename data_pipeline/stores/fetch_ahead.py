@@ -22,8 +22,9 @@ NODE_READS, LEAST_READS, MOST_READS = 256, 8, 96
 asked by 32 at a time, gives 270 samples a second, fewer than small images are decoded in."""
 AHEAD_BYTES = 64 * 1024**2
 """Bytes that one process reads ahead."""
-GAP_BYTES, GAP_SHARE, MERGED_BYTES = 4 * 1024, 0.1, 8 * 1024**2
-"""Two ranges are neighbours when so many bytes, or so much of both, lie between them; merged ones are no longer."""
+GAP_BYTES, GAP_SHARE, MERGED_BYTES = 4 * 1024, 0.1, 1024**2
+"""Two ranges are neighbours when so many bytes, or so much of both, lie between them; merged ones are no longer: what is
+needed first waits for all of them."""
 
 
 def reads_in_flight(processes: int) -> int:

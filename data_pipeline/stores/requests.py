@@ -26,8 +26,8 @@ PATIENCE = "ALIGNVLM_PATIENCE"
 RETRY_SECONDS = 2.0
 PART_BYTES = 16 * 1024**2
 """Of an object that is read from front to end."""
-DOWNLOAD_PARTS = 8
-"""Parts of one object that are fetched at a time."""
+DOWNLOAD_BYTES, DOWNLOAD_PARTS = 32 * 1024**2, 8
+"""Of a part of an object that goes to a file, and how many of them are fetched at a time."""
 _HEDGE_SHARE = 0.05
 _HEDGE_FROM = 20
 _HEDGE_SECONDS = 0.1
@@ -130,8 +130,8 @@ class Download:
         size, slots = self.whole.size or 0, asyncio.Semaphore(DOWNLOAD_PARTS)
         file = os.open(self.path, os.O_WRONLY)
         parts = [
-            asyncio.ensure_future(self._part(file, begin, min(begin + PART_BYTES, size), slots))
-            for begin in range(0, size, PART_BYTES)
+            asyncio.ensure_future(self._part(file, begin, min(begin + DOWNLOAD_BYTES, size), slots))
+            for begin in range(0, size, DOWNLOAD_BYTES)
         ]
         try:
             infos = await asyncio.gather(*parts)
