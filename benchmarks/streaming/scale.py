@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from _common import write
 from loader import SIZES, PageEncoder, pages
-from run import cache, pass_over, plan_of, upload
+from run import cache, children, pass_over, plan_of, upload
 from server import store
 
 from data_pipeline.shards.manifest import Manifest, ShardInfo
@@ -67,12 +66,6 @@ def watched(most: list[int], processes: Any) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-
-
-def children() -> list[int]:
-    """Processes that this one forked, without the helper that reads stores."""
-    found = [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    return [pid for pid in found if helper._helper is None or pid != helper._helper.process.pid]
 
 
 def loader_process(folder: str, read: str) -> dict[str, float]:

@@ -34,7 +34,7 @@ _MANIFEST_SHAPE = {"source": str, "fingerprint": str, "origin?": dict, "shards":
 _ETAGS_SHAPE = {"url": str, "manifest": str, "etags": {str: str}}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardInfo:
     """One line of the manifest; `sha256` is the digest of the shard's index: keys, places, checksums and content."""
 
@@ -103,13 +103,14 @@ def load_manifest(storage: Storage) -> Manifest:
             f"run `alignvlm data index {storage.url}` on a folder of tar shards"
         )
     try:
-        content = json.loads(place.read(MANIFEST))
+        content = json.loads(place.read(MANIFEST).decode())  # of 100,000 shards 12 MB, not twice in memory
         if has_shape(content, {"version": int}) and content["version"] != MANIFEST_VERSION:
             raise DataError(f"{path} has version {content['version']}, this code reads {MANIFEST_VERSION}; index again")
         if not has_shape(content, _MANIFEST_SHAPE):
             raise ValueError("it does not hold what it should")
-        shards = [ShardInfo(check_name(name), samples, size, sha) for name, samples, size, sha in content["shards"]]
-        etags = _etags(place, content["fingerprint"])
+        shards = [ShardInfo(check_name(name), samples, size, sha) for name, samples, size, sha in content.pop("shards")]
+        found = _etags(place, content["fingerprint"])
+        etags = {shard.name: found[shard.name] for shard in shards if shard.name in found}
         manifest = Manifest(content["source"], shards, content.get("origin") or {}, etags)
         is_whole = manifest.fingerprint == content["fingerprint"]
     except (ValueError, RecursionError) as error:
@@ -123,6 +124,6 @@ def _etags(place: Storage, fingerprint: str) -> dict[str, str]:
     """The ETags beside a manifest, where they belong to it and to this URL: a copy has others."""
     if not isinstance(place, CachedFolder) or not place.exists(ETAGS):
         return {}
-    found = json.loads(place.read(ETAGS) or b"{}")
+    found = json.loads(place.read(ETAGS).decode() or "{}")
     belongs = has_shape(found, _ETAGS_SHAPE) and (found["url"], found["manifest"]) == (mask(place.url), fingerprint)
-    return dict(found["etags"]) if belongs else {}
+    return found["etags"] if belongs else {}

@@ -26,7 +26,7 @@ PATIENCE = "ALIGNVLM_PATIENCE"
 RETRY_SECONDS = 2.0
 PART_BYTES = 16 * 1024**2
 """Of an object that is read from front to end."""
-DOWNLOAD_BYTES, DOWNLOAD_PARTS = 32 * 1024**2, 8
+DOWNLOAD_BYTES, DOWNLOAD_PARTS = 64 * 1024**2, 8
 """Of a part of an object that goes to a file, and how many of them are fetched at a time."""
 _HEDGE_SHARE = 0.05
 _HEDGE_FROM = 20
