@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from alignvlm.config.deepspeed import experimental_settings, read_strategy
 from alignvlm.config.places import place, recipe_error
 from alignvlm.config.schema import PARTS
+from alignvlm.config.validate import canonical, share_samples
 from alignvlm.errors import UserError, shown
 from data_pipeline.errors import ArgumentError, DataError
 
@@ -135,6 +136,10 @@ def check_held_out(recipe: Recipe) -> None:
         held_out += [(key, name, "evaluation.loss.allow_leak") for key, name in keys]
     for (key, name, allow_leak), stage in itertools.product(held_out, recipe.stages.values()):
         for trained in stage.mixture:
+            if canonical(sources[name].folder) == canonical(sources[trained].folder) and not share_samples(
+                sources[name], sources[trained]
+            ):
+                continue  # their filters tell them apart
             if common := common_shard(sources[name].folder, sources[trained].folder):
                 raise recipe_error(
                     recipe,

@@ -193,6 +193,13 @@ def test_a_task_whose_shards_a_stage_trains_on_is_refused() -> None:
         UserError, match=rf"^{TINY}:\d+: evaluation.tasks.test.source is 'test', whose shard .*'fields'"
     ):
         check_held_out(load_recipe(TINY))
+    loss = "evaluation={loss: {sources: [test]}, tasks: {test: null}}"
+    with pytest.raises(
+        UserError, match=r"evaluation.loss.sources\[0\] is 'test', whose shard .*evaluation.loss.allow_"
+    ):
+        check_held_out(load_recipe(TINY, [loss]))
+    split = "data={sources: {fields: {filter: {split: a}}, test: {path: fields, filter: {split: b}}}}"
+    check_held_out(load_recipe(TINY, [loss, split]))
     shutil.rmtree("data/test")
     make(Path("data/test"), "two")
     check_held_out(load_recipe(TINY))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from alignvlm.config.deepspeed import find_deepspeed_config, is_strategy_file
 from alignvlm.config.names import HELD_OUT, LOSS, TASK
@@ -242,14 +243,36 @@ def _check_held_out_loss(recipe: Recipe) -> None:
             raise recipe_error(
                 recipe,
                 here,
-                f"{here} is {name!r}, of which stage {stage!r} trains on samples (source {trained!r}): a held-out "
-                "loss needs data of its own, or evaluation.loss.allow_leak: true",
+                f"{here} is {name!r}, of which stage {stage!r} trains on samples (source {trained!r}): it needs "
+                "held-out data: a folder of its own, filters that tell them apart (filter: {split: train} there, "
+                "filter: {split: validation} here), or evaluation.loss.allow_leak: true",
             )
 
 
 def share_samples(one: SourceConfig, other: SourceConfig) -> bool:
     """Whether two sources may have samples in common, by what the recipe says."""
-    return canonical(one.folder) == canonical(other.folder)
+    return canonical(one.folder) == canonical(other.folder) and not _filters_exclude(one, other)
+
+
+def _filters_exclude(one: SourceConfig, other: SourceConfig) -> bool:
+    """Whether no sample passes the filters of both: some field may have no value in common."""
+    for name in one.filter.keys() & other.filter.keys():
+        (some, without), (others, without_others) = _values(one.filter[name]), _values(other.filter[name])
+        if some is not None and others is not None and not [value for value in some if value in others]:
+            return True
+        if some is not None and all(value in without_others for value in some):
+            return True
+        if others is not None and all(value in without for value in others):
+            return True
+    return False
+
+
+def _values(condition: Any) -> tuple[list[Any] | None, list[Any]]:
+    """(the values that a condition of a filter takes, None where it does not list them; those that it refuses)."""
+    as_list = lambda values: values if isinstance(values, list) else [values]
+    if isinstance(condition, Mapping):
+        return None, as_list(condition.get("not", []))
+    return as_list(condition), []
 
 
 def _check_metrics(recipe: Recipe, key: str, names: Sequence[str]) -> None:

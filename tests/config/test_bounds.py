@@ -192,3 +192,25 @@ def test_a_module_that_raises_is_one_line_with_its_place(base: Path, tmp_path: P
 def test_a_held_out_loss_that_cannot_be_measured_is_an_error_with_its_line(base: Path, loss: str, message: str) -> None:
     sources = "data={sources: {other: {path: elsewhere}, held_out: {path: more}}}"
     assert message in error_of(base, sources, f"evaluation={{loss: {loss}}}")
+
+
+@pytest.mark.parametrize(
+    ("trained", "held", "apart"),
+    [
+        ("{split: train}", "{split: validation}", True),
+        ("{split: [train, more]}", "{split: [validation, more]}", False),
+        ("{split: {not: [validation, test]}}", "{split: validation}", True),
+        ("{split: {not: test}}", "{split: validation}", False),
+        ("{rating: {min: 3}}", "{rating: {min: 4}}", False),
+        ("{}", "{split: validation}", False),
+    ],
+)
+def test_filters_that_no_sample_passes_both_of_make_a_held_out_source(
+    base: Path, trained: str, held: str, apart: bool
+) -> None:
+    sources = f"data={{sources: {{forms: {{filter: {trained}}}, held: {{path: forms, filter: {held}}}}}}}"
+    overrides = [sources, "evaluation={loss: {sources: [held]}}"]
+    if apart:
+        assert load_recipe(str(base), overrides).evaluation.held_out == ["held"]
+    else:
+        assert "filters that tell them apart" in error_of(base, *overrides)
