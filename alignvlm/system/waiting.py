@@ -15,6 +15,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from datetime import timedelta
 from types import TracebackType
@@ -56,6 +57,7 @@ class Waiting:
         job = environment.get("SLURM_JOB_ID", "")
         self._job = f"{job}/{environment.get('SLURM_RESTART_COUNT', '0')}" if job else ""
         self._prefix = f"alignvlm/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}/"
+        self._me = uuid.uuid4().hex
         self._stale = stale
         self._store: TCPStore | None = None
         self._ended = threading.Event()
@@ -179,7 +181,8 @@ class Waiting:
             if not store.check([self._prefix + "job"]):
                 return None
             job = store.get(self._prefix + "job").decode()
-            is_first = store.add(f"{self._prefix}arrived/{self._rank}", 1) == 1
+            # The first process of a rank stays in, also when the store's answer to it was lost and it asks again.
+            is_first = store.compare_set(f"{self._prefix}arrived/{self._rank}", "", self._me) == self._me.encode()
         except FAILED:
             return None
         if self._is_agents or (is_first and (self._job in ("", job) or job == UNNAMED)):

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,3 +146,31 @@ def test_no_rank_joins_the_job_before(port: int, jobs: tuple[str, str], capsys: 
         assert not thread.is_alive()
     said = f"rank 1: the job before still answers at 127.0.0.1:{port}; waiting for its end\n"
     assert capsys.readouterr().out == said
+
+
+def test_an_answer_that_is_lost_does_not_keep_a_rank_out(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store has let the rank in, but the rank does not hear of it and asks again."""
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 20.0)
+    lost: list[bool] = []
+
+    class Flaky:
+        def __init__(self, store: Any) -> None:
+            self._store = store
+
+        def compare_set(self, *arguments: str) -> bytes:
+            answer: bytes = self._store.compare_set(*arguments)
+            if not lost:
+                lost.append(True)
+                raise RuntimeError("timed out")
+            return answer
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+    connect = Waiting._connect
+    with Waiting(environment_of(0, port)) as first:
+        first.go_on()
+        monkeypatch.setattr(Waiting, "_connect", lambda self: Flaky(connect(self)))
+        with Waiting(environment_of(1, port)) as other:
+            other.wait()
+    assert lost
