@@ -145,6 +145,22 @@ def test_a_save_may_take_long_while_it_writes_and_no_longer(
     callback.on_end(state)
 
 
+def test_a_held_out_loss_may_take_long_while_it_makes_passes_and_no_longer(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = replace(recipe, resilience=replace(recipe.resilience, watchdog_minutes=0.4 / 60))
+    state, callback = stage_state(impatient, tmp_path, step=6), Watchdog()
+    codes, ended = record_exit(callback, monkeypatch)
+    callback.on_start(state)
+    callback.before_step(state, [micro_batch([3, 4])])
+    for _ in range(10):  # more than twice the limit
+        state.validated += 1
+        assert not ended.wait(0.1)
+    assert ended.wait(10)
+    assert codes == [HANG]
+    callback.on_end(state)
+
+
 def test_a_rank_that_waits_for_the_save_of_another_goes_on_waiting() -> None:
     callback = Watchdog()
     beats = [{**beat(0, 6), "saved": 700}, {**beat(1, 6), "saved": 20}]
