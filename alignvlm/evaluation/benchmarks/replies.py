@@ -35,7 +35,7 @@ def ask(job: Job, answerer: Answerer, parts: Path, batch_size: int, rank: int, w
     try:
         with Progress(job.benchmark.title, shown, enabled=progress and rank == 0) as bar:
             before = time.monotonic()
-            for asked in ahead(_batches(job, answerer, mine, done, batch_size)):
+            for asked in ahead(batches(job, answerer, mine, done, batch_size)):
                 rows = asked.rows(job, answerer)
                 seconds = (time.monotonic() - before) / max(len(rows), 1)
                 for row in rows:
@@ -75,7 +75,7 @@ class _Asked:
         return rows
 
 
-def _batches(
+def batches(
     job: Job, answerer: Answerer, mine: Callable[[int], bool], done: set[int], batch_size: int
 ) -> Iterator[_Asked]:
     """This rank's batches, with the inputs of those that are not done."""

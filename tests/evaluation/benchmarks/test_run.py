@@ -47,7 +47,7 @@ def run_two(data: Path, out: Path, answerers: Sequence[Answerer]) -> dict[str, A
     ranks = ThreadRanks(2)
 
     def run(rank: int) -> None:
-        jobs, answerer = [Job.of("chartqa", data)], answerers[rank]
+        jobs, answerer = [Job.of("chartqa", data, "lmms_eval")], answerers[rank]
         run_benchmarks("model", jobs, out, batch_size=2, answerer=answerer, **ranks.of(rank))
 
     ranks.run(run)
@@ -56,7 +56,8 @@ def run_two(data: Path, out: Path, answerers: Sequence[Answerer]) -> dict[str, A
 
 def test_two_ranks_give_what_one_gives(tmp_path: Path, data: Path) -> None:
     one, ranks = Known(REPLIES), [Known(REPLIES), Known(REPLIES)]
-    alone = run_benchmarks("model", [Job.of("chartqa", data)], tmp_path / "one", batch_size=2, answerer=one)
+    job = Job.of("chartqa", data, "lmms_eval")
+    alone = run_benchmarks("model", [job], tmp_path / "one", batch_size=2, answerer=one)
     two = run_two(data, tmp_path / "two", ranks)
     assert without_time(two) == without_time(alone)
     assert (tmp_path / "two" / "chartqa.jsonl").read_bytes() == (tmp_path / "one" / "chartqa.jsonl").read_bytes()
@@ -80,7 +81,8 @@ def test_rank_0_sees_for_all_what_is_done(tmp_path: Path, data: Path) -> None:
 def test_two_ranks_of_a_model_give_what_one_gives_bit_for_bit(tmp_path: Path, data: Path) -> None:
     model, processor = tiny_model(text={"tie_word_embeddings": False, "initializer_range": 0.5})  # says various things
     answerer = ModelAnswerer(model, processor, "cpu")
-    run_benchmarks("model", [Job.of("chartqa", data)], tmp_path / "one", batch_size=2, answerer=answerer)
+    job = Job.of("chartqa", data, "lmms_eval")  # 16 tokens
+    run_benchmarks("model", [job], tmp_path / "one", batch_size=2, answerer=answerer)
     run_two(data, tmp_path / "two", [answerer, answerer])
     replies = (tmp_path / "one" / "chartqa.jsonl").read_bytes()
     assert len({row["reply"] for row in read_replies(tmp_path / "one" / "chartqa.jsonl")}) > 5

@@ -36,10 +36,13 @@ class Forms(Benchmark):
     def score(self, reply: str, gold: Gold, flavour: str) -> Scores:
         """One field's part, as if it were a document of its own."""
         wanted = [pair for pair in _wanted([gold]) if pair.key == gold["key"]]
-        row = {"name": gold["name"], "key": gold["key"], "answer": reply}
-        ((_, predicted),) = due_f1.predicted_documents([row])
+        ((_, predicted),) = due_f1.predicted_documents([self.said(reply, gold, flavour)])
         counts = due_f1.count_pairs(predicted, wanted)
         return {"precision": (counts.right, counts.predicted), "recall": (counts.found, counts.wanted)}
+
+    def said(self, reply: str, gold: Gold, flavour: str) -> Mapping[str, Any]:
+        """A cleaned reply as the prediction of its field."""
+        return {"name": gold["name"], "key": gold["key"], "answer": reply}
 
     def units(self, rows: Sequence[Mapping[str, Any]], flavour: str) -> list[Scores]:
         """What every document adds, over all fields and per field."""
@@ -48,7 +51,7 @@ class Forms(Benchmark):
         for _, group in groupby(rows, key=lambda row: row["gold"]["name"]):
             fields = list(group)
             wanted = _wanted([row["gold"] for row in fields])
-            said = ({**row["gold"], "answer": how.clean(row["reply"])} for row in fields)
+            said = (self.said(how.clean(row["reply"]), row["gold"], flavour) for row in fields)
             ((_, predicted),) = due_f1.predicted_documents(said)
             scores: Scores = {}
             for key in ("", *self.keys):

@@ -45,9 +45,9 @@ def open_reader(path: Path, sources: Mapping[str, Source], benchmark: str) -> Re
 
 
 def _layout_of(path: Path, sources: Mapping[str, Source]) -> str | None:
-    if path.is_file():
-        return _layout_of_file(path)
     original, tsv = sources.get("original"), sources.get("vlmevalkit")
+    if path.is_file():
+        return "original" if isinstance(original, Original) and path.name in original.files else _layout_of_file(path)
     if isinstance(original, Original) and any(next(path.glob(f"**/{name}"), None) for name in original.files):
         return "original"
     if isinstance(tsv, Tsv) and any(

@@ -29,6 +29,10 @@ class Original:
     """Path of a row's image below one of `image_folders`."""
     image_folders: tuple[str, ...] = (".",)
     """Relative to the file's folder."""
+    read: Callable[[Path], Iterable[dict[str, Any]]] | None = None
+    """A file of another form as rows, instead of `rows`."""
+    together: str | None = None
+    """Neighbouring rows with the same value in this column are never separated by a limit."""
 
 
 class OriginalReader:
@@ -41,7 +45,8 @@ class OriginalReader:
         self._rows: list[tuple[Path, dict[str, Any]]] = []
         for file in files:
             try:
-                self._rows += [(file, dict(row)) for row in source.rows(_content(file))]
+                rows = source.rows(_content(file)) if source.read is None else source.read(file)
+                self._rows += [(file, dict(row)) for row in rows]
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise UserError(f"{file}: not the file of this benchmark ({type(error).__name__}: {error})") from error
         if not self._rows:
@@ -58,8 +63,12 @@ class OriginalReader:
                 yield number, record
 
     def end(self, limit: int) -> int:
-        """The rows are independent."""
-        return limit
+        """Rows that belong together stay together; the others are independent."""
+        column = self.source.together
+        rows = [row for _, row in self._rows]
+        while column is not None and 0 < limit < len(rows) and rows[limit][column] == rows[limit - 1][column]:
+            limit += 1
+        return min(limit, len(rows))
 
     def _image(self, name: str, file: Path, place: str) -> Path:
         folders = [file.parent / folder for folder in self.source.image_folders]

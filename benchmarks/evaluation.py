@@ -1,0 +1,209 @@
+"""Evaluation of benchmarks: replies per second against the model's `generate` alone, and a TSV of 2 GB.
+
+    python benchmarks/evaluation.py throughput
+    python benchmarks/evaluation.py tsv --folder SCRATCH
+
+`throughput` alternates both in one process, on the same batches of a small model and made-up pages. `tsv` makes a file
+of 5,000 questions with pictures, opens it and reads it to its end with a stand-in for the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _common import write
+from PIL import Image, ImageDraw
+
+COLUMNS = "index\timage\tquestion\tanswer\n"
+
+
+class Silent:
+    """Stands in for a model: prepares pictures as one does, and says nothing."""
+
+    def prepare(self, items: Sequence[Any]) -> int:
+        return len(items)
+
+    def generate(self, count: int, max_new_tokens: int, until: Sequence[str] = ()) -> list[str]:
+        return [""] * count
+
+    def visual_tokens(self, width: int, height: int) -> int:
+        return width * height
+
+
+def page(number: int, side: int) -> bytes:
+    """A PNG with lines of text, of another height for every number modulo four."""
+    image = Image.new("RGB", (side, side + side * (number % 4) // 4), "white")
+    draw = ImageDraw.Draw(image)
+    for y in range(10, image.height - 10, 14):
+        draw.text((10, y), f"line {y} of page {number}: total {number * y % 997}.50", fill="black")
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_tsv(file: Path, rows: int, picture: Callable[[int], bytes]) -> None:
+    with file.open("w") as stream:
+        stream.write(COLUMNS)
+        for number in range(rows):
+            image = base64.b64encode(picture(number)).decode()
+            stream.write(f"{number}\t{image}\twhat is the total {'of this page ' * (number % 3)}?\t1\n")
+
+
+def small_answerer(threads: int) -> Any:
+    """13 million random parameters: six layers of vision, six of language."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    from alignvlm.evaluation.answering import ModelAnswerer
+    from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
+    from alignvlm.model.tokenizer import train_tokenizer
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["what is the total of this page user assistant system"] * 20, 320)
+    vision = AutoConfig.for_model(
+        "siglip_vision_model", hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4,
+        image_size=224, patch_size=16, vision_use_head=False,
+    )  # fmt: skip
+    text = {
+        "model_type": "llama", "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(tokenizer), "tie_word_embeddings": False,
+        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None,
+    }  # fmt: skip
+    config = AlignVLMConfig(
+        vision_config=vision, text_config=text, connector_config={"kind": "align"}, tiles_config={"max_tiles": 4},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), tie_word_embeddings=False,
+    )  # fmt: skip
+    model = AlignVLMForConditionalGeneration(
+        config, AutoModel.from_config(vision), AutoModelForCausalLM.from_config(config.text_config)
+    )
+    return ModelAnswerer(model, AlignVLMProcessor(tokenizer, tiling=vars(config.tiling)), "cpu")
+
+
+def throughput(questions: int, batch_size: int, rounds: int, side: int, threads: int) -> dict[str, Any]:
+    """Seconds and CPU seconds of both, and the rate of the whole evaluation by that of `generate`."""
+    from alignvlm.evaluation.benchmarks.job import Job
+    from alignvlm.evaluation.benchmarks.replies import batches
+    from alignvlm.evaluation.benchmarks.run import run_benchmarks
+
+    answerer = small_answerer(threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "DocVQA_VAL.tsv")
+        write_tsv(file, questions, lambda number: page(number, side))
+        job = Job.of("docvqa", file, "lmms_eval")
+        asked = list(batches(job, answerer, lambda number: True, set(), batch_size))
+        inputs = [each.batch.inputs for each in asked if each.batch]
+        limit = job.benchmark.flavours[job.flavour].max_new_tokens
+
+        def alone() -> None:
+            for each in inputs:
+                answerer.generate(each, limit)
+
+        def whole(number: int) -> None:
+            run_benchmarks("model", [job], Path(scratch, f"{number}"), batch_size=batch_size, answerer=answerer)
+
+        alone()
+        times: dict[str, list[tuple[float, float]]] = {"generate": [], "evaluation": []}
+        for number in range(rounds):
+            times["generate"].append(timed(alone))
+            times["evaluation"].append(timed(lambda number=number: whole(number)))
+            print(f"round {number}: " + ", ".join(f"{name} {each[-1][0]:.2f} s" for name, each in times.items()))
+    medians = {name: [statistics.median(column) for column in zip(*each, strict=True)] for name, each in times.items()}
+    tiles = sum(len(each["pixel_values"]) for each in inputs)
+    found: dict[str, Any] = {
+        "questions": questions, "batch_size": batch_size, "tiles": tiles, "max_new_tokens": limit,
+        "threads": threads, "rounds": rounds,
+    }  # fmt: skip
+    for place, unit in enumerate(("wall", "cpu")):
+        seconds = {name: values[place] for name, values in medians.items()}
+        found[f"{unit}_seconds"] = {name: round(value, 3) for name, value in seconds.items()}
+        found[f"{unit}_rate_of_generate"] = round(seconds["generate"] / seconds["evaluation"], 3)
+    return found
+
+
+def timed(run: Callable[[], None]) -> tuple[float, float]:
+    """(seconds, CPU seconds)."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def large_tsv(folder: Path, rows: int, gigabytes: float) -> dict[str, Any]:
+    """Seconds and memory of opening a large file, and memory of reading it to its end in batches."""
+    from alignvlm.evaluation.benchmarks.job import Job
+    from alignvlm.evaluation.benchmarks.replies import ask
+
+    side = int((gigabytes * 1e9 / rows * 0.75 / 3) ** 0.5)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8))
+    buffer = io.BytesIO()
+    noise.save(buffer, format="PNG", compress_level=0)
+    file = folder / "DocVQA_VAL.tsv"
+    write_tsv(file, rows, lambda number: buffer.getvalue())
+    before = reset_peak()
+    opened = timed(lambda: Job.of("docvqa", file).described())
+    at_open = peak() - before
+    job = Job.of("docvqa", file)
+    read = timed(lambda: ask(job, Silent(), folder / "parts", 16, 0, 1, False))  # type: ignore[arg-type]
+    found = {
+        "rows": rows,
+        "gigabytes": round(file.stat().st_size / 1e9, 2),
+        "open_seconds": round(opened[0], 3),
+        "open_megabytes": round(at_open / 1e6, 1),
+        "read_seconds": round(read[0], 1),
+        "read_cpu_seconds": round(read[1], 1),
+        "read_megabytes": round((peak() - before) / 1e6, 1),
+    }
+    file.unlink()
+    return found
+
+
+def reset_peak() -> int:
+    """The process's memory in bytes; the peak is counted from now on (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+
+def peak() -> int:
+    return status("VmHWM")
+
+
+def status(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["throughput", "tsv"])
+    parser.add_argument("--questions", type=int, default=96)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--side", type=int, default=800, help="width of the pages, pixels")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; preparing takes another one")
+    parser.add_argument("--rows", type=int, default=5000, help="of the TSV")
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="of the TSV")
+    parser.add_argument("--folder", type=Path, help="where the TSV is made and removed (default: a temporary folder)")
+    arguments = parser.parse_args()
+    if arguments.what == "throughput":
+        found = throughput(
+            arguments.questions, arguments.batch_size, arguments.rounds, arguments.side, arguments.threads
+        )
+    else:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
+            found = large_tsv(Path(scratch), arguments.rows, arguments.gigabytes)
+    print(json.dumps(found, indent=1))
+    print(write(f"evaluation-{arguments.what}", found))
+
+
+if __name__ == "__main__":
+    main()
