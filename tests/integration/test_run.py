@@ -8,13 +8,18 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from mlflow import MlflowClient
 
+from data_pipeline.stores import helper
 from tests.jobs import ROOT, TINY, curve, kill, kill_launcher, metrics, run, start, wait_for_step, weights
+from tests.stores import real
+from tests.stores.faults import Faults
+from tests.stores.servers import proxy
 
 STAGES = ["connector"] * 8 + ["instruct"] * 4
 
@@ -47,6 +52,19 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert re.fullmatch(r"alignvlm: runs/tiny/lease-000001.json: another job trains here: .*\n", refused)
     kill(process)
     return folder
+
+
+@pytest.fixture
+def far_data(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The shards of the finished run in SeaweedFS, and the environment in which jobs find them behind 30 ms."""
+    with real.seaweed_server() as server, proxy(server.environment["AWS_ENDPOINT_URL"], Faults(latency=0.03)) as slow:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        helper.stop()
+        server.upload(finished / "data", "data")
+        helper.stop()
+        cache = {"ALIGNVLM_CACHE": str(tmp_path / "cache")}
+        yield {**server.environment, "AWS_ENDPOINT_URL": slow, **cache}
 
 
 def test_everything_that_a_run_promises_is_there(finished: Path) -> None:
@@ -113,17 +131,21 @@ def test_what_is_gone_from_a_finished_run_is_made_again(finished: Path, tmp_path
     assert (copy / "runs" / "tiny" / "2-instruct" / "evaluation" / "results.json").exists()
 
 
-def test_killed_runs_end_with_the_same_bits(finished: Path, killed: Path, tmp_path: Path) -> None:
+def test_killed_runs_end_with_the_same_bits(
+    finished: Path, killed: Path, tmp_path: Path, far_data: dict[str, str]
+) -> None:
     """The second start's launcher is killed in the second stage; the third start ends the run.
 
-    The run with the held-out loss has the bits of the one without it.
+    The run with the held-out loss, whose data then lie in a real S3 behind 30 ms, has the bits of the one without it
+    and from disk.
     """
+    words = ("train", str(TINY), *HELD_OUT, "data.root=s3://bucket/data")
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
-    process = start("train", str(TINY), *HELD_OUT, cwd=tmp_path)
+    process = start(*words, cwd=tmp_path, **far_data)
     wait_for_step(tmp_path / "runs" / "tiny", "instruct", 1, process)
     time.sleep(0.2)
     kill_launcher(process)
-    output = run("train", str(TINY), *HELD_OUT, "train.gradient_checkpointing=auto", cwd=tmp_path)
+    output = run(*words, "train.gradient_checkpointing=auto", cwd=tmp_path, **far_data)
     assert "stage instruct: recomputed layers: vision none, language none (auto: no GPU" in output
     assert not list((tmp_path / "runs" / "tiny").glob("lease-*"))
     folder, reference = tmp_path / "runs" / "tiny", finished / "runs" / "tiny"
@@ -141,6 +163,8 @@ def test_killed_runs_end_with_the_same_bits(finished: Path, killed: Path, tmp_pa
     assert len(runs) == 4
     child = next(r for r in runs if r.info.run_name == "tiny/connector")
     assert sorted(m.step for m in client.get_metric_history(child.info.run_id, "loss")) == list(range(1, 9))
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert [path for path in files if far_data["AWS_SECRET_ACCESS_KEY"].encode() in path.read_bytes()] == []
 
 
 def test_a_changed_recipe_is_refused_with_the_difference(finished: Path) -> None:
