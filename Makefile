@@ -37,7 +37,7 @@ test-cluster: $(VENV)/installed-test ## a real Slurm, a real Ray, two hosts, twe
 	$(INSTALL) -e '.[ray]'
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -m cluster tests/integration
 
-test-harness: $(HARNESS)/installed ## lmms-eval, in an environment of its own, on a tiny export; VLMEVALKIT=CHECKOUT tests that too
+test-harness: $(HARNESS)/installed ## lmms-eval, in an environment of its own, on a tiny export
 	$(HARNESS)/bin/python -m pytest -m harness tests/harness
 
 check: $(VENV)/installed-test ## ruff and mypy
