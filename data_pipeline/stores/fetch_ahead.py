@@ -20,7 +20,7 @@ from data_pipeline.stores.object_storage import ObjectStorage
 NODE_READS, LEAST_READS, MOST_READS = 256, 8, 96
 """Reads in flight of all loader processes of a node together, and of each at least and at most: a store 120 ms away,
 asked by 32 at a time, gives 270 samples a second, fewer than small images are decoded in."""
-AHEAD_BYTES = 20 * 1024**2
+AHEAD_BYTES = 16 * 1024**2
 """Bytes that one process reads ahead; they take up to three times as much memory (benchmarks/streaming/scale.py)."""
 GAP_BYTES, GAP_SHARE, MERGED_BYTES = 4 * 1024, 0.1, 1024**2
 """Two ranges are neighbours when so many bytes, or so much of both, lie between them; merged ones are no longer: what
