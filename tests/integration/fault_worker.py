@@ -21,7 +21,7 @@ def plant(faults: list[str]) -> None:
 
     rank, step_of = int(os.environ["RANK"]), stage.train_step
 
-    def faulty(trainer, batches, world, factor, votes, failure=None):
+    def faulty(trainer, batches, *arguments):
         number = batches[0].step + 1 if batches else 0
         handle = None
         if "nan" in faults and number in (3, 4) and rank == 1:
@@ -30,7 +30,7 @@ def plant(faults: list[str]) -> None:
             handle = trainer.model.connector.register_forward_hook(lambda m, i, out: out * float("inf"))
         if "hang" in faults and number == FAULT_STEP and rank == 1:
             time.sleep(600)
-        result = step_of(trainer, batches, world, factor, votes, failure)
+        result = step_of(trainer, batches, *arguments)
         if handle is not None:
             handle.remove()
         if "spike" in faults and number == FAULT_STEP:
