@@ -142,14 +142,14 @@ def nginx(tls: bool = False) -> Iterator[Server]:
     binary, (port,) = program("nginx", _INSTALL, Path("/usr/sbin")), free_ports(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        folder.chmod(0o755)  # workers of root's nginx are another user
+        folder.chmod(0o755)
         (folder / "files").mkdir()
         listen = f"listen 127.0.0.1:{port}{' ssl' if tls else ''};"
         if tls:
             _certificate(folder)
             listen += f" ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem;"
         (folder / "conf").write_text(
-            f"daemon off; worker_processes 1; error_log stderr; pid {folder}/pid; events {{}}\n"
+            f"daemon off; master_process off; error_log stderr; pid {folder}/pid; events {{}}\n"
             f"http {{ access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;\n"
             f"fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;\n"
             f"server {{ {listen} root {folder}/files; }} }}\n"
