@@ -112,6 +112,8 @@ def last_checkpoints(path: Path, count: int) -> list[Path]:
     """
     if path.absolute().parent.name == "checkpoints":
         folder = path.parent
+        if path not in checkpoint_folders(folder):
+            raise UserError(f"{path} is no checkpoint; give a folder {folder}/step-…, or the folder of the run")
         found = [each for each in checkpoint_folders(folder) if checkpoint_step(each) <= checkpoint_step(path)]
     else:
         stages = [stage for stage in stages_at(path)[1] if stage.checkpoint_folders()]

@@ -107,11 +107,13 @@ def _session(number: int) -> list[str]:
 
 
 def wait_for_step(folder: Path, stage: str, step: int, process: subprocess.Popen[str], timeout: float = 180) -> None:
-    """Until `metrics.jsonl` has that step."""
+    """Until `metrics.jsonl` has that step; a job that does not get there is killed."""
     deadline = time.monotonic() + timeout
     while not any(r["stage"] == stage and r["step"] >= step for r in metrics(folder)):
         assert process.poll() is None, f"the job ended early:\n{process.communicate()[0][-4000:]}"
-        assert time.monotonic() < deadline, f"{stage} did not reach step {step} in {timeout} s"
+        if time.monotonic() > deadline:
+            kill(process)
+            raise AssertionError(f"{stage} did not reach step {step} in {timeout} s")
         time.sleep(0.05)
 
 

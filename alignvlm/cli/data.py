@@ -240,9 +240,8 @@ def run_index(args: argparse.Namespace) -> int:
             job, task=args.task or 0, tasks=args.tasks or 1, engine=engine, progress=data_progress
         )
         if args.tasks:
-            print(
-                f"{args.folder}: task {args.task} of {args.tasks} did {done} shards; --finish comes when all are done"
-            )
+            task = f"task {args.task} of {args.tasks}"
+            print(f"{mask(str(args.folder))}: {task} did {done} shards; --finish comes when all are done")
             return 0
     _print_indexed(args.folder, index.finish(job, num_processes=processes, progress=data_progress))
     return 0

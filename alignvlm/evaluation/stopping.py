@@ -16,12 +16,9 @@ class StopAtText(StoppingCriteria):
         self.tokenizer, self.texts, self.prompt_length = tokenizer, texts, prompt_length
         self.reach = max(len(text.encode()) for text in texts) + 1
         """Tokens that a text can take, each of them a byte or more, and the one that it may begin in."""
-        self.done: list[bool] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """bool [B]: which rows are finished."""
+        """bool [B]: which rows end here. `generate` remembers those that have ended; beams change places."""
         tails = input_ids[:, max(self.prompt_length, input_ids.shape[1] - self.reach) :].tolist()
         said = self.tokenizer.batch_decode(tails, skip_special_tokens=True)
-        before = self.done or [False] * len(said)
-        self.done = [was or any(text in tail for text in self.texts) for was, tail in zip(before, said, strict=True)]
-        return torch.tensor(self.done, device=input_ids.device)
+        return torch.tensor([any(text in tail for text in self.texts) for tail in said], device=input_ids.device)

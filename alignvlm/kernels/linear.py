@@ -20,7 +20,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)  # the parameter itself: ZeRO-3 has gathered it again when backward comes
+        # The parameter itself: ZeRO-3 has gathered it again when backward comes. A frozen one needs no input.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         rows = x.reshape(-1, x.shape[-1])
         y = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
         return y.view(*x.shape[:-1], len(weight))
@@ -31,7 +32,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
-        x_grad = (rows @ weight).view(x.shape) if for_x else None
+        x_grad = (rows @ weight).view(*grad.shape[:-1], weight.shape[1]) if for_x else None
         weight_grad = rows.t() @ x.reshape(-1, x.shape[-1]) if for_weight else None
         return x_grad, weight_grad, rows.sum(0) if for_bias else None
 

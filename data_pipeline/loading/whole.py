@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ class WholeShards:
         self._here: set[Shard] = set()
         self._window: tuple[int, int] | None = None
         self._passed: tuple[int, int] | None = None
+        self._held: frozenset[Path] = frozenset()
         sizes = (shard.size for reader in self.readers.values() for shard in reader.manifest.shards)
         self._all_fit = sum(sizes) <= limit
         self._wanted: frozenset[Path] = frozenset()
@@ -94,14 +96,18 @@ class WholeShards:
         return None
 
     def passed(self, step: int) -> None:
-        """In the training process, when all ranks have ended a step: delete what neither it nor a later one needs."""
+        """In the training process, when all ranks have ended a step: delete what only windows before it wanted.
+
+        What lies there besides stays: loader processes may be further ahead than this process knows.
+        """
         window = self._window_of(step)
         if self._all_fit or window == self._passed:  # what fits is found by a further epoch
             return
-        self._passed = window
         wanted = self._paths(window)
-        for cache in self.caches.values():
-            cache.keep_only(wanted.__contains__)
+        for path in self._held - wanted:
+            with suppress(OSError):  # it is deleted when its room is needed
+                path.unlink()
+        self._passed, self._held = window, wanted
 
     def _window_of(self, step: int) -> tuple[int, int]:
         position = self.plan.position(step)
@@ -152,7 +158,7 @@ class WholeShards:
                 if shard not in self._here and self._fetch(shard, wait=False) is Fetched.NO_ROOM:
                     with self._lock:
                         self._queue.clear()
-            except DataError:
+            except (DataError, OSError):
                 continue  # whoever needs a sample of it says so
 
     def _fetch(self, shard: Shard, wait: bool) -> Fetched:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data_pipeline.errors import LoadError
+from data_pipeline.errors import DataError, LoadError
 from data_pipeline.loading.collate import MicroBatch, collate
 from data_pipeline.loading.far import FarReads
 from data_pipeline.loading.malloc import keep_memory
@@ -93,7 +93,8 @@ def _received(
 class MicroBatches(Dataset[WorkResult | LoadError]):
     """Work items to micro-batches.
 
-    A LoadError is returned: raised in a loader process, it would come back wrapped in that process' traceback.
+    A LoadError is returned, and any other trouble with data or disk as one: raised in a loader process, it would come
+    back wrapped in that process' traceback, and end this rank while the others wait for it.
     """
 
     def __init__(self, readers: list[SourceReader], encoder: Encoder, far: FarReads | None = None) -> None:
@@ -104,6 +105,8 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
             return self._work(item)
         except LoadError as error:
             return error
+        except (DataError, OSError) as error:
+            return LoadError(str(error))
 
     def _work(self, item: WorkItem) -> WorkResult:
         encoded, keys, sources, bad = [], [], [], []

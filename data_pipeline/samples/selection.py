@@ -21,7 +21,8 @@ class Selection:
         sample: share of the samples, above 0 and at most 1. A smaller share is part of a larger one.
         filter: field of the meta data (`a.b` is b inside a) -> what it must be: a value, a list of values, or a
             mapping of `min`, `max`, `not` (a value or a list) and `missing: true`, which also takes samples without the
-            field. Of a field that is a list, such as ratings, every item must fit.
+            field. Of a field that is a list, such as ratings, every item must fit; an
+            empty one counts as missing.
 
     Raises:
         DataError: a share or a condition that is none.
@@ -85,6 +86,7 @@ def _field(meta: Any, name: str) -> Any:
 
 
 def _fits(value: Any, condition: Any) -> bool:
+    value = None if value == [] else value
     if isinstance(condition, Mapping) and value is None:
         return condition.get("missing") is True
     return value is not None and all(

@@ -34,12 +34,17 @@ def reads_in_flight(processes: int) -> int:
 
 def node_processes(workers: int) -> int:
     """Loader processes of this node, where each of its ranks has `workers`."""
-    return max(workers, 1) * int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1)
+    return max(workers, 1) * _node_ranks()
 
 
 def num_nodes(ranks: int) -> int:
     """Nodes of a job of so many ranks."""
-    return -(-ranks // int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))
+    return -(-ranks // _node_ranks())
+
+
+def _node_ranks() -> int:
+    """Ranks of this node, as launchers say it; DeepSpeed's has a name of its own."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from data_pipeline.stores.requests import Request
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _START = "import sys; sys.path.insert(0, {!r}); from data_pipeline.stores.helper import main; main({}, {})"
 _helper: _Helper | None = None
-_lock = threading.Lock()
+_lock = threading.RLock()  # an answer that is an error may make the next request in the same thread
 
 
 def submit(request: Request) -> Future[Any]:
@@ -134,7 +134,7 @@ def main(parent: int, descriptor: int) -> None:
 
 def _after_fork() -> None:
     global _helper, _lock
-    _helper, _lock = None, threading.Lock()
+    _helper, _lock = None, threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -124,7 +124,7 @@ class HubStorage(ObjectStorage):
     def pin(self, sizes: Mapping[str, int], etags: Mapping[str, str]) -> None:
         """Compare the files with those that were indexed. Raises ReplacedError."""
         super().pin(sizes, etags)
-        files = self._look()[1] if etags else {}
+        files = self._look()[1]  # before any fork, so that all loader processes read one commit
         for name, etag in etags.items():
             now = files.get(name)
             if now is None or now.etag != etag:

@@ -126,7 +126,13 @@ async def get_into(url: str, name: str, begin: int, end: int, file: int, *, etag
         result = await obstore.get_async(store, name, options=options)
         info = _info(url, result.meta)
         async for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
-            await asyncio.to_thread(_write, file, memoryview(chunk)[: max(end - place, 0)], place)
+            data = memoryview(chunk)[: max(end - place, 0)]
+            writing = asyncio.ensure_future(asyncio.to_thread(_write, file, data, place))
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait([writing])  # a thread cannot be cancelled, and the file is closed after this
+                raise
             place += len(chunk)
     if place != end:
         raise TransientError(f"{mask(url)}/{name}: {place - begin:,} of {end - begin:,} bytes came")

@@ -128,14 +128,14 @@ class Download:
 
     async def run(self) -> ObjectInfo:
         size, slots = self.whole.size or 0, asyncio.Semaphore(DOWNLOAD_PARTS)
-        file = os.open(self.path, os.O_WRONLY)
+        file = os.open(self.path, os.O_WRONLY)  # whoever asks has made it
         parts = [
             asyncio.ensure_future(self._part(file, begin, min(begin + DOWNLOAD_BYTES, size), slots))
             for begin in range(0, size, DOWNLOAD_BYTES)
         ]
         try:
             infos = await asyncio.gather(*parts)
-            await asyncio.to_thread(os.fsync, file)
+            await asyncio.to_thread(_sync, file)
         finally:  # nobody writes into the file any more when it is closed
             for part in parts:
                 part.cancel()
@@ -151,6 +151,13 @@ class Download:
 
         async with slots:
             return (await whole.checked(read))[1]
+
+
+def _sync(file: int) -> None:
+    try:
+        os.fsync(file)
+    except OSError as error:  # quotas and network file systems say only here that a disk is full
+        raise remote.NoRoomError(error.strerror or str(error)) from error
 
 
 @dataclass(frozen=True)

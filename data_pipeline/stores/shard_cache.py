@@ -4,7 +4,7 @@
     <cache>/tars/<hash of URL and content>/<shard>.partial   one that is being fetched, locked by who does
 
 A process that dies frees its lock, and the next one that wants the shard fetches it from the start into the same file.
-A file is deleted when it is not wanted any more (`keep_only`), or to make room for another one.
+A file is deleted when the plan has passed it (loading/whole.py), or to make room for another one.
 """
 
 from __future__ import annotations
@@ -84,19 +84,22 @@ class ShardCache:
                 partial.parent.mkdir(parents=True, exist_ok=True)
                 file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                if not _lock(file, wait):
+                if _lock(file, wait) is False:
                     return Fetched.ELSEWHERE
                 if not _is_same(file, partial):
                     continue  # whoever had the lock has fetched it, or given up
                 if _is_whole(path, size):  # it got its name before this file was made
                     partial.unlink()
                     break
-                if self._reserve(file, partial, size, wanted):
+                has_room = self._reserve(file, partial, size, wanted)
+                if has_room is None:
+                    continue
+                if has_room:
                     try:
                         self.storage.download(name, partial)
-                        with must_write(path, _WAY_OUT):
+                        with must_write(path, _WAY_OUT), suppress(FileNotFoundError):
                             partial.rename(path)
-                        return Fetched.HERE
+                        continue  # where files cannot be locked, another process may have renamed or deleted it
                     except NoRoomError:
                         pass
                 partial.unlink(missing_ok=True)
@@ -106,15 +109,11 @@ class ShardCache:
                 os.close(file)
         return Fetched.HERE
 
-    def keep_only(self, wanted: Wanted) -> None:
-        """Delete the shards of this folder that are not wanted."""
-        for path, _ in _files(self.folder):
-            if path.suffix != PARTIAL and not wanted(path):
-                path.unlink(missing_ok=True)
-
-    def _reserve(self, file: int, partial: Path, size: int, wanted: Wanted) -> bool:
-        """Give the file its size, when it fits, perhaps after others were deleted."""
+    def _reserve(self, file: int, partial: Path, size: int, wanted: Wanted) -> bool | None:
+        """Give the file its size, when it fits, perhaps after others were deleted. None: it was itself deleted."""
         with locked(root() / ".lock", _WAY_OUT):
+            if not _is_same(file, partial):
+                return None
             others = [(path, stat) for path, stat in _files(root()) if path != partial]
             room = self.limit - size - sum(stat.st_size for _, stat in others)
             for path, stat in sorted(others, key=lambda each: each[1].st_mtime):
@@ -147,13 +146,14 @@ def _taken(folder: Path) -> int:
     return sum(stat.st_size for _, stat in _files(folder))
 
 
-def _lock(file: int, wait: bool) -> bool:
+def _lock(file: int, wait: bool) -> bool | None:
+    """Lock an open file. False: another process has; None: files cannot be locked here."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError:
-        pass  # no locks here: two processes may write the same bytes to the same places
+        return None  # two processes may write the same bytes to the same places
     return True
 
 
@@ -172,6 +172,6 @@ def _is_left(partial: Path) -> bool:
     except OSError:
         return False
     try:
-        return _lock(file, wait=False)
+        return _lock(file, wait=False) is True
     finally:
         os.close(file)

@@ -14,11 +14,12 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from alignvlm.cli.evaluation.evaluate import show_texts
 from alignvlm.config import load_recipe
 from alignvlm.config.evaluation import TextConfig
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
-from alignvlm.evaluation.perplexity import _done, documents, measure_texts, windows
+from alignvlm.evaluation.perplexity import _done, documents, measure_texts, read_texts, windows
 from alignvlm.run_folder import EvaluationFolder
 from data_pipeline.errors import DataError
 from tests.jobs import TINY
@@ -123,3 +124,17 @@ def test_a_text_without_documents_is_an_error(export: Path, tmp_path: Path) -> N
     (tmp_path / "pages.jsonl").write_text(json.dumps({"text": " "}) + "\n")
     with pytest.raises(UserError, match=r"evaluation\.text\.pages: .*pages\.jsonl has no document"):
         measure_texts(export, recipe, tmp_path / "out", device="cpu")
+
+
+def test_a_text_too_unlikely_for_floating_point_hides_no_other(export: Path, tmp_path: Path) -> None:
+    """One word of many tokens: `exp` of its nats is infinite, and JSON has null for that."""
+    page = "x7q" * 400
+    (tmp_path / "words.txt").write_text(page)
+    recipe = recipe_of(tmp_path)
+    texts = {"words": TextConfig(name="words", path=str(tmp_path / "words.txt"))}
+    recipe = replace(recipe, evaluation=replace(recipe.evaluation, text=texts))
+    measure_texts(export, recipe, tmp_path / "out")
+    found = read_texts(EvaluationFolder(tmp_path / "out"))["texts"]["words"]
+    assert found["word_perplexity"] is None
+    assert found["perplexity"] > 1
+    show_texts({"texts": {"words": found}})

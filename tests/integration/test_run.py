@@ -48,9 +48,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wait_for_step(folder / "runs" / "tiny", "connector", 5, process)
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGSTOP)
-    refused = run("train", str(TINY), *HELD_OUT, "train.processes=1", cwd=folder, code=2)
+    try:
+        refused = run("train", str(TINY), *HELD_OUT, "train.processes=1", cwd=folder, code=2)
+    finally:
+        kill(process)
     assert re.fullmatch(r"alignvlm: runs/tiny/lease-000001.json: another job trains here: .*\n", refused)
-    kill(process)
     return folder
 
 

@@ -33,8 +33,12 @@ def test_what_needs_no_gradient_gets_none() -> None:
     layer = nn.Linear(4, 3)
     keep_parameters(layer)
     layer.weight.requires_grad_(False)
-    x = torch.randn(2, 4)
-    layer(x).sum().backward()
+    x, kept = torch.randn(2, 4, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = layer(x)
+    assert [tensor.shape for tensor in kept] == [layer.weight.shape]  # the input serves the weight's gradient only
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones(2, 3) @ layer.weight)
     assert layer.weight.grad is None
     assert layer.bias.grad is not None
 

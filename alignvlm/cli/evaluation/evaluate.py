@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,7 @@ def _evaluate_tasks(
     from alignvlm.run_folder import benchmark_folder
 
     options: dict[str, Any] = {"tasks": arguments.task, "limit": arguments.limit, "device": arguments.device}
-    if recipe.evaluation.tasks:
+    if recipe.evaluation.tasks or arguments.task:
         results = evaluate(export, recipe, out, progress=True, **options, **world)
         if is_main:
             show(results, out)
@@ -201,9 +202,11 @@ def show(results: dict[str, Any], out: Path) -> None:
 def show_texts(results: dict[str, Any]) -> None:
     """Print the perplexity of every text."""
     for name, entry in results["texts"].items():
+        keys = ("perplexity", "word_perplexity", "bits_per_byte")
+        tokens, words, size = (math.inf if entry[key] is None else entry[key] for key in keys)
         print(
-            f"{name}: perplexity {entry['perplexity']:.4g} per token, {entry['word_perplexity']:.4g} per word, "
-            f"{entry['bits_per_byte']:.4f} bits per byte ({entry['documents']:,} documents, {entry['tokens']:,} tokens)"
+            f"{name}: perplexity {tokens:.4g} per token, {words:.4g} per word, {size:.4f} bits per byte "
+            f"({entry['documents']:,} documents, {entry['tokens']:,} tokens)"
         )
 
 

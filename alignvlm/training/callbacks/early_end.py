@@ -19,18 +19,25 @@ class EarlyEnd(Callback):
     def __init__(self) -> None:
         self._best: float | None = None
         self._in_a_row = 0
+        self._measured: list[Any] = []
+        """The score, and what it is measured on: a resume may change both, and then counts anew."""
 
     def state(self) -> dict[str, Any]:
-        return {"best": self._best, "in_a_row": self._in_a_row} if self._best is not None or self._in_a_row else {}
+        counted = self._best is not None or self._in_a_row
+        return {"best": self._best, "in_a_row": self._in_a_row, "measured": self._measured} if counted else {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._best, self._in_a_row = state["best"], state["in_a_row"]
+        self._best, self._in_a_row, self._measured = state["best"], state["in_a_row"], state["measured"]
 
     def on_step(self, state: StageState, record: StepRecord) -> None:
         settings = state.recipe.checkpoint
         name = settings.keep_best
         if settings.patience is None or name is None or name not in state.scores:
             return
+        loss = state.recipe.evaluation.loss
+        measured = [name, *([loss.sources, loss.max_packs] if loss else [])]
+        if measured != self._measured:
+            self._measured, self._best, self._in_a_row = measured, None, 0
         score, delta = state.scores[name], settings.min_delta
         if is_better(name, score + delta if name.startswith(LOSS) else score - delta, self._best):
             self._best, self._in_a_row = score, 0

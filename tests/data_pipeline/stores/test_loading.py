@@ -14,14 +14,17 @@ import pytest
 
 from alignvlm.cli import main
 from data_pipeline.errors import LoadError, UnreachableError
+from data_pipeline.loading.far import FarReads
 from data_pipeline.loading.loader import build_loader
 from data_pipeline.loading.read_mode import Read
+from data_pipeline.loading.whole import WholeShards
 from data_pipeline.order.plan import Plan
 from data_pipeline.order.settings import PlanSettings
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.sources import Source, measure_source, open_source
 from data_pipeline.shards.storage import open_storage
 from data_pipeline.stores import engine, helper, requests
+from data_pipeline.stores.remote import MissingObjectError
 from data_pipeline.stores.requests import Get
 from tests.data_pipeline.loading.test_loader import same
 from tests.fixtures.buckets import Bucket
@@ -127,6 +130,22 @@ def read_again(results: Any) -> None:
         open_storage("s3://bucket/letters").read("manifest.json")
     except LoadError as error:
         results.put(str(error))
+
+
+@pytest.mark.parametrize(
+    "error", [MissingObjectError("s3://b/1.tar: no such object"), OSError(5, "Input/output error")]
+)
+def test_what_stops_a_loader_process_is_told_to_all_ranks(far: Plan, encoder: Any, error: Exception) -> None:
+    """As a LoadError, on which ranks agree; raised, it would end this rank alone."""
+    loader = build_loader(far, encoder, num_workers=0)
+
+    class Broken(FarReads):
+        def begin(self, *_: Any) -> None:
+            raise error
+
+    loader._loader.dataset._far = Broken([], 0, WholeShards(far, [], 0))  # type: ignore[attr-defined]
+    with pytest.raises(LoadError, match=re.escape(str(error))):
+        next(iter(loader))
 
 
 def test_a_store_that_was_used_before_a_fork_is_an_error_not_a_hang(far: Plan) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_pipeline.loading.loader import build_loader
@@ -21,7 +22,7 @@ from data_pipeline.order.settings import PlanSettings
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.sources import Source, measure_source, open_source
 from data_pipeline.stores import helper
-from data_pipeline.stores.shard_cache import Fetched, root
+from data_pipeline.stores.shard_cache import Fetched, ShardCache, root
 from tests.data_pipeline.loading.test_loader import same
 from tests.fixtures.buckets import Bucket
 
@@ -55,8 +56,9 @@ def shard_sizes(source: Source) -> list[int]:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("start", [0, 5])
 def test_batches_are_those_from_disk_and_each_shard_comes_once(
-    bucket: Bucket, far: Source, source: Source, encoder: Any, workers: int, start: int
+    bucket: Bucket, far: Source, source: Source, encoder: Any, workers: int, start: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ALIGNVLM_READ_TIMEOUT", "10")  # a read that took too long would be a second one
     kwargs = {"num_workers": workers, "start_step": start}
     steps = list(build_loader(plan_of(far, epochs=2), encoder, reads=SHARDS, cache_bytes=10**9, **kwargs))
     reference = list(build_loader(plan_of(source, epochs=2), encoder, **kwargs))
@@ -79,7 +81,8 @@ def test_what_is_passed_is_deleted_and_the_budget_holds(
     reference = list(build_loader(plan_of(source, pack_window=40, window_shards=1, epochs=2), encoder, num_workers=0))
     assert all(same(a, b) for x, y in zip(steps, reference, strict=True) for a, b in zip(x, y, strict=True))
     whole = WholeShards(plan, SHARDS, limit)
-    whole.passed(plan.num_steps)
+    for step in range(plan.num_steps + 1):
+        whole.passed(step)
     assert not [name for name in tars() if name.endswith(".tar")]
 
 
@@ -90,6 +93,26 @@ def test_what_has_no_room_is_read_by_ranges(
     steps, reference = list(loader), list(build_loader(plan_of(source), encoder, num_workers=0))
     assert all(same(a, b) for x, y in zip(steps, reference, strict=True) for a, b in zip(x, y, strict=True))
     assert "no room for" in caplog.text
+
+
+def test_a_disk_that_fails_once_does_not_end_fetching_ahead(
+    bucket: Bucket, far: Source, encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, original, failures = plan_of(far), ShardCache.fetch, [OSError(28, "No space left on device")]
+
+    def fetch(self: ShardCache, name: str, wanted: Any, wait: bool) -> Fetched:
+        if failures:
+            raise failures.pop()
+        return original(self, name, wanted, wait)
+
+    monkeypatch.setattr(ShardCache, "fetch", fetch)
+    whole = WholeShards(plan, SHARDS, 10**9)
+    whole.begin(0, np.zeros((0, 2), np.int64))
+    deadline = time.monotonic() + 20
+    while whole._is_fetching and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not whole._is_fetching
+    assert len([name for name in tars() if name.endswith(".tar")]) == len(shard_sizes(far)) - 1
 
 
 def download(plan: Plan, wait: bool, results: Any) -> None:

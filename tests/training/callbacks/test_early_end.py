@@ -97,3 +97,13 @@ def test_the_attempt_says_that_it_ended_the_stage(tmp_path: Path) -> None:
         log.on_end(state)
     lines = read_json_lines(state.run.folder.attempts, ATTEMPTS_LINE)
     assert [(line["resumed_at"], line.get("ended_early")) for line in lines] == [(0, None), (6, "step 6: no better")]
+
+
+def test_another_score_after_a_restart_is_counted_anew(tmp_path: Path) -> None:
+    first, again = EarlyEnd(), EarlyEnd()
+    validate(first, state_of(tmp_path, "checkpoint.patience=2"), 1.0, 2.0)
+    again.load_state(first.state())
+    assert validate(again, state_of(tmp_path, "checkpoint.patience=2", "evaluation.loss.max_packs=3"), 3.0, 2.5) == [
+        0,
+        0,
+    ]
