@@ -132,9 +132,7 @@ def read_again(results: Any) -> None:
         results.put(str(error))
 
 
-@pytest.mark.parametrize(
-    "error", [MissingObjectError("s3://b/1.tar: no such object"), OSError(5, "Input/output error")]
-)
+@pytest.mark.parametrize("error", [MissingObjectError("s3://b/1.tar: it is gone"), OSError(5, "Input/output error")])
 def test_what_stops_a_loader_process_is_told_to_all_ranks(far: Plan, encoder: Any, error: Exception) -> None:
     """As a LoadError, on which ranks agree; raised, it would end this rank alone."""
     loader = build_loader(far, encoder, num_workers=0)
