@@ -17,6 +17,7 @@ from alignvlm.training.checkpoints.store import MANIFEST, TAG, first_difference
 from alignvlm.training.checkpoints.weights import CheckpointWeights
 from alignvlm.training.distributed import World
 from data_pipeline.errors import DataError
+from data_pipeline.files import reason
 
 
 def consolidate(model: torch.nn.Module, world: World) -> dict[str, torch.Tensor] | None:
@@ -87,7 +88,10 @@ def export_checkpoints(checkpoints: Sequence[Path], output: Path, dtype: str | N
     check_export(initial)
     model = AlignVLMForConditionalGeneration.from_pretrained(initial, dtype=getattr(torch, dtype) if dtype else "auto")
     weights = model.state_dict()
-    sources = [CheckpointWeights(checkpoint / TAG) for checkpoint in checkpoints]
+    try:
+        sources = [CheckpointWeights(checkpoint / TAG) for checkpoint in checkpoints]
+    except ValueError as error:
+        raise UserError(f"{checkpoints[-1]}: not laid out as this version's checkpoints ({reason(error)})") from error
     for checkpoint, source in zip(checkpoints, sources, strict=True):
         differing = sorted(source.names ^ weights.keys())
         if differing:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from deepspeed.checkpoint import constants as keys
 
+from data_pipeline.files import reason
+
 Pieces = tuple[list[torch.Tensor], tuple[int, ...]]
 """Flat tensors that follow each other, perhaps with padding at their end, and the shape that they have together."""
 
@@ -102,4 +104,13 @@ def _of_ranks(folder: Path, pattern: str) -> list[Path]:
 
 
 def _map(path: Path) -> dict[str, Any]:
-    return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+    """A file's content, its tensors mapped; of classes it may hold DeepSpeed's own only, and nothing that is run."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        try:
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:  # whatever the unpickler raises
+            raise ValueError(f"{path}: {reason(error)}") from error
