@@ -62,32 +62,14 @@ def write_tsv(file: Path, rows: int, picture: Callable[[int], bytes]) -> None:
 def small_answerer(threads: int) -> Any:
     """13 million random parameters: six layers of vision, six of language."""
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     from alignvlm.evaluation.answering import ModelAnswerer
-    from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
-    from alignvlm.model.tokenizer import train_tokenizer
+    from tests.tiny import tiny_model
 
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    tokenizer = train_tokenizer(["what is the total of this page user assistant system"] * 20, 320)
-    vision = AutoConfig.for_model(
-        "siglip_vision_model", hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4,
-        image_size=224, patch_size=16, vision_use_head=False,
-    )  # fmt: skip
-    text = {
-        "model_type": "llama", "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(tokenizer), "tie_word_embeddings": False,
-        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None,
-    }  # fmt: skip
-    config = AlignVLMConfig(
-        vision_config=vision, text_config=text, connector_config={"kind": "align"}, tiles_config={"max_tiles": 4},
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), tie_word_embeddings=False,
-    )  # fmt: skip
-    model = AlignVLMForConditionalGeneration(
-        config, AutoModel.from_config(vision), AutoModelForCausalLM.from_config(config.text_config)
-    )
-    return ModelAnswerer(model, AlignVLMProcessor(tokenizer, tiling=vars(config.tiling)), "cpu")
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4}
+    vision = {**sizes, "image_size": 224, "patch_size": 16}
+    return ModelAnswerer(*tiny_model(text={**sizes, "tie_word_embeddings": False}, vision=vision), "cpu")
 
 
 def throughput(questions: int, batch_size: int, rounds: int, side: int, threads: int) -> dict[str, Any]:

@@ -18,22 +18,27 @@ WORDS = ["what is the total", "read the field", "the answer is 12.50", "user ass
 
 
 def tiny_model(
-    connector: dict[str, Any] | None = None, text: dict[str, Any] | None = None, merge: int = 1, seed: int = 0
+    connector: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
+    merge: int = 1,
+    seed: int = 0,
+    vision: dict[str, Any] | None = None,
 ) -> tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor]:
     """A two-layer SigLIP and a two-layer LM (Llama unless `text` says otherwise) with their processor."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(WORDS * 20, 320)
-    vision = AutoConfig.for_model(
-        "siglip_vision_model", hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        image_size=32, patch_size=8, vision_use_head=False,
-    )  # fmt: skip
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
+        "patch_size": 8, "vision_use_head": False,
+    } | (vision or {})  # fmt: skip
+    vision_config = AutoConfig.for_model("siglip_vision_model", **sizes)
     fields = {
         "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(tokenizer), "tie_word_embeddings": True,
         "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None,
     } | (text or {})  # fmt: skip
     config = AlignVLMConfig(
-        vision_config=vision,
+        vision_config=vision_config,
         text_config=fields,
         connector_config={"kind": "align", "gain": 5.0} | (connector or {}),
         tiles_config={"max_tiles": 4, "merge": merge},
@@ -41,7 +46,7 @@ def tiny_model(
         tie_word_embeddings=fields["tie_word_embeddings"],
     )
     lm = AutoModelForCausalLM.from_config(config.text_config)
-    model = AlignVLMForConditionalGeneration(config, AutoModel.from_config(vision), lm)
+    model = AlignVLMForConditionalGeneration(config, AutoModel.from_config(vision_config), lm)
     model.connector.copy_lm_head(lm.get_output_embeddings().weight)
     return model, AlignVLMProcessor(tokenizer, tiling=asdict(config.tiling))
 

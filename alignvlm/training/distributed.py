@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +15,7 @@ import torch.distributed as dist
 
 from alignvlm.errors import UserError
 from alignvlm.launch.local import free_port, is_launched
+from data_pipeline.errors import DataError
 
 SLOW_WORK = timedelta(hours=24)
 """How long ranks wait for rank 0 where it works alone (preparing data, writing exports)."""
@@ -61,6 +63,17 @@ class World:
         error, cause = self.broadcast((error, error and error.__cause__))
         if error is not None:
             raise error from cause
+
+    def of_main(self, work: Callable[[], Any]) -> Any:
+        """What rank 0 gets from `work`, on all ranks; a DataError of it is raised on all."""
+        value, problem = None, None
+        if self.is_main:
+            try:
+                value = work()
+            except DataError as error:
+                problem = error
+        self.raise_of_main(problem)
+        return self.broadcast(value)
 
     def all_gather(self, value: Any) -> list[Any]:
         """All ranks' values, in rank order, on all ranks."""

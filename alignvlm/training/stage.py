@@ -30,7 +30,6 @@ from alignvlm.training.optim import lr_factor
 from alignvlm.training.record import StepRecord
 from alignvlm.training.step import StepResult, Votes, train_step
 from alignvlm.training.throughput import Speed, Throughput
-from data_pipeline.errors import DataError
 from data_pipeline.loading.collate import MicroBatch
 from data_pipeline.loading.ledger import Ledger
 from data_pipeline.order.plan import Plan
@@ -93,15 +92,10 @@ def with_recomputation(run: Run, stage: StageConfig, world: World) -> Recipe:
     recipe = run.recipe
     if recipe.train.gradient_checkpointing != "auto":
         return recipe
-    smallest, chosen, problem = min(world.all_gather(gpu_bytes(world.device))), None, None
-    if world.is_main:
-        fused = choose_fused_layers(recipe.model.fused_layers, world.device)
-        try:
-            chosen = noted_recomputation(run, stage, world.size, smallest, fused)
-        except DataError as error:
-            problem = error
-    world.raise_of_main(problem)
-    return replace(recipe, train=replace(recipe.train, gradient_checkpointing=world.broadcast(chosen)))
+    smallest = min(world.all_gather(gpu_bytes(world.device)))
+    fused = choose_fused_layers(recipe.model.fused_layers, world.device)
+    chosen = world.of_main(lambda: noted_recomputation(run, stage, world.size, smallest, fused))
+    return replace(recipe, train=replace(recipe.train, gradient_checkpointing=chosen))
 
 
 def resume_trainer(

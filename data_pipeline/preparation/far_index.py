@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.preparation.engines import Engine, Local, run, share
-from data_pipeline.preparation.index import Measuring
+from data_pipeline.preparation.index import Measuring, refuse_missing
 from data_pipeline.progress import Progress, silent
 from data_pipeline.shards.index import index_object, index_shards, kept_index, known_rows
 from data_pipeline.shards.manifest import Manifest, ShardInfo
@@ -68,12 +68,7 @@ def finish(job: FarJob, *, num_processes: int | None = None, progress: Progress 
     look = partial(_missing, job.storage, job.place, job.known)
     names = sorted(job.known)
     looked = run(look, names, Local(num_processes), title="look at the indexes", progress=progress)
-    missing = sorted(name for name in looked if name)
-    if missing:
-        raise DataError(
-            f"{job.storage}: {len(missing)} of {len(names)} shards are not done ({missing[0]} is the first); "
-            "run the tasks again, they do only these"
-        )
+    refuse_missing(job.storage, sorted(name for name in looked if name), len(names))
     manifest = index_shards(job.storage.url, num_processes=num_processes, progress=progress)
     for each in job.measurings:
         measure_source(job.storage.url, each.encoder, each.prompt, num_processes=num_processes, progress=progress)

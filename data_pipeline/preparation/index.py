@@ -20,6 +20,7 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import must_write, write_atomic
+from data_pipeline.masking import mask
 from data_pipeline.preparation.engines import Engine, Local, run, share
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import Encoder, SampleError
@@ -122,11 +123,7 @@ def is_done(storage: Storage, place: Path, measurings: Sequence[Measuring], name
 def finish(job: Job, *, num_processes: int | None = None, progress: Progress = silent) -> Manifest:
     """The manifest, and the lengths of all samples in one file. Raises DataError when any shard is not done."""
     missing = [name for name in job.names if not is_done(job.storage, job.place, job.measurings, name)]
-    if missing:
-        raise DataError(
-            f"{job.storage.url}: {len(missing)} of {len(job.names)} shards are not done ({missing[0]} is the first); "
-            "run the tasks again, they do only these"
-        )
+    refuse_missing(job.storage, missing, len(job.names))
     manifest = index_shards(job.storage.url, num_processes=num_processes, progress=progress)
     for each in job.measurings:
         reader = SourceReader(job.storage.url, prompt=each.prompt)
@@ -142,6 +139,15 @@ def finish(job: Job, *, num_processes: int | None = None, progress: Progress = s
         keep_measures(reader, each.encoder, measures, bad)
     _remove_leftovers(job)
     return manifest
+
+
+def refuse_missing(storage: Storage, missing: Sequence[str], total: int) -> None:
+    """Raise DataError when any of a folder's shards is not done."""
+    if missing:
+        raise DataError(
+            f"{mask(storage.url)}: {len(missing)} of {total} shards are not done ({missing[0]} is the first); "
+            "run the tasks again, they do only these"
+        )
 
 
 def _remove_leftovers(job: Job) -> None:

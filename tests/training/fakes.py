@@ -14,6 +14,7 @@ import torch
 from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.run_folder import Run
 from alignvlm.training.callbacks import Callback, StageState
+from alignvlm.training.distributed import World
 from alignvlm.training.optim import Group
 from alignvlm.training.record import StepRecord
 from data_pipeline.loading.collate import MicroBatch
@@ -50,6 +51,8 @@ class FakeWorld:
     def raise_of_main(self, error: Exception | None) -> None:
         if error is not None:
             raise error
+
+    of_main = World.of_main
 
     def all_gather(self, value: Any) -> list[Any]:
         return [value]

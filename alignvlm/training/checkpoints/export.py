@@ -16,7 +16,6 @@ from alignvlm.run_folder import INITIAL, run_of_checkpoint
 from alignvlm.training.checkpoints.store import MANIFEST, TAG, first_difference
 from alignvlm.training.checkpoints.weights import CheckpointWeights
 from alignvlm.training.distributed import World
-from data_pipeline.errors import DataError
 from data_pipeline.files import reason
 
 
@@ -57,14 +56,8 @@ def export_stage(model: Any, processor: AlignVLMProcessor, folder: Path, world: 
     Raises:
         DataError: on all ranks, when rank 0 cannot write.
     """
-    weights = consolidate(model, world)
-    problem = None
-    if weights is not None:
-        try:
-            save_export(model, weights, processor, folder)
-        except DataError as error:
-            problem = error
-    world.raise_of_main(problem)
+    weights = consolidate(model, world) or {}  # on rank 0
+    world.of_main(lambda: save_export(model, weights, processor, folder))
 
 
 def export_checkpoints(checkpoints: Sequence[Path], output: Path, dtype: str | None = None) -> None:

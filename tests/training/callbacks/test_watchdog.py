@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from alignvlm.config.schema import Recipe
-from alignvlm.training.callbacks import watchdog
+from alignvlm.training.callbacks import StageState, watchdog
 from alignvlm.training.callbacks.watchdog import HANG, Heartbeats, Watchdog, describe_alone, describe_lag
 from tests.training.fakes import FakeWorld, micro_batch, record, stage_state
 
@@ -106,14 +106,22 @@ def record_exit(callback: Watchdog, monkeypatch: pytest.MonkeyPatch) -> tuple[li
     return codes, ended
 
 
-def test_a_step_without_end_is_reported_and_ends_the_process(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    impatient = replace(recipe, resilience=replace(recipe.resilience, watchdog_minutes=0.05 / 60))
-    state, callback = stage_state(impatient, tmp_path, step=6), Watchdog()
+def start_a_step(
+    recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> tuple[StageState, Watchdog, list[int], threading.Event]:
+    """A watchdog with this limit, once the step after the sixth has begun, and what `record_exit` gives."""
+    impatient = replace(recipe, resilience=replace(recipe.resilience, watchdog_minutes=seconds / 60))
+    state, callback = stage_state(impatient, folder, step=6), Watchdog()
     codes, ended = record_exit(callback, monkeypatch)
     callback.on_start(state)
     callback.before_step(state, [micro_batch([3, 4])])
+    return state, callback, codes, ended
+
+
+def test_a_step_without_end_is_reported_and_ends_the_process(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state, callback, codes, ended = start_a_step(recipe, tmp_path, monkeypatch, seconds=0.05)
     assert ended.wait(10)
     assert codes == [HANG]
     report = capfd.readouterr().err
@@ -126,12 +134,8 @@ def test_a_step_without_end_is_reported_and_ends_the_process(
 def test_a_save_may_take_long_while_it_writes_and_no_longer(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    impatient = replace(recipe, resilience=replace(recipe.resilience, watchdog_minutes=0.2 / 60))
-    state, callback = stage_state(impatient, tmp_path, step=6), Watchdog()
-    codes, ended = record_exit(callback, monkeypatch)
+    state, callback, codes, ended = start_a_step(recipe, tmp_path, monkeypatch, seconds=0.2)
     store: Any = state.store
-    callback.on_start(state)
-    callback.before_step(state, [micro_batch([3, 4])])
     callback.on_step(state, record())
     for saved in range(12):  # six times the limit
         store.progress = saved
@@ -148,11 +152,7 @@ def test_a_save_may_take_long_while_it_writes_and_no_longer(
 def test_a_held_out_loss_may_take_long_while_it_makes_passes_and_no_longer(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    impatient = replace(recipe, resilience=replace(recipe.resilience, watchdog_minutes=0.4 / 60))
-    state, callback = stage_state(impatient, tmp_path, step=6), Watchdog()
-    codes, ended = record_exit(callback, monkeypatch)
-    callback.on_start(state)
-    callback.before_step(state, [micro_batch([3, 4])])
+    state, callback, codes, ended = start_a_step(recipe, tmp_path, monkeypatch, seconds=0.4)
     for _ in range(10):  # more than twice the limit
         state.validated += 1
         assert not ended.wait(0.1)
