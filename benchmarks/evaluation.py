@@ -14,6 +14,7 @@ import base64
 import io
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import write
 from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from _common import write
 
 COLUMNS = "index\timage\tquestion\tanswer\n"
 
