@@ -129,6 +129,10 @@ class StageFolder:
         """Finished checkpoints, the oldest first."""
         return checkpoint_folders(self.checkpoints)
 
+    def analysis(self, name: str) -> Path:
+        """What a study measured on the export; its evaluations are in the folder of the same name."""
+        return self.path / "studies" / f"{name}.json"
+
 
 class RunFolder:
     """`runs/<name>`: where everything of a run lies, for those who write it and for those who read it."""

@@ -20,6 +20,7 @@ ORDER = {
     "alignvlm": (
         ("cli",),
         ("serving",),
+        ("studies",),
         ("training",),
         ("report",),
         ("best",),

@@ -18,13 +18,16 @@ def add_parser(subparsers: Any) -> None:
         "vocab",
         help="find the vocabulary tokens that the connector uses; write an export with only those",
         description="Average the connector's probabilities over the vocabulary on some images, and write an export "
-        "whose connector keeps the fewest tokens that hold --keep-mass of them. The LLM keeps its whole vocabulary.",
+        "whose connector keeps the fewest tokens that hold --keep-mass of them, or the --num-active most used ones. "
+        "The LLM keeps its whole vocabulary.",
     )
     vocab.add_argument("export", type=path, help="export folder of a trained model")
     vocab.add_argument("--data", type=folder, required=True, nargs="+", help="folders of shards with images")
-    vocab.add_argument(
+    kept = vocab.add_mutually_exclusive_group()
+    kept.add_argument(
         "--keep-mass", type=fraction, default=0.999, help="probability mass to keep (default: %(default)g)"
     )
+    kept.add_argument("--num-active", type=positive, metavar="N", help="keep this many tokens, the most used ones")
     vocab.add_argument(
         "--images", type=positive, default=100, help="number of images, spread over the sources (default: %(default)s)"
     )
@@ -48,9 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
     model = AlignVLMForConditionalGeneration.from_pretrained(export).eval()
     processor = AlignVLMProcessor.from_pretrained(export)
     measured = measure_mass(model, processor, images_of(arguments.data, arguments.images))
-    summary = write_restricted(model, processor, measured, arguments.keep_mass, output)
+    count, mass = arguments.num_active, arguments.keep_mass
+    ids = measured.most_used(count) if count else measured.active(mass)
+    summary = write_restricted(model, processor, measured, ids, output)
     print(
-        f"{summary['num_active']:,} of {summary['vocab_size']:,} tokens hold {arguments.keep_mass:.4g} of the mass "
+        f"{summary['num_active']:,} of {summary['vocab_size']:,} tokens hold {summary['kept_mass']:.4g} of the mass "
         f"over {summary['images']} images ({summary['visual_tokens']:,} visual tokens); "
         f"largest mean probability {summary['largest_mean_probability']:.4g}"
     )

@@ -39,6 +39,8 @@ class VocabularyMass:
     """[V] float64 on the CPU, sums to 1."""
     num_images: int
     num_visual_tokens: int
+    mean_entropy: float
+    """Of the distribution of one visual token, in nats."""
 
     def active(self, keep_mass: float) -> Tensor:
         """The fewest token ids that hold `keep_mass` of the mass together, by falling mass: int64 [V_active]."""
@@ -48,8 +50,14 @@ class VocabularyMass:
         reached = sorted_mass.cumsum(0) >= keep_mass * sorted_mass.sum() * (1 - 1e-12)
         return ids[: int(reached.to(torch.int8).argmax()) + 1]
 
+    def most_used(self, count: int) -> Tensor:
+        """The `count` token ids with the largest mass, by falling mass. Raises UserError when there are fewer."""
+        if count > len(self.mass):
+            raise UserError(f"--num-active {count:,}: the vocabulary has {len(self.mass):,} tokens")
+        return self.mass.sort(descending=True, stable=True).indices[:count]
 
-def images_of(folders: Sequence[Path], count: int) -> Iterator[Image.Image]:
+
+def images_of(folders: Sequence[str | Path], count: int) -> Iterator[Image.Image]:
     """About `count` images of shards: as many from each folder, evenly spread over its samples, the first of each.
 
     Samples that cannot be read, or have no image, are left out.
@@ -75,6 +83,7 @@ def measure_mass(
     """
     connector = _align_connector(model)
     total = torch.zeros(connector.vocab_size, dtype=torch.float64, device=model.device)
+    entropy = 0.0
     num_images = num_tokens = 0
     for image in images:
         tiles = torch.from_numpy(processor.spec.cut(decode_image(image)))
@@ -82,28 +91,28 @@ def measure_mass(
             features = model.encode_tiles(part.to(model.device)).flatten(0, 1)  # [N, d]
             for p in probability_chunks(connector, features):
                 total += p.sum(dim=0, dtype=torch.float64)
+                entropy -= float(torch.xlogy(p, p).sum(dtype=torch.float64))
                 num_tokens += p.shape[0]
         num_images += 1
     if not num_images:
         raise UserError("the sources have no images; give --data a folder of shards with images")
-    return VocabularyMass((total / num_tokens).cpu(), num_images, num_tokens)
+    return VocabularyMass((total / num_tokens).cpu(), num_images, num_tokens, entropy / num_tokens)
 
 
 def write_restricted(
     model: AlignVLMForConditionalGeneration,
     processor: AlignVLMProcessor,
     measured: VocabularyMass,
-    keep_mass: float,
+    ids: Tensor,
     folder: Path,
 ) -> dict[str, Any]:
-    """Restrict the model (in place) to the tokens that hold `keep_mass` and export it; returns the summary written."""
-    ids = measured.active(keep_mass)
+    """Restrict the model (in place) to these tokens [V_active] and export it; returns the summary written."""
     _align_connector(model).keep_tokens(ids)
     model.config.connector_config["num_active"] = len(ids)
     save_export(model, model.state_dict(), processor, folder)
     top = ids[:20].tolist()
     summary = {
-        "keep_mass": keep_mass,
+        "kept_mass": float(measured.mass[ids].sum()),
         "num_active": len(ids),
         "vocab_size": len(measured.mass),
         "images": measured.num_images,

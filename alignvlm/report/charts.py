@@ -61,16 +61,16 @@ def draw(chart: Chart, steps: Sequence[dict[str, Any]]) -> Markup | None:
     if not values:
         return None
     log = chart.log and min(values) > 0 and max(values) / min(values) > 20
-    y_of, y_ticks = _axis(values, log, chart.zero)
+    y_of, y_ticks = axis(values, log, chart.zero)
     x_of = lambda x: LEFT + (x - 0.5) / len(steps) * (WIDTH - LEFT - RIGHT)
-    body = [_grid(y_ticks, y_of), _stage_marks(segments, x_of, len(steps)), _x_ticks(len(steps), x_of)]
+    body = [grid(y_ticks, y_of), _stage_marks(segments, x_of, len(steps)), _x_ticks(len(steps), x_of)]
     for series, points_per_stage in lines:
         for points in points_per_stage:
             kept = [(x, y) for x, y in points if not chart.log or y > 0]
             smooth = chart.smooth and not series.exact
             if smooth:
-                body.append(_path(kept, x_of, y_of, f"raw c{series.colour}"))
-            body.append(_path(_smoothed(kept) if smooth else kept, x_of, y_of, f"line c{series.colour}"))
+                body.append(path(kept, x_of, y_of, f"raw c{series.colour}"))
+            body.append(path(_smoothed(kept) if smooth else kept, x_of, y_of, f"line c{series.colour}"))
     return _figure(chart, lines, "".join(body), segments, len(steps))
 
 
@@ -128,8 +128,14 @@ def _smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return out
 
 
-def _axis(values: list[float], log: bool, zero: bool) -> tuple[Callable[[float], float], list[float]]:
+def axis(values: list[float], log: bool, zero: bool) -> tuple[Callable[[float], float], list[float]]:
     """Value to y in pixels, and the ticks."""
+    place, ticks = scale(values, log, zero)
+    return lambda y: HEIGHT - BOTTOM - place(y) * (HEIGHT - TOP - BOTTOM), ticks
+
+
+def scale(values: list[float], log: bool, zero: bool) -> tuple[Callable[[float], float], list[float]]:
+    """Value to its place on an axis, from 0 to 1, and the ticks."""
     low, high = min(values), max(values)
     if log:
         exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
@@ -145,8 +151,9 @@ def _axis(values: list[float], log: bool, zero: bool) -> tuple[Callable[[float],
         ticks = [low + step * i for i in range(round((high - low) / step) + 1)]
         transform = float
     span = (high - low) or 1.0
-    y_of = lambda y: HEIGHT - BOTTOM - (transform(y) - low) / span * (HEIGHT - TOP - BOTTOM)
-    return y_of, [t for t in ticks if low - 1e-9 * span <= transform(t) <= high + 1e-9 * span]
+    return lambda value: (transform(value) - low) / span, [
+        t for t in ticks if low - 1e-9 * span <= transform(t) <= high + 1e-9 * span
+    ]
 
 
 def _nice(step: float) -> float:
@@ -154,7 +161,8 @@ def _nice(step: float) -> float:
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= step * (1 - 1e-9))
 
 
-def _grid(ticks: list[float], y_of: Callable[[float], float]) -> str:
+def grid(ticks: list[float], y_of: Callable[[float], float]) -> str:
+    """Horizontal lines with their numbers."""
     return "".join(
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_of(t):.1f}" y2="{y_of(t):.1f}"/>'
         f'<text class="tick" x="{LEFT - 7}" y="{y_of(t) + 3.5:.1f}" text-anchor="end">{format_number(t)}</text>'
@@ -183,7 +191,8 @@ def _x_ticks(num_steps: int, x_of: Callable[[float], float]) -> str:
     )
 
 
-def _path(points: list[tuple[float, float]], x_of: Callable[[float], float], y_of: Any, css: str) -> str:
+def path(points: list[tuple[float, float]], x_of: Callable[[float], float], y_of: Any, css: str) -> str:
+    """A line through points; one point alone is a dot."""
     if not points:
         return ""
     coordinates = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)

@@ -15,6 +15,7 @@ from alignvlm.config.names import HELD_OUT, LOSS
 from alignvlm.config.schema import RecomputeConfig
 from alignvlm.report.charts import Chart, Series, Value, draw, finite, format_number
 from alignvlm.report.overlay import draw_view
+from alignvlm.report.page import render_template
 from alignvlm.report.results import (
     answer_mark,
     benchmark_rows,
@@ -27,7 +28,6 @@ from alignvlm.report.results import (
     text_stages,
 )
 from alignvlm.report.run_data import RunData, StageData, quarantine_summary, read_run
-from alignvlm.resources import resource
 from alignvlm.run_folder import RECOMPUTATION, VIEW_SUFFIX, RunFolder
 from data_pipeline.files import must_write, read_json, reason, to_json, write_atomic
 from data_pipeline.samples.images import decode_image, image_bytes, image_extension, image_size
@@ -67,23 +67,9 @@ def build_report(run_folder: str | Path) -> Path:
 
 def render(run: RunData) -> str:
     """The page as text."""
-    from jinja2 import Environment, FileSystemLoader, select_autoescape
-    from markupsafe import Markup
-
-    templates = resource("templates")
-    environment = Environment(
-        loader=FileSystemLoader(templates),
-        autoescape=select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda x: f"{100 * x:.1f}"
-    environment.filters["number"] = format_number
-    environment.filters["in_text"] = _in_text
-    return environment.get_template("report.html").render(
+    return render_template(
+        "report.html",
         run=run,
-        style=Markup((templates / "report.css").read_text(encoding="utf-8")),
-        script=Markup((templates / "report.js").read_text(encoding="utf-8")),
         facts=_facts(run),
         results=task_tables(run),
         metrics=metric_columns(run),
@@ -99,11 +85,6 @@ def render(run: RunData) -> str:
         config=_config_text(run),
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-
-
-def _in_text(title: str) -> str:
-    """A title inside a sentence: "exact match", but "ANLS"."""
-    return title if title[:2].isupper() else title[:1].lower() + title[1:]
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:

@@ -14,12 +14,15 @@ from tests.tiny import picture, tiny_model
 
 
 def test_fewest_tokens_by_falling_mass() -> None:
-    measured = VocabularyMass(torch.tensor([0.1, 0.5, 0.15, 0.25], dtype=torch.float64), 1, 1)
+    measured = VocabularyMass(torch.tensor([0.1, 0.5, 0.15, 0.25], dtype=torch.float64), 1, 1, 0.0)
     assert measured.active(0.5).tolist() == [1]
     assert measured.active(0.7).tolist() == [1, 3]
     assert measured.active(1.0).tolist() == [1, 3, 2, 0]
     with pytest.raises(ValueError, match="keep_mass"):
         measured.active(0.0)
+    assert measured.most_used(3).tolist() == [1, 3, 2]
+    with pytest.raises(UserError, match="has 4 tokens"):
+        measured.most_used(5)
 
 
 def test_mass_is_the_mean_of_the_connectors_probabilities() -> None:
@@ -32,6 +35,8 @@ def test_mass_is_the_mean_of_the_connectors_probabilities() -> None:
     assert measured.num_images == 2
     assert measured.num_visual_tokens == len(p)
     torch.testing.assert_close(measured.mass.float(), p.mean(0), atol=1e-6, rtol=1e-4)
+    entropy = torch.distributions.Categorical(probs=p).entropy().mean()
+    assert measured.mean_entropy == pytest.approx(float(entropy), rel=1e-5)
 
 
 def test_restricted_export(tmp_path: Path) -> None:
@@ -41,7 +46,7 @@ def test_restricted_export(tmp_path: Path) -> None:
     tiles = torch.from_numpy(processor.spec.cut(image))
     with torch.no_grad():
         whole = model.get_image_features(tiles)
-    summary = write_restricted(model, processor, measured, 0.9, tmp_path / "active")
+    summary = write_restricted(model, processor, measured, measured.active(0.9), tmp_path / "active")
     assert summary["num_active"] == len(measured.active(0.9)) < len(measured.mass)
     assert json.loads((tmp_path / "active" / "vocabulary.json").read_text()) == summary
     with torch.no_grad():

@@ -1,4 +1,4 @@
-for (const figure of document.querySelectorAll(".chart")) {
+for (const figure of document.querySelectorAll(".chart:has(script)")) {
   const data = JSON.parse(figure.querySelector("script").textContent);
   const svg = figure.querySelector("svg"), cursor = figure.querySelector(".cursor"), tip = figure.querySelector(".tip");
   const plot = data.right - data.left;

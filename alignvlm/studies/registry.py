@@ -1,0 +1,24 @@
+"""The studies by name. A module is imported when its study is asked for."""
+
+from __future__ import annotations
+
+import importlib
+
+from alignvlm.errors import UserError
+from alignvlm.studies.study import Study
+from data_pipeline.errors import nearest
+
+STUDIES = {
+    "connectors": "alignvlm.studies.connectors",
+    "init": "alignvlm.studies.init",
+    "noise": "alignvlm.studies.noise",
+    "vocabulary": "alignvlm.studies.vocabulary",
+}
+"""Name -> the module whose STUDY it is."""
+
+
+def find_study(name: str) -> Study:
+    """A study by name. Raises UserError naming the nearest."""
+    if name not in STUDIES:
+        raise UserError(f"unknown study {name!r}: {nearest(name, STUDIES)}")
+    return importlib.import_module(STUDIES[name]).STUDY

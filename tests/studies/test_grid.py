@@ -1,0 +1,108 @@
+"""Cells, forecast, execution and the command line of studies, with nothing trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alignvlm.config import list_recipes, load_recipe
+from alignvlm.connectors.options import connector_kinds
+from alignvlm.errors import UserError
+from alignvlm.run_folder import RunFolder
+from alignvlm.studies.cells import execute
+from alignvlm.studies.cells.forecast import forecast
+from alignvlm.studies.cells.grid import Grid, make_grid
+from alignvlm.studies.registry import STUDIES, find_study
+from data_pipeline.files import write_json_lines
+from tests.fixtures.command import Command
+from tests.jobs import TINY
+
+
+@pytest.fixture
+def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Grid:
+    monkeypatch.chdir(tmp_path)
+    return make_grid(find_study("connectors"), str(TINY), ("train.processes=1",), 2)
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_every_study_of_the_quickstart_has_runs_of_its_own(name: str) -> None:
+    grid = make_grid(find_study(name), "quickstart", (), 2)
+    names = [cell.name for cell in grid.cells]
+    assert len(set(names)) == len(names) == 2 * len(grid.variants)
+    assert grid.reference.name == "align"
+    assert grid.reference.overrides == ()
+    assert [cell.seed for cell in grid.cells] == sorted(cell.seed for cell in grid.cells)
+    for cell in grid.cells:
+        assert cell.recipe.seed == cell.seed
+        assert cell.recipe.tracking.experiment == "quickstart"
+
+
+def test_the_connector_study_has_every_kind_and_every_recipe_takes_it() -> None:
+    for name in list_recipes():
+        grid = make_grid(find_study("connectors"), name)
+        assert {cell.recipe.model.connector.kind for cell in grid.cells} == set(connector_kinds())
+
+
+def test_studies_share_the_runs_of_the_reference() -> None:
+    first, other = (make_grid(find_study(name), "quickstart").cells[0] for name in ("connectors", "init"))
+    assert first.recipe == other.recipe
+
+
+def test_a_recipe_that_a_study_cannot_vary_is_refused() -> None:
+    with pytest.raises(UserError, match="study init varies the ALIGN connector; recipe tiny has mlp"):
+        make_grid(find_study("init"), str(TINY), ["model.connector.kind=mlp"])
+    with pytest.raises(UserError, match=r"unknown study 'noisy'.*noise"):
+        find_study("noisy")
+
+
+def test_hours_are_those_of_measured_steps(grid: Grid) -> None:
+    unknown = forecast(grid)
+    assert {each.left for each in unknown} == {None}
+    assert {tuple(each.steps.items()) for each in unknown} == {(("connector", 8), ("instruct", 4))}
+    folder = RunFolder(Path(grid.cells[0].recipe.runs) / "tiny-align-seed7")
+    folder.path.mkdir(parents=True)
+    lines = [{"stage": "connector", "step": step, "seconds": 50.0 if step == 1 else 2.0} for step in range(1, 6)]
+    write_json_lines(folder.metrics, lines)
+    found = forecast(grid)
+    assert {each.left for each in found} == {None}  # nobody knows the second stage yet
+    write_json_lines(folder.metrics, [*lines, {"stage": "instruct", "step": 1, "seconds": 3.0}])
+    found = forecast(grid)
+    assert [each.state for each in found] == ["resumes", *["new"] * (len(found) - 1)]
+    assert found[0].left == pytest.approx((3 * 2 + 3 * 3) / 3600)
+    assert found[1].left == pytest.approx((8 * 2 + 4 * 3) / 3600)
+    assert forecast(grid, step_seconds=10)[1].left == pytest.approx(12 * 10 / 3600)
+
+
+def test_dry_run_prints_runs_steps_and_hours(grid: Grid, command: Command) -> None:
+    words = ("study", "connectors", TINY, "train.processes=1", "--seeds", "2", "--dry-run")
+    printed = command(*words)
+    for cell in grid.cells:
+        assert cell.name in printed
+    assert "12 steps" in printed
+    assert "--step-seconds" in printed
+    assert f"hours: {len(grid.cells) * 12 * 100 / 3600:.2f}" in command(*words, "--step-seconds", "100")
+    assert not Path("runs").exists()
+    assert "--seeds 0" in command(*words[:4], "--seeds", "0", code=2)
+
+
+def test_codes_of_runs_decide_how_a_study_goes_on(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    codes = {"tiny-mlp-seed7": 9}
+
+    def run(command: list[str], processes: int) -> int:
+        assert command[1:5] == ["-m", "alignvlm", "train", str(TINY)]
+        started.append(load_recipe(command[4], command[5:]).name)
+        return codes.get(started[-1], 0)
+
+    monkeypatch.setattr(execute, "run_local", run)
+    assert execute.train_cells(grid) == ["tiny-mlp-seed7"]
+    assert started == [cell.name for cell in grid.cells]
+    codes["tiny-ovis-seed7"] = 75
+    started.clear()
+    with pytest.raises(execute.StoppedError, match="tiny-ovis-seed7: stopped; the same command"):
+        execute.train_cells(grid)
+    assert started[-1] == "tiny-ovis-seed7"
+    codes["tiny-align-seed7"] = 2
+    with pytest.raises(UserError, match="tiny-align-seed7: the run was refused"):
+        execute.train_cells(grid)
