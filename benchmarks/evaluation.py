@@ -1,9 +1,10 @@
-"""Evaluation of benchmarks: replies per second against the model's `generate` alone, and a TSV of 2 GB.
+"""Evaluation: replies against the model's `generate` alone, held-out loss against forward passes, a TSV of 2 GB.
 
     python benchmarks/evaluation.py throughput
+    python benchmarks/evaluation.py loss
     python benchmarks/evaluation.py tsv --folder SCRATCH
 
-`throughput` alternates both in one process, on the same batches of a small model and made-up pages. `tsv` makes a file
+`throughput` and `loss` alternate both in one process, on the same batches of a small model. `tsv` makes a file
 of 5,000 questions with pictures, opens it and reads it to its end with a stand-in for the model.
 """
 
@@ -18,8 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -63,26 +68,26 @@ def write_tsv(file: Path, rows: int, picture: Callable[[int], bytes]) -> None:
             stream.write(f"{number}\t{image}\twhat is the total {'of this page ' * (number % 3)}?\t1\n")
 
 
-def small_answerer(threads: int) -> Any:
-    """13 million random parameters: six layers of vision, six of language."""
+def small_model(threads: int) -> tuple[Any, Any]:
+    """13 million random parameters, six layers of vision and six of language, and their processor."""
     import torch
 
-    from alignvlm.evaluation.answering import ModelAnswerer
     from tests.tiny import tiny_model
 
     torch.set_num_threads(threads)
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4}
     vision = {**sizes, "image_size": 224, "patch_size": 16}
-    return ModelAnswerer(*tiny_model(text={**sizes, "tie_word_embeddings": False}, vision=vision), "cpu")
+    return tiny_model(text={**sizes, "tie_word_embeddings": False}, vision=vision)
 
 
 def throughput(questions: int, batch_size: int, rounds: int, side: int, threads: int) -> dict[str, Any]:
     """Seconds and CPU seconds of both, and the rate of the whole evaluation by that of `generate`."""
+    from alignvlm.evaluation.answering import ModelAnswerer
     from alignvlm.evaluation.benchmarks.job import Job
     from alignvlm.evaluation.benchmarks.replies import batches
     from alignvlm.evaluation.benchmarks.run import run_benchmarks
 
-    answerer = small_answerer(threads)
+    answerer = ModelAnswerer(*small_model(threads), "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "DocVQA_VAL.tsv")
         write_tsv(file, questions, lambda number: page(number, side))
@@ -124,10 +129,69 @@ def timed(run: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def held_out_loss(num_packs: int, rounds: int, threads: int) -> dict[str, Any]:
+    """CPU seconds of a stage's held-out loss and of plain forward passes of the same model on the same packs.
+
+    One rank, fp32, alternating rounds. ZeRO-3 comes last: it replaces torch's linear layer for the rest of the process.
+    """
+    from _steps import make_pack
+    from _variants import Pack
+
+    from alignvlm.model import AlignVLMForConditionalGeneration
+    from alignvlm.model.attention import SDPA
+    from alignvlm.stage_data import HeldOutPacks
+    from alignvlm.training import distributed
+    from alignvlm.training.callbacks.held_out_loss import measure
+    from tests.one_rank import trainer_of
+
+    model, _ = small_model(threads)
+    pack = Pack(tokens=1024, tiles=4, documents=3, supervised=120)
+    batches = [make_pack(pack, model.config, seed) for seed in range(num_packs)]
+    packs = HeldOutPacks(["text"] * num_packs, batches)
+    world = distributed.start(timeout_minutes=5)
+    found: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in model.parameters()), "packs": num_packs, "tokens_per_pack": pack.tokens,
+        "tiles_per_pack": pack.tiles, "threads": threads, "rounds": rounds,
+    }  # fmt: skip
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            attention = {"text_config": SDPA, "vision_config": "sdpa"}
+            plain = AlignVLMForConditionalGeneration.from_pretrained(folder, attn_implementation=attention).eval()
+            for strategy in ("zero2", "cpu_zero3"):
+                trainer = trainer_of(Path(folder), strategy, world, "train.precision=fp32")
+                state: Any = SimpleNamespace(trainer=trainer, world=world, validated=0)
+                seconds: dict[str, list[float]] = {"forward": [], "held_out": []}
+                for _ in range(rounds + 1):
+                    seconds["forward"].append(timed(partial(forward, plain, batches))[1])
+                    seconds["held_out"].append(timed(partial(measure, state, packs))[1])
+                trainer.close()
+                medians = {name: statistics.median(each[1:]) for name, each in seconds.items()}
+                found[strategy] = {
+                    "cpu_seconds": {name: round(value, 3) for name, value in medians.items()},
+                    "cpu_of_forward": round(medians["held_out"] / medians["forward"], 3),
+                }
+    finally:
+        distributed.stop()
+    return found
+
+
+def forward(model: Any, batches: list[Any]) -> float:
+    """The mean loss per supervised token, by forward passes and nothing else."""
+    import torch
+
+    from alignvlm.training.step import inputs_of
+
+    with torch.no_grad():
+        sums = [model(**inputs_of(batch), num_items_in_batch=1).loss for batch in batches]
+        return float(torch.stack(sums).sum() / sum(batch.num_supervised for batch in batches))
+
+
 def large_tsv(folder: Path, rows: int, gigabytes: float) -> dict[str, Any]:
     """Seconds and memory of opening a large file, and memory of reading it to its end in batches."""
     from alignvlm.evaluation.benchmarks.job import Job
     from alignvlm.evaluation.benchmarks.replies import ask
+    from alignvlm.system.ranks import ALONE
 
     side = int((gigabytes * 1e9 / rows * 0.75 / 3) ** 0.5)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8))
@@ -139,7 +203,7 @@ def large_tsv(folder: Path, rows: int, gigabytes: float) -> dict[str, Any]:
     opened = timed(lambda: Job.of("docvqa", file).described())
     at_open = peak() - before
     job = Job.of("docvqa", file)
-    read = timed(lambda: ask(job, Silent(), folder / "parts", 16, 0, 1, False))  # type: ignore[arg-type]
+    read = timed(lambda: ask(job, Silent, folder / "parts", 16, ALONE))  # type: ignore[arg-type]
     found = {
         "rows": rows,
         "gigabytes": round(file.stat().st_size / 1e9, 2),
@@ -170,10 +234,11 @@ def status(name: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["throughput", "tsv"])
+    parser.add_argument("what", choices=["throughput", "loss", "tsv"])
     parser.add_argument("--questions", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--packs", type=int, default=8, help="of the held-out loss")
     parser.add_argument("--side", type=int, default=800, help="width of the pages, pixels")
     parser.add_argument("--threads", type=int, default=1, help="of torch; preparing takes another one")
     parser.add_argument("--rows", type=int, default=5000, help="of the TSV")
@@ -184,6 +249,8 @@ def main() -> None:
         found = throughput(
             arguments.questions, arguments.batch_size, arguments.rounds, arguments.side, arguments.threads
         )
+    elif arguments.what == "loss":
+        found = held_out_loss(arguments.packs, arguments.rounds, arguments.threads)
     else:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
             found = large_tsv(Path(scratch), arguments.rows, arguments.gigabytes)

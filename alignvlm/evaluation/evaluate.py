@@ -1,10 +1,11 @@
 """Evaluates an exported model on the held-out tasks of a recipe: predictions, scores and gallery images on disk.
 
-Runs in one process, or in several that share a file system: they need two functions of the caller, no process group.
+Runs in one process, or in several that share a file system.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -27,6 +28,7 @@ from alignvlm.metrics import Metric, find_metric
 from alignvlm.progress import Progress
 from alignvlm.run_folder import EvaluationFolder
 from alignvlm.stage_data import open_reader
+from alignvlm.system.ranks import ALONE, Ranks
 from data_pipeline.errors import nearest
 from data_pipeline.files import must_write, read_json, read_needed, to_json, write_atomic, write_json_lines
 from data_pipeline.samples.schema import SampleError
@@ -50,28 +52,25 @@ def evaluate(
     recipe: Recipe,
     out_folder: str | Path,
     *,
-    rank: int = 0,
-    world_size: int = 1,
-    barrier: Callable[[], None] | None = None,
-    broadcast: Callable[[Any], Any] | None = None,
+    ranks: Ranks = ALONE,
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
     progress: bool = False,
     device: Any = None,
     answerer: Answerer | None = None,
 ) -> dict[str, Any]:
-    """Evaluate an export folder on the recipe's tasks; every rank calls this and gets the same results.
+    """Evaluate an export folder on the recipe's tasks; every rank calls this and gets the same results, or errors.
 
-    Rank i % world_size answers sample i of a task. Written are the predictions in order (`<out>/<task>.jsonl`), the
-    items that cannot be used with the reason (`<out>/<task>.unusable.jsonl`), the images of
-    `recipe.evaluation.gallery` samples per task (`<out>/gallery/`) and the scores (`<out>/results.json`). A task is
-    skipped when results.json already has it for the same model files, shards, metrics and settings.
+    The ranks take turns with blocks of `evaluation.batch_size` samples, so batches do not depend on their number.
+    Written are the predictions in order (`<out>/<task>.jsonl`), the items that cannot be used with the reason
+    (`<out>/<task>.unusable.jsonl`), the images of `recipe.evaluation.gallery` samples per task (`<out>/gallery/`) and
+    the scores (`<out>/results.json`). A task is skipped when results.json already has it for the same model files,
+    shards, metrics and settings.
 
     Args:
         progress: whether rank 0 shows its progress on each task.
-        barrier: waits for all ranks; needed when `world_size` > 1. Called once per task.
-        broadcast: returns rank 0's value on every rank; needed when `world_size` > 1. What is done already is seen by
-            rank 0 alone: on a network file system hosts may see different files for a while.
+        ranks: those that share the work. What is done already is seen by rank 0 alone: on a network file system hosts
+            may see different files for a while.
         tasks: names of tasks (default: all).
         limit: most samples per task; the task's own limit holds as well.
         device: a torch device or its name (default: this process's GPU, else the CPU).
@@ -83,25 +82,21 @@ def evaluate(
     Raises:
         UserError: an unknown task or metric, or no model in the folder.
     """
-    if world_size > 1 and (barrier is None or broadcast is None):
-        raise ValueError("evaluate needs barrier and broadcast when world_size > 1")
-    share = broadcast or (lambda value: value)
     out = EvaluationFolder(Path(out_folder))
     jobs = {name: _Job.of(recipe, task, limit) for name, task in _choose_tasks(recipe, tasks).items()}
-    entries, identities = share(_done(jobs, Path(model_folder), out) if rank == 0 else None)
-    done = set(entries)
-    for name, job in jobs.items():
-        if name not in done:
-            answerer = answerer or ModelAnswerer.load(model_folder, device)
-            _answer_part(job, answerer, out, rank, world_size, progress)
-        if barrier is not None:
-            barrier()
-        if rank == 0 and name not in done:
-            with must_write(out.path, WAY_OUT):
-                entries[name] = _merge_parts(job, out, world_size) | {"identity": identities[name]}
-                results = {"model": str(model_folder), "tasks": {n: entries[n] for n in jobs if n in entries}}
-                write_atomic(out.results, to_json(results, indent=2, ensure_ascii=False) + "\n")
-    return share(read_results(out) if rank == 0 else None)
+    entries, identities = ranks.of_main(_done, jobs, Path(model_folder), out)
+    load = functools.cache(lambda: answerer or ModelAnswerer.load(model_folder, device))
+
+    def finish(name: str) -> None:
+        with must_write(out.path, WAY_OUT):
+            entries[name] = _merge_parts(jobs[name], out, ranks.size) | {"identity": identities[name]}
+            results = {"model": str(model_folder), "tasks": {n: entries[n] for n in jobs if n in entries}}
+            write_atomic(out.results, to_json(results, indent=2, ensure_ascii=False) + "\n")
+
+    for name in [name for name in jobs if name not in entries]:
+        ranks.together(_answer_part, jobs[name], load, out, ranks, progress)
+        ranks.of_main(finish, name)
+    return ranks.of_main(read_results, out)
 
 
 def _done(
@@ -149,24 +144,24 @@ class _Job:
         return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
 
-def _answer_part(
-    job: _Job, answerer: Answerer, out: EvaluationFolder, rank: int, world_size: int, progress: bool
-) -> None:
+def _answer_part(job: _Job, load: Callable[[], Answerer], out: EvaluationFolder, ranks: Ranks, progress: bool) -> None:
     """Answer and score this rank's samples, and write them to its part."""
-    task, reader = job.task, open_reader(job.source)
+    answerer, task, reader = load(), job.task, open_reader(job.source)
     num_samples = min(n for n in (len(reader), task.limit, job.limit) if n is not None)
     gallery = spread(num_samples, job.settings.gallery)
     viewed = set(gallery[:VIEWS_PER_TASK])
-    mine = range(rank, num_samples, world_size)
+    size = job.settings.batch_size
+    blocks = [range(first, min(first + size, num_samples)) for first in range(0, num_samples, size)]
+    mine = blocks[ranks.rank :: ranks.size]
     started = time.monotonic()
     rows: list[dict[str, Any]] = []
-    part = out.part(task.name, rank, world_size)
+    part = out.part(task.name, ranks.rank, ranks.size)
     with must_write(part, WAY_OUT):  # asked before the model answers for minutes
         part.parent.mkdir(parents=True, exist_ok=True)
         write_json_lines(part, [])
 
-    def items() -> Iterator[tuple[dict[str, Any], Item]]:
-        for index in mine:
+    def items(block: range) -> Iterator[tuple[dict[str, Any], Item]]:
+        for index in block:
             try:
                 sample = reader[index]
                 sample_items = items_of(sample)
@@ -178,8 +173,8 @@ def _answer_part(
                 row = {"index": index, "turn": item.turn, "key": item.key, "task": task.name, "question": item.question}
                 yield row | {"answers": item.answers, "prediction": ""} | extra, item
 
-    with Progress(f"evaluate {task.name}", len(mine), enabled=progress and rank == 0) as bar:
-        entries = _batches(items(), job.settings.batch_size)
+    with Progress(f"evaluate {task.name}", sum(map(len, mine)), enabled=progress and ranks.is_main) as bar:
+        entries = (batch for block in mine for batch in _batches(items(block), size))
         batches = ((batch, prepare_batch(answerer, [item for _, item in batch])) for batch in entries)
         for batch, prepared in ahead(batches):
             predictions = prepared.answers(answerer, task.max_new_tokens)

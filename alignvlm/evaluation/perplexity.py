@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import find_device, load_export
 from alignvlm.progress import Progress
 from alignvlm.run_folder import EvaluationFolder
+from alignvlm.system.ranks import ALONE, Ranks
 from data_pipeline.errors import DataError
 from data_pipeline.files import must_write, read_json, read_needed, to_json, write_atomic, write_json_lines
 from data_pipeline.samples.schema import SampleError
@@ -40,18 +41,15 @@ def measure_texts(
     recipe: Recipe,
     out_folder: str | Path,
     *,
-    rank: int = 0,
-    world_size: int = 1,
-    barrier: Callable[[], None] | None = None,
-    broadcast: Callable[[Any], Any] | None = None,
+    ranks: Ranks = ALONE,
     limit: int | None = None,
     progress: bool = False,
     device: Any = None,
 ) -> dict[str, Any]:
     """Measure an export folder on the texts of `evaluation.text`; every rank calls this and gets the same results.
 
-    Rank i % world_size reads document i. A text is skipped when `<out>/text.json` already has it for the same model
-    files, text and settings. Arguments are those of `evaluate.evaluate`.
+    Every rank gets the same errors too. Rank i % size measures document i. A text is skipped when `<out>/text.json`
+    already has it for the same model files, text and settings. Arguments are those of `evaluate.evaluate`.
 
     Returns:
         The content of text.json: {"model", "texts": {name: {"perplexity", "bits_per_byte", …}}}.
@@ -59,27 +57,24 @@ def measure_texts(
     Raises:
         UserError: a text without documents, or no model in the folder. DataError: a text cannot be read.
     """
-    if world_size > 1 and (barrier is None or broadcast is None):
-        raise ValueError("measure_texts needs barrier and broadcast when world_size > 1")
-    share, out = broadcast or (lambda value: value), EvaluationFolder(Path(out_folder))
-    texts = recipe.evaluation.text
-    entries, identities = share(_done(texts, Path(model_folder), out, limit) if rank == 0 else None)
+    out, texts = EvaluationFolder(Path(out_folder)), recipe.evaluation.text
+    entries, identities = ranks.of_main(_done, texts, Path(model_folder), out, limit)
     missing = [text for name, text in texts.items() if name not in entries]
-    if missing:
-        device = find_device(device)
-        model, processor = load_export(Path(model_folder), device)
+
+    def measure() -> None:
+        where = find_device(device)
+        model, processor = load_export(Path(model_folder), where)
         model.loss_chunk = min(model.loss_chunk, 1024)
         for text in missing:
-            part = out.part(f"text-{text.name}", rank, world_size)
-            rows = _measure(text, model, processor.tokenizer, device, limit, rank, world_size, progress)
+            part = out.part(f"text-{text.name}", ranks.rank, ranks.size)
+            rows = _measure(text, model, processor.tokenizer, where, limit, ranks, progress)
             with must_write(part, WAY_OUT):
                 part.parent.mkdir(parents=True, exist_ok=True)
                 write_json_lines(part, [*({"document": row} for row in rows), {"documents": len(rows)}])
-    if barrier is not None:
-        barrier()
-    if rank == 0 and missing:
+
+    def finish() -> None:
         for text in missing:
-            parts = [out.part(f"text-{text.name}", number, world_size) for number in range(world_size)]
+            parts = [out.part(f"text-{text.name}", number, ranks.size) for number in range(ranks.size)]
             rows = sorted(row for part in parts for row in read_needed(part, _read_part, "evaluate again"))
             entries[text.name] = summary(text, rows) | {"identity": identities[text.name]}
             for part in parts:
@@ -87,7 +82,11 @@ def measure_texts(
         results = {"model": str(model_folder), "texts": {name: entries[name] for name in texts}}
         with must_write(out.text, WAY_OUT):
             write_atomic(out.text, to_json(results, indent=2, ensure_ascii=False) + "\n")
-    return share(read_texts(out) if rank == 0 else None)
+
+    if missing:
+        ranks.together(measure)
+        ranks.of_main(finish)
+    return ranks.of_main(read_texts, out)
 
 
 def read_texts(folder: EvaluationFolder) -> dict[str, Any]:
@@ -190,21 +189,21 @@ def _exp(x: float) -> float:
 
 
 def _measure(
-    text: TextConfig, model: Any, tokenizer: Any, device: Any, limit: int | None, rank: int, size: int, progress: bool
+    text: TextConfig, model: Any, tokenizer: Any, device: Any, limit: int | None, ranks: Ranks, progress: bool
 ) -> list[list[float]]:
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if first is None:
         raise UserError("the tokenizer has neither a token that begins a text nor one that ends it")
     most = min((n for n in (text.limit, limit) if n is not None), default=None)
     rows: list[list[float]] = []
-    with Progress(f"perplexity {text.name}", None, enabled=progress and rank == 0) as bar:
-        for number, document in islice(enumerate(documents(text)), rank, most, size):
+    with Progress(f"perplexity {text.name}", None, enabled=progress and ranks.is_main) as bar:
+        for number, document in islice(enumerate(documents(text)), ranks.rank, most, ranks.size):
             tokens = tokenizer(document, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             nats = [negative_log_likelihood(model, *window, device) for window in windows(tokens, first, text.window)]
             if tokens:
                 words = len(re.split(r"\s+", document))
                 rows.append([number, math.fsum(nats), len(tokens), words, len(document.encode())])
-            bar.advance(size)
+            bar.advance(ranks.size)
     return rows
 
 

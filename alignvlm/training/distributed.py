@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,14 +14,14 @@ import torch.distributed as dist
 
 from alignvlm.errors import UserError
 from alignvlm.launch.local import free_port, is_launched
-from data_pipeline.errors import DataError
+from alignvlm.system.ranks import Ranks
 
 SLOW_WORK = timedelta(hours=24)
 """How long ranks wait for rank 0 where it works alone (preparing data, writing exports)."""
 
 
 @dataclass(frozen=True)
-class World:
+class World(Ranks):
     """This process among all processes of the job."""
 
     rank: int
@@ -33,10 +32,6 @@ class World:
     """A gloo group over all ranks with the job's timeout, for what the host knows; None is the default group."""
     cpu_group: Any
     """The same with the timeout `SLOW_WORK`."""
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
 
     def barrier(self) -> None:
         """Wait until all ranks are here, at most `SLOW_WORK`."""
@@ -57,23 +52,6 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.cpu_group)
         return box[0]
-
-    def raise_of_main(self, error: Exception | None) -> None:
-        """Raise rank 0's error, if it has one, on all ranks: none is left waiting for a rank that has ended."""
-        error, cause = self.broadcast((error, error and error.__cause__))
-        if error is not None:
-            raise error from cause
-
-    def of_main(self, work: Callable[[], Any]) -> Any:
-        """What rank 0 gets from `work`, on all ranks; a DataError of it is raised on all."""
-        value, problem = None, None
-        if self.is_main:
-            try:
-                value = work()
-            except DataError as error:
-                problem = error
-        self.raise_of_main(problem)
-        return self.broadcast(value)
 
     def all_gather(self, value: Any) -> list[Any]:
         """All ranks' values, in rank order, on all ranks."""

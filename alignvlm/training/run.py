@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from alignvlm.config import load_recipe
 from alignvlm.config.schema import Recipe
@@ -148,23 +149,14 @@ def all_callbacks(tracker: Tracker | None, own: Sequence[Callback] = ()) -> list
 
 def evaluate_stage(run: Run, folder: StageFolder, world: World) -> None:
     """Held-out tasks, texts and benchmarks of a stage's export, once; all ranks share the items."""
-    if run.recipe.evaluation.tasks:
-        evaluate(
-            folder.export, run.recipe, folder.evaluation.path,
-            rank=world.rank, world_size=world.size, barrier=world.barrier, broadcast=world.broadcast,
-            device=str(world.device), progress=True,
-        )  # fmt: skip
-    if run.recipe.evaluation.text:
-        measure_texts(
-            folder.export, run.recipe, folder.evaluation.path,
-            rank=world.rank, world_size=world.size, barrier=world.barrier, broadcast=world.broadcast,
-            device=str(world.device), progress=True,
-        )  # fmt: skip
-    if run.recipe.evaluation.benchmarks:
-        run_benchmarks(
-            folder.export, jobs_of_recipe(run.recipe), folder.benchmarks.path,
-            batch_size=run.recipe.evaluation.batch_size, rank=world.rank, world_size=world.size,
-            barrier=world.barrier, broadcast=world.broadcast, device=str(world.device), progress=True,
-        )  # fmt: skip
-    if run.recipe.evaluation.tasks or run.recipe.evaluation.text or run.recipe.evaluation.benchmarks:
+    recipe = run.recipe
+    shared: dict[str, Any] = {"ranks": world, "device": str(world.device), "progress": True}
+    if recipe.evaluation.tasks:
+        evaluate(folder.export, recipe, folder.evaluation.path, **shared)
+    if recipe.evaluation.text:
+        measure_texts(folder.export, recipe, folder.evaluation.path, **shared)
+    if recipe.evaluation.benchmarks:
+        jobs = world.together(jobs_of_recipe, recipe)
+        run_benchmarks(folder.export, jobs, folder.benchmarks.path, batch_size=recipe.evaluation.batch_size, **shared)
+    if recipe.evaluation.tasks or recipe.evaluation.text or recipe.evaluation.benchmarks:
         free_memory()

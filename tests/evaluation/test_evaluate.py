@@ -18,6 +18,7 @@ from alignvlm.config.schema import DataConfig, Recipe, SourceConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.evaluate import _read_part, evaluate
 from alignvlm.evaluation.items import Item, items_of, spread
+from alignvlm.system.ranks import Ranks
 from data_pipeline.errors import DataError
 from data_pipeline.files import read_json_lines, read_needed
 from data_pipeline.shards.reader import SourceReader
@@ -81,30 +82,28 @@ def _record(i: int) -> dict[str, Any]:
 
 
 def test_ranks_together_give_what_one_process_gives(recipe: Recipe, model: Path, tmp_path: Path) -> None:
-    alone = evaluate(model, recipe, tmp_path / "one", answerer=Fake())
-    ranks = ThreadRanks(3)
-    results: dict[int, Any] = {}
-
-    def work(rank: int) -> None:
-        results[rank] = evaluate(model, recipe, tmp_path / "three", answerer=Fake(), **ranks.of(rank))
-
-    ranks.run(work)
-    for rank in range(ranks.size):
-        assert _without_time(results[rank]) == _without_time(alone)
+    one = Fake()
+    alone = evaluate(model, recipe, tmp_path / "one", answerer=one)
+    fakes = [Fake() for _ in range(3)]
+    three = ThreadRanks(3).run(
+        lambda ranks: evaluate(model, recipe, tmp_path / "three", answerer=fakes[ranks.rank], ranks=ranks)
+    )
+    assert [_without_time(results) for results in three] == [_without_time(alone)] * 3
+    assert sorted(size for fake in fakes for size in fake.batches) == sorted(one.batches)
+    assert min(len(fake.batches) for fake in fakes) > 2
     assert (tmp_path / "three" / "fields.jsonl").read_bytes() == (tmp_path / "one" / "fields.jsonl").read_bytes()
     assert _files(tmp_path / "three") == _files(tmp_path / "one")
 
 
 def test_rank_0_sees_for_all_what_is_done(recipe: Recipe, model: Path, tmp_path: Path) -> None:
     """The other rank sees neither the model nor the results yet, as a host may on a network file system."""
-    alone, ranks, found = evaluate(model, recipe, tmp_path / "out", answerer=Fake()), ThreadRanks(2), {}
+    alone = evaluate(model, recipe, tmp_path / "out", answerer=Fake())
 
-    def work(rank: int) -> None:
-        seen = (model, tmp_path / "out") if rank == 0 else (tmp_path / "none", tmp_path / "nowhere")
-        found[rank] = evaluate(seen[0], recipe, seen[1], answerer=None, **ranks.of(rank))
+    def work(ranks: Ranks) -> dict[str, Any]:
+        seen = (model, tmp_path / "out") if ranks.is_main else (tmp_path / "none", tmp_path / "nowhere")
+        return evaluate(seen[0], recipe, seen[1], answerer=None, ranks=ranks)
 
-    ranks.run(work)
-    assert found == {0: alone, 1: alone}
+    assert ThreadRanks(2).run(work) == [alone, alone]
 
 
 def test_predictions_are_in_order_and_scores_are_their_means(recipe: Recipe, model: Path, tmp_path: Path) -> None:
@@ -224,8 +223,6 @@ def test_mistakes_are_named(recipe: Recipe, model: Path, tmp_path: Path) -> None
         evaluate(tmp_path, recipe, tmp_path / "out")
     with pytest.raises(UserError, match=r"unknown metric 'anl': did you mean 'anls'\? "):
         evaluate(tmp_path / "never loaded", _with_metrics(recipe, ["anl"]), tmp_path / "out")
-    with pytest.raises(ValueError, match="barrier"):
-        evaluate(model, recipe, tmp_path / "out", world_size=2, answerer=Fake())
 
 
 def test_spread_covers_the_whole_source() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,12 @@ from alignvlm.config import load_recipe
 from alignvlm.config.evaluation import TextConfig
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
-from alignvlm.evaluation.perplexity import _done, documents, measure_texts, read_texts, windows
+from alignvlm.evaluation.answering import load_export
+from alignvlm.evaluation.perplexity import documents, measure_texts, read_texts, windows
 from alignvlm.run_folder import EvaluationFolder
+from alignvlm.system.ranks import Ranks
 from data_pipeline.errors import DataError
+from tests.evaluation.thread_ranks import ThreadRanks
 from tests.jobs import TINY
 from tests.tiny import tiny_model
 
@@ -35,6 +37,13 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.double().save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def loaded(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that are threads share one model: transformers loads one at a time."""
+    model = load_export(export, "cpu")
+    monkeypatch.setattr("alignvlm.evaluation.perplexity.load_export", lambda folder, device: model)
 
 
 def recipe_of(folder: Path, window: int = 2048) -> Recipe:
@@ -78,29 +87,41 @@ def test_the_numbers_are_those_of_the_language_model_alone(export: Path, tmp_pat
     assert found["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-9)
 
 
+@pytest.mark.usefixtures("loaded")
 def test_ranks_share_the_documents_and_nothing_is_measured_twice(
     export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, told = recipe_of(tmp_path, window=5), list[Any]()
     alone = measure_texts(export, recipe, tmp_path / "one", device="cpu")
 
-    def ranks(*order: int) -> dict[str, Any]:
-        """Rank 1 runs first and hears what rank 0 would say; the barrier of rank 0 has nothing to wait for."""
-        said = _done(recipe.evaluation.text, export, EvaluationFolder(tmp_path / "two"), None)
-        results: dict[str, Any] = {}
-        for rank in order:
-            share: Callable[[Any], Any] = (lambda value: value) if rank == 0 else (lambda value: said)
-            results[str(rank)] = measure_texts(
-                export, recipe, tmp_path / "two", rank=rank, world_size=2, barrier=lambda: None, broadcast=share,
-                device="cpu",
-            )  # fmt: skip
-        return results["0"]
+    def measure(ranks: Ranks) -> dict[str, Any]:
+        return measure_texts(export, recipe, tmp_path / "two", ranks=ranks, device="cpu")
 
-    assert ranks(1, 0)["texts"] == alone["texts"]
+    one, other = ThreadRanks(2).run(measure)
+    assert one == other
+    assert one["texts"] == alone["texts"]
     assert not list((tmp_path / "two" / "parts").iterdir())
     monkeypatch.setattr("alignvlm.evaluation.perplexity.load_export", lambda *a: told.append(a))
     assert measure_texts(export, recipe, tmp_path / "one", device="cpu") == alone
     assert told == []
+
+
+@pytest.mark.usefixtures("loaded")
+def test_what_is_wrong_with_a_text_is_said_on_all_ranks(export: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path)
+    rows = [{"text": "one"}, {"text": "two"}, {"text": "three"}, {"body": "no text"}, {"text": "five"}]
+    for content, message in (
+        ("".join(json.dumps(row) + "\n" for row in rows), "row 4: no text in the field 'text'"),
+        (json.dumps({"text": " "}) + "\n", "has no document"),  # rank 0 finds that at the end
+        (None, "no such file or folder"),  # and this before anything
+    ):
+        (tmp_path / "pages.jsonl").unlink()
+        if content is not None:
+            (tmp_path / "pages.jsonl").write_text(content)
+        errors = ThreadRanks(2).run(
+            lambda ranks: measure_texts(export, recipe, tmp_path / "out", ranks=ranks, device="cpu")
+        )
+        assert [message in str(error) for error in errors] == [True, True], errors
 
 
 def test_texts_come_in_several_layouts(tmp_path: Path) -> None:

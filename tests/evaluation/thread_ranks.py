@@ -6,30 +6,44 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from alignvlm.system.ranks import Ranks
+
 
 class ThreadRanks:
-    """`size` ranks that meet in a barrier and hear what rank 0 says."""
+    """`size` ranks that hear each other at a gate which all of them must reach."""
 
     def __init__(self, size: int) -> None:
-        self.size, self._gate, self._said = size, threading.Barrier(size, timeout=300), None
+        self.size, self.gate = size, threading.Barrier(size, timeout=300)
+        self.said: list[Any] = [None] * size
 
-    def of(self, rank: int) -> dict[str, Any]:
-        """Arguments of `evaluate` and `run_benchmarks` for one of them."""
+    def run(self, work: Callable[[Ranks], Any]) -> list[Any]:
+        """What `work` gives each of them, or the error that it ends with."""
+        results: list[Any] = [None] * self.size
 
-        def broadcast(value: Any) -> Any:
-            if rank == 0:
-                self._said = value
-            self._gate.wait()
-            said = self._said
-            self._gate.wait()
-            return said
+        def one(rank: int) -> None:
+            try:
+                results[rank] = work(_Thread(rank, self))
+            except Exception as error:  # whatever it is, the test must see it
+                results[rank] = error
 
-        return {"rank": rank, "world_size": self.size, "barrier": self._gate.wait, "broadcast": broadcast}
-
-    def run(self, work: Callable[[int], None]) -> None:
-        """`work(rank)` on all of them, to its end."""
-        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(self.size)]
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.size)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        return results
+
+
+class _Thread(Ranks):
+    def __init__(self, rank: int, others: ThreadRanks) -> None:
+        self.rank, self.size, self._others = rank, others.size, others
+
+    def broadcast(self, value: Any) -> Any:
+        return self.all_gather(value)[0]
+
+    def all_gather(self, value: Any) -> list[Any]:
+        self._others.said[self.rank] = value
+        self._others.gate.wait()
+        said = list(self._others.said)
+        self._others.gate.wait()
+        return said

@@ -13,15 +13,15 @@ import torch
 
 from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.run_folder import Run
+from alignvlm.system.ranks import Ranks
 from alignvlm.training.callbacks import Callback, StageState
-from alignvlm.training.distributed import World
 from alignvlm.training.optim import Group
 from alignvlm.training.record import StepRecord
 from data_pipeline.loading.collate import MicroBatch
 
 
 @dataclass
-class FakeWorld:
+class FakeWorld(Ranks):
     """Rank 0 of `size` ranks without a process group; `others` is what the other ranks add to each sum."""
 
     size: int = 1
@@ -30,10 +30,6 @@ class FakeWorld:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     sums: list[tuple[float, ...]] = field(default_factory=list)
     reduced: list[float] = field(default_factory=list)
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
 
     def barrier(self) -> None: ...
 
@@ -47,12 +43,6 @@ class FakeWorld:
 
     def broadcast(self, value: Any) -> Any:
         return value
-
-    def raise_of_main(self, error: Exception | None) -> None:
-        if error is not None:
-            raise error
-
-    of_main = World.of_main
 
     def all_gather(self, value: Any) -> list[Any]:
         return [value]

@@ -119,7 +119,7 @@ def test_auto_takes_the_least_that_fits_and_keeps_it(prepared: Run, capsys: pyte
 def test_rank_0_chooses_for_all(prepared: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = prepared.recipe.stages["connector"]
     others: Any = FakeWorld(size=2, rank=1)
-    monkeypatch.setattr(others, "broadcast", lambda value: RecomputeConfig(0, 3))
+    monkeypatch.setattr(others, "broadcast", lambda value: RecomputeConfig(0, 3) if value is None else value)
     assert with_recomputation(prepared, stage, others).train.recompute == RecomputeConfig(0, 3)
     monkeypatch.setattr(stage_module, "noted_recomputation", lambda run, stage, size, gpu, fused: (size, gpu))
     first: Any = FakeWorld(size=2)

@@ -24,6 +24,8 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
     if arguments.suite:
         return _jobs_of_suite(arguments, named, places)
     names = arguments.benchmark
+    if len(set(names)) < len(names):
+        raise UserError(f"--benchmark {', '.join(names)}: one is given twice; results are kept by its name")
     unnamed = [name for name in names if name not in named]
     if len(places) not in (1, len(unnamed)) or (places and not unnamed):
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from alignvlm.cli.arguments import add_overrides, path, positive, processes, word
 from alignvlm.cli.evaluation import benchmarks
+from alignvlm.system.ranks import ALONE, Ranks
 
 BENCHMARK_MINUTES = 24 * 60.0
 """How long ranks wait for the one that has the longest replies."""
@@ -79,25 +80,23 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--data, --flavour and --batch-size belong to --benchmark NAME or --suite paper")
     if published and arguments.task:
         raise UserError("--task belongs to a recipe's tasks, --benchmark to published files: give one of them")
-    prepare = _prepare_benchmarks if published else _prepare_tasks
-    evaluate = prepare(arguments)
+    evaluate, timeout_minutes = _prepare_benchmarks(arguments) if published else _prepare_tasks(arguments)
     if arguments.processes > 1 and not is_launched():
         return run_local(_same_command(arguments), arguments.processes)
     if not is_launched():
-        evaluate(True)
+        evaluate(ALONE)
         return 0
     from alignvlm.training import distributed
 
-    world = distributed.start(evaluate.keywords["timeout_minutes"])
     try:
-        ranks = {"rank": world.rank, "world_size": world.size, "barrier": world.barrier, "broadcast": world.broadcast}
-        evaluate(world.is_main, **ranks)
+        evaluate(distributed.start(timeout_minutes))
     finally:
         distributed.stop()
     return 0
 
 
-def _prepare_tasks(arguments: argparse.Namespace) -> partial[None]:
+def _prepare_tasks(arguments: argparse.Namespace) -> tuple[partial[None], float]:
+    """What the ranks do, and how many minutes they wait for each other."""
     from alignvlm.errors import UserError
     from alignvlm.evaluation.target import find_target
     from alignvlm.run_folder import evaluation_folder
@@ -106,71 +105,52 @@ def _prepare_tasks(arguments: argparse.Namespace) -> partial[None]:
     if not (recipe.evaluation.tasks or recipe.evaluation.text or recipe.evaluation.benchmarks):
         raise UserError(f"recipe {recipe.name!r} has no evaluation.tasks; name at least one held-out source there")
     out = arguments.out or evaluation_folder(export, arguments.limit)
-    return partial(_evaluate_tasks, arguments, recipe, export, out, timeout_minutes=recipe.train.timeout_minutes)
+    return partial(_evaluate_tasks, arguments, recipe, export, out), recipe.train.timeout_minutes
 
 
-def _evaluate_tasks(
-    arguments: argparse.Namespace,
-    recipe: Any,
-    export: Path,
-    out: Path,
-    is_main: bool,
-    *,
-    timeout_minutes: float,
-    **world: Any,
-) -> None:
+def _evaluate_tasks(arguments: argparse.Namespace, recipe: Any, export: Path, out: Path, ranks: Ranks) -> None:
     from alignvlm.evaluation.evaluate import evaluate
     from alignvlm.run_folder import benchmark_folder
 
-    options: dict[str, Any] = {"tasks": arguments.task, "limit": arguments.limit, "device": arguments.device}
+    options = {"ranks": ranks, "limit": arguments.limit, "device": arguments.device, "progress": True}
     if recipe.evaluation.tasks or arguments.task:
-        results = evaluate(export, recipe, out, progress=True, **options, **world)
-        if is_main:
+        results = evaluate(export, recipe, out, tasks=arguments.task, **options)
+        if ranks.is_main:
             show(results, out)
     if recipe.evaluation.text and not arguments.task:
         from alignvlm.evaluation.perplexity import measure_texts
 
-        del options["tasks"]
-        texts = measure_texts(export, recipe, out, progress=True, **options, **world)
-        if is_main:
+        texts = measure_texts(export, recipe, out, **options)
+        if ranks.is_main:
             show_texts(texts)
     if recipe.evaluation.benchmarks and not arguments.task:
         from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
 
         arguments.batch_size = recipe.evaluation.batch_size
         place = out / "benchmarks" if arguments.out else benchmark_folder(export, arguments.limit)
-        jobs = jobs_of_recipe(recipe, arguments.limit)
-        _evaluate_benchmarks(arguments, export, jobs, place, is_main, timeout_minutes=timeout_minutes, **world)
+        jobs = ranks.together(jobs_of_recipe, recipe, arguments.limit)
+        _evaluate_benchmarks(arguments, export, jobs, place, ranks)
 
 
-def _prepare_benchmarks(arguments: argparse.Namespace) -> partial[None]:
+def _prepare_benchmarks(arguments: argparse.Namespace) -> tuple[partial[None], float]:
     from alignvlm.run_folder import benchmark_folder
 
     export = benchmarks.find_export(arguments)
     jobs = benchmarks.jobs_of(arguments)
     out = arguments.out or benchmark_folder(export, arguments.limit)
-    return partial(_evaluate_benchmarks, arguments, export, jobs, out, timeout_minutes=BENCHMARK_MINUTES)
+    return partial(_evaluate_benchmarks, arguments, export, jobs, out), BENCHMARK_MINUTES
 
 
-def _evaluate_benchmarks(
-    arguments: argparse.Namespace,
-    export: Path,
-    jobs: Any,
-    out: Path,
-    is_main: bool,
-    *,
-    timeout_minutes: float,
-    **world: Any,
-) -> None:
+def _evaluate_benchmarks(arguments: argparse.Namespace, export: Path, jobs: Any, out: Path, ranks: Ranks) -> None:
     from alignvlm.evaluation.benchmarks.job import announce
     from alignvlm.evaluation.benchmarks.run import run_benchmarks
     from alignvlm.run_folder import BenchmarkFolder
 
-    if is_main:
+    if ranks.is_main:
         announce(jobs)
-    size = {"batch_size": arguments.batch_size} if arguments.batch_size else {}
-    results = run_benchmarks(export, jobs, out, device=arguments.device, progress=True, **size, **world)
-    if is_main:
+    options = {"batch_size": arguments.batch_size} if arguments.batch_size else {}
+    results = run_benchmarks(export, jobs, out, ranks=ranks, device=arguments.device, progress=True, **options)
+    if ranks.is_main:
         benchmarks.show(results)
         if arguments.suite:
             print("\n" + BenchmarkFolder(out).paper.read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from alignvlm.evaluation.benchmarks.base import Part, Question
 from alignvlm.evaluation.benchmarks.job import Job
 from alignvlm.evaluation.items import Item
 from alignvlm.progress import Progress
+from alignvlm.system.ranks import Ranks
 from data_pipeline.files import JsonLinesLog, must_write, read_json_lines
 from data_pipeline.samples.images import decode_image, image_size
 from data_pipeline.samples.schema import SampleError
@@ -24,16 +25,19 @@ WAY_OUT = "make the folder writable and free some space, or give another one: --
 Row = dict[str, Any]
 
 
-def ask(job: Job, answerer: Answerer, parts: Path, batch_size: int, rank: int, world_size: int, progress: bool) -> None:
-    """Answer this rank's windows of questions and append the replies to its part."""
+def ask(
+    job: Job, load: Callable[[], Answerer], parts: Path, batch_size: int, ranks: Ranks, progress: bool = False
+) -> None:
+    """Answer this rank's windows of questions with the model that `load` gives, and append the replies to its part."""
+    answerer = load()
     with must_write(parts, WAY_OUT):
         parts.mkdir(parents=True, exist_ok=True)
     done = {row["index"] for path in parts.glob("*.jsonl") for row in read_json_lines(path, {"index": int})}
-    part = JsonLinesLog(parts / f"{rank}-of-{world_size}.jsonl")
-    mine = lambda number: number // (WINDOW * batch_size) % world_size == rank
+    part = JsonLinesLog(parts / f"{ranks.rank}-of-{ranks.size}.jsonl")
+    mine = lambda number: number // (WINDOW * batch_size) % ranks.size == ranks.rank
     shown = job.end if job.end is None else sum(map(mine, range(job.end)))
     try:
-        with Progress(job.benchmark.title, shown, enabled=progress and rank == 0) as bar:
+        with Progress(job.benchmark.title, shown, enabled=progress and ranks.is_main) as bar:
             before = time.monotonic()
             for asked in ahead(batches(job, answerer, mine, done, batch_size)):
                 rows = asked.rows(job, answerer)

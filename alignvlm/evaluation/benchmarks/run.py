@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from alignvlm.evaluation.benchmarks.replies import WAY_OUT, ask
 from alignvlm.evaluation.benchmarks.scoring import score_rows
 from alignvlm.evaluation.benchmarks.suite import COLUMNS, paper_average, paper_table
 from alignvlm.run_folder import BenchmarkFolder
+from alignvlm.system.ranks import ALONE, Ranks
 from data_pipeline.files import must_write, read_json, read_json_lines, write_atomic, write_json_lines
 
 PACKAGES = ("torch", "transformers", "pillow", "numpy", "rapidfuzz", "pyarrow", "spacy")
@@ -29,15 +31,12 @@ def run_benchmarks(
     out_folder: str | Path,
     *,
     batch_size: int = 16,
-    rank: int = 0,
-    world_size: int = 1,
-    barrier: Callable[[], None] | None = None,
-    broadcast: Callable[[Any], Any] | None = None,
+    ranks: Ranks = ALONE,
     device: Any = None,
     answerer: Answerer | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Replies to all questions and their scores; every rank calls this and gets the same results.
+    """Replies to all questions and their scores; every rank calls this and gets the same results, or errors.
 
     Written are `<out>/<benchmark>.jsonl` (per question the prompt, the raw reply and the references),
     `<out>/<benchmark>.unusable.jsonl` where a question could not be asked, `<out>/results.json`, and `<out>/paper.md`
@@ -45,35 +44,31 @@ def run_benchmarks(
     was. A benchmark whose results are still valid is not run again. Batches do not depend on the number of ranks.
 
     Args:
-        barrier: waits for all ranks; needed when `world_size` > 1.
-        broadcast: returns rank 0's value on every rank; needed when `world_size` > 1, as in `evaluate`.
+        ranks: those that share the questions, as in `evaluate`.
         answerer: used instead of loading `model_folder`, which still identifies the results.
 
     Returns:
         The content of results.json: {"model", "benchmarks": {name: entry}}.
     """
-    if world_size > 1 and (barrier is None or broadcast is None):
-        raise ValueError("run_benchmarks needs barrier and broadcast when world_size > 1")
-    share = broadcast or (lambda value: value)
     out = BenchmarkFolder(Path(out_folder))
-    model, known, identities = share(_done(jobs, Path(model_folder), out) if rank == 0 else None)
-    for job, identity in zip(jobs, identities, strict=True):
-        name = job.benchmark.name
-        valid = known.get(name, {}).get("identity") == identity
-        if not valid:
-            answerer = answerer or ModelAnswerer.load(model_folder, device)
-            ask(job, answerer, out.parts(name, identity), batch_size, rank, world_size, progress)
-        if barrier is not None:
-            barrier()
-        if rank == 0 and not valid:
-            known[name] = _finish(job, out, identity, batch_size) | {"model_files": model}
-            with must_write(out.path, WAY_OUT):
-                results: dict[str, Any] = {"model": str(model_folder), "benchmarks": known}
-                if set(known) & set(COLUMNS):
-                    results["paper_average"] = paper_average(known)
-                    write_atomic(out.paper, paper_table(str(model_folder), known))
-                write_atomic(out.results, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    return share(read_results(out) if rank == 0 else None)
+    model, known, identities = ranks.of_main(_done, jobs, Path(model_folder), out)
+    load = functools.cache(lambda: answerer or ModelAnswerer.load(model_folder, device))
+
+    def finish(job: Job, identity: str) -> None:
+        known[job.benchmark.name] = _finish(job, out, identity, batch_size) | {"model_files": model}
+        with must_write(out.path, WAY_OUT):
+            results: dict[str, Any] = {"model": str(model_folder), "benchmarks": known}
+            if set(known) & set(COLUMNS):
+                results["paper_average"] = paper_average(known)
+                write_atomic(out.paper, paper_table(str(model_folder), known))
+            write_atomic(out.results, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+    named = {job.benchmark.name: (job, identity) for job, identity in zip(jobs, identities, strict=True)}
+    for name in [name for name, (_, identity) in named.items() if known.get(name, {}).get("identity") != identity]:
+        job, identity = named[name]
+        ranks.together(ask, job, load, out.parts(name, identity), batch_size, ranks, progress)
+        ranks.of_main(finish, job, identity)
+    return ranks.of_main(read_results, out)
 
 
 def _done(

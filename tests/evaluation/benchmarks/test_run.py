@@ -17,6 +17,7 @@ from alignvlm.evaluation.benchmarks import benchmark_names, find_benchmark
 from alignvlm.evaluation.benchmarks.job import Job
 from alignvlm.evaluation.benchmarks.run import run_benchmarks
 from alignvlm.evaluation.benchmarks.scoring import read_replies, score_rows
+from alignvlm.system.ranks import Ranks
 from data_pipeline.files import read_json_lines
 from tests.evaluation.benchmarks.files import Known, lines, parquet, png, struct, tsv
 from tests.evaluation.thread_ranks import ThreadRanks
@@ -44,14 +45,14 @@ def without_time(results: dict[str, Any]) -> dict[str, Any]:
 
 def run_two(data: Path, out: Path, answerers: Sequence[Answerer]) -> dict[str, Any]:
     """What two ranks write, as threads."""
-    ranks = ThreadRanks(2)
 
-    def run(rank: int) -> None:
-        jobs, answerer = [Job.of("chartqa", data, "lmms_eval")], answerers[rank]
-        run_benchmarks("model", jobs, out, batch_size=2, answerer=answerer, **ranks.of(rank))
+    def run(ranks: Ranks) -> dict[str, Any]:
+        jobs, answerer = [Job.of("chartqa", data, "lmms_eval")], answerers[ranks.rank]
+        return run_benchmarks("model", jobs, out, batch_size=2, answerer=answerer, ranks=ranks)
 
-    ranks.run(run)
-    return json.loads((out / "results.json").read_text())
+    one, other = ThreadRanks(2).run(run)
+    assert one == other
+    return one
 
 
 def test_two_ranks_give_what_one_gives(tmp_path: Path, data: Path) -> None:
@@ -67,15 +68,26 @@ def test_two_ranks_give_what_one_gives(tmp_path: Path, data: Path) -> None:
 
 def test_rank_0_sees_for_all_what_is_done(tmp_path: Path, data: Path) -> None:
     """The other rank has no results.json yet, as a host may on a network file system; nobody answers again."""
-    jobs, ranks, found = [Job.of("chartqa", data)], ThreadRanks(2), {}
+    jobs = [Job.of("chartqa", data)]
     alone = run_benchmarks("model", jobs, tmp_path / "out", batch_size=2, answerer=Known(REPLIES))
 
-    def run(rank: int) -> None:
-        out = tmp_path / ("out" if rank == 0 else "nowhere")
-        found[rank] = run_benchmarks("model", jobs, out, answerer=Known({}), **ranks.of(rank))
+    def run(ranks: Ranks) -> dict[str, Any]:
+        out = tmp_path / ("out" if ranks.is_main else "nowhere")
+        return run_benchmarks("model", jobs, out, answerer=Known({}), ranks=ranks)
 
-    ranks.run(run)
-    assert found == {0: alone, 1: alone}
+    assert ThreadRanks(2).run(run) == [alone, alone]
+
+
+def test_a_file_that_one_rank_cannot_read_ends_all_with_its_word(tmp_path: Path, data: Path) -> None:
+    rows = data.read_text().splitlines(keepends=True)
+    rows[13] = rows[13].replace("human", "human\tmore")  # row 12, of rank 1
+    data.write_text("".join(rows))
+    job = Job.of("chartqa", data)
+    run = lambda each: run_benchmarks("m", [job], tmp_path / "out", batch_size=2, answerer=Known(REPLIES), ranks=each)
+    one, other = ThreadRanks(2).run(run)
+    assert isinstance(one, UserError)
+    assert (type(one), str(one)) == (type(other), str(other))
+    assert "ChartQA_TEST.tsv, row 12" in str(one)
 
 
 def test_two_ranks_of_a_model_give_what_one_gives_bit_for_bit(tmp_path: Path, data: Path) -> None:

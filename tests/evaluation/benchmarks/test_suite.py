@@ -147,4 +147,4 @@ def test_a_benchmark_that_cannot_be_used_is_an_error_with_its_line(recipe: Path,
     assert "evaluation.benchmarks.docvaq: unknown benchmark 'docvaq': did you mean 'docvqa'" in message
     recipe.write_text(text.replace("data/DocVQA_VAL.tsv", "data/none.tsv"))
     with pytest.raises(UserError, match=r"evaluation.benchmarks.docvqa: data/none.tsv: no such file or folder"):
-        evaluate_stage(Run(load_recipe(str(recipe))), SimpleNamespace(export=None), SimpleNamespace())
+        evaluate_stage(Run(load_recipe(str(recipe))), SimpleNamespace(export=None), FakeWorld())
