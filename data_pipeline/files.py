@@ -16,12 +16,12 @@ import logging
 import math
 import os
 import uuid
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from data_pipeline.checksums import crc32
 from data_pipeline.errors import DataError
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ def read_new_lines(file: BinaryIO, start: int = 0, shape: Any = dict) -> tuple[l
 
 def check_name(name: str) -> str:
     """The name itself when it stays inside its folder; DataError for absolute paths, `..` and NUL."""
-    if not name or name.startswith(("/", "\\")) or "\x00" in name or ".." in name.replace("\\", "/").split("/"):
+    climbs = ".." in name and ".." in name.replace("\\", "/").split("/")
+    if not name or name.startswith(("/", "\\")) or "\x00" in name or climbs:
         raise DataError(f"{name!r} leaves its folder: names of shards and members are relative, without '..'")
     return name
 
@@ -296,7 +297,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
     numpy.save(buffer, array, allow_pickle=False)
     with open_atomic(path) as file:
         file.write(buffer.getbuffer())
-        file.write(_SEAL % zlib.crc32(buffer.getbuffer()))
+        file.write(_SEAL % crc32(buffer.getbuffer()))
 
 
 def load_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -308,7 +309,7 @@ def load_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     import numpy
 
     with path.open("rb") as file:
-        checksum = crc32(file, os.fstat(file.fileno()).st_size - _SEAL_BYTES)
+        checksum = crc32_of(file, os.fstat(file.fileno()).st_size - _SEAL_BYTES)
         if file.read(_SEAL_BYTES + 1) != _SEAL % checksum:
             raise ValueError("its checksum is missing or does not fit its numbers")
     array = numpy.load(path, mmap_mode="r", allow_pickle=False)
@@ -317,11 +318,11 @@ def load_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def crc32(file: BinaryIO, size: int, advance: Callable[[int], object] = lambda count: None) -> int:
+def crc32_of(file: BinaryIO, size: int, advance: Callable[[int], object] = lambda count: None) -> int:
     """CRC-32 of the next `size` bytes of a stream, or of those that are left; `advance` hears of each block."""
     checksum = 0
     while size > 0 and (block := file.read(min(size, 1 << 22))):
-        checksum = zlib.crc32(block, checksum)
+        checksum = crc32(block, checksum)
         size -= len(block)
         advance(len(block))
     return checksum

@@ -47,7 +47,7 @@ ORDER = {
         ("order",),
         ("samples",),
         ("files", "parallel", "progress"),
-        ("errors", "masking"),
+        ("checksums", "errors", "masking"),
     ),
 }
 FACADES = {"__init__", "__main__"}

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,6 +32,9 @@ from data_pipeline.shards.storage import Storage, open_storage
 from data_pipeline.shards.tarscan import ScannedSample, scan_tar
 
 _WAY_OUT = "make room or the folder writable"
+_TEXT_BYTES = 2 * 1024**2
+"""Texts that are held before they are measured together: hashing a picture takes the code that measures out of the
+core's cache."""
 
 
 @dataclass(frozen=True)
@@ -94,20 +96,23 @@ def index_shard(storage: Storage, place: Path, measurings: Sequence[Measuring], 
     if is_done(storage, place, measurings, name):
         return False
     path, size = storage.local_path(name), storage.size(name)
-    scanned, lines = [], {each.fingerprint: list[Any]() for each in measurings}
+    lengths: list[list[str]] = [[] for _ in measurings]
+    scanned, num_measured, held = [], 0, 0
     with storage.open(name) as file:
         for sample in scan_tar(file, size, str(path), TEXT_MEMBERS if measurings else ()):
-            for each in measurings:
-                lines[each.fingerprint].append(_measure(each, sample))
-            sample.texts.clear()
             scanned.append(sample)
+            held += sum(map(len, sample.texts.values()))
+            if held > _TEXT_BYTES:
+                _measure_all(measurings, scanned[num_measured:], lengths)
+                num_measured, held = len(scanned), 0
+    _measure_all(measurings, scanned[num_measured:], lengths)
     index = index_bytes(scanned, name.rsplit("/", 1)[-1], size)
     target = place / index_name(name)
     with must_write(target, _WAY_OUT):
         target.parent.mkdir(parents=True, exist_ok=True)
-        for fingerprint, rows in lines.items():
-            content = [{"index": index_digest(index)}, *rows]
-            write_atomic(_part(place, name, fingerprint), "".join(json.dumps(row) + "\n" for row in content))
+        first = json.dumps({"index": index_digest(index)})
+        for each, lines in zip(measurings, lengths, strict=True):
+            write_atomic(_part(place, name, each.fingerprint), "\n".join([first, *lines, ""]))
         write_atomic(target, index)
     return True
 
@@ -160,15 +165,24 @@ def _remove_leftovers(job: Job) -> None:
                 (folder / file).unlink(missing_ok=True)
 
 
-def _measure(measuring: Measuring, sample: ScannedSample) -> list[int] | dict[str, str]:
-    """[tokens, tiles], or {"key", "error"} of a sample that cannot be used."""
+def _measure_all(measurings: Sequence[Measuring], samples: list[ScannedSample], lengths: list[list[str]]) -> None:
+    """Add the samples' lines to the lengths of each way to measure them, and drop their texts."""
+    for measuring, lines in zip(measurings, lengths, strict=True):
+        lines += [_measure(measuring, sample) for sample in samples]
+    for sample in samples:
+        sample.texts.clear()
+
+
+def _measure(measuring: Measuring, sample: ScannedSample) -> str:
+    """The line of a sample: [tokens, tiles], or {"key", "error"} of one that cannot be used."""
     try:
         if error := too_large({name: member for name, member in sample.members.items() if name in TEXT_MEMBERS}):
             raise SampleError(error)
         messages, sizes, _ = text_record(sample.texts, sample.image_sizes, measuring.prompt)
-        return list(measure_messages(measuring.encoder, messages, sizes))
+        tokens, tiles = measure_messages(measuring.encoder, messages, sizes)
+        return f"[{tokens}, {tiles}]"
     except SampleError as error:
-        return {"key": sample.key, "error": str(error)}
+        return json.dumps({"key": sample.key, "error": str(error)})
 
 
 def _part(place: Path, name: str, fingerprint: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from data_pipeline.samples.images import decode_image, image_members
+from data_pipeline.samples.images import decode_image, is_image
 from data_pipeline.samples.schema import SampleError
 
 
@@ -14,7 +14,7 @@ def decode_member(extension: str, data: bytes) -> Any:
 
     `extension` is in lower case and without its dot, as the index has it.
     """
-    if image_members([extension]):
+    if is_image(extension):
         return decode_image(data)
     try:
         if extension == "json":

@@ -62,11 +62,16 @@ _PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 
 def image_members(extensions: Iterable[str]) -> list[str]:
     """A sample's images among its extensions, in order: a bare `png` first, then `0.png`, `1_name.jpg`, … by number."""
-    numbered = ((number, each) for each in extensions if (number := _image_number(each)) is not None)
+    numbered = [(number, each) for each in extensions if (number := _image_number(each)) is not None]
     return [extension for _, extension in sorted(numbered)]
 
 
-@lru_cache(maxsize=4096)  # an index asks four times for every sample
+def is_image(extension: str) -> bool:
+    """Whether members with an extension are images."""
+    return _image_number(extension) is not None
+
+
+@lru_cache(maxsize=4096)  # an index asks three times for every sample
 def _image_number(extension: str) -> int | None:
     """-1 for a bare `png`; None for what is no image."""
     match = _IMAGE.match(extension)

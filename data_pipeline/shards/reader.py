@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.checksums import crc32
 from data_pipeline.samples.decoding import decode_member
 from data_pipeline.samples.images import MAX_IMAGE_BYTES, check_size, image_members
 from data_pipeline.samples.schema import (
@@ -244,7 +244,7 @@ def _cut(data: bytes, begin: int, wanted: Mapping[str, tuple[int, int, int]]) ->
     block, members = memoryview(data), {}
     for extension, (offset, size, crc) in wanted.items():
         member = bytes(block[offset - begin : offset - begin + size])
-        if zlib.crc32(member) != crc:
+        if crc32(member) != crc:
             return {}, extension
         members[extension] = member
     return members, ""

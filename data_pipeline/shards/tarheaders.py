@@ -7,10 +7,13 @@ takes a damaged header, a zeroed block and the end of a cut file for the end of 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 BLOCK = 512
+_PIECE = 256 * 1024
+"""Bytes that are read at once: they are hashed while they are in the cache of the core."""
 _ZEROS = bytes(BLOCK)
 _USTAR = b"ustar\0"
 """Magic of headers in which a name may have a prefix; GNU tar has times in its place."""
@@ -27,6 +30,7 @@ _CONTROL = re.compile(r"[\x01-\x1f\x7f-\x9f\u2028\u2029]")
 """What may end a line or change a terminal. NUL is left for the check of names to refuse."""
 _PAX, _PAX_OF_ALL = (b"x", b"X"), b"g"
 _LONG_NAME, _LONG_LINK, _SPARSE = b"L", b"K", b"S"
+_EXTENDED = (*_PAX, _PAX_OF_ALL, _LONG_NAME, _LONG_LINK)
 
 
 class TarDamage(Exception):
@@ -51,8 +55,45 @@ class Member(NamedTuple):
     """Offset of its archive: not 0 where archives were joined."""
 
 
-def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
-    """The members of a file of `size` bytes; when one is yielded, the file stands at its data and may be read.
+class Window:
+    """The bytes of a file of `size` bytes, from front to end: many small headers and members are one read."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.size = size
+        self._file = file
+        self._buffer = memoryview(bytearray(min(_PIECE, size)))
+        self._begin = self._end = 0  # of the file's bytes in the buffer
+
+    def read(self, position: int, size: int) -> bytes:
+        """`size` bytes from `position`. Raises TarDamage when the file became shorter."""
+        begin = position - self._begin
+        if begin >= 0 and position + size <= self._end:
+            return bytes(self._buffer[begin : begin + size])
+        data = b"".join(self.pieces(position, size))
+        if len(data) < size:
+            raise TarDamage(position + len(data), "the file became shorter while it was read")
+        return data
+
+    def pieces(self, position: int, size: int) -> Iterator[memoryview]:
+        """The same in pieces, each good until the next one is asked for; fewer bytes where the file became shorter."""
+        end = position + size
+        while position < end:
+            if not self._begin <= position < self._end and not self._fill(position):
+                return
+            piece = self._buffer[position - self._begin : min(end, self._end) - self._begin]
+            yield piece
+            position += len(piece)
+
+    def _fill(self, position: int) -> int:
+        if position != self._end:
+            self._file.seek(position)
+        count: int = self._file.readinto(self._buffer[: max(self.size - position, 0)])  # type: ignore[attr-defined]
+        self._begin, self._end = position, position + count
+        return count
+
+
+def read_members(file: Window) -> Iterator[Member]:
+    """The members of a file, front to end.
 
     An archive ends with zero blocks: two by the standard; one at the very end of the file will do, as old writers left
     it. Archives that were joined are read one after the other.
@@ -60,13 +101,13 @@ def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
     Raises:
         TarDamage: anything that is neither a header with a valid checksum and a possible size, nor the end.
     """
-    start = position = 0
+    start, position, size = 0, 0, file.size
     own: dict[str, bytes] = {}  # of the next member
     common: dict[str, bytes] = {}  # of all members that follow
     while True:
-        header = _read(file, position, min(BLOCK, size - position))
+        header = file.read(position, min(BLOCK, size - position))
         if header == _ZEROS and not own:
-            following = _behind_zeros(file, start, position, size)
+            following = _behind_zeros(file, start, position)
             if following is None:
                 return
             start, position, common = following, following, {}
@@ -77,15 +118,15 @@ def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
             raise TarDamage(position, "the file is cut off inside a header")
         kind, name, length = _parse(header, position, joined=0 < start == position)
         data = position + BLOCK
-        if kind in _PAX or kind in (_PAX_OF_ALL, _LONG_NAME, _LONG_LINK):
+        if kind in _EXTENDED:
             if length > _MAX_EXTENDED or data + length > size:
                 raise TarDamage(position, f"an extended header of {length:,} bytes is longer than any that is read")
             if kind == _LONG_NAME:
-                own.setdefault("path", _read(file, data, length).partition(b"\0")[0])
+                own.setdefault("path", file.read(data, length).partition(b"\0")[0])
             elif kind == _PAX_OF_ALL:
-                common |= _pax_records(_read(file, data, length), data)
+                common |= _pax_records(file.read(data, length), data)
             elif kind in _PAX:
-                own = _pax_records(_read(file, data, length), data) | own
+                own = _pax_records(file.read(data, length), data) | own
         else:
             stated = common | own
             is_folder = kind == b"5" or (kind == b"\0" and name.endswith(b"/"))
@@ -102,15 +143,15 @@ def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
         position = data + -(-length // BLOCK) * BLOCK
 
 
-def _behind_zeros(file: BinaryIO, start: int, begin: int, size: int) -> int | None:
+def _behind_zeros(file: Window, start: int, begin: int) -> int | None:
     """Where the next archive begins behind the zeros from `begin` on; None at the end of the file.
 
     Zeros between two archives are as many as writers put there: the mark alone, where the file too ends with no more,
     or padding to a whole record. Any others are a hole: the members there are lost.
     """
-    position = begin
+    position, size = begin, file.size
     while position < size:
-        data = _read(file, position, min(1 << 16, size - position))
+        data = file.read(position, min(1 << 16, size - position))
         rest = data.lstrip(b"\0")
         position += len(data) - len(rest)
         if position - begin > _MAX_PADDING:
@@ -122,30 +163,21 @@ def _behind_zeros(file: BinaryIO, start: int, begin: int, size: int) -> int | No
     position -= position % BLOCK
     mark = begin + 2 * BLOCK
     filled = start + -(-(mark - start) // _RECORD) * _RECORD
-    is_padded = not any(_read(file, max(size - 3 * BLOCK, 0), min(3 * BLOCK, size)))
+    is_padded = not any(file.read(max(size - 3 * BLOCK, 0), min(3 * BLOCK, size)))
     if position != filled and (position != mark or is_padded):
         raise TarDamage(begin, f"{position - begin:,} zero bytes with more data behind them are no end-of-archive mark")
     return position
 
 
-def _read(file: BinaryIO, position: int, size: int) -> bytes:
-    """`size` bytes from `position`, none for a negative size."""
-    file.seek(position)
-    data = file.read(max(size, 0))
-    if len(data) < size:
-        raise TarDamage(position + len(data), "the file became shorter while it was read")
-    return data
-
-
 def _parse(header: bytes, position: int, joined: bool) -> tuple[bytes, bytes, int]:
     """(type, name, size) of a header block whose checksum holds."""
-    checked = header[:148] + b" " * 8 + header[156:]
-    total = sum(checked)
+    field = header[148:156]  # counts as blanks
+    total = _sum(header[:256]) + _sum(header[256:]) - _sum(field) + 8 * 32
     try:
-        stated, size = _number(header[148:156]), _number(header[124:136])
+        stated, size = _number(field), _number(header[124:136])
     except ValueError:
         stated, size = -1, 0
-    if stated != total and stated != total - 256 * sum(byte > 127 for byte in checked):  # old writers' bytes had signs
+    if stated != total and stated != total - 256 * _num_signed(header[:148] + header[156:]):
         if position == 0:
             raise TarDamage(position, "not a tar archive; compressed ones are unpacked first")
         what = "what lies behind the end-of-archive mark is not another archive" if joined else "a header is damaged"
@@ -157,6 +189,16 @@ def _parse(header: bytes, position: int, joined: bool) -> tuple[bytes, bytes, in
     if prefix and header[257:263] == _USTAR:
         name = prefix + b"/" + name
     return kind, name, size
+
+
+def _sum(data: bytes) -> int:
+    """The sum of at most 256 bytes, which is what Adler-32 begins with, in a tenth of the time that `sum` takes."""
+    return (zlib.adler32(data) & 0xFFFF) - 1
+
+
+def _num_signed(data: bytes) -> int:
+    """Bytes that are negative where bytes have signs, as those of old writers had."""
+    return sum(byte > 127 for byte in data)
 
 
 def _number(field: bytes) -> int:
@@ -195,4 +237,6 @@ def _text(raw: bytes) -> str:
         text = raw.decode()
     except UnicodeDecodeError:
         text = raw.decode("latin-1")
+    if text.isprintable():
+        return text  # nothing in it is a control character
     return _CONTROL.sub(lambda found: f"%{ord(found[0]):02X}", text)

@@ -8,25 +8,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from data_pipeline.checksums import crc32
 from data_pipeline.errors import DataError
-from data_pipeline.samples.images import image_members, image_size
+from data_pipeline.samples.images import image_members, image_size, is_image
 from data_pipeline.samples.jpeg_header import plain_jpeg_size
 from data_pipeline.samples.schema import MAX_JSON_BYTES, SampleError, is_meta
 from data_pipeline.shards.storage import check_name
-from data_pipeline.shards.tarheaders import Member, TarDamage, read_members
+from data_pipeline.shards.tarheaders import Member, TarDamage, Window, read_members
 
 _MEMBER = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)\Z")
-_PIECE = 256 * 1024
-"""Bytes that are read at once: they are hashed while they are in the cache of the core."""
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(slots=True)
 class ScannedSample:
     """One sample of a shard that was read."""
 
@@ -52,12 +50,12 @@ def scan_tar(file: BinaryIO, size: int, name: str, texts: Collection[str] = ()) 
     """
     current: ScannedSample | None = None
     sizes: dict[str, tuple[int, int] | None] = {}
-    buffer = memoryview(bytearray(_PIECE))
+    window = Window(file, size)
     digest = hashlib.sha256()
     seen: set[str] = set()
     num_links, archives = 0, {0}
     try:
-        for member in read_members(file, size):
+        for member in read_members(window):
             name_inside = member.name.removeprefix("./")
             match = _MEMBER.match(name_inside)
             num_links += member.is_link
@@ -80,10 +78,10 @@ def scan_tar(file: BinaryIO, size: int, name: str, texts: Collection[str] = ()) 
             if extension in current.members:
                 raise TarDamage(member.header, f"the member {member.name!r} comes twice")
             digest.update(f"{key}.{extension}:{member.size}:".encode())
-            is_image, is_text = bool(image_members([extension])), extension in texts and member.size <= MAX_JSON_BYTES
-            crc, pixels, text = _read(file, member, buffer, digest, is_image, is_text)
+            is_picture, is_text = is_image(extension), extension in texts and member.size <= MAX_JSON_BYTES
+            crc, pixels, text = _read(window, member, digest, is_picture, is_text)
             current.members[extension] = (member.data, member.size, crc)
-            if is_image:
+            if is_picture:
                 sizes[extension] = pixels
             elif is_text:
                 current.texts[extension] = text
@@ -116,30 +114,29 @@ def _check_name(member: Member) -> None:
 
 
 def _read(
-    file: BinaryIO, member: Member, buffer: memoryview, digest: hashlib._Hash, is_image: bool, is_text: bool
+    file: Window, member: Member, digest: hashlib._Hash, is_picture: bool, is_text: bool
 ) -> tuple[int, tuple[int, int] | None, bytes]:
-    """(CRC-32, size of an image, bytes of a text) of a member, which the file stands at and `digest` takes in.
+    """(CRC-32, size of an image, bytes of a text) of a member, whose bytes `digest` takes in.
 
-    Nothing is kept of a plain JPEG: its header is in the first piece.
+    Nothing is kept of a plain JPEG whose header is in the first piece.
     """
     crc = position = 0
     size: tuple[int, int] | None = None
-    kept = bytearray()
-    while position < member.size:
-        count = file.readinto(buffer[: member.size - position])  # type: ignore[attr-defined]
-        if not count:
-            raise TarDamage(member.header, f"the member {member.name!r} is cut off")
-        piece = buffer[:count]
-        crc = zlib.crc32(piece, crc)
+    kept = []
+    for piece in file.pieces(member.data, member.size):
+        crc = crc32(piece, crc)
         digest.update(piece)
-        if is_image and position == 0:
+        if is_picture and position == 0:
             size = plain_jpeg_size(piece)
-        if is_text or (is_image and size is None):
-            kept += piece
-        position += count
-    if is_image and size is None:
-        size = _header_size(bytes(kept))
-    return crc, size, bytes(kept) if is_text else b""
+        if is_text or (is_picture and size is None):
+            kept.append(bytes(piece))
+        position += len(piece)
+    if position < member.size:
+        raise TarDamage(member.header, f"the member {member.name!r} is cut off")
+    data = b"".join(kept)
+    if is_picture and size is None:
+        size = _header_size(data)
+    return crc, size, data
 
 
 def _finish(sample: ScannedSample, sizes: dict[str, tuple[int, int] | None], digest: hashlib._Hash) -> ScannedSample:

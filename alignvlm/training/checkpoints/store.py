@@ -24,7 +24,7 @@ from alignvlm.best import STATE, find_best, is_better, read_scores
 from alignvlm.run_folder import checkpoint_folder, checkpoint_folders, checkpoint_step
 from alignvlm.training.checkpoints.background import BackgroundCheckpointEngine
 from alignvlm.training.distributed import World
-from data_pipeline.files import crc32, has_shape, reason, write_atomic
+from data_pipeline.files import crc32_of, has_shape, reason, write_atomic
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -269,7 +269,7 @@ def _checksum(folder: Path, name: str, advance: Callable[[int], object] = lambda
         raise OSError("it is missing or no regular file in the folder")
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        checksum = crc32(file, size, advance)
+        checksum = crc32_of(file, size, advance)
         os.fsync(file.fileno())
     return {"size": size, "crc32": checksum}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.shards.tarheaders import BLOCK, read_members
+from data_pipeline.shards.tarheaders import BLOCK, Window, read_members
 from data_pipeline.shards.tarscan import ScannedSample, scan_tar
 from tests.data_pipeline.tars import picture
 
@@ -179,7 +179,7 @@ def test_members_are_those_that_tarfile_finds() -> None:
         data = archive(format)
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             expected = [(info.name, info.offset_data, info.size) for info in tar]
-        assert [(m.name, m.data, m.size) for m in read_members(io.BytesIO(data), len(data))] == expected
+        assert [(m.name, m.data, m.size) for m in read_members(Window(io.BytesIO(data), len(data)))] == expected
 
 
 def test_meta_data_are_no_samples() -> None:
