@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 T = TypeVar("T")
+P = TypeVar("P")
 _SEAL = b"\ncrc32 %08x\n"
 """Behind the numbers of an array, where numpy does not look."""
 _SEAL_BYTES = len(_SEAL % 0)
@@ -49,8 +50,8 @@ def read_or_make(path: Path, read: Callable[[Path], T | None], make: Callable[[]
     return make() if found is None else found
 
 
-def read_needed(path: Path, read: Callable[[Path], T], way_out: str) -> T:
-    """What a file holds that nothing can replace.
+def read_needed(path: P, read: Callable[[P], T], way_out: str) -> T:
+    """What a file, or an object of that URL, holds that nothing can replace.
 
     Raises:
         DataError: it is missing or damaged; one line with the file, what is wrong with it, and the way out.

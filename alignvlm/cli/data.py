@@ -13,7 +13,6 @@ from alignvlm.cli.arguments import (
     choose_engine,
     columns,
     count,
-    file,
     path,
     positive,
     positive_number,
@@ -34,9 +33,11 @@ def add_parser(subparsers: Any) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     write = actions.add_parser("write", help="write the shards that a recipe generates, or shards of your own data")
-    write.add_argument("target", type=word, help="recipe; with --from, the folder for the new shards")
+    write.add_argument("target", type=word, help="recipe; with --from, the folder for the new shards, or its URL")
     add_overrides(write, "settings of the recipe; with --from, options of the format")
-    write.add_argument("--from", dest="source", type=path, metavar="PATH", help="file or folder with your own data")
+    write.add_argument(
+        "--from", dest="source", type=word, metavar="PATH", help="file or folder with your data, or its URL"
+    )
     write.add_argument(
         "--format",
         type=word,
@@ -44,10 +45,10 @@ def add_parser(subparsers: Any) -> None:
         metavar="NAME",
         help="format of your data, such as jsonl or llava (default: by its suffix and first row)",
     )
-    write.add_argument("--from-jsonl", type=file, metavar="FILE", help="short for --from FILE --format jsonl")
+    write.add_argument("--from-jsonl", type=word, metavar="FILE", help="short for --from FILE --format jsonl")
     write.add_argument(
         "--images",
-        type=path,
+        type=word,
         metavar="PATH",
         help="folder or zip archive of the image files that FILE names (default: its own folder)",
     )
@@ -112,11 +113,11 @@ def run_write(args: argparse.Namespace) -> int:
         args.source, args.format = args.from_jsonl, "jsonl"
     if args.source is not None:
         from data_pipeline.importers import format_of
+        from data_pipeline.importers.rows.far_path import any_path
+        from data_pipeline.importers.rows.files import READERS
 
-        if "://" in args.target:
-            raise UserError(
-                f"{args.target}: shards are written to local or shared folders, not to URLs; copy them after"
-            )
+        args.source = any_path(args.source, tuple(READERS))
+        args.images = None if args.images is None else any_path(args.images, (".zip",))
         format = format_of(args.source, args.format)
         return _write_dataset(args) if format is None else _write_own_data(args, format)
     if args.images is not None or args.format != "auto" or args.columns:
@@ -156,14 +157,14 @@ def _write_own_data(args: argparse.Namespace, format: str) -> int:
         options["images"] = args.images
     records = read_records(args.source, format, **options)
     if args.dry_run:
-        print(f"{args.source}: {sum(1 for _ in records)} records of {format}")
+        print(f"{mask(str(args.source))}: {sum(1 for _ in records)} records of {format}")
         return 0
     with data_progress("write", None) as advance:
         counted = (advance(1) or record for record in records)
         manifest = write_shards(
             counted, args.target, samples_per_shard=args.samples_per_shard, num_processes=args.processes
         )
-    print(f"{args.target}: {manifest.num_samples} samples in {len(manifest.shards)} shards")
+    print(f"{mask(args.target)}: {manifest.num_samples} samples in {len(manifest.shards)} shards")
     return 0
 
 
@@ -180,11 +181,11 @@ def _write_dataset(args: argparse.Namespace) -> int:
     if options.keys() - known:
         raise UserError(f"{sorted(options.keys() - known)[0]!r}: the options of --from are {', '.join(sorted(known))}")
     dataset = open_dataset(args.source, args.format, images=args.images, columns=args.columns, **options)
-    files, folder = len(dataset.files), Path(args.target)
-    print(f"{args.source}: {files} file(s), read as {dataset.reading.format} ({', '.join(dataset.columns)})")
+    files, folder = len(dataset.files), args.target
+    print(f"{mask(str(args.source))}: {files} file(s), read as {dataset.reading.format} ({', '.join(dataset.columns)})")
     if args.dry_run:
         plan = write.make_plan(dataset, args.samples_per_shard, num_processes=args.processes, progress=data_progress)
-        print(f"{folder}: {plan.num_rows} rows would be written as {len(plan.ranges)} shards")
+        print(f"{mask(folder)}: {plan.num_rows} rows would be written as {len(plan.ranges)} shards")
         return 0
     if not (args.tasks or args.finish) or write.is_written(folder):
         written = write.write_dataset(
@@ -198,13 +199,14 @@ def _write_dataset(args: argparse.Namespace) -> int:
             done = write.write_missing(
                 plan, folder, task=args.task, tasks=args.tasks, engine=engine, progress=data_progress
             )
-            print(f"{folder}: task {args.task} of {args.tasks} wrote {done} shards; --finish comes when all are done")
+            task = f"task {args.task} of {args.tasks}"
+            print(f"{mask(folder)}: {task} wrote {done} shards; --finish comes when all are done")
             return 0
-        written = write.finish(plan, folder)
+        written = write.finish(plan, folder, engine=engine, progress=data_progress)
     manifest, rejected = written.manifest, sum(written.rejected.values())
-    print(f"{folder}: {manifest.num_samples} samples in {len(manifest.shards)} shards")
+    print(f"{mask(folder)}: {manifest.num_samples} samples in {len(manifest.shards)} shards")
     if rejected:
-        print(f"{rejected} rows were rejected; {folder}/*.rejected.jsonl names each with its reason, most often:")
+        print(f"{rejected} rows were rejected; {mask(folder)}/*.rejected.jsonl names each with its reason, most often:")
         print("\n".join(f"  {count} x {reason}" for reason, count in list(written.rejected.items())[:3]))
     return 0
 

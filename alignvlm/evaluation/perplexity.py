@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from alignvlm.config.evaluation import TextConfig
 from alignvlm.config.schema import Recipe
@@ -105,7 +105,9 @@ def text_files(text: TextConfig) -> list[Path]:
     from data_pipeline.importers.rows.files import find_files
 
     path = Path(text.path)
-    return [path] if path.is_file() and path.suffix.lower() == ".txt" else find_files(path, text.split)
+    if path.is_file() and path.suffix.lower() == ".txt":
+        return [path]
+    return cast(list[Path], find_files(path, text.split))
 
 
 def documents(text: TextConfig) -> Iterator[str]:

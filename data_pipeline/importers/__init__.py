@@ -12,11 +12,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError, nearest
 from data_pipeline.importers.jsonl import read_jsonl
+from data_pipeline.importers.rows.far_path import AnyPath, FarPath
 
 Read = Callable[..., Iterator[dict[str, Any]]]
 
@@ -27,25 +27,27 @@ class Importer:
 
     read: Read
     suffixes: tuple[str, ...]
+    reads_urls: bool = False
+    """Whether `read` takes a FarPath too (rows/far_path.py)."""
 
 
 IMPORTERS: dict[str, Importer] = {}
 """Name of a format -> its importer; filled by `register`."""
 
 
-def register(name: str, read: Read, suffixes: tuple[str, ...] = ()) -> None:
+def register(name: str, read: Read, suffixes: tuple[str, ...] = (), reads_urls: bool = False) -> None:
     """Add a format, or replace one. Suffixes are in lower case with their dot."""
-    IMPORTERS[name] = Importer(read, suffixes)
+    IMPORTERS[name] = Importer(read, suffixes, reads_urls)
 
 
-def format_of(path: Path, format: str = "auto") -> str | None:
+def format_of(path: AnyPath, format: str = "auto") -> str | None:
     """The format itself where it is registered here; for `auto` the one with the path's suffix. None: no such one."""
     if format != "auto":
         return format if format in IMPORTERS else None
     return next((name for name, each in IMPORTERS.items() if path.suffix.lower() in each.suffixes), None)
 
 
-def read_records(path: Path, format: str = "auto", **options: Any) -> Iterator[dict[str, Any]]:
+def read_records(path: AnyPath, format: str = "auto", **options: Any) -> Iterator[dict[str, Any]]:
     """The records of a file or folder in one of the registered formats; `auto` goes by the path's suffix.
 
     Raises:
@@ -57,6 +59,8 @@ def read_records(path: Path, format: str = "auto", **options: Any) -> Iterator[d
     if name is None:
         raise DataError(f"unknown format {format!r}: {nearest(format, IMPORTERS)}")
     format, read = name, IMPORTERS[name].read
+    if isinstance(path, FarPath) and not IMPORTERS[name].reads_urls:
+        raise DataError(f"{path}: format {format!r} reads from disk only: copy it first")
     try:
         inspect.signature(read).bind(path, **options)
     except TypeError as error:
@@ -65,4 +69,4 @@ def read_records(path: Path, format: str = "auto", **options: Any) -> Iterator[d
     return read(path, **options)
 
 
-register("jsonl", read_jsonl)
+register("jsonl", read_jsonl, reads_urls=True)

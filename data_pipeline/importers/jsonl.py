@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
 from data_pipeline.errors import DataError
+from data_pipeline.importers.rows.far_path import AnyPath, any_path
 from data_pipeline.importers.rows.images import ImageFiles
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.samples.turns import turn_messages
 
 
-def read_jsonl(file: Path, *, images: str | Path | None = None) -> Iterator[dict[str, Any]]:
+def read_jsonl(file: AnyPath, *, images: str | AnyPath | None = None) -> Iterator[dict[str, Any]]:
     """Records for `writer.write_shards`; `images` is the folder or zip archive of images (default: the file's folder).
 
     A line is {"messages": [{"role", "content"}], "images": [file, …]} (or "image": file) and any meta data; LLaVA's
@@ -25,7 +25,7 @@ def read_jsonl(file: Path, *, images: str | Path | None = None) -> Iterator[dict
     """
     if not file.is_file():
         raise DataError(f"{file}: no such file")
-    files, key = ImageFiles(file.parent if images is None else Path(images)), ""
+    files, key = ImageFiles(file.parent if images is None else any_path(images, (".zip",))), ""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():

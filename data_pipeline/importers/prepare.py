@@ -93,13 +93,10 @@ def write_generated(
                 f"the recipe asks for {origin}; delete the folder or give the source another path"
             )
         return manifest
-    path = storage.local_path("x")
-    if path is None:
-        raise DataError(f"source {name!r}: generated shards are written to local folders, not to {storage.url}")
     total = args.get("num_samples")
     with progress(f"write {name}", total if isinstance(total, int) else None) as advance:
         records = _counted(generate(generator, **args), advance)
-        return write_shards(records, path.parent, source=name, origin=origin, num_processes=num_processes)
+        return write_shards(records, folder, source=name, origin=origin, num_processes=num_processes)
 
 
 def _counted(records: Iterable[Mapping[str, Any]], advance: Callable[[int], None]) -> Iterator[Mapping[str, Any]]:

@@ -8,13 +8,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from data_pipeline.errors import DataError, nearest
 from data_pipeline.importers import IMPORTERS
 from data_pipeline.importers.layouts import LAYOUTS, find_layout
 from data_pipeline.importers.layouts.layout import Layout, Row
+from data_pipeline.importers.rows.far_path import AnyPath, relative
 from data_pipeline.importers.rows.files import READERS, find_files
 from data_pipeline.importers.rows.images import ImageFiles, row_image
 from data_pipeline.samples.schema import MAX_IMAGES, MAX_JSON_BYTES, SampleError
@@ -47,11 +48,11 @@ class Reading:
     """
 
     format: str
-    images: Path | None = None
+    images: AnyPath | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, str] = field(default_factory=dict)
 
-    def records(self, path: Path, prefix: str, begin: int, end: int, offset: int = 0) -> Iterator[Record | Rejected]:
+    def records(self, path: AnyPath, prefix: str, begin: int, end: int, offset: int = 0) -> Iterator[Record | Rejected]:
         """Rows `begin` to `end` of a file, whose first begins at byte `offset`, as `writer.to_members` takes them.
 
         The key of a sample is `prefix`, and the number of its row. Raises DataError for damaged files.
@@ -79,17 +80,17 @@ class Reading:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A published dataset on disk: its files, and how their rows are read."""
+    """A published dataset on disk or in an object store: its files, and how their rows are read."""
 
-    path: Path
-    files: list[Path]
+    path: AnyPath
+    files: list[AnyPath]
     reading: Reading
     columns: tuple[str, ...] = ()
     """Of its first row."""
 
     def names(self) -> list[str]:
         """The files' paths in the dataset."""
-        return [file.relative_to(self.path).as_posix() if file != self.path else file.name for file in self.files]
+        return [relative(file, self.path).as_posix() if file != self.path else file.name for file in self.files]
 
     def prefixes(self) -> list[str]:
         """What the keys of each file's samples begin with: its path in the dataset, without what keys cannot hold."""
@@ -103,10 +104,10 @@ class Dataset:
 
 
 def open_dataset(
-    path: Path,
+    path: AnyPath,
     format: str = "auto",
     *,
-    images: Path | None = None,
+    images: AnyPath | None = None,
     columns: Mapping[str, str] | None = None,
     split: str = "",
     prompt: str = "",
@@ -141,7 +142,7 @@ def open_dataset(
     return Dataset(path, files, Reading(name, images, columns, defaults), tuple(row))
 
 
-def _first_row(path: Path, files: list[Path]) -> Row:
+def _first_row(path: AnyPath, files: list[AnyPath]) -> Row:
     """The first row that can be read, among the first ones of each file."""
     wrong = ""
     for file in files:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import has_shape, locked, must_write, read_needed, write_atomic
+from data_pipeline.files import has_shape, read_needed
 from data_pipeline.importers.records import Dataset, Reading
+from data_pipeline.importers.rows.far_path import AnyPath
 from data_pipeline.importers.rows.files import READERS
 from data_pipeline.parallel import pool
+from data_pipeline.preparation.target import PLAN, Target
 from data_pipeline.progress import Progress, silent
 
-PLAN = "write-plan.json"
 PLAN_VERSION = 1
 _ENDS = 64 * 1024
 """Bytes of a file's begin and end that tell it from another one of the same size."""
@@ -40,7 +40,7 @@ class Task:
     """One shard, and the rows that go into it."""
 
     shard: str
-    file: Path
+    file: AnyPath
     input: Input
     begin: int
     end: int
@@ -80,22 +80,22 @@ class WorkPlan:
         """16 hex digits of everything that decides what is written."""
         return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()[:16]
 
-    def check(self, dataset: Dataset, rows: int, folder: Path) -> None:
-        """Raises DataError when the plan, which lies in `folder`, is that of another command."""
+    def check(self, dataset: Dataset, rows: int, target: Target) -> None:
+        """Raises DataError when the plan, which lies in `target`, is that of another command."""
         most = max(end - begin for _, begin, end, _ in self.ranges)
         asked = WorkPlan(dataset, [], []).content()["reading"]
         if self.content()["reading"] != asked or most > rows:
             raise DataError(
-                f"{folder} holds shards of another dataset, or of other arguments: finish these with the same "
+                f"{target} holds shards of another dataset, or of other arguments: finish these with the same "
                 "command, or delete the folder"
             )
 
-    def save(self, folder: Path) -> None:
+    def to_bytes(self) -> bytes:
+        """The content of write-plan.json."""
         content = self.content()
         lines = {name: ",\n  ".join(json.dumps(row) for row in content.pop(name)) for name in ("files", "tasks")}
         body = "".join(f',\n "{name}": [\n  {text}\n ]' for name, text in lines.items())
-        with must_write(folder / PLAN, "make room or the folder writable"):
-            write_atomic(folder / PLAN, json.dumps(content, indent=1)[:-2] + body + "\n}\n")
+        return f"{json.dumps(content, indent=1)[:-2]}{body}\n}}\n".encode(errors="backslashreplace")
 
 
 def make_plan(
@@ -116,30 +116,29 @@ def make_plan(
 
 
 def shared_plan(
-    folder: Path, dataset: Dataset, rows: int, *, num_processes: int | None = None, progress: Progress = silent
+    target: Target, dataset: Dataset, rows: int, *, num_processes: int | None = None, progress: Progress = silent
 ) -> WorkPlan:
-    """The plan of a folder: the one that lies there, or a new one; of processes that begin at once, one makes it.
+    """The plan of a folder: the one that lies there, or a new one.
+
+    Of a node's processes that begin at once one makes it. Nodes that write to one object store may each make the same.
 
     Raises:
-        DataError: the folder has the plan of another dataset, or of other arguments.
+        DataError: the folder holds something else, the plan of another dataset, or of other arguments.
     """
-    with must_write(folder, "choose a folder that can be written and has room"):
-        folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock", "choose a folder that can be written"):
-        found = load_plan(folder, dataset) if (folder / PLAN).exists() else None
-        if found is None:
-            found = make_plan(dataset, rows, num_processes=num_processes, progress=progress)
-            found.save(folder)
-            return found
-    found.check(dataset, rows, folder)
+    with target.claim():
+        if PLAN not in target.names():
+            made = make_plan(dataset, rows, num_processes=num_processes, progress=progress)
+            target.write(PLAN, made.to_bytes())
+        found = load_plan(target, dataset)
+    found.check(dataset, rows, target)
     return found
 
 
-def load_plan(folder: Path, dataset: Dataset) -> WorkPlan:
+def load_plan(target: Target, dataset: Dataset) -> WorkPlan:
     """The plan that lies in a folder, for this dataset. Raises DataError when it is damaged."""
 
-    def read(path: Path) -> WorkPlan:
-        content = json.loads(path.read_bytes())
+    def read(path: str) -> WorkPlan:
+        content = json.loads(target.read(PLAN))
         if not has_shape(content, _SHAPE) or content["version"] != PLAN_VERSION:
             raise ValueError("it does not hold what it should")
         reading = Reading(images=dataset.reading.images, **content["reading"])
@@ -151,13 +150,13 @@ def load_plan(folder: Path, dataset: Dataset) -> WorkPlan:
             raise DataError(f"{path} is the plan of other files than {dataset.path} has now; delete the folder")
         return WorkPlan(Dataset(dataset.path, dataset.files, reading), inputs, ranges)
 
-    return read_needed(folder / PLAN, read, "delete the folder and write it again")
+    return read_needed(f"{target}/{PLAN}", read, "delete the folder and write it again")
 
 
-def content_of(path: Path) -> str:
+def content_of(path: AnyPath) -> str:
     """ "size:digest" of a file; the digest covers its two ends. Raises DataError when it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=_ENDS) as file:
             size = file.seek(0, 2)
             file.seek(0)
             digest = hashlib.sha256(file.read(_ENDS))
@@ -168,5 +167,5 @@ def content_of(path: Path) -> str:
     return f"{size}:{digest.hexdigest()[:16]}"
 
 
-def _look(path: Path, rows: int) -> tuple[str, list[tuple[int, int, int]]]:
+def _look(path: AnyPath, rows: int) -> tuple[str, list[tuple[int, int, int]]]:
     return content_of(path), list(READERS[path.suffix.lower()].cut(path, rows))

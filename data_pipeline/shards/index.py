@@ -107,13 +107,13 @@ def index_shards(
     manifest = Manifest(name, shards, origin or {}, etags)
     if origin is None and is_indexed(storage):
         manifest = _unchanged(storage, manifest)
-    _save(storage, place, manifest)
+    save_manifest(storage, place, manifest)
     if own not in (None, place / MANIFEST) and load_manifest(storage).fingerprint != manifest.fingerprint:
         raise DataError(f"{own} does not fit the shards and cannot be written; make its folder writable")
     return manifest
 
 
-def _save(storage: Storage, place: Path, manifest: Manifest) -> None:
+def save_manifest(storage: Storage, place: Path, manifest: Manifest) -> None:
     """Write the manifest last: beside local shards; into a bucket, where that is allowed, and the node's cache."""
     if not isinstance(storage, ObjectStorage):
         with must_write(place / MANIFEST, "make room or the folder writable"):

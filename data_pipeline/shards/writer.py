@@ -1,10 +1,15 @@
-"""Writes samples as standard WebDataset shards with indexes and manifest; a folder appears whole or not at all."""
+"""Writes samples as standard WebDataset shards with indexes and manifest; a folder appears whole or not at all.
+
+Shards for an object store are written to the node's cache and uploaded, the manifest last.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from reprlib import repr as brief
@@ -13,13 +18,20 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import must_write
+from data_pipeline.files import has_shape, locked, must_write
 from data_pipeline.samples.images import decode_image, image_extension
 from data_pipeline.samples.schema import SampleError, check_key, normalise_messages
-from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.index import index_shards, save_manifest
 from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.sidecars import MANIFEST, index_name, writable_place
+from data_pipeline.shards.storage import open_storage
+from data_pipeline.stores.node_cache import ETAGS
+from data_pipeline.stores.object_storage import ObjectStorage
+from data_pipeline.stores.remote import check_writable
 
 _WAY_OUT = "choose a folder that can be written and has room"
+_UPLOADING = "uploading"
+"""Folder of a node's cache for shards on their way to an object store."""
 
 
 def write_shards(
@@ -36,14 +48,65 @@ def write_shards(
 
     A record is {"key": str, "messages": [...], "images": [PIL images or bytes of image files], **meta}. PIL images
     become lossless PNG of the pixels that training sees; bytes stay as they are. Written beside the folder and renamed
-    at the end, so a crash leaves nothing that looks whole.
+    at the end, so a crash leaves nothing that looks whole. `folder` may be the URL of one in an object store.
 
     Raises:
         DataError: the folder is not empty, a record is not a valid sample, or there is none.
     """
+    storage, options = open_storage(folder), (samples_per_shard, shard_bytes, dict(origin or {}), num_processes)
+    if isinstance(storage, ObjectStorage):
+        return _write_far(samples, storage, source or storage.url.rsplit("/", 1)[-1], *options)
+    path = storage.local_path("x")
+    if path is None:
+        raise DataError(f"{folder}: shards are written to folders and object stores only")
+    return _write_local(samples, path.parent.absolute(), source or path.parent.absolute().name, *options)
+
+
+def _write_far(samples: Iterable[Mapping[str, Any]], storage: ObjectStorage, source: str, *options: Any) -> Manifest:
+    """The same in an object store. An upload that was interrupted goes on when the samples are the same."""
+    check_writable(storage.url)
+    place = writable_place(storage)
+    made, names = place / _UPLOADING, set(storage.list())
+    if MANIFEST in names or (names and ETAGS not in names):
+        raise DataError(f"{storage} is not empty; choose another folder or delete it")
+    with locked(place / f"{_UPLOADING}.lock", "make room, or let ALIGNVLM_CACHE name another folder"):
+        try:
+            shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
+            manifest = _write_local(samples, made, source, *options)
+            return _upload(made, storage, place, manifest, names)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _upload(made: Path, storage: ObjectStorage, place: Path, manifest: Manifest, names: set[str]) -> Manifest:
+    """Copy shards and indexes that are not there; `etags.json` says whose shards a folder without manifest has."""
+    begun = json.loads(storage.read(ETAGS) or b"{}") if ETAGS in names else {}
+    if names - {ETAGS} and not (has_shape(begun, {"manifest": str}) and begun["manifest"] == manifest.fingerprint):
+        raise DataError(f"{storage} holds other shards, which were not finished; choose another folder or delete it")
+    storage.write(ETAGS, json.dumps({"manifest": manifest.fingerprint}).encode())
+    etags = {}
+    for shard in manifest.shards:
+        index = index_name(shard.name)
+        if index not in names:
+            storage.upload(shard.name, made / shard.name)
+            storage.upload(index, made / index)
+        etags[shard.name] = storage.head(shard.name).etag
+    manifest = replace(manifest, etags={name: etag for name, etag in etags.items() if etag})
+    save_manifest(storage, place, manifest)
+    return manifest
+
+
+def _write_local(
+    samples: Iterable[Mapping[str, Any]],
+    folder: Path,
+    source: str,
+    samples_per_shard: int,
+    shard_bytes: int,
+    origin: dict[str, Any],
+    num_processes: int | None,
+) -> Manifest:
     from webdataset import ShardWriter
 
-    folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is not empty; choose another folder or delete it")
     partial = folder.with_name(f"{folder.name}.partial")
@@ -77,9 +140,7 @@ def write_shards(
     if not seen:
         shutil.rmtree(partial)
         raise DataError(f"{folder}: no records to write")
-    manifest = index_shards(
-        partial, source=source or folder.name, origin=dict(origin or {}), num_processes=num_processes
-    )
+    manifest = index_shards(partial, source=source, origin=origin, num_processes=num_processes)
     if folder.exists():
         folder.rmdir()
     os.rename(partial, folder)

@@ -16,7 +16,7 @@ from data_pipeline.stores import hub
 from data_pipeline.stores.folders import canonical
 from data_pipeline.stores.helper import ask, submit
 from data_pipeline.stores.remote import MissingObjectError, ObjectInfo, ReplacedError
-from data_pipeline.stores.requests import PART_BYTES, Download, Get, Head, Names, Put, Tree
+from data_pipeline.stores.requests import PART_BYTES, Download, Get, Head, Names, Put, Tree, Upload
 
 PARTS_AHEAD = 4
 
@@ -72,8 +72,9 @@ class ObjectStorage:
         self.answered(name, info)
         return cast(bytes, data)
 
-    def read(self, name: str) -> bytes:
-        return cast(bytes, ask(Get(self.place(), check_name(name)))[0])
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """The whole object. Raises TooLargeError, before it is read, for one of more than `most` bytes."""
+        return cast(bytes, ask(Get(self.place(), check_name(name), most=most))[0])
 
     def open(self, name: str) -> BinaryIO:
         info = self.head(name)
@@ -82,6 +83,10 @@ class ObjectStorage:
 
     def list(self, suffix: str = "") -> Iterator[str]:
         return iter(ask(Names(self.place(), suffix)))
+
+    def is_empty(self) -> bool:
+        """Whether the folder has no objects."""
+        return not ask(Names(self.place(), "", 1))
 
     def head(self, name: str) -> ObjectInfo:
         """Size and ETag of an object as it is now. Raises DataError when there is none."""
@@ -99,6 +104,10 @@ class ObjectStorage:
 
     def write(self, name: str, data: bytes) -> None:
         ask(Put(self.place(), check_name(name), data))
+
+    def upload(self, name: str, path: Path) -> None:
+        """Write a local file as an object."""
+        ask(Upload(self.place(), check_name(name), str(path)))
 
     def local_path(self, name: str) -> Path | None:
         return None
@@ -136,6 +145,9 @@ class HubStorage(ObjectStorage):
 
     def list(self, suffix: str = "") -> Iterator[str]:
         return iter(sorted(name for name in self._look()[1] if name.endswith(suffix)))
+
+    def is_empty(self) -> bool:
+        return not self._look()[1]
 
     def head(self, name: str) -> ObjectInfo:
         """Size of a file, and the hash of its content as ETag."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import DataError, LoadError
@@ -54,6 +55,8 @@ _WRITE_TIMEOUT = 120.0
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
 _CHUNK_BYTES = 1 << 20
 """Of an object that is written to a file: what is held in memory."""
+_PART_BYTES, _PARTS = 16 * 1024**2, 4
+"""Of a file that is written as an object: a part, and how many are on their way. A store takes 10,000 parts at most."""
 _STATUS = re.compile(r"status:? (4\d\d)")
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
 _WHY = re.compile(r"kind: (Connection\w+|TimedOut|HostUnreachable|NetworkUnreachable)|\"(failed to lookup[^\"]*)\"")
@@ -77,6 +80,10 @@ class NotModifiedError(DataError):
     """The object still has the ETag that was given."""
 
 
+class TooLargeError(DataError):
+    """The object has more bytes than are read."""
+
+
 class NoRoomError(DataError):
     """The disk of this node's cache is full."""
 
@@ -96,13 +103,21 @@ class ObjectInfo:
 
 
 async def get(
-    url: str, name: str, begin: int = 0, end: int | None = None, *, etag: str = "", unless: str = ""
+    url: str,
+    name: str,
+    begin: int = 0,
+    end: int | None = None,
+    *,
+    etag: str = "",
+    unless: str = "",
+    most: int | None = None,
 ) -> tuple[bytes, ObjectInfo]:
     """Bytes [begin, end) of an object, or all of it, and what it is now.
 
     Args:
         etag: the ETag that it must have, else ReplacedError. Of no account on the Hub, where a URL names the commit.
         unless: the ETag that it must not have, else NotModifiedError.
+        most: bytes that the object may have, else TooLargeError.
     """
     etag, unless = _known(url, etag), _known(url, unless)
     options: dict[str, Any] = {"if_match": etag} if etag else {"if_none_match": unless} if unless else {}
@@ -110,8 +125,11 @@ async def get(
         options["range"] = (begin, end)
     with _errors(url, name) as (obstore, store):
         result = await obstore.get_async(store, name, options=options)
+        info = _info(url, result.meta)
+        if most is not None and info.size > most:
+            raise TooLargeError(f"{info.size:,} bytes; at most {most:,} are read")
         data = bytes(await result.bytes_async())
-    return data, _info(url, result.meta)
+    return data, info
 
 
 async def get_into(url: str, name: str, begin: int, end: int, file: int, *, etag: str = "") -> ObjectInfo:
@@ -166,19 +184,33 @@ async def head(url: str, name: str) -> ObjectInfo:
 
 async def put(url: str, name: str, data: bytes) -> str:
     """Write an object as a whole, over one that is there, and return its ETag."""
-    if _scheme(url) in ("http", "https", "hf"):
-        raise AccessError(f"{mask(url)}: {'the Hub is' if url.startswith('hf') else 'HTTP servers are'} only read")
+    check_writable(url)
     with _errors(url, name, writes=True) as (obstore, store):
         result = await obstore.put_async(store, name, data, use_multipart=False)
     return result.get("e_tag") or ""
 
 
-async def names(url: str, suffix: str) -> list[str]:
-    """Names of the folder's objects that end in `suffix`, sorted."""
-    found = []
+async def put_file(url: str, name: str, path: str) -> None:
+    """Write a file as an object, over one that is there: a large one in parts, which count when all have come."""
+    check_writable(url)
+    with _errors(url, name, writes=True) as (obstore, store):
+        await obstore.put_async(store, name, Path(path), chunk_size=_PART_BYTES, max_concurrency=_PARTS)
+
+
+def check_writable(url: str) -> None:
+    """Raise AccessError for a store that nothing is ever written to."""
+    if _KINDS[_scheme(url)] in ("http", "hf"):
+        raise AccessError(f"{mask(url)}: {'the Hub is' if _scheme(url) == 'hf' else 'HTTP servers are'} only read")
+
+
+async def names(url: str, suffix: str, most: int | None = None) -> list[str]:
+    """Names of the folder's objects that end in `suffix`, sorted; all, or about the first `most`."""
+    found: list[str] = []
     with _errors(url, "") as (obstore, store):
         async for chunk in obstore.list(store, chunk_size=1000):
             found += [meta["path"] for meta in chunk if meta["path"].endswith(suffix)]
+            if most is not None and len(found) >= most:
+                break
     return sorted(found)
 
 
@@ -225,7 +257,8 @@ def _meaning(error: Exception, url: str, name: str) -> DataError:
     if isinstance(error, exceptions.NotSupportedError) or any(word in text for word in _IGNORES_RANGES):
         return LoadError(f"{place}: {text}; {_NO_RANGES}")
     if not name and "405" in dump:
-        return LoadError(f"{place} cannot be listed; put a manifest.json there, or index it where it lies")
+        way_out = "name a file, or put the manifest.json of indexed shards there"
+        return LoadError(f"{place} cannot be listed; {way_out}")
     if any(word in dump for word in _NO_CREDENTIALS):
         return AccessError(f"{place}: no credentials ({text}); {credentials(url)}")
     if "builder error" in text:

@@ -37,7 +37,8 @@ _HEDGE_SECONDS = 0.1
 class Get:
     """Bytes [begin, end) of an object, with what it is now; null `end`: all of it.
 
-    Raises ReplacedError when its ETag is not `etag`, or its size is not `size`, where these are given.
+    Raises ReplacedError when its ETag is not `etag`, or its size is not `size`, and TooLargeError when that is more
+    than `most`, where these are given.
     """
 
     url: str
@@ -47,6 +48,7 @@ class Get:
     etag: str = ""
     size: int | None = None
     unless: str = ""
+    most: int | None = None
     hedged: bool = False
 
     async def run(self) -> tuple[bytes, ObjectInfo]:
@@ -68,7 +70,8 @@ class Get:
 
     async def _read(self) -> tuple[bytes, ObjectInfo]:
         def read() -> Awaitable[tuple[bytes, ObjectInfo]]:
-            return remote.get(self.url, self.name, self.begin, self.end, etag=self.etag, unless=self.unless)
+            options = {"etag": self.etag, "unless": self.unless, "most": self.most}
+            return remote.get(self.url, self.name, self.begin, self.end, **options)  # type: ignore[arg-type]
 
         return await (LATENCIES.hedge(read) if self.hedged else read())
 
@@ -106,14 +109,27 @@ class Put:
 
 
 @dataclass(frozen=True)
+class Upload:
+    """Write a local file as an object."""
+
+    url: str
+    name: str
+    path: str
+
+    async def run(self) -> None:
+        await patiently(self.url, lambda: remote.put_file(self.url, self.name, self.path))
+
+
+@dataclass(frozen=True)
 class Names:
-    """Names of a folder's objects with a suffix."""
+    """Names of a folder's objects with a suffix; about `most` of them, or all."""
 
     url: str
     suffix: str
+    most: int | None = None
 
     async def run(self) -> list[str]:
-        return await patiently(self.url, lambda: remote.names(self.url, self.suffix))
+        return await patiently(self.url, lambda: remote.names(self.url, self.suffix, self.most))
 
 
 @dataclass(frozen=True)
@@ -170,7 +186,7 @@ class Tree:
         return await patiently(self.url, lambda: remote.tree(self.url))
 
 
-Request = Get | Head | Put | Names | Download | Tree
+Request = Get | Head | Put | Upload | Names | Download | Tree
 
 
 async def patiently(url: str, work: Callable[[], Awaitable[T]]) -> T:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import reason
+from data_pipeline.importers.rows.far_path import AnyPath, FarPath
 from data_pipeline.samples.schema import SampleError
 
 _END = b"\xff\xff\xff\xff\0\0\0\0"
@@ -18,7 +18,7 @@ _BATCH = 64
 """Rows that are Python values at once; each may hold several images."""
 
 
-def cut(path: Path, rows: int) -> Iterator[tuple[int, int, int]]:
+def cut(path: AnyPath, rows: int) -> Iterator[tuple[int, int, int]]:
     """(first row, row after the last, 0) of ranges of at most `rows` rows: whole row groups, or parts of a large one.
 
     Raises:
@@ -37,7 +37,7 @@ def cut(path: Path, rows: int) -> Iterator[tuple[int, int, int]]:
         yield begin, end, 0
 
 
-def read(path: Path, begin: int, end: int, offset: int = 0) -> Iterator[dict[str, Any] | SampleError]:
+def read(path: AnyPath, begin: int, end: int, offset: int = 0) -> Iterator[dict[str, Any] | SampleError]:
     """Rows `begin` to `end` as Python values; a SampleError in the place of one that has none (text that is not UTF-8).
 
     Raises:
@@ -63,7 +63,7 @@ def _rows(batch: Any) -> Iterator[dict[str, Any] | SampleError]:
             yield from _rows(batch.slice(number, 1))
 
 
-def _batches(path: Path, begin: int, end: int) -> Iterator[tuple[int, Any]]:
+def _batches(path: AnyPath, begin: int, end: int) -> Iterator[tuple[int, Any]]:
     """(number of its first row, record batch) of batches with these rows."""
     first = 0
     if path.suffix.lower() != ".parquet":
@@ -86,7 +86,7 @@ def _batches(path: Path, begin: int, end: int) -> Iterator[tuple[int, Any]]:
             first += size
 
 
-def _group_sizes(path: Path) -> Iterator[int]:
+def _group_sizes(path: AnyPath) -> Iterator[int]:
     """Rows of each row group (parquet) or record batch (Arrow)."""
     with _errors(path):
         if path.suffix.lower() != ".parquet":
@@ -99,16 +99,20 @@ def _group_sizes(path: Path) -> Iterator[int]:
             yield from sizes
 
 
-def _open_parquet(path: Path) -> Any:
+def _open_parquet(path: AnyPath) -> Any:
     _import(path)
     from pyarrow.parquet import ParquetFile
 
+    if isinstance(path, FarPath):  # a row group at once: its columns are neighbours, and so one request
+        return ParquetFile(path.open("rb", buffering=0), pre_buffer=True, arrow_extensions_enabled=False)
     return ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, arrow_extensions_enabled=False)
 
 
-def _arrow_batches(path: Path) -> Iterator[Any]:
+def _arrow_batches(path: AnyPath) -> Iterator[Any]:
     """Record batches of a stream, as `datasets` writes them, or of a file. Their data is mapped, not read."""
     pyarrow = _import(path)
+    if isinstance(path, FarPath):
+        raise DataError(f"{path}: Arrow files are read from disk only, where they are mapped: copy the folder first")
     if not path.stat().st_size:
         raise DataError(f"{path} is empty: {_WAY_OUT}")
     with pyarrow.memory_map(str(path)) as source:
@@ -124,7 +128,7 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
             yield from pyarrow.ipc.open_stream(source)
 
 
-def _import(path: Path) -> Any:
+def _import(path: AnyPath) -> Any:
     try:
         import pyarrow
     except ImportError as error:
@@ -133,7 +137,7 @@ def _import(path: Path) -> Any:
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def _errors(path: AnyPath) -> Iterator[None]:
     """What pyarrow says of a file that is damaged or missing, as a DataError of one line."""
     pyarrow = _import(path)
     try:

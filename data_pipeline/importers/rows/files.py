@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
 from types import ModuleType
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import has_shape, read_needed
 from data_pipeline.importers.rows import arrow, json_rows
+from data_pipeline.importers.rows.far_path import AnyPath, FarPath, relative
 from data_pipeline.shards.storage import check_name
 
 READERS: dict[str, ModuleType] = {
@@ -19,11 +20,10 @@ READERS: dict[str, ModuleType] = {
 """Suffix of a file -> the module that cuts and reads its rows."""
 _SPLIT = re.compile(r"(train|training|validation|valid|val|dev|test|testing)(?=[-._]|$)")
 """How a file or folder that holds a split begins, as the hub knows them."""
-_URL = re.compile(r"[a-z0-9]{2,}:/")
 _SAME = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation", "testing": "test"}
 
 
-def find_files(path: Path, split: str = "") -> list[Path]:
+def find_files(path: AnyPath, split: str = "") -> list[AnyPath]:
     """The files with a dataset's rows, in order.
 
     Args:
@@ -38,8 +38,7 @@ def find_files(path: Path, split: str = "") -> list[Path]:
             raise DataError(f"{path}: rows are read from {', '.join(READERS)} files")
         return [path]
     if not path.is_dir():
-        url = "; this is a URL: download it first, for example with `hf download`" if _URL.match(str(path)) else ""
-        raise DataError(f"{path}: no such file or folder{url}")
+        raise DataError(f"{path}: no such file or folder")
     if (path / "dataset_dict.json").is_file():
         names = _listed(path / "dataset_dict.json", {"splits": [str]}, "splits")
         return find_files(path / check_name(_choose(path, set(names), split)))
@@ -49,20 +48,22 @@ def find_files(path: Path, split: str = "") -> list[Path]:
     for suffixes in ((".parquet",), (".arrow",), (".jsonl", ".ndjson")):
         found = [file for file in _walk(path) if file.suffix.lower() in suffixes]
         if found:
-            splits = {file: _split(file.relative_to(path)) for file in found}
+            splits = {file: _split(relative(file, path)) for file in found}
             chosen = _choose(path, set(splits.values()) - {""}, split)
             return [file for file in found if splits[file] in ("", chosen)] if chosen else found
     raise DataError(f"{path}: no parquet, Arrow or JSON lines files here; name a JSON file itself")
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: AnyPath) -> Iterator[AnyPath]:
     """Files below a folder, sorted; what begins with a dot (caches of downloads among it) is left out."""
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts):
+    files: Iterable[AnyPath] = folder.rglob("*")
+    for file in sorted(files):
+        is_file = isinstance(file, FarPath) or file.is_file()
+        if is_file and not any(part.startswith(".") for part in relative(file, folder).parts):
             yield file
 
 
-def _split(file: Path) -> str:
+def _split(file: PurePosixPath) -> str:
     """The split that a file's name or folder says; "" for none."""
     for part in (file.name, *reversed(file.parts[:-1])):
         match = _SPLIT.match(part.lower())
@@ -71,7 +72,7 @@ def _split(file: Path) -> str:
     return ""
 
 
-def _choose(path: Path, splits: set[str], split: str) -> str:
+def _choose(path: AnyPath, splits: set[str], split: str) -> str:
     """The name of the split to read; "" where there are none. Raises DataError when that is not clear."""
     named = ", ".join(sorted(splits))
     if split and split not in splits:
@@ -81,8 +82,8 @@ def _choose(path: Path, splits: set[str], split: str) -> str:
     return split or next(iter(splits), "")
 
 
-def _listed(path: Path, shape: dict[str, object], key: str) -> list:
-    def read(path: Path) -> list:
+def _listed(path: AnyPath, shape: dict[str, object], key: str) -> list:
+    def read(path: AnyPath) -> list:
         content = json.loads(path.read_bytes())
         if not has_shape(content, shape):
             raise ValueError(f"it does not list {key}")

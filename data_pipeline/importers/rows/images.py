@@ -7,21 +7,25 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import reason
+from data_pipeline.importers.rows.far_path import AnyPath, FarPath
 from data_pipeline.samples.images import MAX_IMAGE_BYTES, image_bytes
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.storage import check_name
+from data_pipeline.stores.remote import MissingObjectError, TooLargeError
+
+_ARCHIVE_BYTES = 256 * 1024
+"""Read at a time of an archive: a far one's header and image are mostly one request."""
 
 
 class ImageFiles:
     """Image files by name: of a folder, or of a zip archive, which is not unpacked."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: AnyPath) -> None:
         self.place = place
 
     def read(self, name: str) -> bytes:
@@ -32,7 +36,8 @@ class ImageFiles:
             raise SampleError(f"image {error}") from error
         try:
             if self.place.suffix.lower() != ".zip":
-                return image_bytes(self.place / name)
+                place = self.place / name
+                return _far_image(place) if isinstance(place, FarPath) else image_bytes(place)
             return self._read_member(name)
         except SampleError as error:
             raise SampleError(f"image {name[:200]!r} of {self.place.name}: {error}") from error
@@ -50,14 +55,23 @@ class ImageFiles:
             raise SampleError(f"cannot be unpacked ({reason(error)})") from error
 
 
+def _far_image(path: FarPath) -> bytes:
+    try:
+        return path.read_bytes(MAX_IMAGE_BYTES)
+    except MissingObjectError as error:
+        raise SampleError("no such file") from error
+    except TooLargeError as error:
+        raise SampleError(f"image of {error}") from error
+
+
 @lru_cache(maxsize=4)
-def _open_archive(place: Path, process: int) -> zipfile.ZipFile:
+def _open_archive(place: AnyPath, process: int) -> zipfile.ZipFile:
     """An archive, whose list of files takes seconds to read where it is long: once per process.
 
     Not in one that was forked later: the two would move the same position in the file.
     """
     try:
-        return zipfile.ZipFile(place)
+        return zipfile.ZipFile(place.open("rb", buffering=_ARCHIVE_BYTES))
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{place} cannot be read as a zip archive ({reason(error)})") from error
 

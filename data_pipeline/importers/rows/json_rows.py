@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_pipeline.errors import DataError
+from data_pipeline.importers.rows.far_path import AnyPath
 from data_pipeline.samples.schema import MAX_JSON_BYTES, SampleError
 
 _PIECE = 1 << 20
@@ -17,7 +17,7 @@ _TOKEN = re.compile(rb'(?>[^"{}\[\]]+|"(?>[^"\\]+|\\.)*")*(["{}\[\]])', re.DOTAL
 _BETWEEN = b" \t\r\n,"
 
 
-def cut(path: Path, rows: int) -> Iterator[tuple[int, int, int]]:
+def cut(path: AnyPath, rows: int) -> Iterator[tuple[int, int, int]]:
     """(first row, row after the last, byte of the first) of ranges of at most `rows` rows.
 
     Raises:
@@ -34,7 +34,7 @@ def cut(path: Path, rows: int) -> Iterator[tuple[int, int, int]]:
         yield begin, end, offset
 
 
-def read(path: Path, begin: int, end: int, offset: int) -> Iterator[dict[str, Any] | SampleError]:
+def read(path: AnyPath, begin: int, end: int, offset: int) -> Iterator[dict[str, Any] | SampleError]:
     """Rows `begin` to `end`, whose first begins at byte `offset`; a SampleError in the place of what is no object."""
     for _, (_, text) in zip(range(begin, end), _texts(path, offset), strict=False):
         try:
@@ -45,7 +45,7 @@ def read(path: Path, begin: int, end: int, offset: int) -> Iterator[dict[str, An
         yield row if isinstance(row, dict) else SampleError("not a JSON object")
 
 
-def _texts(path: Path, offset: int) -> Iterator[tuple[int, bytes]]:
+def _texts(path: AnyPath, offset: int) -> Iterator[tuple[int, bytes]]:
     """(byte of its start, text) of every row from one that begins at `offset` on."""
     try:
         with path.open("rb") as file:
@@ -64,7 +64,7 @@ def _first(file: BinaryIO) -> bytes:
     return byte
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
+def _lines(file: BinaryIO, path: AnyPath) -> Iterator[tuple[int, bytes]]:
     offset = file.tell()
     while line := file.readline(MAX_JSON_BYTES + 1):
         if len(line) > MAX_JSON_BYTES:
@@ -74,7 +74,7 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
         offset += len(line)
 
 
-def _elements(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
+def _elements(file: BinaryIO, path: AnyPath) -> Iterator[tuple[int, bytes]]:
     """The objects of a list, the file standing inside of it."""
     base, text = file.tell(), b""  # where `text` begins in the file
     start, position, depth = 0, 0, 0  # of the object in `text`; what was looked at; brackets that are open

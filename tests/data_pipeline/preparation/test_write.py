@@ -36,6 +36,10 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
+def partial_folder(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.partial")
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -89,7 +93,7 @@ def test_jobs_that_share_the_work_give_the_same_bytes(source: Path, tmp_path: Pa
 def test_a_kill_costs_the_shards_that_were_being_written_and_no_other(source: Path, tmp_path: Path) -> None:
     dataset, out = open_dataset(source), tmp_path / "out"
     plan = write.plan_folder(dataset, out, 2, num_processes=1)
-    place = write.partial_folder(out)
+    place = partial_folder(out)
     fork = multiprocessing.get_context("fork")
     process = fork.Process(target=write.write_missing, args=(plan, out), kwargs={"engine": Local(1)})
     process.start()
@@ -117,7 +121,7 @@ def test_of_ten_thousand_shards_those_that_are_there_cost_one_listing(
         (tmp_path / "in" / f"{file:03d}.jsonl").write_text(line * 100)
     dataset, out = open_dataset(tmp_path / "in"), tmp_path / "out"
     plan = write.plan_folder(dataset, out, 1, num_processes=1)
-    place, left = write.partial_folder(out), share(plan.tasks(), 7, 200)[20:]
+    place, left = partial_folder(out), share(plan.tasks(), 7, 200)[20:]
     names = {task.shard for task in left}
     for task in plan.tasks():
         if task.shard not in names:
@@ -175,7 +179,7 @@ def test_plans_of_other_data_and_damaged_ones_are_refused(source: Path, tmp_path
     other = open_dataset(llava_pretrain(tmp_path / "llava"), images=tmp_path / "llava" / "images.zip")
     with pytest.raises(DataError, match="is the plan of other files"):
         write.plan_folder(other, tmp_path / "out", 10, num_processes=1)
-    plan = write.partial_folder(tmp_path / "out") / "write-plan.json"
+    plan = partial_folder(tmp_path / "out") / "write-plan.json"
     plan.write_text(plan.read_text()[:100])
     with pytest.raises(DataError, match=r"write-plan\.json cannot be read .*delete the folder"):
         write.plan_folder(open_dataset(source), tmp_path / "out", 10, num_processes=1)
