@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from alignvlm.config.deepspeed import deepspeed_config
 from alignvlm.config.schema import Recipe, RecomputeConfig, StageConfig
@@ -93,6 +94,7 @@ def build_trainer(
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=optimizer_groups(model, groups), config=config, dist_init_required=False
         )
+    look_at_the_norm_only(engine.optimizer)
     share_embeddings(model)
     return Trainer(engine, groups, attention, fused)
 
@@ -172,11 +174,45 @@ def gather_whole_layers(model: AlignVLMForConditionalGeneration) -> None:
 
     It takes a fraction of the host's time (`benchmarks/step_overhead.py`) and of the collectives.
     """
-    from deepspeed.utils import set_z3_leaf_modules
+    from deepspeed.utils import set_z3_leaf_module
 
-    layers = [layer for part in (model.vision, model.language) for layer in largest_list(part)[2]]
-    if layers:
-        set_z3_leaf_modules(model, sorted({type(layer) for layer in layers}, key=lambda kind: kind.__name__))
+    for layer in whole_layers(model):
+        set_z3_leaf_module(layer, True)
+
+
+def whole_layers(model: AlignVLMForConditionalGeneration) -> list[nn.Module]:
+    """The layers that ZeRO-3 may gather as wholes: all but a trained one before which nothing is trained.
+
+    DeepSpeed takes the gradients of such a layer when that of its input is there. Where the input needs none, PyTorch
+    calls the hook before the layer's backward pass, and DeepSpeed would take zeros.
+    """
+    before = {
+        model.vision: [model.vision.get_input_embeddings()],
+        model.language: [model.vision, model.connector, model.get_input_embeddings()],
+    }
+    found = []
+    for part, modules in before.items():
+        is_fed = any(map(_is_trained, modules))
+        for layer in largest_list(part)[2]:
+            if is_fed or not _is_trained(layer):
+                found.append(layer)
+            is_fed = is_fed or _is_trained(layer)
+    return found
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def look_at_the_norm_only(optimizer: Any) -> None:
+    """Let ZeRO-1 and 2 find gradients that are not finite in their norm, without looking at each one before it.
+
+    Both skip the step for either. The norm of a gradient that holds a NaN or an infinity is none that is finite, and
+    it is computed anyway; to look at the gradients of 600 parameters before costs several kernels for each of them, and
+    the host waits for the device. DeepSpeed 0.19.8 can switch off both or none (`bf16.check_grad_overflow`).
+    """
+    if getattr(optimizer, "check_grad_overflow", False) and optimizer.compute_grad_norm and not optimizer.cpu_offload:
+        optimizer.check_overflow = lambda **_: None
 
 
 def share_embeddings(model: AlignVLMForConditionalGeneration) -> None:

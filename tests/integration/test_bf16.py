@@ -145,6 +145,11 @@ def test_a_bad_gradient_changes_no_weight_and_sums_do_not_lose_bits(folder: Path
     assert results["error, sums in fp32"] < 1e-4 < results["error, sums in bf16"]
 
 
+@pytest.mark.parametrize("part", ["vision", "language"])
+def test_layers_before_which_nothing_is_trained_get_their_gradients(folder: Path, part: str) -> None:
+    assert json.loads((folder / "results.json").read_text())[f"error, {part} layers alone"] < 1e-4
+
+
 @pytest.mark.parametrize("strategy", ["zero2", "cpu_zero3"])
 def test_two_ranks_and_one_find_the_same_held_out_loss(folder: Path, strategy: str) -> None:
     two, one = json.loads((folder / "results.json").read_text())["held out"][strategy]

@@ -1,0 +1,56 @@
+"""What the engine does to a model and an optimizer before training; DeepSpeed itself runs in tests/integration."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from types import SimpleNamespace
+
+import pytest
+
+from alignvlm.model.network import largest_list
+from alignvlm.training.engine import look_at_the_norm_only, whole_layers
+from tests.tiny import tiny_model
+
+
+@pytest.mark.parametrize(
+    ("trainable", "not_whole"),
+    [
+        ("*", []),
+        ("connector.*", []),
+        ("language.*", []),
+        ("vision.*layers.*", ["vision 0"]),
+        ("vision.*layers.1.*", ["vision 1"]),
+        ("vision.*post_layernorm.*", []),
+        ("language.*layers.*", ["language 0"]),
+        ("language.*layers.1.mlp.*", ["language 1"]),
+        ("*.layers.*", ["vision 0"]),
+    ],
+)
+def test_layers_that_get_no_gradient_of_their_input_are_not_gathered_whole(
+    trainable: str, not_whole: list[str]
+) -> None:
+    model, _ = tiny_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(fnmatchcase(name, trainable))
+    assert any(parameter.requires_grad for parameter in model.parameters())
+    layers = {
+        f"{part} {number}": layer
+        for part in ("vision", "language")
+        for number, layer in enumerate(largest_list(getattr(model, part))[2])
+    }
+    whole = whole_layers(model)
+    assert [name for name, layer in layers.items() if layer not in whole] == not_whole
+    assert len(whole) == len(layers) - len(not_whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "looks"),
+    [({}, False), ({"compute_grad_norm": False}, True), ({"cpu_offload": True}, True)],
+)
+def test_gradients_are_looked_at_where_no_norm_would_tell(changes: dict[str, bool], looks: bool) -> None:
+    settings = {"check_grad_overflow": True, "compute_grad_norm": True, "cpu_offload": False} | changes
+    looked: list[bool] = []
+    optimizer = SimpleNamespace(**settings, check_overflow=lambda partition_gradients: looked.append(True))
+    look_at_the_norm_only(optimizer)
+    optimizer.check_overflow(partition_gradients=True)
+    assert looked == [True] * looks
