@@ -1,17 +1,24 @@
-"""What ZeRO-3's bookkeeping costs the host: a step with the paper's numbers of layers, at tiny widths.
+"""What DeepSpeed's bookkeeping costs the host: a step with the paper's numbers of layers, at tiny widths.
 
-At these widths the arithmetic is nothing, and what remains is what the host does for every module: on a GPU this is the
-time that must fit beside the kernels. Run alone: `python benchmarks/step_overhead.py`. Writes
-benchmarks/results/step_overhead.json.
+At these widths the arithmetic is nothing, and what remains is what the host does for every module and parameter: on a
+GPU this is the time that must fit beside the kernels. What DeepSpeed gathers, prefetches, keeps and reduces at once is
+the share of the model that it is at the real widths. CPU time, so that a busy machine disturbs little:
+
+    python benchmarks/step_overhead.py
+    python benchmarks/step_overhead.py --layers 16 --variants whole-layers,zero1 --rounds 3
+
+Writes benchmarks/results/step_overhead.json. A GPU adds events and streams: benchmarks/train.py has its host time.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import gc
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +27,87 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _common import NARROW, write
 
 TILES, TEXT = 24, 100
-VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
-    "reuse distance 2e9": (False, {}),
-    "reuse distance 0": (False, {"stage3_max_reuse_distance": 0}),
-    "whole layers": (True, {}),
-    "whole layers, reuse distance 0": (True, {"stage3_max_reuse_distance": 0}),
+SIZES = (
+    "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "stage3_prefetch_bucket_size",
+    "stage3_max_live_parameters", "stage3_max_reuse_distance",
+)  # fmt: skip
+"""Numbers of elements in DeepSpeed's configuration."""
+PERSISTENT = 256
+"""At the real widths vectors stay gathered, matrices and the connector's vectors over the vocabulary do not."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the recipe."""
+
+    strategy: str = "zero3"
+    whole_layers: bool = True
+    zero: dict[str, Any] = field(default_factory=dict)
+    """Changes of its `zero_optimization`, sizes as at the real widths."""
+
+
+VARIANTS = {
+    "modules": Variant(whole_layers=False),
+    "whole-layers": Variant(),
+    "reuse-2e9": Variant(zero={"stage3_max_reuse_distance": 2_000_000_000}),
+    "reuse-0": Variant(zero={"stage3_max_reuse_distance": 0}),
+    "gradients-in-place": Variant(zero={"contiguous_gradients": False}),
+    "all-persistent": Variant(zero={"stage3_param_persistence_threshold": 2_000_000_000}),
+    "none-persistent": Variant(zero={"stage3_param_persistence_threshold": 0}),
+    "no-prefetch": Variant(zero={"stage3_prefetch_bucket_size": 0}),
+    "zero2": Variant("zero2"),
+    "zero1": Variant("zero1"),
 }
-"""Name -> whether layers are gathered whole, and what changes in ds_configs/zero3.json."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=[16, 32], help="layers of the language model")
+    parser.add_argument("--variants", default=",".join(VARIANTS), metavar="A,B", help="of " + ", ".join(VARIANTS))
     parser.add_argument("--repeats", type=int, default=7, help="micro-batches measured, after two others")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each variant has its turn")
     args = parser.parse_args()
+    names = args.variants.split(",")
+    if unknown := [name for name in names if name not in VARIANTS]:
+        parser.error(f"--variants: no {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
 
     from alignvlm.training import distributed
 
     world = distributed.start(timeout_minutes=5)
     rows = []
     for layers in args.layers:
-        print(f"\n27 SigLIP and {layers} Llama layers, ms per micro-batch (forward and backward)")
-        print(f"{'':34}{'first':>9}{'second':>9}{'later':>9}")
+        print(f"\n27 SigLIP and {layers} Llama layers, least CPU ms per micro-batch (forward, backward)")
+        print(f"{'':24}{'first':>9}{'second':>9}{'later':>9}")
         with tempfile.TemporaryDirectory() as folder:
             export = save_model(layers, Path(folder))
-            rows += [run("no DeepSpeed", layers, measure_plain(export, args.repeats))]
-            for name, (whole, changes) in VARIANTS.items():
-                rows += [run(name, layers, measure_zero3(layers, export, world, whole, changes, args.repeats))]
+            taken: dict[str, list[list[float]]] = {name: [] for name in ("no-deepspeed", *names)}
+            for _ in range(args.rounds):
+                for name, turns in taken.items():
+                    if name == "no-deepspeed":
+                        turns.append(measure_plain(export, args.repeats))
+                    else:
+                        turns.append(measure_engine(layers, export, world, VARIANTS[name], args.repeats))
+        rows += [row(name, layers, turns) for name, turns in taken.items()]
     distributed.stop()
     print("\nwritten:", write("step_overhead", {"rows": rows}))
 
 
-def recipe_of(layers: int) -> Any:
-    """The paper's recipe with this many language layers, narrow."""
+def recipe_of(layers: int, strategy: str = "zero3", narrow: bool = True) -> Any:
+    """The paper's recipe with this many language layers, narrow or as it is."""
     from alignvlm.config.load import load_recipe
 
-    return load_recipe("paper_llama32_1b", [*NARROW, f"model.language.config.num_hidden_layers={layers}"])
+    changes = [f"model.language.config.num_hidden_layers={layers}", f"train.deepspeed={strategy}"]
+    return load_recipe("paper_llama32_1b", [*(NARROW if narrow else []), *changes])
+
+
+@cache
+def share_of_parameters(layers: int) -> float:
+    """Parameters of the narrow model over those of the real one."""
+    from alignvlm.model.network import build_network
+
+    models = (build_network(recipe_of(layers, narrow=narrow)).model for narrow in (True, False))
+    narrow, real = (sum(parameter.numel() for parameter in model.parameters()) for model in models)
+    return narrow / real
 
 
 def save_model(layers: int, folder: Path) -> Path:
@@ -100,41 +152,50 @@ def measure_plain(export: Path, repeats: int) -> list[float]:
     model.to(torch.float32)
     model.activation_checkpointing_enable({"use_reentrant": False})
     batch = inputs(model.config.image_token_id)
-    return [timed(lambda: model(**batch).loss.backward()) for _ in range(repeats + 2)]
+    return timed(lambda: model(**batch).loss.backward(), repeats)
 
 
-def measure_zero3(
-    layers: int, export: Path, world: Any, whole: bool, changes: dict[str, Any], repeats: int
-) -> list[float]:
+def measure_engine(layers: int, export: Path, world: Any, variant: Variant, repeats: int) -> list[float]:
     """Seconds of micro-batches through the engine, none of which ends an optimizer step."""
     from alignvlm.config.deepspeed import read_strategy
     from alignvlm.training.engine import build_trainer
 
-    recipe = recipe_of(layers)
+    recipe = recipe_of(layers, variant.strategy)
     stage = recipe.stages["alignment"]
-    zero = {**read_strategy(stage)["zero_optimization"], **changes}
-    trainer = build_trainer(recipe, stage, export, world, {"zero_optimization": zero}, whole_layers=whole)
+    zero = read_strategy(stage)["zero_optimization"]
+    zero |= {"stage3_param_persistence_threshold": PERSISTENT, **variant.zero}
+    zero |= {key: 16 * round(zero[key] * share_of_parameters(layers) / 16) for key in SIZES if key in zero}
+    extra = {"zero_optimization": zero}
+    trainer = build_trainer(recipe, stage, export, world, extra, whole_layers=variant.whole_layers)
     batch = inputs(trainer.config.image_token_id)
 
     def micro_batch() -> None:
         trainer.engine.backward(trainer.engine(**batch).loss)
         trainer.engine.step()
 
-    seconds = [timed(micro_batch) for _ in range(repeats + 2)]
+    seconds = timed(micro_batch, repeats)
     trainer.close()
     return seconds
 
 
-def timed(function: Any) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
+def timed(micro_batch: Any, repeats: int) -> list[float]:
+    """CPU seconds of this process for each of two micro-batches and `repeats` more."""
+    gc.collect()
+    gc.freeze()  # as training does
+    seconds = []
+    for _ in range(repeats + 2):
+        began = time.process_time()
+        micro_batch()
+        seconds.append(time.process_time() - began)
+    gc.unfreeze()
+    return seconds
 
 
-def run(name: str, layers: int, seconds: list[float]) -> dict[str, Any]:
-    """Print and return a row of the table."""
-    first, second, later = (1e3 * x for x in (seconds[0], seconds[1], statistics.median(seconds[2:])))
-    print(f"{name:34}{first:9.0f}{second:9.0f}{later:9.0f}", flush=True)
+def row(name: str, layers: int, turns: list[list[float]]) -> dict[str, Any]:
+    """Print and return a row of the table: the least of each column, for what disturbs only adds."""
+    first, second = (1e3 * min(turn[number] for turn in turns) for number in (0, 1))
+    later = 1e3 * min(seconds for turn in turns for seconds in turn[2:])
+    print(f"{name:24}{first:9.0f}{second:9.0f}{later:9.0f}", flush=True)
     return {"variant": name, "language_layers": layers, "first_ms": first, "second_ms": second, "later_ms": later}
 
 

@@ -32,7 +32,7 @@ SECONDS = 520
 NOT_NEEDED = {"mlflow"}
 """Of the package's dependencies: nothing here tracks a run."""
 TESTING = ("triton", "pytest", "pytest-xdist")
-REHEARSED = "default,connector-mlp,attention-flash,zero2"
+REHEARSED = "default,connector-mlp,attention-flash,zero2,compile-vision"
 """Variants of a training step with --tiny; flash-attn needs a GPU: it fails as expected."""
 TEST_PROCESSES = 8
 """They share the GPU; the tests are small, and much of their time is the host's."""

@@ -55,10 +55,10 @@ def test_profile(tmp_path: Path) -> None:
     result = json.loads((rehearse("profile", tmp_path) / "train-cpu-profile.json").read_text())
     assert {"torch", "deepspeed", "transformers"} <= set(result["versions"])
     assert result["commit"]
-    default, mlp, flash, zero2 = result["rows"]
+    default, mlp, flash, zero2, compiled = result["rows"]
     assert "flash-attn" in flash["failed"]
     assert "step_s" not in flash
-    for row in (default, mlp, zero2):
+    for row in (default, mlp, zero2, compiled):
         assert row["tokens"] == 2 * 160
         assert row["supervised"] == 2 * 20
         assert row["tiles"] == 2 * 24
@@ -69,7 +69,8 @@ def test_profile(tmp_path: Path) -> None:
         assert 0 < row["host_micro_batch_s"] < row["host_step_s"]
         assert 0 < row["profile"]["connector_share"] < 1
         assert sum(kind["share"] for kind in row["profile"]["kinds"].values()) == pytest.approx(1)
-    assert zero2["loss"] == pytest.approx(default["loss"], rel=1e-5)  # the same weights, packs and steps
+    for row in (zero2, compiled):
+        assert row["loss"] == pytest.approx(default["loss"], rel=1e-5)  # the same weights, packs and steps
     assert mlp["model_tflop"] < default["model_tflop"]
 
 
