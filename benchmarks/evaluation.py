@@ -145,7 +145,7 @@ def held_out_loss(num_packs: int, rounds: int, threads: int) -> dict[str, Any]:
     from tests.one_rank import trainer_of
 
     model, _ = small_model(threads)
-    pack = Pack(tokens=1024, tiles=4, documents=3, supervised=120)
+    pack = Pack(tokens=1024, tiles=4, documents=2, supervised=120)
     batches = [make_pack(pack, model.config, seed) for seed in range(num_packs)]
     packs = HeldOutPacks(["text"] * num_packs, batches)
     world = distributed.start(timeout_minutes=5)

@@ -10,14 +10,17 @@ import pytest
 import yaml
 
 from alignvlm.metrics import registry
-from data_pipeline.files import read_json_lines
+from data_pipeline.files import read_json_lines, write_json_lines
 from data_pipeline.shards.writer import write_shards
 from tests.checkout import ROOT
+from tests.evaluation.benchmarks.files import png, tsv
 from tests.fixtures.command import Command
 from tests.tiny import picture, tiny_model
 
 OWN_METRIC = (ROOT / "docs" / "evaluation.md").read_text().split("```python\n")[1].split("```")[0]
 """The metric `contains` of the documentation."""
+UNTIMED = {"seconds": None, "replies_per_second": None}
+"""What no two runs have in common."""
 
 
 @pytest.fixture
@@ -109,10 +112,24 @@ def test_mistakes_say_the_way_out(recipe: Path, command: Command) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_samples(recipe: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_give_what_one_gives_bit_for_bit(
+    recipe: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    command("eval", recipe, "--processes", "2", "--task", "fields", "--out", "two")
-    command("eval", recipe, "--out", "one")
-    assert Path("two/fields.jsonl").read_bytes() == Path("one/fields.jsonl").read_bytes()
-    assert len(Path("two/fields.jsonl").read_text().splitlines()) == 5
+    model, _ = tiny_model(text={"tie_word_embeddings": False, "initializer_range": 0.5})  # says various things
+    model.save_pretrained("runs/tiny/1-connector/export")
+    rows = [{"index": n, "image": png(n, 24 + n), "question": f"q{n}", "answer": "a"} for n in range(19)]
+    tsv(Path("DocVQA_VAL.tsv"), rows)
+    write_json_lines(Path("pages.jsonl"), [{"text": f"page {n} " * n} for n in range(1, 6)])
+    more = ("evaluation.text={pages: {path: pages.jsonl, window: 8}}",)
+    more += ("evaluation.benchmarks={docvqa: {path: DocVQA_VAL.tsv, flavour: lmms_eval}}",)
+    command("eval", recipe, *more, "--processes", "2", "--out", "two")
+    command("eval", recipe, *more, "--out", "one")
+    for name, lines in (("fields.jsonl", 5), ("text.json", None), ("benchmarks/docvqa.jsonl", 19)):
+        content = Path("one", name).read_bytes()
+        assert Path("two", name).read_bytes() == content
+        assert lines in (None, len(content.splitlines()))
+    one, two = (json.loads(Path(out, "benchmarks/results.json").read_text())["benchmarks"] for out in ("one", "two"))
+    assert [{**entry["docvqa"], **UNTIMED} for entry in (one, two)] == [{**one["docvqa"], **UNTIMED}] * 2
+    assert len({row["reply"] for row in read_json_lines(Path("one/benchmarks/docvqa.jsonl"))}) > 9
