@@ -47,7 +47,7 @@ def tiny_model(
     )
     lm = AutoModelForCausalLM.from_config(config.text_config)
     model = AlignVLMForConditionalGeneration(config, AutoModel.from_config(vision_config), lm)
-    model.connector.copy_lm_head(lm.get_output_embeddings().weight)
+    model.connector.start_from(lm.get_input_embeddings().weight, lm.get_output_embeddings().weight)
     return model, AlignVLMProcessor(tokenizer, tiling=asdict(config.tiling))
 
 

@@ -1,36 +1,28 @@
 """The ALIGN connector (AlignVLM, arXiv 2502.01341, section 3): a visual token is a weighted average of text embeddings.
 
-The mathematics lives in `alignvlm.kernels`; here are the parameters, their initialisation, the active vocabulary (a
-declared part of the token ids) and the statistics.
+Here are the parameters, their start, and the active vocabulary (a declared part of the token ids); vocabulary.py has
+what it shares with Ovis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from alignvlm.connectors.base import Connector, Sizes
+from alignvlm.connectors.base import Sizes
 from alignvlm.connectors.options import AlignOptions
 from alignvlm.connectors.registry import register
-from alignvlm.kernels import Moments, SharedMoments, moments_pay_off, vocab_moments, vocab_softmax
-from alignvlm.kernels.align import kept_logits_bytes, recomputed_flops, workspace_bytes
+from alignvlm.connectors.vocabulary import EPS, VocabularyConnector, drawn_like
+from alignvlm.kernels import Moments, vocab_moments
 from alignvlm.kernels.matmul import wide_dtype
-
-EPS = 1e-5
-"""Of both LayerNorms."""
-STATISTICS_ROWS = 64
 
 
 @register
-class AlignConnector(Connector):
+class AlignConnector(VocabularyConnector):
     """softmax(LN_V(W2 LN_D(W1 f))) E: features [..., d] -> [..., D]; E is the LLM's input embedding [V, D].
 
-    `w2`, `gamma` and `beta` are parameters of this module itself: ZeRO-3 gathers a module's own parameters before its
-    forward, while those of a submodule whose forward is bypassed would stay empty. That is why E is an argument.
+    That is the paper's form. The form of the released low-resource code has a ReLU after LN_D (`activation`) and a
+    LayerNorm of the average (`norm_output`).
 
     With an active vocabulary W2, gamma and beta hold the rows of `active_ids` only. The LayerNorm then keeps the mean
     and variance of the whole vocabulary (`vocab_mean`, `vocab_covariance`), so that the result is the full model's
@@ -50,37 +42,22 @@ class AlignConnector(Connector):
         if num_active is not None and num_active > sizes.vocab_size:
             raise ValueError(f"num_active must be in 1…{sizes.vocab_size}, not {num_active}")
         self.vocab_size, self.gain, self.temperature = sizes.vocab_size, options.gain, options.temperature
-        self.eps, self.norm_vocab = EPS, options.norm_vocab
+        self.norm_vocab, self.random_start = options.norm_vocab, options.w2_start == "random"
         num_rows = num_active or sizes.vocab_size
         self.w1 = nn.Linear(sizes.feature_size, hidden_size)
-        self.ln_hidden = nn.LayerNorm(hidden_size, eps=self.eps) if options.norm_hidden else nn.Identity()
+        self.ln_hidden = nn.LayerNorm(hidden_size, eps=EPS) if options.norm_hidden else nn.Identity()
+        self.activation = nn.ReLU() if options.activation == "relu" else nn.Identity()
+        self.ln_output = nn.LayerNorm(hidden_size, eps=EPS) if options.norm_output else nn.Identity()
         self.w2 = nn.Parameter(torch.empty(num_rows, hidden_size))
         self.gamma = nn.Parameter(torch.empty(num_rows)) if self.norm_vocab else None
         self.beta = nn.Parameter(torch.empty(num_rows)) if self.norm_vocab else None
         if num_active is not None:
             self._register_active(torch.arange(num_active), torch.zeros(hidden_size), torch.eye(hidden_size))
-        self._shared: SharedMoments | None = None
-        self._inference_moments: Moments | None = None
-        self._inference_tokens = 0
         self.reset_parameters()
 
-    def recomputed_flops(self, num_tokens: int) -> float:
-        return recomputed_flops(num_tokens, self.w2)
-
-    def workspace_bytes(self, num_tokens: int) -> float:
-        return workspace_bytes(num_tokens, self.w2)
-
-    def kept_logits_bytes(self, num_tokens: int, budget: float) -> float:
-        return kept_logits_bytes(num_tokens, self.w2, budget)
-
-    @contextmanager
-    def same_weights(self) -> Iterator[None]:
-        """Forward passes while this is open share the moments of W2, which gradients pass through all the same."""
-        self._shared = SharedMoments()
-        try:
-            yield
-        finally:
-            self._shared = None
+    @property
+    def logit_rows(self) -> Tensor:
+        return self.w2
 
     @property
     def is_restricted(self) -> bool:
@@ -104,11 +81,12 @@ class AlignConnector(Connector):
             nn.init.zeros_(self.beta)
 
     @torch.no_grad()
-    def copy_lm_head(self, weight: Tensor) -> None:
-        """Start W2 as a copy of the LM head [V, D], as the paper does."""
+    def start_from(self, embedding: Tensor, lm_head: Tensor) -> None:
+        """W2 starts as a copy of the LM head, as in the paper, or with random rows of the same mean and spread."""
         expected = (self.vocab_size, self.w2.shape[1])
-        if weight.shape != expected:
-            raise ValueError(f"weight of the LM head is {tuple(weight.shape)} but the connector needs {expected}")
+        if lm_head.shape != expected:
+            raise ValueError(f"weight of the LM head is {tuple(lm_head.shape)} but the connector needs {expected}")
+        weight = drawn_like(lm_head, len(lm_head)) if self.random_start else lm_head
         if not self.is_restricted:
             self.w2.copy_(weight)
             return
@@ -138,25 +116,14 @@ class AlignConnector(Connector):
                 rows = parameter[self.active_ids].clone()
                 setattr(self, name, nn.Parameter(rows, requires_grad=parameter.requires_grad))
 
-    def train(self, mode: bool = True) -> AlignConnector:
-        """Switch the mode; moments kept for inference are forgotten, for the weights may have changed."""
-        self._inference_moments, self._inference_tokens = None, 0
-        super().train(mode)
-        return self
-
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
-        """Features [..., d] and E [V, D] -> visual tokens [..., D] inside the convex hull of E's rows."""
+        """Features [..., d] and E [V, D] -> visual tokens [..., D], averages of E's rows (normed by `norm_output`)."""
         expected = (self.vocab_size, self.w2.shape[1])
         if embedding.shape != expected:
             raise ValueError(f"embedding is {tuple(embedding.shape)} but the connector was built for {expected}")
-        h, gamma, beta = self._inputs(features)
-        moments = self._moments(h.shape[0])
-        if self.collect_statistics:
-            self.collect_statistics = False
-            self.last_statistics = self._statistics(h)
         rows = embedding[self.active_ids] if self.is_restricted else embedding
-        options: dict[str, Any] = {"eps": self.eps, "normalize": self.norm_vocab, "kept_bytes": self.kept_bytes}
-        tokens = vocab_softmax(h, self.w2, rows, gamma, beta, moments=moments, **options)
+        h, gamma, beta = self._inputs(features)
+        tokens = self.ln_output(self._average(h, rows, gamma, beta))
         return tokens.view(*features.shape[:-1], tokens.shape[-1])
 
     @torch.no_grad()
@@ -165,11 +132,11 @@ class AlignConnector(Connector):
 
         Columns are token ids, or the order of `active_ids`. Holds all of it: for statistics and pictures of few rows.
         """
-        return self._probabilities(self._inputs(features)[0])
+        return self._probabilities(*self._inputs(features))
 
     def _inputs(self, features: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """h [N, D], and gamma and beta with the temperature applied."""
-        h = self.ln_hidden(self.w1(features)).reshape(-1, self.w2.shape[1])
+        h = self.activation(self.ln_hidden(self.w1(features))).reshape(-1, self.w2.shape[1])
         gamma, beta = self.gamma, self.beta
         if self.temperature == 1.0:
             return h, gamma, beta
@@ -177,40 +144,8 @@ class AlignConnector(Connector):
             return h / self.temperature, gamma, beta
         return h, gamma / self.temperature, beta / self.temperature
 
-    def _moments(self, num_tokens: int) -> Moments | SharedMoments | None:
-        """Statistics of the vocabulary that need not be computed again: restricted, shared, or in inference."""
-        if not self.norm_vocab:
+    def _fixed_moments(self) -> Moments | None:
+        if not (self.is_restricted and self.norm_vocab):
             return None
-        if self.is_restricted:
-            wide = wide_dtype(self.w2.dtype)
-            return Moments(self.vocab_mean.to(wide), self.vocab_covariance.to(wide), constant=True)
-        if self._shared is not None or self.training or torch.is_grad_enabled():
-            return self._shared
-        self._inference_tokens += num_tokens
-        if self._inference_moments is None and moments_pay_off(self._inference_tokens, self.w2.shape[1]):
-            self._inference_moments = vocab_moments(self.w2)
-        return self._inference_moments
-
-    def _probabilities(self, h: Tensor) -> Tensor:
-        wide = wide_dtype(h.dtype)
-        h = h.to(wide)
-        logits = h @ self.w2.to(wide).T  # [N, V_active]
-        if self.norm_vocab and self.gamma is not None and self.beta is not None:
-            if not self.is_restricted:
-                variance, mean = torch.var_mean(logits, dim=-1, keepdim=True, correction=0)
-            else:
-                mean = (h @ self.vocab_mean.to(wide)).unsqueeze(1)
-                variance = ((h @ self.vocab_covariance.to(wide)) * h).sum(dim=-1, keepdim=True)
-            logits = (logits - mean) * torch.rsqrt(variance + self.eps)
-            logits = (logits * self.gamma + self.beta) / self.temperature
-        return torch.softmax(logits, dim=-1)
-
-    @torch.no_grad()
-    def _statistics(self, h: Tensor) -> dict[str, float]:
-        """Mean entropy (nats) and mean largest probability over at most 64 evenly spread rows."""
-        if h.shape[0] == 0:
-            return {}
-        rows = torch.linspace(0, h.shape[0] - 1, min(STATISTICS_ROWS, h.shape[0]), device=h.device).long()
-        p = self._probabilities(h[rows])
-        entropy = -(p * p.clamp_min(1e-30).log()).sum(dim=-1).mean()
-        return {"entropy": float(entropy), "top_mass": float(p.amax(dim=-1).mean())}
+        wide = wide_dtype(self.w2.dtype)
+        return Moments(self.vocab_mean.to(wide), self.vocab_covariance.to(wide), constant=True)

@@ -41,6 +41,8 @@ class Connector(nn.Module):
     collect_statistics: bool = False
     """When set, the next forward pass leaves numbers worth tracking in `last_statistics`."""
     last_statistics: dict[str, float]
+    older_exports: ClassVar[str] = ""
+    """What to do with exports whose weights do not fit this class, where an earlier version wrote others."""
     kept_bytes: int = 0
     """For logits over a vocabulary that a forward pass keeps, so that the backward pass need not compute them again."""
 
@@ -81,5 +83,8 @@ class Connector(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise the parameters that belong to this module itself."""
 
-    def copy_lm_head(self, weight: torch.Tensor) -> None:
-        """Take over what the connector shares with the LM head at the start (ALIGN's W2); others need nothing."""
+    def start_from(self, embedding: torch.Tensor, lm_head: torch.Tensor) -> None:
+        """Start with what the language model lends: its input embedding and its head, both [V, D].
+
+        Called once, before any training, after `reset_parameters`. Most connectors take nothing.
+        """

@@ -40,6 +40,13 @@ class AlignOptions(ConnectorOptions):
     """LayerNorm over D after W1."""
     norm_vocab: Bool = True
     """LayerNorm over V before the softmax."""
+    norm_output: Bool = False
+    """LayerNorm over D of the averages, as in the released low-resource code: visual tokens are then as large as its
+    weights say, however flat the softmax is."""
+    activation: Literal["none", "relu"] = "none"
+    """After the LayerNorm over D; the released low-resource code has `relu`."""
+    w2_start: Literal["lm_head", "random"] = "lm_head"
+    """W2 before training: a copy of the LM head as in the paper, or random rows of its mean and spread (a baseline)."""
     num_active: PositiveInt | None = filled()
     """Rows of W2 in an export whose vocabulary `alignvlm analyze vocab` has restricted."""
 
@@ -61,23 +68,32 @@ class OvisOptions(ConnectorOptions):
     kind: Literal["ovis"] = "ovis"
     """A weighted average of learned visual words."""
     visual_vocab_size: Annotated[PositiveInt, Le(2**24)] = 8192
-    """Rows of the visual embedding table."""
+    """Rows of the visual embedding table. Ovis' own: 131072 (1.0, 1.5), 65536 (2.5)."""
+    norm_vocab: Bool = True
+    """LayerNorm over the visual words before the softmax, as in all of Ovis' code."""
+    table_start: Literal["text", "normal"] = "text"
+    """The table before training: normal with the mean and spread of the text embeddings (Ovis' `vte_re_init`), or with
+    mean 0 and spread 1, which Ovis' published scripts have."""
+    indicators: Bool = False
+    """A learned token before and one after each tile. Ovis 1.0 has them around an image, which is one tile there."""
 
 
 @settings
 class PerceiverOptions(ConnectorOptions):
-    """Options of the Perceiver resampler."""
+    """Options of the Perceiver resampler; the defaults are LLaVA-NeXT's, but for the number of latents (32 there)."""
 
     kind: Literal["perceiver"] = "perceiver"
     """Learned queries that attend to the features of a tile."""
     hidden_size: Width | None = None
-    """Width of the resampler; null takes the LLM's width."""
+    """Width of the queries; null takes that of the features. The features are projected to another width first."""
     num_latents: Annotated[PositiveInt, Le(2**16)] = 64
     """Latent queries, and so visual tokens, per tile."""
-    num_layers: Annotated[PositiveInt, Le(1024)] = 2
+    num_layers: Annotated[PositiveInt, Le(1024)] = 3
     """Cross-attention layers."""
     num_heads: Annotated[PositiveInt, Le(1024)] = 8
-    """Attention heads; they divide the width."""
+    """Attention heads."""
+    head_dim: Annotated[PositiveInt, Le(4096)] = 64
+    """Width of one head."""
 
 
 BUILT_IN = {

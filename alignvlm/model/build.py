@@ -78,8 +78,8 @@ def tokenizer_folder(recipe: Recipe) -> Path:
 def build_model(recipe: Recipe, processor: AlignVLMProcessor) -> AlignVLMForConditionalGeneration:
     """The model before any training, on the CPU: pretrained backbones where the recipe names them, new ones elsewhere.
 
-    The connector's share of the LM head (ALIGN's W2) is copied from it. All weights are in the dtype of
-    `train.precision`, whatever the backbones are kept in.
+    The connector has what it starts with from the language model (ALIGN's W2 from the LM head). All weights are in the
+    dtype of `train.precision`, whatever the backbones are kept in.
     """
     torch.manual_seed(recipe.seed)
     vision, language = recipe.model.vision, recipe.model.language
@@ -105,7 +105,7 @@ def build_model(recipe: Recipe, processor: AlignVLMProcessor) -> AlignVLMForCond
         tie_word_embeddings=bool(lm.config.tie_word_embeddings),
     )
     model = AlignVLMForConditionalGeneration(config, tower, lm)
-    model.connector.copy_lm_head(lm.get_output_embeddings().weight)
+    model.connector.start_from(lm.get_input_embeddings().weight, lm.get_output_embeddings().weight)
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     for weight in model.parameters():  # not `model.to`, which would round RoPE's frequencies too
         weight.data = weight.data.to(dtype)

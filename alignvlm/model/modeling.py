@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTr
 from transformers.modeling_outputs import ModelOutput
 
 from alignvlm.connectors import Connector, Sizes, build_connector
+from alignvlm.errors import UserError
 from alignvlm.kernels.linear_cross_entropy import IGNORE_INDEX, linear_cross_entropy
 from alignvlm.kernels.matmul import wide_dtype
 from alignvlm.model.attention import Documents
@@ -65,6 +66,25 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if isinstance(module, Connector):
             module.reset_parameters()
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """As in transformers, which calls it after loading; weights that the connector lacks are an error here.
+
+        Raises:
+            UserError: the weights are not those of the connector that the config names.
+        """
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        lacking = sorted(n for n in loading_info.missing_and_mismatched() if n.startswith("connector."))
+        if not lacking:
+            return
+        for found in vars(loading_info).values():
+            found.clear()  # transformers would print all of them as a table
+        advice = self.connector.older_exports or "give the config that belongs to these weights"
+        raise UserError(
+            f"{self.config.name_or_path}: its connector_config in config.json names the kind "
+            f"{self.config.connector.kind!r}, but its weights lack {', '.join(lacking[:3])}"
+            f"{f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''}; {advice}"
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language.get_input_embeddings()

@@ -12,16 +12,19 @@ from alignvlm.connectors import AlignConnector, AlignOptions, Sizes
 from alignvlm.kernels.align import moments
 
 SIZES = Sizes(6, 8, 50)
+RELEASED = {"activation": "relu", "norm_output": True}
+"""The form of the released low-resource code."""
 
 
 def make(seed: int = 0, **options: object) -> tuple[AlignConnector, torch.Tensor, torch.Tensor]:
     """A connector 6 -> 8 over 50 tokens with uneven weights, features [2, 5, 6], embedding [50, 8]; all float64."""
     torch.manual_seed(seed)
     connector = AlignConnector(AlignOptions(**options), SIZES).double()  # type: ignore[arg-type]
-    connector.copy_lm_head(torch.randn(50, 8, dtype=torch.float64) + 0.5)
+    head = torch.randn(50, 8, dtype=torch.float64) + 0.5
+    connector.start_from(head, head)
     with torch.no_grad():
-        for parameter in (connector.gamma, connector.beta):
-            if parameter is not None:
+        for name, parameter in connector.named_parameters():
+            if parameter.dim() == 1 and not name.startswith("w1"):  # of the LayerNorms
                 parameter += 0.3 * torch.randn_like(parameter)
     features = torch.randn(2, 5, 6, dtype=torch.float64)
     return connector, features, torch.randn(50, 8, dtype=torch.float64).requires_grad_()
@@ -29,15 +32,19 @@ def make(seed: int = 0, **options: object) -> tuple[AlignConnector, torch.Tensor
 
 @pytest.mark.parametrize("norm_vocab", [True, False])
 @pytest.mark.parametrize("norm_hidden", [True, False])
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_formula(norm_vocab: bool, norm_hidden: bool, temperature: float) -> None:
-    connector, features, embedding = make(norm_vocab=norm_vocab, norm_hidden=norm_hidden, temperature=temperature)
+@pytest.mark.parametrize(("temperature", "form"), [(1.0, {}), (0.5, {}), (1.0, RELEASED)])
+def test_formula(norm_vocab: bool, norm_hidden: bool, temperature: float, form: dict[str, object]) -> None:
+    options = {"norm_vocab": norm_vocab, "norm_hidden": norm_hidden, "temperature": temperature}
+    connector, features, embedding = make(**options, **form)
     h = features @ connector.w1.weight.T + connector.w1.bias
     h = layer_norm(h, (8,), connector.ln_hidden.weight, connector.ln_hidden.bias) if norm_hidden else h
+    h = h * (h > 0) if form else h
     logits = h @ connector.w2.T
     if norm_vocab:
         logits = layer_norm(logits, (50,), connector.gamma, connector.beta)
     expected = torch.softmax(logits / temperature, dim=-1) @ embedding
+    if form:
+        expected = layer_norm(expected, (8,), connector.ln_output.weight, connector.ln_output.bias)
     found = connector(features, embedding)
     torch.testing.assert_close(found, expected)
     inputs = [embedding, *connector.parameters()]
@@ -53,6 +60,17 @@ def test_gain_is_the_initial_gamma() -> None:
     connector = AlignConnector(AlignOptions(gain=5.0), SIZES)
     assert torch.equal(connector.gamma.detach(), torch.full((50,), 5.0))
     assert connector.beta.count_nonzero() == 0
+
+
+def test_w2_may_start_with_random_rows_that_are_spread_as_the_lm_head() -> None:
+    torch.manual_seed(0)
+    head = 0.1 + 0.3 * torch.randn(2000, 64)
+    connector = AlignConnector(AlignOptions(w2_start="random"), Sizes(6, 64, 2000))
+    connector.start_from(torch.zeros(2000, 64), head)
+    assert float(connector.w2.mean()) == pytest.approx(0.1, abs=0.01)
+    assert float(connector.w2.std()) == pytest.approx(0.3, rel=0.02)
+    alike = torch.nn.functional.cosine_similarity(connector.w2 - 0.1, head - 0.1)
+    assert float(alike.abs().mean()) < 0.2  # 1 / sqrt(64) between independent directions
 
 
 def test_active_vocabulary_is_the_restricted_softmax() -> None:
@@ -91,8 +109,8 @@ def test_active_vocabulary_takes_over_an_lm_head() -> None:
     part.active_ids.copy_(torch.tensor([7, 6, 5, 40, 41, 42, 0]))
     whole = AlignConnector(AlignOptions(), SIZES).double()
     whole.load_state_dict({k: v for k, v in part.state_dict().items() if k.startswith(("w1", "ln_"))}, strict=False)
-    whole.copy_lm_head(head)
-    part.copy_lm_head(head)
+    whole.start_from(head, head)
+    part.start_from(head, head)
     whole.keep_tokens(part.active_ids)
     features, embedding = torch.randn(3, 6, dtype=torch.float64), torch.randn(50, 8, dtype=torch.float64)
     torch.testing.assert_close(part(features, embedding), whole(features, embedding))
@@ -153,7 +171,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="embedding"):
         connector(features, embedding[:-1])
     with pytest.raises(ValueError, match="LM head"):
-        connector.copy_lm_head(embedding[:-1])
+        connector.start_from(embedding, embedding[:-1])
     with pytest.raises(ValueError, match="num_active"):
         AlignConnector(AlignOptions(num_active=51), SIZES)
     for ids in ([1, 1], [50], [-1], []):

@@ -124,10 +124,7 @@ def test_two_ranks_train_it_and_the_export_loads(recipe: Path) -> None:
 @pytest.mark.parametrize("kind", BUILT_IN)
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_recipe_works_with_every_connector(name: str, kind: str) -> None:
-    overrides = [f"model.connector.kind={kind}"]
-    if name == "quickstart" and kind == "perceiver":
-        overrides.append("model.connector.num_heads=4")
-    recipe = load_recipe(name, overrides)
+    recipe = load_recipe(name, [f"model.connector.kind={kind}"])
     first = replace(recipe, stages=dict(list(recipe.stages.items())[:1]))
     estimate = estimate_run(first, recipe.train.processes)
     assert estimate.connector == kind

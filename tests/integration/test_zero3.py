@@ -4,43 +4,42 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from alignvlm.launch.local import free_port
-from tests.integration.zero3_worker import LR, STEPS, micro_batches
+from tests.integration.zero3_worker import CASES, LR, STEPS
 from tests.jobs import ROOT, job_environment
-from tests.tiny import tiny_model
 
 
-def run_ranks(*arguments: str, ranks: int = 2) -> None:
-    """The worker as so many processes of one job."""
-    environment = job_environment(WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    command = [sys.executable, "-m", "tests.integration.zero3_worker", *arguments]
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What two ranks of one job found, by case."""
+    output = tmp_path_factory.mktemp("zero3") / "results.pt"
+    environment = job_environment(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    command = [sys.executable, "-m", "tests.integration.zero3_worker", str(output)]
     processes = [
         subprocess.Popen(command, cwd=ROOT, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(ranks)
+        for rank in range(2)
     ]
     try:
-        assert [process.wait(timeout=180) for process in processes] == [0] * ranks
+        assert [process.wait(timeout=240) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
+    return torch.load(output, weights_only=True)
 
 
-@pytest.mark.parametrize(("tying", "checkpointing"), [("tied", "plain"), ("untied", "checkpointing")])
-def test_zero3_equals_a_single_process(tying: str, checkpointing: str, tmp_path: Path) -> None:
-    output = tmp_path / "result.pt"
-    run_ranks(str(output), tying, checkpointing)
-    result = torch.load(output, weights_only=True)
+@pytest.mark.parametrize("name", CASES)
+def test_zero3_equals_a_single_process(name: str, results: dict[str, dict[str, Any]]) -> None:
+    result = results[name]
     assert result["moments"] > 0 == result["alive"]  # closing a stage frees the optimizer's memory
 
-    model, _ = tiny_model(text={"tie_word_embeddings": tying == "tied"})
-    model.train()
+    model = CASES[name].model().train()
     optimizer = torch.optim.AdamW(model.parameters(), **LR)
-    batches = micro_batches()
+    batches = CASES[name].micro_batches()
     tokens = sum(int((b["labels"] != -100).sum()) for b in batches)
     for step in range(STEPS):
         loss = sum(model(**batch, num_items_in_batch=tokens).loss for batch in batches)

@@ -1,20 +1,21 @@
-"""A rank of the ZeRO-3 comparison: trains a few steps and lets rank 0 write losses, gradients and weights.
+"""A rank of the ZeRO-3 comparison: trains a few steps per case; rank 0 writes losses, gradients and weights.
 
-Arguments: output file, "tied" or "untied", "checkpointing" or "plain". With checkpointing the linear layers are ours,
-as on a GPU, without it DeepSpeed's. Started by test_zero3.py.
+Argument: the output file. Started by test_zero3.py.
 """
 
 from __future__ import annotations
 
 import sys
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from deepspeed.utils import safe_get_full_grad
 
 from alignvlm.kernels.linear import keep_parameters
-from alignvlm.model import AlignVLMForConditionalGeneration
+from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 from alignvlm.training import distributed
 from alignvlm.training.checkpoints.export import consolidate
 from alignvlm.training.engine import Trainer, gather_whole_layers, share_embeddings, zero3_construction
@@ -24,19 +25,54 @@ STEPS = 3
 LR = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
 
 
-def micro_batches() -> list[dict]:
-    """Text only, images only, mixed: also at the same time on different ranks."""
-    documents = [tiny_model()[1].encode(s) for s in samples()]
-    return [pack([documents[i] for i in chosen]) for chosen in ([0], [1, 2], [2, 0], [0, 0])]
+@dataclass(frozen=True)
+class Case:
+    """A model to train."""
+
+    connector: dict[str, Any]
+    tied: bool = True
+    checkpointing: bool = False
+    """Recomputes its layers, and its linear layers are ours, as on a GPU; else DeepSpeed's."""
+
+    def model(self) -> AlignVLMForConditionalGeneration:
+        return self._made()[0]
+
+    def micro_batches(self) -> list[dict[str, Any]]:
+        """Text only, images only, mixed: also at the same time on different ranks."""
+        processor = self._made()[1]
+        documents = [processor.encode(sample) for sample in samples()]
+        return [pack([documents[i] for i in chosen]) for chosen in ([0], [1, 2], [2, 0], [0, 0])]
+
+    def _made(self) -> tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor]:
+        return tiny_model(self.connector, {"tie_word_embeddings": self.tied})
 
 
-def main(output: Path, tied: bool, checkpointing: bool) -> None:
+CASES = {
+    "align": Case({"kind": "align"}),
+    "align, checkpointing": Case({"kind": "align"}, tied=False, checkpointing=True),
+    "align as released": Case({"kind": "align", "activation": "relu", "norm_output": True}, checkpointing=True),
+    "ovis": Case({"kind": "ovis", "visual_vocab_size": 37, "indicators": True}, checkpointing=True),
+    "perceiver": Case({"kind": "perceiver", "num_latents": 5, "num_heads": 2, "head_dim": 8}, tied=False),
+}
+
+
+def main(output: Path) -> None:
     world = distributed.start(timeout_minutes=2)
-    folder = output.with_suffix(".model")
+    found = {}
+    for number, (name, case) in enumerate(CASES.items()):
+        folder = output.with_suffix(f".model{number}")
+        if world.is_main:
+            case.model().save_pretrained(folder)
+        world.barrier()
+        found[name] = train(case, folder, world)
     if world.is_main:
-        tiny_model(text={"tie_word_embeddings": tied})[0].save_pretrained(folder)
-    world.barrier()
-    batches = micro_batches()
+        torch.save(found, output)
+    distributed.stop()
+
+
+def train(case: Case, folder: Path, world: distributed.World) -> dict[str, Any]:
+    """Losses, first gradients, last weights, and how many tensors of the optimizer there were and are left."""
+    batches = case.micro_batches()
     mine = batches[world.rank :: world.size]
     config = {
         "train_micro_batch_size_per_gpu": 1,
@@ -44,7 +80,7 @@ def main(output: Path, tied: bool, checkpointing: bool) -> None:
         "gradient_clipping": 0.0,
         "zero_optimization": {
             "stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0,
-            "memory_efficient_linear": not checkpointing,
+            "memory_efficient_linear": not case.checkpointing,
         },
         "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
     }  # fmt: skip
@@ -54,7 +90,7 @@ def main(output: Path, tied: bool, checkpointing: bool) -> None:
             folder, dtype=torch.float32, attn_implementation={"text_config": "alignvlm_sdpa", "vision_config": "sdpa"}
         )
     model.train()
-    if checkpointing:
+    if case.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
         keep_parameters(model)
     import deepspeed
@@ -79,15 +115,12 @@ def main(output: Path, tied: bool, checkpointing: bool) -> None:
     moments = [weakref.ref(value) for state in engine.optimizer.optimizer.state.values() for value in state.values()]
     trainer = Trainer(engine, [], "alignvlm_sdpa")
     del engine, model, loss, groups
-    assert (torch.nn.functional.linear is linear) == checkpointing
+    assert (torch.nn.functional.linear is linear) == case.checkpointing
     trainer.close()
     assert torch.nn.functional.linear is linear
     alive = sum(reference() is not None for reference in moments)
-    if world.is_main:
-        found = {"losses": losses, "gradients": gradients, "weights": weights, "alive": alive, "moments": len(moments)}
-        torch.save(found, output)
-    distributed.stop()
+    return {"losses": losses, "gradients": gradients, "weights": weights, "alive": alive, "moments": len(moments)}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] == "tied", sys.argv[3] == "checkpointing")
+    main(Path(sys.argv[1]))

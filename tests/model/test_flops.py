@@ -57,7 +57,7 @@ def counted(network: Network, trainable: list[str]) -> tuple[int, int]:
 
 MODELS = {
     "mlp": ["model.connector.kind=mlp"],
-    "perceiver": ["model.connector.kind=perceiver", "model.connector.num_heads=4"],
+    "perceiver": ["model.connector.kind=perceiver"],
     "qwen3": [
         "model.connector.kind=mlp",
         "model.language.config={model_type: qwen3, hidden_size: 128, intermediate_size: 256, num_hidden_layers: 3, "
@@ -157,7 +157,7 @@ PAPER = [
     ),
     (
         "paper_llama31_8b", "perceiver", RESAMPLED,
-        {"vision": (3.998688685056e19, 7.997377370112e19), "connector": (9.60447381504e18, 1.920894763008e19),
+        {"vision": (3.998688685056e19, 7.997377370112e19), "connector": (7.9235383296e17, 1.58470766592e18),
          "language": (1.1391322816512e20, 2.2782645633024e20)},
     ),
 ]  # fmt: skip

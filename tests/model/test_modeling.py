@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from alignvlm.errors import UserError
 from alignvlm.model import AlignVLMForConditionalGeneration
 from tests.tiny import alone, samples, tiny_model
 
+CONNECTORS: dict[str, dict] = {
+    "align": {"kind": "align"},
+    "align as released": {"kind": "align", "activation": "relu", "norm_output": True},
+    "mlp": {"kind": "mlp"},
+    "ovis": {"kind": "ovis", "visual_vocab_size": 40, "indicators": True},
+    "perceiver": {"kind": "perceiver", "num_latents": 5},
+}
 
-@pytest.mark.parametrize("kind", ["align", "mlp", "ovis", "perceiver"])
+
+@pytest.mark.parametrize("connector", CONNECTORS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_save_and_load_give_the_same_model(kind: str, tied: bool, tmp_path: Path) -> None:
-    model, processor = tiny_model(connector={"kind": kind}, text={"tie_word_embeddings": tied})
+def test_save_and_load_give_the_same_model(connector: str, tied: bool, tmp_path: Path) -> None:
+    model, processor = tiny_model(connector=CONNECTORS[connector], text={"tie_word_embeddings": tied})
     model.save_pretrained(tmp_path)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert isinstance(again, AlignVLMForConditionalGeneration)
@@ -28,6 +38,27 @@ def test_save_and_load_give_the_same_model(kind: str, tied: bool, tmp_path: Path
     assert (head.data_ptr() == embedding.data_ptr()) == tied
     batch = alone(processor.encode(samples()[2]))
     assert torch.equal(model.eval()(**batch).loss, again(**batch).loss)
+
+
+def test_weights_of_another_connector_are_refused_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    older = {"kind": "ovis", "visual_vocab_size": 40, "norm_vocab": False}
+    model, processor = tiny_model(connector=older)
+    model.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    without = re.sub(r'\n *"norm_vocab": false,', "", text)  # as exports were before there was a LayerNorm
+    assert without != text
+    (tmp_path / "config.json").write_text(without)
+    with pytest.raises(UserError, match=r"'ovis', but its weights lack connector\.beta, connector\.gamma; one written"):
+        AlignVLMForConditionalGeneration.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)  # what the error says
+    again = AlignVLMForConditionalGeneration.from_pretrained(tmp_path)
+    batch = alone(processor.encode(samples()[2]))
+    assert torch.equal(model.eval()(**batch).loss, again(**batch).loss)
+
+    (tmp_path / "config.json").write_text(re.sub(r'"kind": "ovis"', '"kind": "perceiver"', text))
+    with pytest.raises(UserError, match=r"'perceiver', .* and \d+ more; those of earlier versions held other layers"):
+        AlignVLMForConditionalGeneration.from_pretrained(tmp_path)
+    assert not caplog.records
 
 
 def test_backbones_keep_their_weights_and_w2_is_the_lm_head() -> None:

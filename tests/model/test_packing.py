@@ -16,9 +16,10 @@ LMS = {
 }
 CONNECTORS = [
     {"kind": "align"},
+    {"kind": "align", "activation": "relu", "norm_output": True, "w2_start": "random"},
     {"kind": "mlp"},
-    {"kind": "ovis", "visual_vocab_size": 37},
-    {"kind": "perceiver", "num_latents": 5, "num_heads": 4},
+    {"kind": "ovis", "visual_vocab_size": 37, "indicators": True},
+    {"kind": "perceiver", "num_latents": 5, "num_heads": 2, "head_dim": 8},
 ]
 
 

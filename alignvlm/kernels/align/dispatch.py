@@ -96,7 +96,7 @@ def vocab_softmax(
         e: [V, D_e], same dtype and device; may be a parameter that others use too (tied embeddings).
         gamma, beta: [V] in any floating dtype; scale and shift of the LayerNorm over V, or of the raw logits.
         eps: of the LayerNorm over V.
-        normalize: False leaves the LayerNorm over V out (the Ovis connector).
+        normalize: False leaves the LayerNorm over V out.
         moments: `vocab_moments(w2)` computed earlier for the same weights, or, with `constant=True`, those of
             the whole vocabulary when w2 holds a part of it. `SharedMoments` computes them once, if the implementation
             needs them. None computes them every time.
