@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
@@ -105,7 +106,8 @@ def build_model(recipe: Recipe, processor: AlignVLMProcessor) -> AlignVLMForCond
         tie_word_embeddings=bool(lm.config.tie_word_embeddings),
     )
     model = AlignVLMForConditionalGeneration(config, tower, lm)
-    model.connector.start_from(lm.get_input_embeddings().weight, lm.get_output_embeddings().weight)
+    embedding: Any = lm.get_input_embeddings()
+    model.connector.start_from(embedding.weight, lm.get_output_embeddings().weight)
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     for weight in model.parameters():  # not `model.to`, which would round RoPE's frequencies too
         weight.data = weight.data.to(dtype)
