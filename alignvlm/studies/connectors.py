@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from alignvlm.config.schema import Recipe
-from alignvlm.connectors.options import AlignOptions, PerceiverOptions
-from alignvlm.model.build import tiling_of
+from alignvlm.connectors.options import AlignOptions, OvisOptions, PerceiverOptions
+from alignvlm.model.network import build_network
 from alignvlm.studies.results.published import connector_tables
 from alignvlm.studies.results.records import Results
 from alignvlm.studies.results.tables import Section
@@ -45,20 +45,36 @@ def align(recipe: Recipe) -> Variant:
 def connector_variants(recipe: Recipe) -> list[Variant]:
     """All connectors, the reference first.
 
-    A connector whose number of visual tokens is free makes its usual one, or ALIGN's where that is lower.
+    They have their usual sizes, except where the recipe's model is smaller: no connector makes more visual tokens than
+    ALIGN if their number is free, none is wider than the language model, and Ovis has no more words than it.
     """
-    tokens = tiling_of(recipe).tokens_per_tile
-    latents = min(PerceiverOptions().num_latents, tokens)
+    dims = build_network(recipe).dims
+    latents = min(PerceiverOptions().num_latents, dims.tokens_per_tile)
+    words = min(OvisOptions().visual_vocab_size, dims.vocab_size)
+    narrow = (f"hidden_size={dims.hidden_size}",) if dims.feature_size > dims.hidden_size else ()
     return [
         align(recipe),
-        Variant("mlp", ("model.connector.kind=mlp",), "two linear layers with a GELU between them, as in LLaVA-1.5"),
-        Variant("ovis", ("model.connector.kind=ovis",), "softmax over learned visual words with a table of their own"),
+        Variant(
+            "align-released",
+            (*align(recipe).overrides, *_options("activation=relu", "norm_output=true")),
+            "ALIGN as the released low-resource code has it: ReLU before W2, LayerNorm behind the average",
+        ),
+        Variant("mlp", _options("kind=mlp"), "two linear layers with a GELU between them, as in LLaVA-1.5"),
+        Variant(
+            "ovis",
+            _options("kind=ovis", f"visual_vocab_size={words}"),
+            f"softmax over {words:,} learned visual words with a table of their own",
+        ),
         Variant(
             "perceiver",
-            ("model.connector.kind=perceiver", f"model.connector.num_latents={latents}"),
-            f"{latents} learned queries read each tile",
+            _options("kind=perceiver", f"num_latents={latents}", *narrow),
+            f"{latents} learned queries read each tile, as in LLaVA-NeXT",
         ),
     ]
+
+
+def _options(*options: str) -> tuple[str, ...]:
+    return tuple(f"model.connector.{option}" for option in options)
 
 
 STUDY = Connectors()

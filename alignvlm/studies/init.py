@@ -1,4 +1,4 @@
-"""How ALIGN starts: gain, temperature and LayerNorms, one changed at a time. The paper has no such ablation."""
+"""How ALIGN starts: gain, temperature, LayerNorms and W2, one changed at a time. The paper has no such ablation."""
 
 from __future__ import annotations
 
@@ -40,11 +40,13 @@ class Init(Study):
                 for factor in TEMPERATURES
             ),
             *(_changed(name, "false", "without this LayerNorm") for name in switches),
+            *([] if options.norm_output else [_changed("norm_output", "true", "LayerNorm behind the average")]),
+            *([] if options.w2_start == "random" else [_changed("w2_start", "random", "W2 is no copy of the LM head")]),
         ]
 
 
 def _changed(option: str, value: str, note: str) -> Variant:
-    slug = f"no_{option}" if value == "false" else f"{option}-{value}"
+    slug = {"false": f"no_{option}", "true": option}.get(value, f"{option}-{value}")
     return Variant(slug, (f"model.connector.{option}={value}",), note)
 
 

@@ -63,7 +63,7 @@ def traffic(
     for name, choice in choices.items():
         source = plan.sources[name]
         assert isinstance(source, Source)
-        sizes = source.reader.manifest.shards.sizes
+        sizes = [shard.size for shard in source.reader.manifest.shards]
         whole = sum(sizes)
         draws = plan.draws[name] / steps
         cache += len(source) * (INDEX_BYTES + MEASURE_BYTES)
