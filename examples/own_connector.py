@@ -12,7 +12,6 @@ connector, but not this file: set ALIGNVLM_IMPORTS=examples/own_connector.py for
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -55,6 +54,6 @@ class PoolingConnector(Connector):
         return (side // options.window) ** 2
 
     def forward(self, features: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        side, window = math.isqrt(features.shape[1]), self.window
+        side, window = self.sizes.side, self.window
         windows = features.unflatten(1, (side // window, window, side // window, window))  # [K, r, w, c, w, d]
         return self.linear(windows.mean(dim=(2, 4)).flatten(1, 2))

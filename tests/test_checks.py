@@ -95,7 +95,7 @@ def test_good_recipes_pass(override: str) -> None:
             "num_hidden_layers is 1000000000, but must be at least 1",
         ),
         ("model.language.config.intermediate_size=1000000000000", "parameters, more than"),
-        ("model.tiles.merge=3", "model.tiles.merge = 3 does not divide the 4 patches"),
+        ("model.tiles.merge=5", "model.tiles.merge = 5 is more than the 4 patches"),
         (
             "stages.connector.trainable=['language.layerz.*']",
             "stages.connector.trainable[0] is 'language.layerz.*', which",

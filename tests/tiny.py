@@ -14,6 +14,16 @@ from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration, Ali
 from alignvlm.model.tokenizer import train_tokenizer
 from data_pipeline.samples.schema import Encoded, Sample
 
+CONNECTORS: dict[str, dict[str, Any]] = {
+    "align": {"kind": "align"},
+    "align as released": {"kind": "align", "activation": "relu", "norm_output": True, "w2_start": "random"},
+    "mlp": {"kind": "mlp"},
+    "ovis": {"kind": "ovis", "visual_vocab_size": 37, "indicators": True},
+    "perceiver": {"kind": "perceiver", "num_latents": 5, "num_heads": 2, "head_dim": 8},
+    "h_reducer": {"kind": "h_reducer", "window": [1, 3]},
+    "c_abstractor": {"kind": "c_abstractor", "num_queries": 9, "hidden_size": 24, "depth": 1},
+}
+"""Every kind of connector of the package, with options that fit the tiny model."""
 WORDS = ["what is the total", "read the field", "the answer is 12.50", "user assistant system", "name date amount"]
 
 

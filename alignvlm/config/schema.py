@@ -41,6 +41,9 @@ class VisionConfig:
     """Folder or hub id with pretrained weights; null starts from scratch with `config`."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of its transformers config, with `model_type`. Needed from scratch, and by `alignvlm estimate` offline."""
+    feature_layer: Annotated[Int, Ge(-4096), Le(-1)] = -1
+    """Layer that the features leave, counted from the end: -1 is the last one with the encoder's final norm behind it,
+    -2 the last but one without the norm, as in LLaVA. Layers behind it are neither computed nor loaded."""
     position_std: PositiveFloat | None = None
     """Standard deviation of new position embeddings; null keeps the class's default (SigLIP: 1/sqrt(width), far below
     the patch embeddings: a small encoder from scratch learns positions much sooner with 1)."""
@@ -48,6 +51,11 @@ class VisionConfig:
     """Mean of the pixels in [0, 1], per channel; a pretrained encoder needs its training's mean (SigLIP: 0.5)."""
     image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.5, 0.5)
     """Standard deviation of the pixels, per channel. For white pages from scratch: a mean near 0.9 and 0.25 here."""
+
+    @property
+    def final_norm(self) -> bool:
+        """Whether features pass the encoder's final norm."""
+        return self.feature_layer == -1
 
 
 @settings
@@ -83,7 +91,8 @@ class TilesConfig:
     overview: Bool = True
     """Put the whole image, scaled to one tile, first when there is more than one tile."""
     merge: PositiveInt = 1
-    """Merge each merge x merge block of patch features into one visual token by concatenating their channels."""
+    """Merge each merge x merge block of patch features into one by concatenating their channels; zeros fill the last
+    blocks where it does not divide a tile's side."""
 
 
 @settings

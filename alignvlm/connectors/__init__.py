@@ -1,6 +1,6 @@
 """Connectors between vision encoder and LLM: one file per kind, behind one interface (base.py) and a registry.
 
-The names below are imported on first use: options are known without torch.
+The names below, which code outside of this folder needs, are imported on first use: options are known without torch.
 """
 
 from __future__ import annotations
@@ -11,19 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alignvlm.connectors.align import AlignConnector
     from alignvlm.connectors.base import Connector, Sizes
-    from alignvlm.connectors.mlp import MLPConnector
     from alignvlm.connectors.options import (
         AlignOptions,
         ConnectorOptions,
-        MLPOptions,
-        OvisOptions,
-        PerceiverOptions,
         connector_kinds,
         connector_options,
         options_class,
     )
-    from alignvlm.connectors.ovis import OvisConnector
-    from alignvlm.connectors.perceiver import PerceiverConnector
     from alignvlm.connectors.registry import build_connector, connector_class, register
 
 __all__ = [
@@ -31,12 +25,6 @@ __all__ = [
     "AlignOptions",
     "Connector",
     "ConnectorOptions",
-    "MLPConnector",
-    "MLPOptions",
-    "OvisConnector",
-    "OvisOptions",
-    "PerceiverConnector",
-    "PerceiverOptions",
     "Sizes",
     "build_connector",
     "connector_class",
@@ -51,12 +39,6 @@ _HOMES = {
     "AlignOptions": "options",
     "Connector": "base",
     "ConnectorOptions": "options",
-    "MLPConnector": "mlp",
-    "MLPOptions": "options",
-    "OvisConnector": "ovis",
-    "OvisOptions": "options",
-    "PerceiverConnector": "perceiver",
-    "PerceiverOptions": "options",
     "Sizes": "base",
     "build_connector": "registry",
     "connector_class": "registry",

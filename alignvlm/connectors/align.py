@@ -80,6 +80,9 @@ class AlignConnector(VocabularyConnector):
             nn.init.constant_(self.gamma, self.gain)
             nn.init.zeros_(self.beta)
 
+    def reset_layer(self, layer: nn.Module) -> bool:
+        return False  # W1 starts as the layers of the LLM do
+
     @torch.no_grad()
     def start_from(self, embedding: Tensor, lm_head: Tensor) -> None:
         """W2 starts as a copy of the LM head, as in the paper, or with random rows of the same mean and spread."""

@@ -23,14 +23,17 @@ class Sizes:
     """D: width of the LLM."""
     vocab_size: int
     """V: rows of the LLM's input embedding."""
+    side: int
+    """Features per side of a tile: T is its square."""
 
 
 class Connector(nn.Module):
     """Maps the features of tiles to the LLM's input space.
 
     A kind is a subclass of `ConnectorOptions` with its options, a subclass of this class that names it as
-    `options_class`, and `@register` above it. Everything else follows from the module itself: parameters and export
-    from what it holds, FLOPs and memory from running it on PyTorch's meta device.
+    `options_class`, and `@register` above it. Everything else follows: packing, sample lengths, the plan's fingerprint
+    and estimates from `tokens_per_tile`, parameters and export from what the module holds, FLOPs and memory from
+    running it on PyTorch's meta device.
 
     `forward(features, embedding)` takes features [K, T, d] of K tiles and the LLM's input embedding weight [V, D] (an
     argument and not a submodule, so that ZeRO-3 and shared gradients work), and returns [K, T', D] with
@@ -54,7 +57,10 @@ class Connector(nn.Module):
 
     @classmethod
     def tokens_per_tile(cls, options: ConnectorOptions, side: int) -> int:
-        """Visual tokens T' that the LLM gets for one tile of side x side features."""
+        """Visual tokens T' that the LLM gets for one tile of side x side features.
+
+        Raises ValueError, beginning with `connector.OPTION`, when the options do not fit the side.
+        """
         return side**2
 
     def forward(self, features: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
@@ -82,6 +88,15 @@ class Connector(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise the parameters that belong to this module itself."""
+
+    def reset_layer(self, layer: nn.Module) -> bool:
+        """Initialise a layer inside this module, by default as PyTorch does.
+
+        False leaves it to transformers: N(0, `initializer_range` of the LLM), biases zero.
+        """
+        if callable(reset := getattr(layer, "reset_parameters", None)):
+            reset()
+        return True
 
     def start_from(self, embedding: torch.Tensor, lm_head: torch.Tensor) -> None:
         """Start with what the language model lends: its input embedding and its head, both [V, D].

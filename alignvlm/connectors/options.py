@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import Le
 
 from alignvlm.plugins import import_plugins
-from alignvlm.settings import Bool, PositiveFloat, PositiveInt, filled, settings
+from alignvlm.settings import Bool, Count, PositiveFloat, PositiveInt, filled, settings
 
 Width = Annotated[PositiveInt, Le(2**20)]
+WindowSide = Annotated[PositiveInt, Le(1024)]
 
 
 @settings
@@ -96,17 +97,48 @@ class PerceiverOptions(ConnectorOptions):
     """Width of one head."""
 
 
-BUILT_IN = {
-    "align": "alignvlm.connectors.align",
-    "mlp": "alignvlm.connectors.mlp",
-    "ovis": "alignvlm.connectors.ovis",
-    "perceiver": "alignvlm.connectors.perceiver",
-}
-"""Kind -> the module whose import registers its connector."""
+@settings
+class HReducerOptions(ConnectorOptions):
+    """Options of the H-Reducer; the defaults are DocOwl 1.5's."""
 
-_OPTIONS: dict[str, type[ConnectorOptions]] = {
-    options().kind: options for options in (AlignOptions, MLPOptions, OvisOptions, PerceiverOptions)
+    kind: Literal["h_reducer"] = "h_reducer"
+    """Each window of neighbouring features becomes one visual token."""
+    window: tuple[WindowSide, WindowSide] = (1, 4)
+    """Rows and columns of a window; zeros fill the last windows where they do not divide a tile's side."""
+    eos: Bool = True
+    """A learned token after those of each tile."""
+
+
+@settings
+class CAbstractorOptions(ConnectorOptions):
+    """Options of the C-Abstractor; the defaults are Honeybee's."""
+
+    kind: Literal["c_abstractor"] = "c_abstractor"
+    """Convolutions around a pooling to so many visual tokens."""
+    num_queries: Annotated[PositiveInt, Le(2**16)] = 144
+    """Visual tokens per tile, a square number."""
+    hidden_size: Width = 1024
+    """Channels of the convolutions."""
+    depth: Annotated[Count, Le(64)] = 3
+    """RegNet blocks before the pooling, and as many after it; with 0 there is the pooling alone."""
+    mlp_depth: Annotated[PositiveInt, Le(64)] = 2
+    """Linear layers behind, with SiLU between them."""
+
+
+BUILT_IN: dict[str, type[ConnectorOptions]] = {
+    options().kind: options
+    for options in (
+        AlignOptions,
+        MLPOptions,
+        OvisOptions,
+        PerceiverOptions,
+        HReducerOptions,
+        CAbstractorOptions,
+    )
 }
+"""Kind -> its options; the connector lies in the module of this folder that is called like its kind."""
+
+_OPTIONS = dict(BUILT_IN)
 
 
 def register_options(options: type[ConnectorOptions]) -> None:

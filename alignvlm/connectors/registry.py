@@ -6,7 +6,7 @@ import importlib
 from typing import TypeVar
 
 from alignvlm.connectors.base import Connector, Sizes
-from alignvlm.connectors.options import BUILT_IN, ConnectorOptions, options_class, register_options
+from alignvlm.connectors.options import ConnectorOptions, options_class, register_options
 
 C = TypeVar("C", bound=type[Connector])
 _CLASSES: dict[str, type[Connector]] = {}
@@ -27,7 +27,7 @@ def connector_class(kind: str) -> type[Connector]:
     """The class of a kind. Raises ValueError naming the kinds that there are."""
     options_class(kind)
     if kind not in _CLASSES:
-        importlib.import_module(BUILT_IN[kind])
+        importlib.import_module(f"{__package__}.{kind}")
     return _CLASSES[kind]
 
 

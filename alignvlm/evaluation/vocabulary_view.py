@@ -56,7 +56,8 @@ def vocabulary_view(model: Any, processor: Any, image: Image.Image, k: int = 5) 
     """Top-k tokens of every visual token of an image, with the place of each tile on the image.
 
     Returns:
-        {"tiles": [{"box": [x0, y0, x1, y1] as fractions of the image, "side": visual tokens per tile side,
+        {"tiles": [{"box": [x0, y0, x1, y1] as fractions of the image, where the tokens of the tile lie (the last of a
+        row or column may reach beyond the tile: `tiles.merge`), "side": visual tokens per tile side,
         "cells": row by row {"top": [[text, probability], …], "entropy": nats}}], "entropy": mean,
         "vocabulary": V}; None when the connector is not ALIGN or its tokens are not a grid.
     """
@@ -79,10 +80,12 @@ def vocabulary_view(model: Any, processor: Any, image: Image.Image, k: int = 5) 
         for row_ids, row_p, h in zip(ids.tolist(), p.tolist(), entropy.tolist(), strict=True)
     ]
     size = spec.tokens_per_tile
+    reach = side * model.config.tiles_config["merge"] / model.config.patches_per_side
+    grids = [(x0, y0, x0 + reach * (x1 - x0), y0 + reach * (y1 - y0)) for x0, y0, x1, y1 in boxes]
     return {
         "tiles": [
-            {"box": [round(x, 5) for x in box], "side": side, "cells": cells[i * size : (i + 1) * size]}
-            for i, box in enumerate(boxes)
+            {"box": [round(x, 5) for x in grid], "side": side, "cells": cells[i * size : (i + 1) * size]}
+            for i, grid in enumerate(grids)
         ],
         "entropy": round(float(entropy.mean()), 4),
         "vocabulary": int(model.connector.w2.shape[0]),

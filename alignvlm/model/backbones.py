@@ -26,6 +26,8 @@ Backbone = Literal["vision", "language"]
 
 READ_BY_MODELS = {"head_dim", "sliding_window"}
 """Fields that transformers' models read although not every config class declares them."""
+NAMES_OF_LAYERS = {"stage_names", "out_features", "out_indices"}
+"""Fields of some encoders' configs (DINOv2) that follow from the number of layers."""
 MAX_TILE = 8192
 """Pixels of a tile's side."""
 MAX_MODULES = 4096
@@ -43,6 +45,7 @@ def vision_config(recipe: Recipe) -> PreTrainedConfig:
         config = getattr(config, "vision_config", config)
         check_role(recipe, "vision", config)
     _check_vision(recipe, config)
+    config = _without_last_layers(recipe, config)
     if hasattr(config, "vision_use_head"):
         config.vision_use_head = False
     return config
@@ -150,6 +153,18 @@ def _check_vision(recipe: Recipe, config: PreTrainedConfig) -> None:
         raise recipe_error(recipe, f"{key}.num_channels", f"{key}.num_channels is {channels}, but images have 3")
 
 
+def _without_last_layers(recipe: Recipe, config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config of an encoder that ends with the layer that the features leave."""
+    key, layer = "model.vision.feature_layer", recipe.model.vision.feature_layer
+    number = getattr(config, "num_hidden_layers", 1)
+    if -layer > number:
+        raise recipe_error(recipe, key, f"{key} is {layer}, but the encoder has {number} layers: give -{number} to -1")
+    if layer == -1:
+        return config
+    fields = {name: value for name, value in config.to_dict().items() if name not in NAMES_OF_LAYERS}
+    return AutoConfig.for_model(**fields | {"num_hidden_layers": number + 1 + layer})
+
+
 def is_hub_id(path: str) -> bool:
     """Whether `path` names weights on the hub: no folder of this machine, and written like an id."""
     return not os.path.isdir(path) and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) is not None
@@ -172,7 +187,7 @@ def pretrained(recipe: Recipe, part: Backbone, load: Callable[..., T], **options
 def model_error(recipe: Recipe, error: Exception) -> UserError:
     """The error that a model cannot be built; ours begin with the setting that is wrong, without its `model.`."""
     name = str(error).partition(" ")[0]
-    if name.startswith(("tiles.", "connector.")):
+    if name.startswith(("tiles.", "connector.", "vision.")):
         return recipe_error(recipe, f"model.{name}", f"recipe {recipe.name!r}: model.{reason(error)}")
     key = "model"
     for part in ("vision", "language"):

@@ -97,6 +97,7 @@ def build_model(recipe: Recipe, processor: AlignVLMProcessor) -> AlignVLMForCond
         lm = AutoModelForCausalLM.from_config(language_config(recipe, processor))
     config = AlignVLMConfig(
         vision_config=tower.config,
+        final_norm=vision.final_norm,
         text_config=lm.config,
         connector_config=asdict(recipe.model.connector),
         tiles_config=asdict(recipe.model.tiles),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from alignvlm.config.schema import TilesConfig
 from alignvlm.connectors import ConnectorOptions, connector_class, connector_options
+from alignvlm.connectors.windows import num_windows
 from alignvlm.exports import MODEL_TYPE
 from alignvlm.model.tiling import TilingSpec
 
@@ -20,6 +20,7 @@ class AlignVLMConfig(PreTrainedConfig):
     Args:
         vision_config: config (or its dict, with `model_type`) of a SigLIP-like vision model: square `image_size`,
             `patch_size`, one feature per patch.
+        final_norm: whether features pass the final norm of the vision model.
         text_config: config (or its dict, with `model_type`) of any causal LM of transformers.
         connector_config: `kind` of the connector and the options of that kind.
         tiles_config: `max_tiles`, `min_coverage`, `overview`, `merge`, the fields of `TilesConfig`.
@@ -32,6 +33,7 @@ class AlignVLMConfig(PreTrainedConfig):
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012  (transformers' convention)
 
     vision_config: Any = None
+    final_norm: bool = True
     text_config: Any = None
     connector_config: Any = None
     tiles_config: Any = None
@@ -55,12 +57,31 @@ class AlignVLMConfig(PreTrainedConfig):
         return connector_options(self.connector_config)
 
     @property
+    def patches_per_side(self) -> int:
+        """Patches per side of a tile."""
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+    @property
+    def features_per_side(self) -> int:
+        """Features per side of a tile that enter the connector: patches, or blocks of merge x merge of them.
+
+        Raises ValueError when a block is larger than a tile.
+        """
+        patches, merge = self.patches_per_side, self.tiles_config["merge"]
+        if merge > patches:
+            raise ValueError(
+                f"tiles.merge = {merge} is more than the {patches} patches of a tile's side "
+                f"(image_size {self.vision_config.image_size} / patch_size {self.vision_config.patch_size})"
+            )
+        return num_windows(patches, merge)
+
+    @property
     def tiling(self) -> TilingSpec:
         """How this model cuts images; the processor and the data index use the same."""
         options = self.connector
-        return TilingSpec.of(
-            self.vision_config, self.tiles_config, partial(connector_class(options.kind).tokens_per_tile, options)
-        )
+        tokens_per_tile = connector_class(options.kind).tokens_per_tile(options, self.features_per_side)
+        fields = {name: self.tiles_config[name] for name in ("max_tiles", "min_coverage", "overview")}
+        return TilingSpec(self.vision_config.image_size, tokens_per_tile, **fields)
 
 
 def _sub_config(config: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:

@@ -14,11 +14,15 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTr
 from transformers.modeling_outputs import ModelOutput
 
 from alignvlm.connectors import Connector, Sizes, build_connector
+from alignvlm.connectors.windows import join_windows
 from alignvlm.errors import UserError
 from alignvlm.kernels.linear_cross_entropy import IGNORE_INDEX, linear_cross_entropy
 from alignvlm.kernels.matmul import wide_dtype
 from alignvlm.model.attention import Documents
 from alignvlm.model.configuration import AlignVLMConfig
+
+FINAL_NORMS = ("post_layernorm", "layernorm", "norm")
+"""What vision encoders of transformers call the norm behind their layers (SigLIP and CLIP; ViT and DINOv2; DINOv3)."""
 
 
 @dataclass
@@ -53,8 +57,11 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.vision = vision if vision is not None else AutoModel.from_config(config.vision_config)
         self.language = language if language is not None else AutoModelForCausalLM.from_config(config.text_config)
+        if not config.final_norm:
+            _remove_final_norm(self.vision)
         text, merge = config.text_config, config.tiles_config["merge"]
-        sizes = Sizes(config.vision_config.hidden_size * merge**2, text.hidden_size, text.vocab_size)
+        feature_size = config.vision_config.hidden_size * merge**2
+        sizes = Sizes(feature_size, text.hidden_size, text.vocab_size, config.features_per_side)
         patches = self.vision.get_input_embeddings()
         if isinstance(patches, nn.Conv2d):
             patches.register_forward_hook(_channels_last)
@@ -63,9 +70,11 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        """Of the connector and what lies in it: backbones are models of their own."""
         if isinstance(module, Connector):
             module.reset_parameters()
+        elif not self.connector.reset_layer(module):
+            super()._init_weights(module)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         """As in transformers, which calls it after loading; weights that the connector lacks are an error here.
@@ -108,13 +117,9 @@ class AlignVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters())
         with torch.set_grad_enabled(trained):
             features = self.vision(pixel_values=pixel_values.to(self.vision.dtype)).last_hidden_state
-        side = self.config.vision_config.image_size // self.config.vision_config.patch_size
-        features = features[:, -(side**2) :]  # class tokens, where an encoder has them, come first
+        features = features[:, -(self.config.patches_per_side**2) :]  # class tokens, where there are any, come first
         merge = self.config.tiles_config["merge"]
-        if merge == 1:
-            return features
-        blocks = features.unflatten(1, (side // merge, merge, side // merge, merge))  # [K, r, m, c, m, d]
-        return blocks.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+        return join_windows(features, (merge, merge))
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Connector outputs of tiles: [K, 3, S, S] to [K, T', D]."""
@@ -261,6 +266,17 @@ def _channels_last(module: nn.Module, inputs: object, patches: torch.Tensor) -> 
     stay that of every residual sum, and each LayerNorm would copy its input.
     """
     return patches.contiguous(memory_format=torch.channels_last)
+
+
+def _remove_final_norm(vision: nn.Module) -> None:
+    """Let features leave a vision encoder as its last layer makes them."""
+    found = [name for name in FINAL_NORMS if isinstance(getattr(vision, name, None), nn.Module)]
+    if not found:
+        raise ValueError(
+            f"vision.feature_layer can only be -1: {type(vision).__name__} has no {', '.join(FINAL_NORMS)} to remove"
+        )
+    for name in found:
+        setattr(vision, name, nn.Identity())
 
 
 def find_targets(labels: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

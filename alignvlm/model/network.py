@@ -218,6 +218,7 @@ def build_network(recipe: Recipe, *, download: bool = False) -> Network:
     try:
         config = AlignVLMConfig(
             vision_config=vision,
+            final_norm=recipe.model.vision.final_norm,
             text_config=language,
             connector_config=asdict(recipe.model.connector),
             tiles_config=asdict(recipe.model.tiles),
@@ -240,7 +241,7 @@ def network_of(config: AlignVLMConfig, dtype: torch.dtype = torch.bfloat16) -> N
         model,
         Dimensions(
             tile_size=vision.image_size,
-            features_per_tile=(vision.image_size // vision.patch_size // merge) ** 2,
+            features_per_tile=config.features_per_side**2,
             feature_size=vision.hidden_size * merge**2,
             tokens_per_tile=config.tiling.tokens_per_tile,
             hidden_size=config.text_config.hidden_size,

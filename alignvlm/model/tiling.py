@@ -7,10 +7,8 @@ coverage (tie: fewer tiles). The whole image comes first when there is more than
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,22 +28,6 @@ class TilingSpec:
     max_tiles: int = 9
     min_coverage: float = 0.9
     overview: bool = True
-
-    @classmethod
-    def of(cls, vision_config: Any, tiles: dict[str, Any], tokens_per_tile: Callable[[int], int]) -> TilingSpec:
-        """From a vision config and the fields of `TilesConfig`.
-
-        `tokens_per_tile` is the connector's: features per side of a tile, neighbours merged, to visual tokens.
-        """
-        merge = tiles["merge"]
-        side = vision_config.image_size // vision_config.patch_size
-        if side % merge:
-            raise ValueError(
-                f"tiles.merge = {merge} does not divide the {side} patches of a tile's side "
-                f"(image_size {vision_config.image_size} / patch_size {vision_config.patch_size})"
-            )
-        fields = {name: tiles[name] for name in ("max_tiles", "min_coverage", "overview")}
-        return cls(vision_config.image_size, tokens_per_tile(side // merge), **fields)
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """(rows, columns) for an image of this size in pixels."""

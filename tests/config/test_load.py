@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alignvlm.config import diff_recipes, find_recipe, list_recipes, load_recipe, recipe_to_dict, recipe_to_yaml
-from alignvlm.connectors import AlignOptions, PerceiverOptions
+from alignvlm.connectors.options import AlignOptions, PerceiverOptions
 from alignvlm.errors import UserError
 
 BASE = """\

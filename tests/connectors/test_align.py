@@ -11,7 +11,7 @@ from torch.nn.functional import layer_norm
 from alignvlm.connectors import AlignConnector, AlignOptions, Sizes
 from alignvlm.kernels.align import moments
 
-SIZES = Sizes(6, 8, 50)
+SIZES = Sizes(6, 8, 50, side=2)
 RELEASED = {"activation": "relu", "norm_output": True}
 """The form of the released low-resource code."""
 
@@ -65,7 +65,7 @@ def test_gain_is_the_initial_gamma() -> None:
 def test_w2_may_start_with_random_rows_that_are_spread_as_the_lm_head() -> None:
     torch.manual_seed(0)
     head = 0.1 + 0.3 * torch.randn(2000, 64)
-    connector = AlignConnector(AlignOptions(w2_start="random"), Sizes(6, 64, 2000))
+    connector = AlignConnector(AlignOptions(w2_start="random"), Sizes(6, 64, 2000, side=2))
     connector.start_from(torch.zeros(2000, 64), head)
     w2 = connector.w2.detach()
     assert float(w2.mean()) == pytest.approx(0.1, abs=0.01)

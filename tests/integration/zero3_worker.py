@@ -19,7 +19,7 @@ from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 from alignvlm.training import distributed
 from alignvlm.training.checkpoints.export import consolidate
 from alignvlm.training.engine import Trainer, gather_whole_layers, share_embeddings, zero3_construction
-from tests.tiny import pack, samples, tiny_model
+from tests.tiny import CONNECTORS, pack, samples, tiny_model
 
 STEPS = 3
 LR = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
@@ -48,11 +48,13 @@ class Case:
 
 
 CASES = {
-    "align": Case({"kind": "align"}),
-    "align, checkpointing": Case({"kind": "align"}, tied=False, checkpointing=True),
-    "align as released": Case({"kind": "align", "activation": "relu", "norm_output": True}, checkpointing=True),
-    "ovis": Case({"kind": "ovis", "visual_vocab_size": 37, "indicators": True}, checkpointing=True),
-    "perceiver": Case({"kind": "perceiver", "num_latents": 5, "num_heads": 2, "head_dim": 8}, tied=False),
+    "align": Case(CONNECTORS["align"]),
+    "align, checkpointing": Case(CONNECTORS["align"], tied=False, checkpointing=True),
+    "align as released": Case(CONNECTORS["align as released"], checkpointing=True),
+    "ovis": Case(CONNECTORS["ovis"], checkpointing=True),
+    "perceiver": Case(CONNECTORS["perceiver"], tied=False),
+    "h_reducer": Case(CONNECTORS["h_reducer"], checkpointing=True),
+    "c_abstractor": Case(CONNECTORS["c_abstractor"]),
 }
 
 

@@ -11,15 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from alignvlm.errors import UserError
 from alignvlm.model import AlignVLMForConditionalGeneration
-from tests.tiny import alone, samples, tiny_model
-
-CONNECTORS: dict[str, dict] = {
-    "align": {"kind": "align"},
-    "align as released": {"kind": "align", "activation": "relu", "norm_output": True},
-    "mlp": {"kind": "mlp"},
-    "ovis": {"kind": "ovis", "visual_vocab_size": 40, "indicators": True},
-    "perceiver": {"kind": "perceiver", "num_latents": 5},
-}
+from tests.tiny import CONNECTORS, alone, samples, tiny_model
 
 
 @pytest.mark.parametrize("connector", CONNECTORS)

@@ -45,6 +45,8 @@ def test_visual_tokens_of_a_tile() -> None:
     assert build_network(load_recipe("paper_llama32_1b")).dims.tokens_per_tile == 729
     merged = build_network(load_recipe("paper_llama32_1b", ["model.tiles.merge=3"])).dims
     assert (merged.tokens_per_tile, merged.feature_size) == (81, 1152 * 9)
+    padded = build_network(load_recipe("paper_llama32_1b", ["model.tiles.merge=2"])).dims  # 27 patches, filled to 28
+    assert (padded.tokens_per_tile, padded.feature_size) == (196, 1152 * 4)
     kind = ["model.connector.kind=perceiver", "model.connector.num_latents=32"]
     assert build_network(load_recipe("quickstart", kind)).dims.tokens_per_tile == 32
 
@@ -60,4 +62,4 @@ def test_shapes_that_are_not_here_are_asked_for() -> None:
     with pytest.raises(UserError, match=r"'lama' is unknown to transformers; did you mean .*llama"):
         build_network(load_recipe("paper_llama32_1b", ["model.language.config={model_type: lama}"]))
     with pytest.raises(UserError, match="merge"):
-        build_network(load_recipe("paper_llama32_1b", ["model.tiles.merge=2"]))
+        build_network(load_recipe("paper_llama32_1b", ["model.tiles.merge=28"]))

@@ -16,7 +16,7 @@ from alignvlm.training import step
 from alignvlm.training.optim import Group
 from data_pipeline.loading.collate import collate
 from data_pipeline.samples.schema import Encoded
-from tests.tiny import samples, tiny_model
+from tests.tiny import CONNECTORS, samples, tiny_model
 from tests.training.fakes import FakeWorld
 
 META = torch.device("meta")
@@ -65,12 +65,12 @@ class MetaWorld(FakeWorld):
         self.reduced.append(0.0)
 
 
-@pytest.mark.parametrize("kind", ["align", "mlp", "ovis", "perceiver"])
+@pytest.mark.parametrize("connector", CONNECTORS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_no_value_is_read_within_a_step_and_one_at_its_end(
-    kind: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    connector: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, processor = tiny_model(connector={"kind": kind})
+    model, processor = tiny_model(connector=CONNECTORS[connector])
     model.language.set_attn_implementation(SDPA)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
