@@ -106,7 +106,7 @@ class CachedFolder:
             if manifest is not None and _key(manifest) == known["seen"]:  # of a store without ETags
                 manifest = None
             if manifest is None and known["key"] != known["seen"]:  # what was made here stays until there is a new one
-                return str(known["key"])
+                return _adopt(self._root, None, None, _current(self._root))
             if MANIFEST not in known["etags"]:
                 return None
             known["seen"] = known["seen"] if manifest is None else _key(manifest)
@@ -129,16 +129,22 @@ class CachedFolder:
 def adopt(root: Path, manifest: bytes, etags: bytes, indexes: Iterable[str]) -> Path:
     """Make a manifest that was made here the current one of a node's folder, with the indexes that lie in `MADE`.
 
-    Returns their folder.
+    The others are those of the manifest before, whose shards still have their ETags: they are taken over. Returns the
+    folder of all of them.
     """
     place = root / _key(manifest)
     with locked(root / ".lock", _WAY_OUT), must_write(place, _WAY_OUT):
+        known = _current(root)
         for name in indexes:
-            if (made := root / MADE / name).is_file():
-                (place / name).parent.mkdir(parents=True, exist_ok=True)
-                made.replace(place / name)
+            made, old, new = root / MADE / name, root / known["key"] / name, place / name
+            if made.is_file():
+                new.parent.mkdir(parents=True, exist_ok=True)
+                made.replace(new)
                 made.with_name(made.name + OF_ETAG).unlink(missing_ok=True)
-        _adopt(root, manifest, etags, _current(root))
+            elif known["key"] and old.is_file() and not new.exists():
+                new.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(new, old.read_bytes())
+        _adopt(root, manifest, etags, known)
     return place
 
 

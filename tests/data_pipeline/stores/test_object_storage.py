@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import time
@@ -85,8 +86,7 @@ def test_a_second_node_measures_nothing_and_a_warm_start_asks_twice(
     bucket.store.log.clear()
     assert len(open_source("s", url, encoder)) == 300
     assert bucket.requests("PUT") == bucket.requests("LIST") == bucket.requests("GET", ".tar") == 0
-    for current in (tmp_path / "node-2").rglob("current.json"):
-        current.write_text(current.read_text().replace('"checked": 1', '"checked": 0'))
+    forget_looks(tmp_path / "node-2")
     bucket.store.log.clear()
     assert len(open_source("s", url, encoder)) == 300
     assert bucket.requests("GET") == len(bucket.store.log) == 2
@@ -105,6 +105,31 @@ def test_a_bucket_that_is_only_read_keeps_its_index_on_the_node(
     assert len(open_source("s", url, encoder)) == 80
     assert "cannot be written: its index and sample lengths are kept in" in caplog.text
     assert not any(name.endswith((".json", ".npy")) for name in bucket.store.objects)
+
+
+def test_a_bucket_that_is_only_read_is_read_once(
+    bucket: Bucket, tars: Path, encoder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warm start asks for etags.json and manifest.json; when a shard is replaced the others keep their index."""
+    url = bucket.upload(tars, "docs")
+    bucket.store.read_only = True
+    for first in ("s00000", "s00040"):
+        index_shards(url, num_processes=1)
+        measure_source(url, encoder, num_processes=1)
+        forget_looks(node_folder(url))
+        bucket.store.log.clear()
+        source = open_source("s", url, encoder)
+        assert [source.reader.entry(i).key for i in (0, 79)] == [first, "s00079"]
+        assert bucket.store.log == [("GET", f"bucket/docs/{name}") for name in ("etags.json", "manifest.json")]
+        bucket.store.objects["bucket/docs/000000.tar"] = bucket.store.objects["bucket/docs/more/000001.tar"]
+        forget_looks(node_folder(url))
+    assert "made anew" not in caplog.text
+
+
+def forget_looks(cache: Path) -> None:
+    """As if the manifest had been looked for long ago."""
+    for current in cache.rglob("current.json"):
+        current.write_text(json.dumps(json.loads(current.read_text()) | {"checked": 0.0}))
 
 
 @pytest.mark.parametrize("etags", [True, False])
