@@ -7,6 +7,8 @@ Run alone: `python benchmarks/streaming/run.py`. Passes from disk and from the s
 their median; the local disk is 1. Two more ratios are of CPU time, which other programs on the machine change little:
 `thread_ratio` of the threads that decode, the speed where cores are free for the others; `cpu_ratio` of the loader
 processes whole, the speed where no core is free. Writes benchmarks/results/streaming.json.
+
+With --peers: other libraries' loaders beside ours (peers.py), from disk and from the store.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from _common import write
+from environments import work_folder
 from loader import SIZES, PageEncoder, pages
+from peers import PLACES, REQUIREMENTS, compare_peers, report
 from server import Server, store
 
 from data_pipeline.loading.loader import build_loader
@@ -195,10 +199,20 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="a store in the proxy's memory instead of SeaweedFS")
     parser.add_argument("--only", default="", help="cases with this text, e.g. 'crop far 1 ranges'")
+    peers = parser.add_argument_group("other libraries beside ours")
+    peers.add_argument("--peers", action="store_true")
+    peers.add_argument("--libraries", nargs="*", default=list(REQUIREMENTS), choices=list(REQUIREMENTS), metavar="NAME")
+    peers.add_argument("--places", nargs="+", default=list(PLACES), choices=PLACES, metavar="PLACE")
+    peers.add_argument("--work", type=Path, default=work_folder(), help="where their environments are kept")
     arguments = parser.parse_args()
+    counts = {"page": arguments.pages, "crop": arguments.crops}
+    if arguments.peers:
+        kinds = {image: count for image, count in counts.items() if count}
+        options = arguments.repeats, arguments.libraries, arguments.work, arguments.places, arguments.memory
+        whole = not arguments.memory and len(arguments.places) == len(PLACES)
+        return report(compare_peers(kinds, *options), "streaming-peers" if whole else None)
     torch.set_num_threads(1)
     keep_memory()
-    counts = {"page": arguments.pages, "crop": arguments.crops}
     with store(arguments.memory) as server:
         rows = [
             row

@@ -35,12 +35,20 @@ class Faults:
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
 
-    async def answer(self, writer: asyncio.StreamWriter, head: bytes, body: bytes) -> bool:
-        """Send an answer, or what the faults make of it; False: the connection is over."""
+    async def answer(self, writer: asyncio.StreamWriter, head: bytes, body: bytes, asked: float | None = None) -> bool:
+        """Send an answer, or what the faults make of it; False: the connection is over.
+
+        Args:
+            asked: the loop's time at which the request came; None: now. What a store behind took since is part of the
+                latency and of the time of the body, not added to them.
+        """
+        loop = asyncio.get_running_loop()
+        asked = loop.time() if asked is None else asked
         self.counts["requests"] += 1
         self.counts["bytes"] += len(body)
         chance = self._random.random()
-        await asyncio.sleep(self.tail_seconds if self._random.random() < self.tail else self.latency)
+        began = asked + (self.tail_seconds if self._random.random() < self.tail else self.latency)
+        await asyncio.sleep(max(0.0, began - loop.time()))
         if self.down or (chance := chance - self.reset) < 0:
             self.counts["reset"] += 1
             writer.transport.abort()
@@ -61,12 +69,11 @@ class Faults:
             self.counts["stall"] += 1
             writer.write(body[: len(body) // 2])
             await asyncio.sleep(3600)
-        await self._send(writer, body)
+        await self._send(writer, body, began)
         return True
 
-    async def _send(self, writer: asyncio.StreamWriter, body: bytes) -> None:
+    async def _send(self, writer: asyncio.StreamWriter, body: bytes, began: float) -> None:
         piece = 1 << 16
-        began = asyncio.get_running_loop().time()
         for begin in range(0, len(body), piece):
             writer.write(body[begin : begin + piece])
             await writer.drain()

@@ -124,10 +124,11 @@ def proxy(upstream: str, faults: Faults) -> Iterator[str]:
         up_reader, up_writer = await asyncio.open_connection(host, port, limit=1 << 20)
         try:
             while (raw := await _raw_request(reader)) is not None:
+                asked = asyncio.get_running_loop().time()
                 up_writer.write(raw)
                 await up_writer.drain()
                 head, body = await _response(up_reader, raw.startswith(b"HEAD "))
-                if not await faults.answer(writer, head, body):
+                if not await faults.answer(writer, head, body, asked):
                     return
         finally:
             up_writer.close()
