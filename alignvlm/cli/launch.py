@@ -10,11 +10,14 @@ import os
 import shlex
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignvlm.cli.arguments import add_recipe, count, device_resource, endpoint, hosts, path, positive, word
 from alignvlm.errors import UserError
 from data_pipeline.masking import mask
+
+if TYPE_CHECKING:
+    from alignvlm.launch import SlurmJob
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,25 +30,7 @@ def add_parser(subparsers: Any) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
 
     slurm = _add_kind(kinds, "slurm", "submit to Slurm: one process per GPU, requeued until training ends")
-    slurm.add_argument("--nodes", type=positive, default=1)
-    slurm.add_argument("--gpus-per-node", type=count, default=8, help="0 trains on CPUs (default: %(default)s)")
-    slurm.add_argument("--processes-per-node", type=positive, help="default: one per GPU, else train.processes")
-    slurm.add_argument("--cpus-per-process", type=positive, help="default: data.num_workers + 1")
-    slurm.add_argument("--time", type=word, default="24:00:00", help="time limit of one job (default: %(default)s)")
-    slurm.add_argument(
-        "--signal-seconds", type=positive, default=300,
-        help="save and requeue this many seconds before the time limit (default: %(default)s)",
-    )  # fmt: skip
-    slurm.add_argument("--partition", type=word)
-    slurm.add_argument("--account", type=word)
-    slurm.add_argument(
-        "--sbatch",
-        type=word,
-        action="append",
-        default=[],
-        metavar="OPTION",
-        help="another option of sbatch, such as --sbatch=--qos=low; may be repeated",
-    )
+    add_slurm_options(slurm)
     slurm.set_defaults(handler=run_slurm)
 
     torchrun = _add_kind(kinds, "torchrun", "start torchrun on this host; run the same command on every host")
@@ -82,6 +67,29 @@ def add_parser(subparsers: Any) -> None:
     kubernetes.set_defaults(handler=run_kubernetes)
 
 
+def add_slurm_options(slurm: Any) -> None:
+    """Add what says how a job of Slurm looks, to a parser or a group of it; `slurm_job` reads it."""
+    slurm.add_argument("--nodes", type=positive, default=1)
+    slurm.add_argument("--gpus-per-node", type=count, default=8, help="0 trains on CPUs (default: %(default)s)")
+    slurm.add_argument("--processes-per-node", type=positive, help="default: one per GPU, else train.processes")
+    slurm.add_argument("--cpus-per-process", type=positive, help="default: data.num_workers + 1")
+    slurm.add_argument("--time", type=word, default="24:00:00", help="time limit of one job (default: %(default)s)")
+    slurm.add_argument(
+        "--signal-seconds", type=positive, default=300,
+        help="save and requeue this many seconds before the time limit (default: %(default)s)",
+    )  # fmt: skip
+    slurm.add_argument("--partition", type=word)
+    slurm.add_argument("--account", type=word)
+    slurm.add_argument(
+        "--sbatch",
+        type=word,
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="another option of sbatch, such as --sbatch=--qos=low; may be repeated",
+    )
+
+
 def _add_kind(kinds: Any, name: str, text: str, dry_run: bool = True) -> argparse.ArgumentParser:
     parser = kinds.add_parser(name, help=text, description=text)
     add_recipe(parser, "train.precision=fp32")
@@ -93,12 +101,29 @@ def _add_kind(kinds: Any, name: str, text: str, dry_run: bool = True) -> argpars
 def run_slurm(arguments: argparse.Namespace) -> int:
     """Submit the job and print its number and logs."""
     from alignvlm.config import load_recipe
-    from alignvlm.launch import SlurmJob
     from alignvlm.launch.scripts import find_launcher
     from alignvlm.launch.slurm import logs_folder
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    job = SlurmJob(
+    job = slurm_job(arguments, recipe)
+    job.check(recipe)
+    if arguments.dry_run:
+        print(f"mkdir -p {shlex.quote(str(logs_folder(recipe)))}")
+        print(mask(job.shell_line(recipe)))
+        print(f"\n# {find_launcher('slurm/train.sbatch')}:\n")
+        print(find_launcher("slurm/train.sbatch").read_text(encoding="utf-8"), end="")
+        return 0
+    logs_folder(recipe).mkdir(parents=True, exist_ok=True)
+    number = submit(job.command(recipe), job.environment(recipe), job.shell_line(recipe))
+    print(f"submitted job {number}; logs: {logs_folder(recipe)}/slurm-{number}.log and rank-*.log")
+    return 0
+
+
+def slurm_job(arguments: argparse.Namespace, recipe: Any) -> SlurmJob:
+    """The job that the options of `add_slurm_options` describe."""
+    from alignvlm.launch import SlurmJob
+
+    return SlurmJob(
         recipe_name=arguments.recipe,
         overrides=arguments.overrides,
         nodes=arguments.nodes,
@@ -111,27 +136,19 @@ def run_slurm(arguments: argparse.Namespace) -> int:
         account=arguments.account,
         options=arguments.sbatch,
     )
-    job.check(recipe)
-    if arguments.dry_run:
-        print(f"mkdir -p {shlex.quote(str(logs_folder(recipe)))}")
-        print(mask(job.shell_line(recipe)))
-        print(f"\n# {find_launcher('slurm/train.sbatch')}:\n")
-        print(find_launcher("slurm/train.sbatch").read_text(encoding="utf-8"), end="")
-        return 0
-    logs_folder(recipe).mkdir(parents=True, exist_ok=True)
+
+
+def submit(command: list[str], environment: dict[str, str], line: str) -> str:
+    """Give a command to sbatch and return the job's number; `line` is the command for errors."""
     try:
-        submitted = subprocess.run(
-            job.command(recipe), env=os.environ | job.environment(recipe), stdout=subprocess.PIPE, text=True
-        )
+        submitted = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
     except FileNotFoundError as error:
         raise UserError(
             "sbatch is not on the PATH; submit from a login node of the cluster, or use --dry-run"
         ) from error
     if submitted.returncode:
-        raise UserError(f"sbatch refused the job (exit code {submitted.returncode}): {job.shell_line(recipe)}")
-    number = submitted.stdout.strip().split(";")[0]
-    print(f"submitted job {number}; logs: {logs_folder(recipe)}/slurm-{number}.log and rank-*.log")
-    return 0
+        raise UserError(f"sbatch refused the job (exit code {submitted.returncode}): {line}")
+    return submitted.stdout.strip().split(";")[0]
 
 
 def run_torchrun(arguments: argparse.Namespace) -> int:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignvlm.cli.arguments import add_recipe, path, positive, positive_number, word
+from alignvlm.cli.launch import add_slurm_options, slurm_job, submit
+from alignvlm.errors import UserError
+from data_pipeline.files import must_write, write_atomic
+from data_pipeline.masking import mask
+
+if TYPE_CHECKING:
+    from alignvlm.launch.slurm import SlurmArray
+    from alignvlm.studies.cells.grid import Cell, Grid
 
 
 def add_parser(subparsers: Any) -> None:
@@ -18,8 +27,8 @@ def add_parser(subparsers: Any) -> None:
         "study",
         help="compare variants of a recipe over several seeds",
         description="Train every variant of a study with every seed as an ordinary run in the recipe's folder of runs, "
-        "one after the other on this machine, and write a page, results.json and table.md. What is trained is not "
-        "trained again: the same command resumes.",
+        "one after the other on this machine or as an array of Slurm, and write a page, results.json and table.md. "
+        "What is trained is not trained again: the same command resumes.",
     )
     parser.add_argument("study", type=word, metavar="STUDY", help=f"one of {', '.join(STUDIES)}")
     add_recipe(parser, "stages.joint.max_steps=500")
@@ -34,6 +43,10 @@ def add_parser(subparsers: Any) -> None:
         "--step-seconds", type=positive_number, metavar="S", help="of one step, for the hours that --dry-run prints"
     )
     parser.add_argument("--report", action="store_true", help="train nothing; write the page of what is trained so far")
+    parser.add_argument(
+        "--slurm", action="store_true", help="submit an array with one task per run; then write the page with --report"
+    )
+    add_slurm_options(parser.add_argument_group("with --slurm"))
     parser.set_defaults(handler=run)
 
 
@@ -46,14 +59,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     study = find_study(arguments.study)
     grid = make_grid(study, arguments.recipe, arguments.overrides, arguments.seeds)
+    folder = arguments.output or Path(grid.base.runs) / f"{grid.base.name}-study-{study.name}"
     if arguments.dry_run:
         from alignvlm.studies.cells.forecast import describe, forecast
 
         print("\n".join(describe(grid, forecast(grid, arguments.step_seconds))))
+        if arguments.slurm:
+            print(mask(shlex.join(_array(arguments, grid, folder).command(len(grid.cells)))))
         return 0
+    if arguments.slurm:
+        return _submit(arguments, grid, folder)
     from alignvlm.studies.run import report_study, run_study
 
-    folder = arguments.output or Path(grid.base.runs) / f"{grid.base.name}-study-{study.name}"
     failed: list[str] = []
     if arguments.report:
         page = report_study(grid, folder)
@@ -67,3 +84,38 @@ def run(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"alignvlm: {len(failed)} of {len(grid.cells)} runs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _submit(arguments: argparse.Namespace, grid: Grid, folder: Path) -> int:
+    """Prepare the data, write the file of runs and submit what is not finished."""
+    from alignvlm.studies.cells.execute import unfinished
+    from alignvlm.studies.run import match
+
+    array = _array(arguments, grid, folder)
+    grid, _ = match(grid)
+    cells: list[Cell] = unfinished(grid)
+    if not cells:
+        print(f"all {len(grid.cells)} runs are trained; write the page with --report")
+        return 0
+    command = array.command(len(cells))
+    environment = {"ALIGNVLM_PYTHON": sys.executable}
+    with must_write(array.file, "give another folder: --output FOLDER"):
+        folder.mkdir(parents=True, exist_ok=True)
+        runs = [(cell.recipe, [cell.recipe_name, *cell.overrides]) for cell in cells]
+        write_atomic(array.file, array.lines(runs))
+    number = submit(command, environment, shlex.join(command))
+    print(f"submitted array {number} of {len(cells)} runs; logs: {folder}/slurm-{number}-*.log; afterwards: --report")
+    return 0
+
+
+def _array(arguments: argparse.Namespace, grid: Grid, folder: Path) -> SlurmArray:
+    """The array that the options describe. Raises UserError where a run would not fit it."""
+    from alignvlm.launch.slurm import SlurmArray
+
+    for override in grid.overrides:
+        if mask(override) != override:
+            raise UserError(f"override {override!r}: a file of runs is no place for a password; set it as a variable")
+    job = slurm_job(arguments, grid.base)
+    for cell in grid.of_seed(grid.seeds[0]):
+        job.check(cell.recipe)
+    return SlurmArray(job, f"{grid.base.name}-{grid.study.name}", folder)

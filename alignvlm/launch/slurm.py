@@ -66,8 +66,14 @@ class SlurmJob:
 
     def command(self, recipe: Recipe) -> list[str]:
         """The `sbatch` command."""
+        script = str(find_launcher("slurm/train.sbatch"))
+        options = self.stated(recipe.name, logs_folder(recipe) / "slurm-%j.log")
+        return ["sbatch", "--parsable", *options, script, self.recipe_name, *self.overrides]
+
+    def stated(self, name: str, log: Path) -> list[str]:
+        """The options of `sbatch` for a job or an array of this shape."""
         options = {
-            "job-name": recipe.name,
+            "job-name": name,
             "nodes": self.nodes,
             "ntasks-per-node": self.processes_per_node,
             "gpus-per-node": self.gpus_per_node or None,
@@ -76,16 +82,40 @@ class SlurmJob:
             "signal": f"B:USR1@{self.signal_seconds}",
             "partition": self.partition,
             "account": self.account,
-            "output": logs_folder(recipe) / "slurm-%j.log",
+            "output": log,
         }
-        stated = [f"--{name}={value}" for name, value in options.items() if value is not None]
-        script = str(find_launcher("slurm/train.sbatch"))
-        return ["sbatch", "--parsable", *stated, *self.options, script, self.recipe_name, *self.overrides]
+        return [*(f"--{name}={value}" for name, value in options.items() if value is not None), *self.options]
 
     def shell_line(self, recipe: Recipe) -> str:
         """Environment and command as one line for a shell."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment(recipe).items()]
         return " ".join([*variables, shlex.join(self.command(recipe))])
+
+
+@dataclass(frozen=True)
+class SlurmArray:
+    """Runs as tasks of one array, each of which is requeued by itself until it is finished."""
+
+    shape: SlurmJob
+    """How the job of one run looks; its recipe and overrides are not used."""
+    name: str
+    folder: Path
+    """For the file of runs and the logs of the tasks."""
+
+    @property
+    def file(self) -> Path:
+        """One line per run, as launch/slurm/study.sbatch reads it."""
+        return self.folder / "runs.txt"
+
+    def lines(self, runs: Sequence[tuple[Recipe, Sequence[str]]]) -> str:
+        """The content of the file, for runs given by their recipe and the words of `alignvlm train`."""
+        return "".join(shlex.join([str(logs_folder(recipe)), *words]) + "\n" for recipe, words in runs)
+
+    def command(self, count: int) -> list[str]:
+        """The `sbatch` command for so many runs."""
+        options = [f"--array=0-{count - 1}", *self.shape.stated(self.name, self.folder / "slurm-%A-%a.log")]
+        scripts = [str(find_launcher(f"slurm/{script}.sbatch")) for script in ("study", "train")]
+        return ["sbatch", "--parsable", *options, *scripts, str(self.file)]
 
 
 def logs_folder(recipe: Recipe) -> Path:

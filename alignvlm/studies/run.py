@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alignvlm.progress import data_progress, say
+from alignvlm.progress import data_progress
 from alignvlm.studies.cells.batches import Batches, match_samples
 from alignvlm.studies.cells.execute import train_cells
-from alignvlm.studies.cells.grid import Cell, Grid
+from alignvlm.studies.cells.grid import Grid
 from alignvlm.studies.results.page import write_page
 from alignvlm.studies.results.records import read_results
 
@@ -21,25 +21,22 @@ def run_study(grid: Grid, folder: Path) -> tuple[Path, list[str]]:
     Raises:
         UserError: a cell cannot run. StoppedError: a signal stopped it.
     """
-    grid, batches = match_samples(grid, data_progress)
+    grid, batches = match(grid)
     failed = train_cells(grid, lambda: write_page(read_results(grid), batches, folder))
     return write_page(read_results(grid, analyse(grid)), batches, folder), failed
 
 
 def report_study(grid: Grid, folder: Path) -> Path:
     """The page of what is trained so far; trains nothing."""
-    matched: tuple[Grid, dict[str, Batches]] = match_samples(grid, data_progress)
-    grid, batches = matched
+    grid, batches = match(grid)
     return write_page(read_results(grid, analyse(grid)), batches, folder)
 
 
+def match(grid: Grid) -> tuple[Grid, dict[str, Batches]]:
+    """The data prepared and shown to be the same for all cells (`match_samples`)."""
+    return match_samples(grid, data_progress)
+
+
 def analyse(grid: Grid) -> dict[str, dict[str, Any]]:
-    """Cell -> what the study measures on its export; nothing for studies that measure nothing."""
-    return {cell.name: _analyse(grid, cell) for cell in grid.cells if cell.is_trained}
-
-
-def _analyse(grid: Grid, cell: Cell) -> dict[str, Any]:
-    found = grid.study.analyse(cell)
-    if found:
-        say(f"study {grid.study.name}: {cell.name} is measured")
-    return found
+    """Trained cell -> what the study measures on its export."""
+    return {cell.name: grid.study.analyse(cell) for cell in grid.cells if cell.is_trained}

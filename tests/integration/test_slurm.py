@@ -11,6 +11,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from alignvlm.config import load_recipe
+from alignvlm.launch.slurm import SlurmArray, SlurmJob
 from tests.cluster.slurm import SlurmCluster
 from tests.cluster.watch import RECIPE, STAGE, attempts, step, wait
 from tests.jobs import ROOT, curve, metrics, run, weights
@@ -108,3 +110,35 @@ def test_mistakes_crashes_and_cancelled_jobs_do_not_come_back(cluster: SlurmClus
 def attempts_next(folder: Path) -> int:
     """Some steps after where the run stands now."""
     return step(folder) + 5
+
+
+def test_runs_of_a_study_are_requeued_one_by_one(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """With a stand-in for the program: two of three runs save and ask for another start, and no other is disturbed."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/bash\nshift 3\necho "$@" >>"{tmp_path}/$1.starts"\nsleep 3\n'
+        f'[[ $1 == once || $(wc -l <"{tmp_path}/$1.starts") -ge 2 ]] || exit 75\n'
+    )
+    python.chmod(0o755)
+    shape = SlurmJob(
+        "", (), nodes=1, gpus_per_node=0, processes_per_node=1, cpus_per_process=1, time="10", signal_seconds=90
+    )
+    array = SlurmArray(shape, "study", tmp_path)
+    recipe = load_recipe(str(RECIPE), [f"runs={tmp_path / 'my runs'}"])
+    array.file.write_text(array.lines([(recipe, [name, "a=b c"]) for name in ("first", "once", "last")]))
+    number = cluster.run("sbatch", f"--export=ALL,ALIGNVLM_PYTHON={python}", *array.command(3)[1:]).strip()
+
+    def starts() -> dict[str, list[str]]:
+        return {path.stem: path.read_text().splitlines() for path in tmp_path.glob("*.starts")}
+
+    def say() -> str:
+        return f"{starts()}\n" + "".join(path.read_text()[-2000:] for path in tmp_path.glob("slurm-*.log"))
+
+    wait(lambda: set(starts()) == {"first", "once", "last"}, "all runs start", 90, say)
+    pending = lambda: cluster.run("squeue", "--noheader", "--states=PENDING", "--format=%i").split()
+    wait(lambda: len(pending()) == 2, "two are back in the queue", 60, say)
+    for task in (0, 2):
+        cluster.start_now(f"{number}_{task}")
+    wait(lambda: not cluster.run("squeue", "--noheader").strip(), "all have ended", 90, say)
+    assert starts() == {"first": ["first a=b c"] * 2, "once": ["once a=b c"], "last": ["last a=b c"] * 2}, say()
+    assert (tmp_path / "my runs" / "cluster" / "logs" / "rank-0.log").exists()

@@ -48,6 +48,11 @@ def train_cells(grid: Grid, after_each: Callable[[], object] = lambda: None) -> 
     return failed
 
 
+def unfinished(grid: Grid) -> list[Cell]:
+    """The cells that are left to train."""
+    return [cell for cell in grid.cells if not is_finished(cell.run)]
+
+
 class StoppedError(Exception):
     """A signal ended the cell that was training; it and the study resume with the same command."""
 
