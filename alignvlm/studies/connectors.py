@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from alignvlm.config.schema import Recipe
-from alignvlm.connectors.options import AlignOptions, OvisOptions, PerceiverOptions
+from alignvlm.connectors.options import AlignOptions, CAbstractorOptions, OvisOptions, PerceiverOptions
 from alignvlm.model.network import build_network
 from alignvlm.studies.results.published import connector_tables
 from alignvlm.studies.results.records import Results
@@ -46,11 +48,15 @@ def connector_variants(recipe: Recipe) -> list[Variant]:
     """All connectors, the reference first.
 
     They have their usual sizes, except where the recipe's model is smaller: no connector makes more visual tokens than
-    ALIGN if their number is free, none is wider than the language model, and Ovis has no more words than it.
+    ALIGN if their number is free, none is wider than the language model, and Ovis has no more words than it. Connectors
+    that join patches themselves get them one by one.
     """
     dims = build_network(recipe).dims
     latents = min(PerceiverOptions().num_latents, dims.tokens_per_tile)
     words = min(OvisOptions().visual_vocab_size, dims.vocab_size)
+    queries = math.isqrt(min(CAbstractorOptions().num_queries, dims.tokens_per_tile)) ** 2
+    width = min(CAbstractorOptions().hidden_size, dims.hidden_size)
+    unmerged = ("model.tiles.merge=1",) if recipe.model.tiles.merge > 1 else ()
     narrow = (f"hidden_size={dims.hidden_size}",) if dims.feature_size > dims.hidden_size else ()
     return [
         align(recipe),
@@ -69,6 +75,16 @@ def connector_variants(recipe: Recipe) -> list[Variant]:
             "perceiver",
             _options("kind=perceiver", f"num_latents={latents}", *narrow),
             f"{latents} learned queries read each tile, as in LLaVA-NeXT",
+        ),
+        Variant(
+            "h_reducer",
+            (*_options("kind=h_reducer"), *unmerged),
+            "each window of 1 x 4 patches becomes a visual token, as in DocOwl 1.5",
+        ),
+        Variant(
+            "c_abstractor",
+            (*_options("kind=c_abstractor", f"num_queries={queries}", f"hidden_size={width}"), *unmerged),
+            f"convolutions around a pooling to {queries} visual tokens per tile, as in Honeybee",
         ),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from alignvlm.config import list_recipes, load_recipe
 from alignvlm.connectors.options import connector_kinds
 from alignvlm.errors import UserError
 from alignvlm.run_folder import RunFolder
+from alignvlm.studies import run as story
 from alignvlm.studies.cells import execute
 from alignvlm.studies.cells.forecast import forecast
 from alignvlm.studies.cells.grid import Grid, make_grid
@@ -113,3 +115,31 @@ def test_codes_of_runs_decide_how_a_study_goes_on(grid: Grid, monkeypatch: pytes
     codes["tiny-align-seed7"] = 2
     with pytest.raises(UserError, match="tiny-align-seed7: the run was refused"):
         execute.train_cells(grid)
+
+
+def test_runs_of_an_array_are_read_as_they_were_written(
+    grid: Grid, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for sbatch runs the script of the last task, with a stand-in for train.sbatch."""
+    monkeypatch.setattr(story, "match", lambda grid: (grid, {}))  # the data is not needed here
+    for name, text in (
+        (
+            "sbatch",
+            'echo "$@" >submitted; export SLURM_ARRAY_TASK_ID=1; shift $(($# - 3)); bash "$1" ./train "$3"; echo 7',
+        ),
+        ("train", 'printf "%s\\n" "$ALIGNVLM_LOGS" "$@" >trained'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    words = ("study", "connectors", TINY, "train.processes=1", "--seeds", "2", "--slurm", "--gpus-per-node", "0")
+    output = command(*words, "description=two words")
+    assert f"submitted array 7 of {len(grid.cells)} runs" in output
+    assert f"--array=0-{len(grid.cells) - 1} --job-name=tiny-connectors" in (tmp_path / "submitted").read_text()
+    logs, recipe, *overrides = (tmp_path / "trained").read_text().splitlines()
+    second = grid.cells[1]
+    assert (logs, recipe) == (f"runs/{second.name}/logs", str(TINY))
+    assert load_recipe(recipe, overrides).name == second.name
+    assert load_recipe(recipe, overrides).description == "two words"
+    password = "tracking.uri=postgresql://me:secret@host/db"
+    assert "no place for a password" in command(*words, password, code=2)
