@@ -62,6 +62,8 @@ def _claim(folder: Path, url: str) -> None:
     """The folder belongs to this URL: a file in it says so. Raises DataError when it does not."""
     owner = folder / OWNER
     if owner.exists() and owner.read_text(encoding="utf-8", errors="replace") == url + "\n":
+        for half in folder.rglob(".*.tmp"):  # of a call that was killed
+            half.unlink(missing_ok=True)
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is not empty and was not fetched from {url!r}; choose another folder or delete it")
