@@ -42,6 +42,7 @@ from alignvlm.training.finished import seal
 from alignvlm.training.prepare import check, prepare, run_processor
 from alignvlm.training.stage import train_stage
 from alignvlm.training.tracking.tracker import Tracker
+from data_pipeline.stores import hub
 
 
 def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = ()) -> int:
@@ -78,7 +79,7 @@ def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = ()) -> in
         check(run)
     lease = Lease(run.folder.path)
     signals = Signals(before_exit=lease.release, before_save=lease.announce_end)
-    with lease if is_main else nullcontext():
+    with hub.held() as commits, lease if is_main else nullcontext():
         with Waiting() as waiting:
             if is_main:
                 with signals:
@@ -90,6 +91,7 @@ def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = ()) -> in
             world = distributed.start(recipe.train.timeout_minutes)
         try:
             world.barrier()
+            commits.update(world.broadcast(commits))  # a branch may have moved since rank 0 has looked
             tracker = Tracker(run) if world.is_main else None
             try:
                 with signals:

@@ -30,6 +30,7 @@ from alignvlm.training.optim import lr_factor
 from alignvlm.training.record import StepRecord
 from alignvlm.training.step import StepResult, Votes, train_step
 from alignvlm.training.throughput import Speed, Throughput
+from data_pipeline.errors import DataError
 from data_pipeline.loading.collate import MicroBatch
 from data_pipeline.loading.ledger import Ledger
 from data_pipeline.order.plan import Plan
@@ -51,6 +52,7 @@ def train_stage(
     run = Run(with_recomputation(run, stage, world))
     recipe, folder = run.recipe, run.stage_folder(stage)
     plan = stage_data.stage_plan(recipe, stage, processor)
+    check_agreement(plan, world)
     kept = recipe.checkpoint
     store = CheckpointStore(folder.checkpoints, world, kept.keep_last, kept.keep_every, kept.keep_best)
     found = store.newest(say)
@@ -126,6 +128,17 @@ def resume_trainer(
     trainer = build_trainer(run.recipe, stage, before.export, world, elastic.UNIVERSAL)
     elastic.load(trainer.engine, universal, trainer.groups)
     return trainer
+
+
+def check_agreement(plan: Plan, world: World) -> None:
+    """Raise DataError on all ranks when one of them, such as on a host with another mount, sees other data."""
+    seen = world.all_gather(plan.fingerprint)
+    others = [rank for rank, fingerprint in enumerate(seen) if fingerprint != seen[0]]
+    if others:
+        raise DataError(
+            f"ranks {', '.join(map(str, others[:8]))}{', …' if others[8:] else ''} see other data than rank 0: "
+            "manifests, sample lengths or caches of their hosts differ; let all hosts see the same folders"
+        )
 
 
 def check_position(found: CheckpointInfo, plan: Plan) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
@@ -23,6 +25,7 @@ _URL = re.compile(
     re.IGNORECASE,
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_held: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class HubFolder:
     revision: str
     folder: str
     """Empty: the whole repository."""
+
+    @property
+    def branch(self) -> str:
+        """What moves: the repository and its revision."""
+        return f"{self.kind}/{self.repository}@{self.revision}"
 
     @property
     def url(self) -> str:
@@ -71,6 +79,33 @@ def address(url: str) -> tuple[str, dict[str, str]]:
 def _endpoint() -> str:
     """As the environment is now: huggingface_hub keeps what it was when it was imported, also in forked processes."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+@contextmanager
+def held() -> Iterator[dict[str, str]]:
+    """While the block runs, this process reads each branch and tag at one commit.
+
+    Gives them: `branch` of a folder -> the commit that it was when it was first looked up. Those of another process may
+    be added, before any is looked up here.
+    """
+    global _held
+    before, _held = _held, {}
+    try:
+        yield _held
+    finally:
+        _held = before
+
+
+def at_commit(url: str) -> str:
+    """The URL with the commit that is held for its revision, or as it is."""
+    at = parse(url)
+    return replace(at, revision=(_held or {}).get(at.branch, at.revision)).url
+
+
+def hold(url: str, pinned: str) -> None:
+    """Note the URL with a commit that a URL was found to be, where commits are held."""
+    if _held is not None:
+        _held.setdefault(parse(url).branch, parse(pinned).revision)
 
 
 async def tree(url: str) -> tuple[str, dict[str, tuple[int, str]]]:

@@ -158,7 +158,8 @@ class HubStorage(ObjectStorage):
 
     def _look(self) -> tuple[str, dict[str, ObjectInfo]]:
         if self._seen is None:
-            self._seen = ask(Tree(self.url))
+            self._seen = ask(Tree(hub.at_commit(self.url)))
+            hub.hold(self.url, self._seen[0])
         return self._seen
 
 

@@ -16,12 +16,12 @@ from alignvlm.training.callbacks import Callback, StageState
 from alignvlm.training.callbacks.checkpoints import describe
 from alignvlm.training.checkpoints.store import CheckpointInfo
 from alignvlm.training.record import StepRecord
-from alignvlm.training.stage import resume_trainer, run_steps
+from alignvlm.training.stage import check_agreement, resume_trainer, run_steps
 from alignvlm.training.step import StepCounts, StepResult, Votes
 from alignvlm.training.throughput import Speed
 from data_pipeline.errors import DataError
 from data_pipeline.loading.collate import MicroBatch
-from tests.training.fakes import micro_batch, stage_state
+from tests.training.fakes import FakeWorld, micro_batch, stage_state
 
 
 class Notes(Callback):
@@ -176,3 +176,11 @@ def test_a_checkpoint_of_other_data_is_refused_before_the_engine_is_built(recipe
     found = CheckpointInfo(tmp_path / "step-00000005", {"step": 5, "position": {"step": 4}, "world_size": 1})
     with pytest.raises(UserError, match=r"step-00000005: trained on other data or in another order: .*step 5 is now"):
         resume_trainer(state.run, state.stage, state.world, state.plan, state.store, found)
+
+
+def test_ranks_that_see_other_data_are_named() -> None:
+    world, plan = FakeWorld(size=4), SimpleNamespace(fingerprint="a")
+    check_agreement(plan, world)  # type: ignore[arg-type]
+    world.all_gather = lambda mine: [mine, "b", mine, "b"]  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="ranks 1, 3 see other data than rank 0: manifests"):
+        check_agreement(plan, world)  # type: ignore[arg-type]

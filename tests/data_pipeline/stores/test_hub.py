@@ -10,17 +10,20 @@ import pytest
 
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.loading.loader import build_loader
+from data_pipeline.loading.read_mode import Read
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sources import Source, open_source
 from data_pipeline.shards.storage import open_storage
 from data_pipeline.stores import helper
+from data_pipeline.stores.hub import held
 from data_pipeline.stores.remote import AccessError, ReplacedError
 from tests.data_pipeline.loading.test_loader import same
 from tests.data_pipeline.stores.test_loading import plan_of
 from tests.stores.fake_hub import TOKEN, FakeHub, fake_hub
 
 URL = "hf://datasets/org/name/letters"
+SHARDS: dict[str, Read] = {"letters": "shards"}
 
 
 @pytest.fixture
@@ -51,6 +54,31 @@ def test_batches_are_those_from_disk_and_the_commit_stays(
     assert {path.split("/")[5] for _, path in hub.log if "/resolve/" in path} == {first}
     assert sum("/api/datasets/" in path for _, path in hub.log) == 2  # the commit and its files, asked for once
     assert hub.keys_seen == []
+
+
+def test_nodes_of_a_job_read_the_commit_that_rank_0_saw(
+    hub: FakeHub, shard_folder: Path, source: Source, encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = hub.commit(files_of(shard_folder))
+    with held() as commits:
+        assert open_source("letters", URL, encoder).fingerprint == source.fingerprint
+        hub.commit({"letters/manifest.json": b"{}", "letters/000003.tar": b"another file"})
+        assert open_source("letters", URL, encoder).fingerprint == source.fingerprint
+    assert commits == {"datasets/org/name@main": first}
+    hub.log.clear()
+    monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path / "node-2"))
+    helper.stop()
+    with held() as theirs:
+        theirs.update(commits)
+        steps = list(build_loader(plan_of(open_source("letters", URL, encoder)), encoder, num_workers=1, reads=SHARDS))
+    reference = list(build_loader(plan_of(source), encoder, num_workers=0))
+    assert all(same(a, b) for x, y in zip(steps, reference, strict=True) for a, b in zip(x, y, strict=True))
+    assert {path.split("/")[5] for _, path in hub.log if "/resolve/" in path} == {first}
+    assert sum("/resolve/" in path and path.endswith(".tar") for _, path in hub.log) == 8  # each shard once
+    monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path / "node-3"))
+    helper.stop()
+    with pytest.raises(DataError, match="damaged"):
+        open_source("letters", URL, encoder)
 
 
 def test_a_folder_without_an_index_is_indexed_on_the_node(
