@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignvlm.config import list_recipes, load_recipe
-from alignvlm.connectors.options import connector_kinds
+from alignvlm.connectors.options import BUILT_IN
 from alignvlm.errors import UserError
 from alignvlm.run_folder import RunFolder
 from alignvlm.studies import run as story
@@ -44,7 +44,7 @@ def test_every_study_of_the_quickstart_has_runs_of_its_own(name: str) -> None:
 def test_the_connector_study_has_every_kind_for_every_recipe() -> None:
     for name in list_recipes():
         kinds = {kind for variant in find_study("connectors").variants(load_recipe(name)) for kind in kinds_of(variant)}
-        assert kinds | {"align"} == set(connector_kinds())
+        assert kinds | {"align"} == set(BUILT_IN)
 
 
 def kinds_of(variant: Variant) -> list[str]:
