@@ -12,7 +12,7 @@ import torch
 
 from alignvlm.config.deepspeed import accumulation_steps, check_partition_groups, read_strategy
 from alignvlm.config.schema import PARTS, Recipe, RecomputeConfig, StageConfig
-from alignvlm.connectors import AlignConnector
+from alignvlm.connectors.vocabulary import VocabularyConnector
 from alignvlm.errors import UserError
 from alignvlm.estimates.disk import Disk, estimate_disk
 from alignvlm.estimates.memory import GIB, HEADROOM, Memory, estimate_memory, naive_vocabulary_bytes
@@ -224,9 +224,9 @@ def _estimate_stage(
 
 
 def _vocabulary_projection(network: Network) -> torch.Tensor | None:
-    """W2 [V, D] of an ALIGN connector."""
+    """The rows [V, d] that a connector's logits over a vocabulary come from."""
     connector = network.model.connector
-    return connector.w2 if isinstance(connector, AlignConnector) else None
+    return connector.logit_rows if isinstance(connector, VocabularyConnector) else None
 
 
 def _largest_image(recipe: Recipe) -> int:
