@@ -70,6 +70,34 @@ class MicroBatch:
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
+class TileStack:
+    """Tiles of a micro-batch's documents, laid side by side as they come: now they are in the cache of the core.
+
+    Args:
+        count: most tiles that come.
+        side: of a tile, pixels.
+        block: shared memory for them, where there is some.
+    """
+
+    def __init__(self, count: int, side: int, block: Block | None = None) -> None:
+        shape = (count, 3, side, side)
+        self._all = torch.empty(shape, dtype=torch.uint8) if block is None else block.tensor(shape)
+        self._array = self._all.numpy()
+        self._end = 0
+
+    def add(self, document: Encoded) -> Encoded:
+        """The document, whose tiles are now those here."""
+        begin, self._end = self._end, self._end + len(document.tiles)
+        place = self._array[begin : self._end]
+        place[...] = document.tiles
+        return replace(document, tiles=place)
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """uint8 [K, 3, S, S] of the tiles that came."""
+        return self._all[: self._end]
+
+
 def collate(
     documents: Sequence[Encoded],
     keys: Sequence[str],
@@ -77,12 +105,13 @@ def collate(
     step: int,
     epoch: int,
     sources: Sequence[int] | None = None,
-    block: Block | None = None,
+    stack: TileStack | None = None,
 ) -> MicroBatch:
-    """Documents, in order, as a micro-batch; the tiles are laid into `block`, shared memory, where there is one.
+    """Documents, in order, as a micro-batch.
 
     Args:
         sources: number of each document's source; None: they all come from source 0.
+        stack: where their tiles were laid already.
     """
     lengths = [len(document.input_ids) for document in documents]
     if documents:
@@ -102,7 +131,7 @@ def collate(
         position_ids=torch.from_numpy(np.arange(len(input_ids)) - np.repeat(starts, lengths))[None],
         cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
         max_seqlen=max(lengths),
-        tiles=_stack([document.tiles for document in documents], block),
+        tiles=stack.tensor if stack is not None and documents else _tiles(documents),
         visual_positions=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *visual])),
         target_positions=torch.from_numpy(places - 1),
         targets=torch.from_numpy(labels[places].astype(np.int64, copy=False)),
@@ -115,13 +144,10 @@ def collate(
     )
 
 
-def _stack(tiles: Sequence[np.ndarray], block: Block | None) -> torch.Tensor:
+def _tiles(documents: Sequence[Encoded]) -> torch.Tensor:
     """uint8 [K, 3, S, S] of all documents' tiles."""
-    side = tiles[0].shape[-1] if tiles else 0
-    shape = (sum(len(each) for each in tiles), 3, side, side)
-    stacked = torch.empty(shape, dtype=torch.uint8) if block is None else block.tensor(shape)
-    begin, array = 0, stacked.numpy()
-    for each in tiles:
-        array[begin : begin + len(each)] = each
-        begin += len(each)
-    return stacked
+    count = sum(len(document.tiles) for document in documents)
+    stack = TileStack(count, documents[0].tiles.shape[-1] if documents else 0)
+    for document in documents:
+        stack.add(document)
+    return stack.tensor
