@@ -12,6 +12,8 @@ from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import ModelAnswerer
 from alignvlm.evaluation.harness.run_vlmevalkit import main
 from alignvlm.evaluation.items import Item
+from tests.checkout import ROOT
+from tests.documents.commands import lines_of
 from tests.tiny import picture, tiny_model
 
 BASE = """
@@ -41,6 +43,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", nargs="+")
     parser.add_argument("--model", nargs="+")
+    parser.add_argument("--judge")
     args = parser.parse_args()
     assert supported_VLM.pop("env")
     model = supported_VLM[args.model[0]]()
@@ -62,14 +65,14 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [name for name in sys.modules if name.partition(".")[0] == "vlmeval" or name.endswith(".vlmevalkit")]:
         monkeypatch.delitem(sys.modules, name)
     for file, text in {"run.py": RUN, "vlmeval/vlm/base.py": BASE, "vlmeval/config.py": "supported_VLM = {}"}.items():
-        Path("kit", file).parent.mkdir(parents=True, exist_ok=True)
-        Path("kit", file).write_text(text)
+        Path("VLMEvalKit", file).parent.mkdir(parents=True, exist_ok=True)
+        Path("VLMEvalKit", file).write_text(text)
     model, processor = tiny_model(text={"tie_word_embeddings": False, "initializer_range": 0.5})  # says various things
-    model.save_pretrained("export")
-    processor.save_pretrained("export")
+    model.save_pretrained("EXPORT")
+    processor.save_pretrained("EXPORT")
     for number in range(2):
         picture(40, 30, seed=number).save(f"{number}.png")
-    yield Path("kit")
+    yield Path("VLMEvalKit")
     for name in [name for name in sys.modules if name.partition(".")[0] == "vlmeval" or name.endswith(".vlmevalkit")]:
         del sys.modules[name]
 
@@ -78,11 +81,12 @@ def test_run_py_asks_the_export_by_name(checkout: Path) -> None:
     image = [{"type": "image", "value": f"{number}.png"} for number in range(2)]
     text = [{"type": "text", "value": words} for words in ("what is the total", "read the field")]
     messages = [[image[0], text[0]], [text[0], image[0], text[1], image[1]], [text[1]]]
-    Path("own.json").write_text(json.dumps(messages))
-    own = ["--checkout", str(checkout), "--export", "export", "--max-new-tokens", "6", "--device", "cpu"]
-    main([*own, "--data", "own.json"])
+    Path("DocVQA_VAL").write_text(json.dumps(messages))
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (words,) = (line.words for line in lines_of(page) if "alignvlm.evaluation.harness.run_vlmevalkit" in line.words)
+    main([*words[2:], "--max-new-tokens", "6", "--device", "cpu"])
     replies = json.loads(Path("replies.json").read_text())
-    answerer = ModelAnswerer.load("export", "cpu")
+    answerer = ModelAnswerer.load("EXPORT", "cpu")
 
     def asked(message: list[dict[str, str]]) -> list[dict[str, str]]:
         return [{"type": p["type"]} | ({"text": p["value"]} if p["type"] == "text" else {}) for p in message]
@@ -99,15 +103,15 @@ def test_run_py_asks_the_export_by_name(checkout: Path) -> None:
 
 
 def test_mistakes_are_one_line(checkout: Path) -> None:
-    own = ["--checkout", str(checkout), "--export", "export", "--device", "cpu", "--data", "own.json"]
-    Path("own.json").write_text(json.dumps([[{"type": "image", "value": "gone.png"}]]))
+    own = ["--checkout", str(checkout), "--export", "EXPORT", "--device", "cpu", "--data", "DocVQA_VAL"]
+    Path("DocVQA_VAL").write_text(json.dumps([[{"type": "image", "value": "gone.png"}]]))
     with pytest.raises(UserError, match=r"own: image gone\.png: "):
         main(own)
-    Path("own.json").write_text(json.dumps([[{"type": "video", "value": "a.mp4"}]]))
+    Path("DocVQA_VAL").write_text(json.dumps([[{"type": "video", "value": "a.mp4"}]]))
     with pytest.raises(UserError, match="own shows video: alignvlm reads text and images only"):
         main(own)
     with pytest.raises(UserError, match=r"run\.py is not there: give a checkout"):
-        main(["--checkout", "nowhere", "--export", "export"])
+        main(["--checkout", "nowhere", "--export", "EXPORT"])
     (checkout / "run.py").write_text("import a_package_that_is_not_there")
     with pytest.raises(UserError, match=r"VLMEvalKit needs a_package_that_is_not_there: pip install -e "):
         main(own)

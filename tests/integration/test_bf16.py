@@ -19,6 +19,7 @@ from alignvlm.estimates.disk import checkpoint_bytes
 from alignvlm.launch.local import free_port
 from alignvlm.training.checkpoints.store import TAG
 from alignvlm.training.checkpoints.weights import CheckpointWeights
+from tests.documents.commands import lines_of
 from tests.fixtures.command import Command
 from tests.jobs import ROOT, job_environment, weights
 
@@ -134,6 +135,26 @@ def test_an_export_is_the_mean_of_checkpoints_of_any_number_of_ranks(
     frozen = sum(value.numel() for name, value in kept.items() if name.startswith("last/")) - learns
     estimate = checkpoint_bytes(learns, frozen, 3 if "zero3" in strategy else 2, 2)
     assert estimate <= tensor_bytes(checkpoints[0]) <= 1.01 * estimate  # parts of ranks are padded
+
+
+def test_the_exports_of_the_evaluation_page(
+    folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand, but for the names and the number of checkpoints that there are here."""
+    run, here = folder / "zero2", {"2-joint": "2-instruct", "3": "2"}
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/NAME").symlink_to(run)
+    (run / "config.yaml").write_text("checkpoint: {keep_best: loss/held_out}\n")
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    lines = [line.words for line in lines_of(page) if line.whole and line.words[0] == "export"]
+    assert len(lines) == 3
+    for number, words in enumerate(lines):
+        words = [f"{number}" if word == "OUTPUT" else here.get(word, word) for word in words]
+        printed = command(*(word.replace("2-joint", here["2-joint"]) for word in words))
+        said = "step-00000001 (loss/held_out 1)\n" if "--best" in words else "mean of step-00000001, step-00000002 in "
+        assert said in printed
+        assert len(weights(tmp_path / f"{number}")) > 10
 
 
 def test_a_bad_gradient_changes_no_weight_and_sums_do_not_lose_bits(folder: Path) -> None:
