@@ -8,8 +8,10 @@ activations are no model FLOPs.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,10 +115,23 @@ def _count(run: Callable[[], torch.Tensor]) -> np.ndarray:
     """(forward, backward) FLOPs of what `run` computes."""
     with FlopCounterMode(display=False) as forward:
         output = run()
-    with FlopCounterMode(display=False) as backward:
+    own = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=own) as backward:
         if output.requires_grad:
             output.sum().backward()
     return np.array([forward.get_total_flops(), backward.get_total_flops()], dtype=float)
+
+
+def _convolution_backward(
+    output: Sequence[int], x: Sequence[int], weight: Sequence[int], *arguments: Any, out_shape: Any, **options: Any
+) -> int:
+    """FLOPs of a convolution's backward pass from shapes; PyTorch 2.13 counts groups' gradients as if there were one.
+
+    `x` [K, C, h, w] and `weight` [C', C / groups, kernel] have a gradient each of as many FLOPs as the forward pass.
+    """
+    _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, needed = arguments[:8]
+    places = math.prod((x if transposed else output)[2:])
+    return 2 * x[0] * places * math.prod(weight) * sum(needed[:2])
 
 
 def _decoder(network: Network, needs_grad: bool, length: int) -> PerLayer:

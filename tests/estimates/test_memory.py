@@ -62,6 +62,8 @@ BF16, FP32 = torch.bfloat16, torch.float32
         ("qwen3", "clip_vision_model", {"kind": "ovis", "visual_vocab_size": 200}, BF16),
         ("qwen2", "siglip_vision_model", {"kind": "mlp"}, FP32),
         ("llama", "clip_vision_model", {"kind": "perceiver", "num_latents": 16}, FP32),
+        ("llama", "siglip_vision_model", {"kind": "h_reducer", "window": [1, 3]}, BF16),
+        ("llama", "siglip_vision_model", {"kind": "c_abstractor", "num_queries": 16, "hidden_size": 128}, FP32),
     ],
 )
 def test_activations_are_what_a_real_model_saves(

@@ -172,3 +172,26 @@ def test_paper_recipes_need_what_formulas_say(
     for part, (forward, backward) in expected.items():
         assert found[part].forward == pytest.approx(forward, rel=1e-6)
         assert found[part].backward == pytest.approx(backward, rel=1e-3)  # no gradient of pixels
+
+
+D, H = 1152, 1024
+"""Width of SigLIP-400M's features, and channels of the C-Abstractor."""
+POOLING = 12 * 27 * 27 * H + 12 * 27 * 12 * H
+REDUCED = {
+    "h_reducer": (189 * (16 * D**2 + 4 * D**2 + D * 3072), 0),
+    "c_abstractor": (
+        729 * (2 * D * H + 9 * H + H**2) + 2 * 288 * H  # the first block, with its shortcut
+        + (2 * 729 + 3 * 144) * (2 * H**2 + 9 * H) + 5 * 2 * 256 * H
+        + 144 * (H * 3072 + 3072**2),
+        POOLING,
+    ),
+}  # fmt: skip
+"""Kind -> multiply-adds of a tile's forward pass: (those of layers that learn, those of a pooling without weights)."""
+
+
+@pytest.mark.parametrize("kind", REDUCED)
+def test_connectors_that_reduce_need_what_formulas_say(kind: str) -> None:
+    learned, fixed = REDUCED[kind]
+    network = build_network(load_recipe("low_resource_3b", [f"model.connector.kind={kind}"]))
+    found = count_flops(network).of(Work(0, 1, 0, 0))["connector"]
+    assert (found.forward, found.backward) == (2 * (learned + fixed), 2 * (2 * learned + fixed))
