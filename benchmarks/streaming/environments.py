@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 import venv
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ SHARED = ("torch", "pillow")
 """Packages that an environment has in another version only where its requirements name them."""
 SECONDS = 600
 """For one installation."""
+GRACE_SECONDS = 5.0
 
 
 class Unavailable(Exception):
@@ -67,14 +69,23 @@ def run(command: Sequence[str], seconds: float, environment: dict[str, str] | No
         except subprocess.TimeoutExpired:
             raise Unavailable(f"not done after {seconds:.0f} s") from None
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _end(process)
         out.seek(0)
         errors.seek(0)
         if code:
             raise Unavailable(reason(errors.read()) or f"exit code {code}")
         return out.read()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a process' group. One that has ended leaves some of it a moment: what removes its shared memory."""
+    until = time.monotonic() + (GRACE_SECONDS if process.poll() is not None else 0)
+    with suppress(ProcessLookupError):
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def reason(errors: str) -> str:

@@ -49,7 +49,7 @@ ENVIRONMENT = {
 }
 """Of every reader. The allocator keeps memory, as our loader processes make theirs do."""
 Pass = dict[str, Any]
-"""What a reader says (readers/_reading.py), and from a store what the proxy counted."""
+"""What a reader says (readers/_reading.py), what the proxy counted, and the machine's load then."""
 
 
 @dataclass
@@ -119,9 +119,8 @@ def upload(folder: Path, url: str) -> None:
 
 def compare(
     image: str, count: int, repeats: int, libraries: Sequence[Library], server: Server, places: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Rows for one kind of image: every library at every place."""
-    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         size = write_images(Path(temporary) / "images", count, SIZES[image])
         sources: dict[tuple[str, bool], str] = {}
@@ -141,14 +140,11 @@ def compare(
                         server.move("here" if place == "disk" else place)
                         with unless_failed(library):
                             found = library.read(sources[library.name, place == "disk"])
-                            passes[library.name].append({**found, "counts": server.move("here")})
+                            more = {"counts": server.move("here"), "load": round(os.getloadavg()[0], 1)}
+                            passes[library.name].append({**found, **more})
             for library in libraries:
                 summary = summarize(passes[library.name], passes[OURS], count, size) if not library.failed else {}
-                rows.append(
-                    {"image": image, "place": place, "library": library.name, "failed": library.failed, **summary}
-                )
-                print(table(rows[-1:]).splitlines()[-1], flush=True)
-    return rows
+                yield {"image": image, "place": place, "library": library.name, "failed": library.failed, **summary}
 
 
 def summarize(passes: Sequence[Pass], ours: Sequence[Pass], count: int, size: int) -> dict[str, Any]:
@@ -170,7 +166,7 @@ def summarize(passes: Sequence[Pass], ours: Sequence[Pass], count: int, size: in
         "ours_over_its_cpu_speed": statistics.median(b["cpu"] / a["cpu"] for a, b in pairs),
         "requests_per_image": statistics.median(each["counts"].get("requests", 0) / count for each in passes),
         "bytes_per_byte": statistics.median(each["counts"].get("bytes", 0) / size for each in passes),
-        "passes": [{key: each[key] for key in ("rate", "start", "cpu", "build")} for each in passes],
+        "passes": [{key: each[key] for key in ("rate", "start", "cpu", "build", "load")} for each in passes],
         "versions": passes[0]["versions"],
         "settings": passes[0]["settings"],
     }
@@ -208,9 +204,15 @@ def judge(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
 
 
 def compare_peers(
-    counts: Mapping[str, int], repeats: int, names: Sequence[str], work: Path, places: Sequence[str], memory: bool
-) -> dict[str, Any]:
-    """All rows, which are printed, and what was aimed at.
+    counts: Mapping[str, int],
+    repeats: int,
+    names: Sequence[str],
+    work: Path,
+    places: Sequence[str],
+    memory: bool,
+    result: str,
+) -> int:
+    """Compare, print a table, and write after every row, so that a command that is cut short has lost nothing else.
 
     Args:
         counts: images by kind.
@@ -218,26 +220,21 @@ def compare_peers(
         work: where environments are kept.
         places: of PLACES.
         memory: a store in the proxy's memory instead of SeaweedFS.
+        result: name of the result; empty: none is written.
+
+    Returns:
+        The exit code: 0 when ours takes the least CPU time from disk.
     """
-    libraries = installed(names, work)
+    libraries, rows = installed(names, work), []
+    facts = {"environment": ENVIRONMENT, "repeats": repeats, "images": dict(counts)}
     with store(memory) as server:
-        rows = [
-            row for image, count in counts.items() for row in compare(image, count, repeats, libraries, server, places)
-        ]
+        for image, count in counts.items():
+            for row in compare(image, count, repeats, libraries, server, places):
+                rows.append(row)
+                print(table([row]).splitlines()[-1], flush=True)
+                if result:
+                    write(result, {**facts, "results": rows, "targets": judge(rows)})
         helper.stop()
-    return {
-        "environment": ENVIRONMENT,
-        "repeats": repeats,
-        "images": dict(counts),
-        "results": rows,
-        "targets": judge(rows),
-    }
-
-
-def report(found: Mapping[str, Any], name: str | None) -> int:
-    """Print everything, write it under this name of a result, and return the exit code."""
-    print(table(found["results"]))
-    print(found["targets"])
-    if name is not None:
-        print(f"wrote {write(name, dict(found))}")
-    return 0 if all(found["targets"].values()) else 1
+    print(table(rows))
+    print(judge(rows))
+    return 0 if all(judge(rows).values()) else 1

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _common import write
 from environments import work_folder
 from loader import SIZES, PageEncoder, pages
-from peers import PLACES, REQUIREMENTS, compare_peers, report
+from peers import PLACES, REQUIREMENTS, compare_peers
 from server import Server, store
 
 from data_pipeline.loading.loader import build_loader
@@ -208,9 +208,9 @@ def main() -> int:
     counts = {"page": arguments.pages, "crop": arguments.crops}
     if arguments.peers:
         kinds = {image: count for image, count in counts.items() if count}
-        options = arguments.repeats, arguments.libraries, arguments.work, arguments.places, arguments.memory
         whole = not arguments.memory and len(arguments.places) == len(PLACES)
-        return report(compare_peers(kinds, *options), "streaming-peers" if whole else None)
+        options = arguments.repeats, arguments.libraries, arguments.work, arguments.places, arguments.memory
+        return compare_peers(kinds, *options, "streaming-peers" if whole else "")
     torch.set_num_threads(1)
     keep_memory()
     with store(arguments.memory) as server:

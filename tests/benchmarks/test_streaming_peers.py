@@ -61,7 +61,7 @@ def test_a_pass_over_batches(benchmark_module: Any) -> None:
 
 def a_pass(rate: float, cpu: float, pixels: int = 7) -> dict[str, Any]:
     facts = {"images": 10, "pixels": pixels, "rate": rate, "start": 0.5, "cpu": cpu, "build": 0.1}
-    return {**facts, "versions": {"torch": "2"}, "settings": {}, "counts": {"requests": 5, "bytes": 300}}
+    return {**facts, "versions": {"torch": "2"}, "settings": {}, "counts": {"requests": 5, "bytes": 300}, "load": 1}
 
 
 def test_rows_and_their_table(benchmark_module: Any) -> None:

@@ -13,7 +13,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
@@ -132,5 +131,4 @@ def run(
     facts: dict[str, Any] = {"build": time.perf_counter() - began, **take_pass(loader)}
     facts |= {"versions": {name: importlib.metadata.version(name) for name in (*packages, "torch", "pillow", "numpy")}}
     print(json.dumps({**facts, "settings": {"batch": BATCH, "prefetch": PREFETCH, **settings}}), flush=True)
-    sys.stdout.flush()
     os._exit(0)  # some libraries leave threads or processes that would wait
