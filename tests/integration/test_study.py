@@ -150,8 +150,13 @@ def test_variants_see_the_same_batches_or_are_refused(folder: Path, monkeypatch:
         def variants(self, recipe: Recipe) -> list[Variant]:
             return [*super().variants(recipe)[:1], Variant("shorter", ("stages.connector.max_steps=2",))]
 
-    grid, batches = match_samples(make_grid(find_study("connectors"), str(TINY), SHORT, 2))
+    grid, batches = match_samples(make_grid(find_study("connectors"), str(TINY), ("stages.instruct=null",), 2))
     for cell in grid.cells:
-        assert batches[cell.name] == batches[f"tiny-align-seed{cell.seed}"]
+        found, expected = (batches[name]["connector"] for name in (cell.name, f"tiny-align-seed{cell.seed}"))
+        if cell.variant.name == "h_reducer":  # makes five visual tokens of a tile instead of four
+            assert found.plan != expected.plan
+            assert abs(found.samples - expected.samples) <= 0.05 * expected.samples
+        else:
+            assert found == expected
     with pytest.raises(UserError, match="variant shorter of study two sees other batches than align"):
         match_samples(make_grid(Shorter(), str(TINY), SHORT))
