@@ -81,7 +81,10 @@ def small_model(threads: int) -> tuple[Any, Any]:
 
 
 def throughput(questions: int, batch_size: int, rounds: int, side: int, threads: int) -> dict[str, Any]:
-    """Seconds and CPU seconds of both, and the rate of the whole evaluation by that of `generate`."""
+    """Seconds and CPU seconds of both, and the rate of the whole evaluation by that of `generate`.
+
+    `preparing` is the part that reads, decodes, scales and encodes the questions, beside the model in a thread.
+    """
     from alignvlm.evaluation.answering import ModelAnswerer
     from alignvlm.evaluation.benchmarks.job import Job
     from alignvlm.evaluation.benchmarks.replies import batches
@@ -92,7 +95,8 @@ def throughput(questions: int, batch_size: int, rounds: int, side: int, threads:
         file = Path(scratch, "DocVQA_VAL.tsv")
         write_tsv(file, questions, lambda number: page(number, side))
         job = Job.of("docvqa", file, "lmms_eval")
-        asked = list(batches(job, answerer, lambda number: True, set(), batch_size))
+        prepare = lambda: list(batches(job, answerer, lambda number: True, set(), batch_size))
+        asked = prepare()
         inputs = [each.batch.inputs for each in asked if each.batch]
         limit = job.benchmark.flavours[job.flavour].max_new_tokens
 
@@ -104,8 +108,9 @@ def throughput(questions: int, batch_size: int, rounds: int, side: int, threads:
             run_benchmarks("model", [job], Path(scratch, f"{number}"), batch_size=batch_size, answerer=answerer)
 
         alone()
-        times: dict[str, list[tuple[float, float]]] = {"generate": [], "evaluation": []}
+        times: dict[str, list[tuple[float, float]]] = {"preparing": [], "generate": [], "evaluation": []}
         for number in range(rounds):
+            times["preparing"].append(timed(prepare))
             times["generate"].append(timed(alone))
             times["evaluation"].append(timed(lambda number=number: whole(number)))
             print(f"round {number}: " + ", ".join(f"{name} {each[-1][0]:.2f} s" for name, each in times.items()))

@@ -85,3 +85,28 @@ def test_estimating_with_a_damaged_tokenizer_is_one_line(recipe: Recipe) -> None
     with pytest.raises(DataError, match=r"cannot be read .* trains it anew") as caught:
         load_processor(recipe)
     assert "\n" not in str(caught.value)
+
+
+def test_the_held_out_packs_are_the_same_for_any_number_of_ranks(recipe: Recipe, tmp_path: Path) -> None:
+    turns = [[{"role": "user", "content": f"{n} {WORDS[n % 3]}"}, {"role": "assistant", "content": "x" * (1 + n)}]
+             for n in range(11)]  # fmt: skip
+    write_shards(({"key": f"k{n}", "messages": t} for n, t in enumerate(turns)), tmp_path / "data" / "held")
+    file = tmp_path / "tiny.yaml"
+    file.write_text(file.read_text().replace("{read: {path: read}}", "{read: {path: read}, held: {path: held}}"))
+    changes = ["evaluation.loss={sources: [held], max_packs: 5}", "data.num_workers=0"]
+    recipe = load_recipe(str(file), [*changes, "stages.connector.sequence_length=64"])
+    stage = recipe.stages["connector"]
+    processor = stage_data.prepare(recipe)
+    packs = {
+        (rank, size): stage_data.held_out_packs(recipe, stage, processor, rank=rank, world_size=size)
+        for size in (1, 2, 3)
+        for rank in range(size)
+    }
+    alone = [(pack.keys, pack.input_ids.tolist()) for pack in packs[0, 1].mine]
+    assert len(alone) == len(packs[0, 1].source_of) > 3
+    for size in (2, 3):
+        each = [[(pack.keys, pack.input_ids.tolist()) for pack in packs[rank, size].mine] for rank in range(size)]
+        dealt = [each[number % size][number // size] for number in range(len(alone))]
+        assert dealt == alone
+        assert len({len(mine) for mine in each}) == 1  # as many forward passes; behind the last pack without documents
+        assert all(not keys for mine in each for keys, _ in mine[len(alone) // size + 1 :])
