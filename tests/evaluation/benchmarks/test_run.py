@@ -284,6 +284,7 @@ def test_eval_and_score_as_commands(tmp_path: Path, command: Command, monkeypatc
             ("eval", "export", "--benchmark", "docvqa", "--data", ".", "--flavour", "lmmseval"),
             "did you mean 'lmms_eval'",
         ),
+        (("eval", "export", *("--benchmark", "docvqa") * 2, "--data", "."), "one is given twice"),
         (("score",), "give either a file of stored replies, or --vectors FILE"),
         (("score", "DocVQA_VAL.tsv", "--benchmark", "docvqa"), "line 1: not a stored reply"),
         (("score", "benchmarks/docvqa.jsonl", "--benchmark", "deepform"), "are not of benchmark 'deepform'"),
