@@ -118,6 +118,13 @@ def test_the_view_covers_the_image_and_can_be_drawn(answerer: ModelAnswerer) -> 
     assert 0 < svg.count('class="cell"') <= rows * columns * 16
 
 
+def test_blocks_that_reach_beyond_a_tile_are_shown_where_their_patches_are() -> None:
+    model, processor = tiny_model(merge=3)  # 4 patches in two blocks, the second of which is one patch wide
+    view = vocabulary_view(model, processor, picture(32, 32))
+    assert view is not None
+    assert [(tile["side"], tile["box"]) for tile in view["tiles"]] == [(2, [0, 0, 1.5, 1.5])]
+
+
 def test_other_connectors_have_no_view() -> None:
     model, processor = tiny_model(connector={"kind": "mlp"})
     assert vocabulary_view(model, processor, picture(32, 32)) is None
