@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alignvlm.estimates.steps import shards_are_here
 from alignvlm.progress import data_progress
 from alignvlm.studies.cells.batches import Batches, match_samples
 from alignvlm.studies.cells.execute import train_cells
@@ -27,8 +28,9 @@ def run_study(grid: Grid, folder: Path) -> tuple[Path, list[str]]:
 
 
 def report_study(grid: Grid, folder: Path) -> Path:
-    """The page of what is trained so far; trains nothing."""
-    grid, batches = match(grid)
+    """The page of what is trained so far; trains nothing, and needs no training data for runs from elsewhere."""
+    here = all(shards_are_here(grid.base, stage) for stage in grid.base.stages.values())
+    grid, batches = match(grid) if here else (grid, {})
     return write_page(read_results(grid, analyse(grid)), batches, folder)
 
 

@@ -95,6 +95,12 @@ def test_dry_run_prints_runs_steps_and_hours(grid: Grid, command: Command) -> No
     assert "--seeds 0" in command(*words[:4], "--seeds", "0", code=2)
 
 
+def test_a_report_makes_no_data(grid: Grid, command: Command) -> None:
+    command("study", "connectors", TINY, "--report", "--output", "page")
+    assert "No run of this study is finished yet." in Path("page/index.html").read_text(encoding="utf-8")
+    assert not Path("data").exists()
+
+
 def test_codes_of_runs_decide_how_a_study_goes_on(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
     codes = {"tiny-mlp-seed7": 9}
