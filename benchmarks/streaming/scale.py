@@ -52,7 +52,7 @@ def watched(most: list[int], processes: Any) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.02):
+        while not done.wait(0.05):  # looking costs the process that is looked at some milliseconds
             for process in processes():
                 try:
                     most.append(private_bytes(process))
@@ -140,8 +140,8 @@ def measure(count: int, samples: dict[str, int]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=100_000)
-    parser.add_argument("--pages", type=int, default=200)
-    parser.add_argument("--crops", type=int, default=2000)
+    parser.add_argument("--pages", type=int, default=100)
+    parser.add_argument("--crops", type=int, default=1000)
     parser.add_argument("one", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
