@@ -69,7 +69,7 @@ def write_tsv(file: Path, rows: int, picture: Callable[[int], bytes]) -> None:
 
 
 def small_model(threads: int) -> tuple[Any, Any]:
-    """13 million random parameters, six layers of vision and six of language, and their processor."""
+    """11 million random parameters, six layers of vision and six of language, and their processor."""
     import torch
 
     from tests.tiny import tiny_model
