@@ -1,4 +1,4 @@
-"""The numbers of benchmarks/connector_start.py where they are known beforehand."""
+"""The numbers of benchmarks/softmax/flatness.py where they are known beforehand."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.checkout import ROOT
 
 
 @pytest.fixture
-def connector_start(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return __import__("connector_start")
+def flatness(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "softmax"))
+    return __import__("flatness")
 
 
 @torch.no_grad()
-def test_a_flat_softmax_is_linear_and_a_sharp_one_is_single_embeddings(connector_start: Any) -> None:
+def test_a_flat_softmax_is_linear_and_a_sharp_one_is_single_embeddings(flatness: Any) -> None:
     torch.manual_seed(0)
     connector = AlignConnector(AlignOptions(), Sizes(16, 32, 400, 2))
     embedding = torch.randn(400, 32)
@@ -27,12 +27,12 @@ def test_a_flat_softmax_is_linear_and_a_sharp_one_is_single_embeddings(connector
     features, found = torch.randn(60, 16), {}
     for gain in (0.05, 12.0):
         connector.gamma.fill_(gain)
-        found[gain] = connector_start.measure(connector, features, embedding)
+        found[gain] = flatness.measure(connector, features, embedding)
     flat, sharp = found[0.05], found[12.0]
     assert flat["entropy"] == pytest.approx(math.log(400) - 0.05**2 / 2, abs=1e-3)
     assert flat["linear part"] > 0.99 > 0.91 > flat["tokens with 0.9 of the mass"] / 400 > 0.85
     assert flat["shared by all"] > 0.5 > sharp["shared by all"]
     assert sharp["largest probability"] > 0.8 > 0.3 > sharp["linear part"]
     assert sharp["entropy"] < 0.6
-    assert sharp["rms of a visual token"] == pytest.approx(connector_start.rms(embedding), rel=0.2)
+    assert sharp["rms of a visual token"] == pytest.approx(flatness.rms(embedding), rel=0.2)
     assert sharp["tokens with 0.9 of the mass"] <= 60

@@ -5,8 +5,8 @@ largest probability, how many tokens hold 0.9 of the mean distribution, the size
 embeddings, how much of them all visual tokens share, and which part of what differs between them is linear in the
 logits: with logits l of mean 0, softmax(l) E is mean(E) + l E / V to first order. Before the training, and after it:
 
-    python benchmarks/connector_start.py runs/quickstart/0-init/export --data data/quickstart/digits_read --gains 1,2
-    python benchmarks/connector_start.py runs/quickstart/1-connector/export --data data/quickstart/digits_read
+    python benchmarks/softmax/flatness.py runs/quickstart/0-init/export --data data/quickstart/digits_read --gains 1,2
+    python benchmarks/softmax/flatness.py runs/quickstart/1-connector/export --data data/quickstart/digits_read
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from alignvlm.connectors import AlignConnector
 from alignvlm.evaluation.vocabulary_mass import images_of
