@@ -75,23 +75,20 @@ def cpu_seconds() -> float:
 def take_pass(loader: Iterable[Any]) -> dict[str, float]:
     """One epoch of batches: (…, tiles) each. The pixels' sum says whether all images came and came right.
 
-    `rate` is of images from the first batch to the last; `start` the seconds before the first; `cpu` is of everything
-    from starting the loader processes on, the last image included.
+    `rate` (images per second) and `cpu` (seconds) are of all, from starting the loader process to the last image: some
+    libraries decode many images before the first batch. `start`: seconds to that batch.
     """
     cpu, began = cpu_seconds(), time.perf_counter()
-    batches = iter(loader)
-    tiles = next(batches)[-1]
-    first = last = time.perf_counter()
-    images, pixels = len(tiles), pixel_sum(tiles)
-    counted = 0
-    for *_, tiles in batches:
+    first, images, pixels = 0.0, 0, 0
+    for *_, tiles in loader:
         last = time.perf_counter()
-        counted += len(tiles)
+        first = first or last
+        images += len(tiles)
         pixels += pixel_sum(tiles)
     return {
-        "images": images + counted,
+        "images": images,
         "pixels": pixels,
-        "rate": counted / (last - first),
+        "rate": images / (last - began),
         "start": first - began,
         "cpu": cpu_seconds() - cpu,
     }
