@@ -21,9 +21,10 @@ from tests.stores.faults import Faults
 from tests.stores.seaweed import seaweed
 from tests.stores.servers import CREDENTIALS, MemoryS3, proxy, serve_memory
 
-SETTABLE = ("latency", "bandwidth", "tail", "tail_seconds", "busy", "reset", "cut", "stall")
+SETTABLE = ("latency", "bandwidth", "tail", "tail_seconds", "busy", "reset", "cut", "stall", "down")
 PLACES: dict[str, dict[str, float]] = {
     "here": {},
+    "gone": {"down": True},
     "near": {"latency": 0.03, "bandwidth": 60e6, "tail": 0.001, "tail_seconds": 1.5},
     "far": {"latency": 0.12, "bandwidth": 60e6, "tail": 0.002, "tail_seconds": 3.0},
     "faults": {
