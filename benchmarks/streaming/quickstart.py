@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _common import write
 from server import Server, store
 
+from data_pipeline.shards.storage import open_storage
+from data_pipeline.stores import helper
 from tests.jobs import curve, metrics, run, start, wait_for_step
 
 SOURCES = ("digits_read", "numbers_read", "fields_read", "tables_read", "charts_read")
@@ -76,6 +78,8 @@ def measure(samples: int, steps: int, outage: float) -> dict[str, Any]:
         os.environ["ALIGNVLM_CACHE"] = str(folder / "cache")
         near = train(folder, "near", words)
         server.move("here")
+        open_storage("s3://bucket").write("made", b"")  # SeaweedFS makes a bucket with the first object
+        helper.stop()
         run("data", "write", "quickstart", *far, cwd=folder)
         server.move("near")
         there = train(folder, "far", far)
