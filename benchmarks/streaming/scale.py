@@ -30,7 +30,7 @@ from loader import SIZES, PageEncoder, pages
 from run import cache, children, pass_over, plan_of, upload
 from server import store
 
-from data_pipeline.shards.manifest import Manifest, ShardInfo
+from data_pipeline.shards.manifest import Manifest, ShardInfo, ShardTable
 from data_pipeline.shards.sources import measure_source
 from data_pipeline.shards.storage import open_storage
 from data_pipeline.shards.writer import write_shards
@@ -92,13 +92,13 @@ def open_shards(url: str) -> dict[str, float]:
 def publish_shards(url: str, count: int) -> None:
     """The manifest of a folder of so many shards, which are not there."""
     rng = np.random.default_rng(0)
-    shards = [
+    shards = ShardTable(
         ShardInfo(f"{number // 1000:03d}/{number:06d}.tar", 1000, 500_000_000 + number, rng.bytes(32).hex())
         for number in range(count)
-    ]
-    manifest, storage = Manifest("many", shards), open_storage(url)
-    etags = {"url": url, "manifest": manifest.fingerprint}
-    storage.write(ETAGS, json.dumps({**etags, "etags": {s.name: f'"{s.sha256[:32]}"' for s in shards}}).encode())
+    )
+    etags = {each.name: f'"{each.sha256[:32]}"' for each in shards}
+    manifest, storage = Manifest("many", shards, etags=etags), open_storage(url)
+    storage.write(ETAGS, manifest.etags_bytes(url))
     storage.write(MANIFEST, manifest.to_bytes())
 
 

@@ -57,7 +57,7 @@ def choose(plan: Plan, asked: Mapping[str, Read], nodes: int, cache_bytes: int |
 
 def _weigh(plan: Plan, name: str, source: Source, nodes: int, limit: int) -> tuple[Choice, int]:
     """What is cheaper, and the bytes that it takes on the disk."""
-    sizes = [shard.size for shard in source.reader.manifest.shards]
+    sizes = source.reader.manifest.shards.sizes
     whole, mean = sum(sizes), sum(sizes) / max(len(source), 1)
     held = near_bytes(plan, name, source)
     if held > limit:

@@ -63,7 +63,7 @@ def traffic(
     for name, choice in choices.items():
         source = plan.sources[name]
         assert isinstance(source, Source)
-        sizes = [shard.size for shard in source.reader.manifest.shards]
+        sizes = source.reader.manifest.shards.sizes
         whole = sum(sizes)
         draws = plan.draws[name] / steps
         cache += len(source) * (INDEX_BYTES + MEASURE_BYTES)

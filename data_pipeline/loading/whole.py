@@ -50,8 +50,7 @@ class WholeShards:
         self._window: tuple[int, int] | None = None
         self._passed: tuple[int, int] | None = None
         self._held: frozenset[Path] = frozenset()
-        sizes = (shard.size for reader in self.readers.values() for shard in reader.manifest.shards)
-        self._all_fit = sum(sizes) <= limit
+        self._all_fit = sum(sum(reader.manifest.shards.sizes) for reader in self.readers.values()) <= limit
         self._wanted: frozenset[Path] = frozenset()
         self._kept: frozenset[Path] = frozenset()  # with those of the window before, where other ranks may be
         self._queue: deque[Shard] = deque()

@@ -23,7 +23,7 @@ from data_pipeline.preparation.work_plan import Task, WorkPlan, content_of, load
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.index import scan_shard
-from data_pipeline.shards.manifest import Manifest, load_manifest
+from data_pipeline.shards.manifest import Manifest, ShardTable, load_manifest
 from data_pipeline.shards.sidecars import index_name
 from data_pipeline.shards.storage import LocalStorage
 from data_pipeline.shards.writer import to_members
@@ -140,7 +140,10 @@ def finish(plan: WorkPlan, folder: Folder, *, engine: Engine | None = None, prog
     rows = target.rows(shards, engine or Local(), progress)
     origin = {"format": plan.dataset.reading.format, "plan": plan.fingerprint}
     etags = {row.name: etag for row, etag in rows if etag}
-    manifest, rejected = Manifest(target.name, [row for row, _ in rows], origin, etags), _rejected(target, shards)
+    manifest, rejected = (
+        Manifest(target.name, ShardTable(row for row, _ in rows), origin, etags),
+        _rejected(target, shards),
+    )
     if not manifest.num_samples:
         raise DataError(f"{target}: no row can be used; the most frequent reason: {next(iter(rejected), 'none')}")
     target.finish(manifest)

@@ -23,7 +23,7 @@ from data_pipeline.files import must_write, write_atomic
 from data_pipeline.masking import mask
 from data_pipeline.parallel import pool
 from data_pipeline.progress import Progress, silent
-from data_pipeline.shards.manifest import Manifest, ShardInfo, load_manifest
+from data_pipeline.shards.manifest import Manifest, ShardInfo, ShardTable, load_manifest
 from data_pipeline.shards.sidecars import MANIFEST, index_name, index_storage, is_indexed, publish, writable_place
 from data_pipeline.shards.storage import Storage, open_storage
 from data_pipeline.shards.tarscan import ScannedSample, scan_tar
@@ -93,7 +93,7 @@ def index_shards(
     if not names:
         raise DataError(f"{mask(storage.url)}: no .tar shards here")
     name, place = source or PurePosixPath(storage.url).name, writable_place(storage)
-    shards: list[ShardInfo] = []
+    shards = ShardTable()
     etags: dict[str, str] = {}
     index = _index_local if own is not None else index_object
     known = [None] * len(names) if own is not None else known_rows(storage, names)
@@ -101,7 +101,7 @@ def index_shards(
         chunk = max(1, min(16, len(names) // 64))
         run: Any = map if executor is None else partial(executor.map, chunksize=chunk)
         for shard, etag in run(index, [storage] * len(names), names, [place] * len(names), known):
-            shards.append(shard)
+            shards.add(shard.name, shard.samples, shard.size, shard.sha256)
             etags |= {shard.name: etag} if etag else {}
             advance(1)
     manifest = Manifest(name, shards, origin or {}, etags)
@@ -119,9 +119,8 @@ def save_manifest(storage: Storage, place: Path, manifest: Manifest) -> None:
         with must_write(place / MANIFEST, "make room or the folder writable"):
             manifest.save(place)
         return
-    etags = {"url": mask(storage.url), "manifest": manifest.fingerprint, "etags": manifest.etags}
     indexes = [index_name(shard.name) for shard in manifest.shards]
-    publish(storage, adopt(place, manifest.to_bytes(), json.dumps(etags, indent=0).encode(), indexes), ETAGS, MANIFEST)
+    publish(storage, adopt(place, manifest.to_bytes(), manifest.etags_bytes(storage.url), indexes), ETAGS, MANIFEST)
 
 
 def _unchanged(storage: Storage, manifest: Manifest) -> Manifest:

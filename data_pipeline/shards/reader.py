@@ -83,7 +83,7 @@ class SourceReader:
         self.name = name or self.manifest.source
         self.prompt = prompt
         if isinstance(self.storage, ObjectStorage):
-            self.storage.pin({shard.name: shard.size for shard in self.manifest.shards}, self.manifest.etags)
+            self.storage.pin(self.manifest.sizes, self.manifest.etags)
         self.shard_starts = self.manifest.shard_starts()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = Lock()

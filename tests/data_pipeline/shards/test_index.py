@@ -14,7 +14,7 @@ import pytest
 
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.shards.index import index_shards
-from data_pipeline.shards.manifest import load_manifest
+from data_pipeline.shards.manifest import Manifest, ShardInfo, ShardTable, load_manifest
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sidecars import index_name
 from data_pipeline.shards.sources import measure_source, open_source
@@ -163,9 +163,26 @@ def test_manifests_of_any_content_are_one_line(tmp_path: Path, records: Any) -> 
         with pytest.raises(DataError, match=r"manifest\.json is damaged \(.+\); run `alignvlm data index"):
             load_manifest(open_storage(folder))
     assert index_shards(folder, source="out", num_processes=1) == manifest
-    replace(manifest, shards=[replace(shard, samples=5)]).save(folder)
+    replace(manifest, shards=ShardTable([replace(shard, samples=5)])).save(folder)
     with pytest.raises(LoadError, match=r"000000\.tar has 4 samples, not 5; index again"):
         SourceReader(folder).entry(0)
+
+
+def test_a_manifest_is_the_same_however_its_json_is_laid_out(tmp_path: Path) -> None:
+    names = ["plumless", "a/ä b", "buckeroo"]  # the CRC-32 of the first and the last is the same
+    rows = [ShardInfo(name, number, 2**40 + number, f"{number:064x}") for number, name in enumerate(names, 1)]
+    manifest = Manifest("s", ShardTable(rows), {"generator": "x"})
+    manifest.save(tmp_path)
+    lines = (tmp_path / "manifest.json").read_bytes()
+    assert load_manifest(open_storage(tmp_path)) == manifest
+    (tmp_path / "manifest.json").write_text(json.dumps(json.loads(lines), indent=4, ensure_ascii=False))
+    found = load_manifest(open_storage(tmp_path))
+    assert found == manifest
+    assert list(found.shards) == rows
+    assert found.shards[-2:] == rows[1:]
+    assert dict(found.sizes) == {row.name: row.size for row in rows}
+    assert [found.sizes.get(name) for name in (*names, "other", "\ud800")] == [*(row.size for row in rows), None, None]
+    assert found.shard_starts().tolist() == [0, 1, 3, 6]
 
 
 def test_edited_manifests_are_noticed(tmp_path: Path, records: Any) -> None:
