@@ -140,10 +140,8 @@ def finish(plan: WorkPlan, folder: Folder, *, engine: Engine | None = None, prog
     rows = target.rows(shards, engine or Local(), progress)
     origin = {"format": plan.dataset.reading.format, "plan": plan.fingerprint}
     etags = {row.name: etag for row, etag in rows if etag}
-    manifest, rejected = (
-        Manifest(target.name, ShardTable(row for row, _ in rows), origin, etags),
-        _rejected(target, shards),
-    )
+    manifest = Manifest(target.name, ShardTable(row for row, _ in rows), origin, etags)
+    rejected = _rejected(target, shards)
     if not manifest.num_samples:
         raise DataError(f"{target}: no row can be used; the most frequent reason: {next(iter(rejected), 'none')}")
     target.finish(manifest)

@@ -240,7 +240,7 @@ def load_manifest(storage: Storage) -> Manifest:
         etags = _etags(place, shards, content["fingerprint"])
         manifest = Manifest(content["source"], shards, content.get("origin") or {}, etags)
         is_whole = manifest.fingerprint == content["fingerprint"]
-    except (ValueError, RecursionError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({reason(error)}); run `alignvlm data index {storage.url}`") from error
     if not is_whole:
         raise DataError(f"{path} was edited: its fingerprint does not match its shards; index the folder again")
@@ -286,6 +286,8 @@ def _etags(place: Storage, shards: ShardTable, fingerprint: str) -> Mapping[str,
         etags.append(etag)
     if len(etags.ends) == len(shards):
         return _ByName(shards, etags)
-    known = json.loads(data).get("etags", {})  # of some shards only
+    known = json.loads(data).get("etags")  # of some shards only
+    if not has_shape(known, {str: str}):
+        return {}
     names = {name.decode() for name in shards.names.each()}
-    return {name: etag for name, etag in known.items() if name in names and isinstance(etag, str)}
+    return {name: etag for name, etag in known.items() if name in names}

@@ -157,6 +157,8 @@ def test_manifests_of_any_content_are_one_line(tmp_path: Path, records: Any) -> 
         ["000000.tar", -1, 1, ""],
         [5, 4, 1, ""],
         ["\ud800", 4, 1, ""],
+        ["000000.tar", 4, 2**63, shard.sha256],
+        ["000000.tar", 4, 1, shard.sha256[:-1]],
     ]
     for damaged in ("[" * 100_000, "[]", *(json.dumps(content | {"shards": [row]}) for row in rows)):
         path.write_text(damaged)
