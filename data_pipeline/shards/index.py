@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -107,19 +107,21 @@ def index_shards(
     manifest = Manifest(name, shards, origin or {}, etags)
     if origin is None and is_indexed(storage):
         manifest = _unchanged(storage, manifest)
-    save_manifest(storage, place, manifest)
+    save_manifest(storage, place, manifest, map(index_name, names))
     if own not in (None, place / MANIFEST) and load_manifest(storage).fingerprint != manifest.fingerprint:
         raise DataError(f"{own} does not fit the shards and cannot be written; make its folder writable")
     return manifest
 
 
-def save_manifest(storage: Storage, place: Path, manifest: Manifest) -> None:
-    """Write the manifest last: beside local shards; into a bucket, where that is allowed, and the node's cache."""
+def save_manifest(storage: Storage, place: Path, manifest: Manifest, indexes: Iterable[str] = ()) -> None:
+    """Write the manifest last: beside local shards; into a bucket, where that is allowed, and the node's cache.
+
+    `indexes` are those that the node's cache holds already (`adopt`): others are fetched when they are needed.
+    """
     if not isinstance(storage, ObjectStorage):
         with must_write(place / MANIFEST, "make room or the folder writable"):
             manifest.save(place)
         return
-    indexes = [index_name(shard.name) for shard in manifest.shards]
     publish(storage, adopt(place, manifest.to_bytes(), manifest.etags_bytes(storage.url), indexes), ETAGS, MANIFEST)
 
 

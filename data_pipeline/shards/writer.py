@@ -66,10 +66,13 @@ def _write_far(samples: Iterable[Mapping[str, Any]], storage: ObjectStorage, sou
     """The same in an object store. An upload that was interrupted goes on when the samples are the same."""
     check_writable(storage.url)
     place = writable_place(storage)
-    made, names = place / _UPLOADING, set(storage.list())
-    if MANIFEST in names or (names and ETAGS not in names):
-        raise DataError(f"{storage} is not empty; choose another folder or delete it")
+    made = place / _UPLOADING
     with locked(place / f"{_UPLOADING}.lock", "make room, or let ALIGNVLM_CACHE name another folder"):
+        names = set(storage.list())
+        if MANIFEST in names or (names and ETAGS not in names):
+            raise DataError(f"{storage} is not empty; choose another folder or delete it")
+        if not names:
+            storage.write(ETAGS, b"{}")  # what cannot be written says so before the shards are made
         try:
             shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
             manifest = _write_local(samples, made, source, *options)
@@ -84,13 +87,18 @@ def _upload(made: Path, storage: ObjectStorage, place: Path, manifest: Manifest,
     if names - {ETAGS} and not (has_shape(begun, {"manifest": str}) and begun["manifest"] == manifest.fingerprint):
         raise DataError(f"{storage} holds other shards, which were not finished; choose another folder or delete it")
     storage.write(ETAGS, json.dumps({"manifest": manifest.fingerprint}).encode())
-    etags = {}
+    etags, other = {}, DataError(f"{storage}: another process writes other shards here; delete it and let one write it")
     for shard in manifest.shards:
         index = index_name(shard.name)
         if index not in names:
             storage.upload(shard.name, made / shard.name)
             storage.upload(index, made / index)
-        etags[shard.name] = storage.head(shard.name).etag
+        found = storage.head(shard.name)
+        if found.size != shard.size:
+            raise other
+        etags[shard.name] = found.etag
+    if json.loads(storage.read(ETAGS) or b"{}").get("manifest") != manifest.fingerprint:
+        raise other
     manifest = replace(manifest, etags={name: etag for name, etag in etags.items() if etag})
     save_manifest(storage, place, manifest)
     return manifest

@@ -142,6 +142,54 @@ def test_own_records_and_generated_ones_go_to_a_bucket(
         write_shards(records(30), url, samples_per_shard=10, num_processes=1)
 
 
+def test_two_who_write_one_folder_lose_nothing(
+    bucket: Bucket, records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, locked, upload = "s3://bucket/mine", writer.locked, ObjectStorage.upload
+    started: list[int] = []
+
+    def meet(*args: Any) -> Any:
+        if not started:
+            started.append(1)
+            write_shards(records(20), url, samples_per_shard=10, num_processes=1)
+        return locked(*args)
+
+    monkeypatch.setattr(writer, "locked", meet)  # on one node, where the second waits
+    with pytest.raises(DataError, match="is not empty"):
+        write_shards(records(30), url, samples_per_shard=10, num_processes=1)
+    assert SourceReader(url)[19].key == "s00019"
+
+    def overtaken(self: ObjectStorage, name: str, path: Path) -> None:
+        upload(self, name, path)
+        self.write("etags.json", b'{"manifest": "of another node"}')
+
+    monkeypatch.setattr(ObjectStorage, "upload", overtaken)
+    with pytest.raises(DataError, match="another process writes other shards here"):
+        write_shards(records(20), f"{url}-too", samples_per_shard=10, num_processes=1)
+    assert "manifest.json" not in inside(bucket, "mine-too")
+
+
+def test_a_folder_that_is_written_anew_has_no_index_of_the_old_one(
+    bucket: Bucket, records: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = "s3://bucket/mine"
+    for prefix in ("a", "b"):
+        bucket.store.objects.clear()
+        renamed = ({**record, "key": f"{prefix}{record['key']}"} for record in records(20))
+        write_shards(renamed, url, samples_per_shard=10, num_processes=1)
+        bucket.store.log.clear()
+        reader = SourceReader(url)
+        assert [reader.entry(i).key for i in (0, 19)] == [f"{prefix}s00000", f"{prefix}s00019"]
+        assert bucket.requests("GET", ".tar") == 0
+    assert "made anew" not in caplog.text
+
+
+def test_a_bucket_that_is_only_read_says_so_before_anything_is_made(bucket: Bucket) -> None:
+    bucket.store.read_only = True
+    with pytest.raises(DataError, match="access is denied"):
+        write_shards(iter(lambda: pytest.fail("a record was asked for"), None), "s3://bucket/mine")
+
+
 PUBLISHED = {
     "LLaVA-Pretrain/blip_laion_cc_sbu_558k.json": "LLaVA-Pretrain/images.zip",
     "DocDownstream/train.jsonl": "",
