@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.checksums import crc32
+from data_pipeline.parallel import usable_cores
 from data_pipeline.samples.decoding import decode_member
 from data_pipeline.samples.images import MAX_IMAGE_BYTES, check_size, image_members
 from data_pipeline.samples.schema import (
@@ -28,11 +29,16 @@ from data_pipeline.shards.index import index_lines
 from data_pipeline.shards.manifest import Manifest, ShardInfo, load_manifest
 from data_pipeline.shards.sidecars import index_storage
 from data_pipeline.shards.storage import Storage, open_storage
+from data_pipeline.stores.fetch_ahead import FetchAhead, Range, reads_in_flight
 from data_pipeline.stores.object_storage import ObjectStorage
 
 MAX_OPEN_INDEXES = 256
+RECORDS_AHEAD = 256
+"""Records that are asked for together from an object store, while those before them are used."""
 ReadRange = Callable[[str, int, int], bytes]
 """(name of a shard, offset, size) -> bytes."""
+Record = tuple[list[dict[str, Any]], list[tuple[int, int]], dict[str, Any]]
+"""Messages, image sizes and meta data of a sample whose images are not read."""
 TEXT_MEMBERS = ("json", "txt")
 
 
@@ -118,11 +124,17 @@ class SourceReader:
         images = [decode_member(extension, data[extension]) for extension in image_members(entry.members)]
         return Sample(entry.key, self.name, messages, images, meta)
 
-    def record(self, number: int) -> tuple[list[dict[str, Any]], list[tuple[int, int]], dict[str, Any]]:
-        """(messages, image sizes, meta) of a sample without reading its images. Raises SampleError."""
-        entry = self.entry(number)
-        wanted = {extension: m for extension, m in entry.members.items() if extension in TEXT_MEMBERS}
-        return text_record(self._members(entry, wanted), entry.image_sizes, self.prompt)
+    def record(self, number: int) -> Record:
+        """Sample `number` without its images. Raises SampleError."""
+        return self._record(self.entry(number))
+
+    def records(self, numbers: Sequence[int]) -> Iterator[Record | SampleError]:
+        """What `record` returns or raises for each of many samples; from an object store, many reads at a time."""
+        for entry, read_range in self._texts_ahead(numbers):
+            try:
+                yield self._record(entry, read_range)
+            except SampleError as error:
+                yield error
 
     @property
     def fingerprint(self) -> str:
@@ -131,11 +143,9 @@ class SourceReader:
 
     def messages(self) -> Iterator[list[dict[str, Any]]]:
         """The conversations of all usable samples, in order, without reading images (tokenizer training)."""
-        for number in range(len(self)):
-            try:
-                yield self.record(number)[0]
-            except SampleError:
-                continue  # named when the source is measured
+        for record in self.records(range(len(self))):
+            if not isinstance(record, SampleError):  # named when the source is measured
+                yield record[0]
 
     def entry(self, number: int) -> IndexEntry:
         """Where sample `number` lies."""
@@ -163,6 +173,33 @@ class SourceReader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=Lock())
+
+    def _record(self, entry: IndexEntry, read_range: ReadRange | None = None) -> Record:
+        return text_record(self._members(entry, _texts(entry), read_range), entry.image_sizes, self.prompt)
+
+    def _texts_ahead(self, numbers: Sequence[int]) -> Iterator[tuple[IndexEntry, ReadRange | None]]:
+        """Where samples lie, and how their texts are read."""
+        storage = self.storage
+        if not isinstance(storage, ObjectStorage):
+            yield from ((self.entry(number), None) for number in numbers)
+            return
+        fetch = FetchAhead(reads_in_flight(usable_cores()))
+
+        def block(begin: int) -> tuple[list[IndexEntry], list[Range]]:
+            entries = [self.entry(number) for number in numbers[begin : begin + RECORDS_AHEAD]]
+            spans = [(each.shard, _span(texts)) for each in entries if (texts := _texts(each)) and not too_large(texts)]
+            return entries, [Range(storage, shard, *span) for shard, span in spans]
+
+        def read_range(name: str, offset: int, size: int) -> bytes:
+            return fetch.take(Range(storage, name, offset, offset + size))
+
+        entries, ranges = block(0)
+        for begin in range(0, len(numbers), RECORDS_AHEAD):
+            generation = fetch.expect(ranges)
+            now, (later, ahead) = ranges, block(begin + RECORDS_AHEAD)
+            fetch.foresee(generation, now, ahead)
+            yield from ((entry, read_range) for entry in entries)
+            entries, ranges = later, ahead
 
     def _members(
         self, entry: IndexEntry, wanted: Mapping[str, tuple[int, int, int]], read_range: ReadRange | None = None
@@ -212,10 +249,8 @@ def conversation(
     return caption_messages(caption, prompt), meta
 
 
-def text_record(
-    data: Mapping[str, bytes], image_sizes: Sequence[tuple[int, int] | None], prompt: str = ""
-) -> tuple[list[dict[str, Any]], list[tuple[int, int]], dict[str, Any]]:
-    """(messages, image sizes, meta data) of a sample whose images are not read. Raises SampleError."""
+def text_record(data: Mapping[str, bytes], image_sizes: Sequence[tuple[int, int] | None], prompt: str = "") -> Record:
+    """The record of a sample's .json and .txt members. Raises SampleError."""
     messages, meta = conversation(data, image_sizes, prompt)
     sizes = []
     for size in image_sizes:
@@ -223,6 +258,11 @@ def text_record(
             raise SampleError("an image has no readable header, or far more pixels than are decoded")
         sizes.append(size)
     return messages, sizes, meta
+
+
+def _texts(entry: IndexEntry) -> dict[str, tuple[int, int, int]]:
+    """The members that hold no image."""
+    return {extension: member for extension, member in entry.members.items() if extension in TEXT_MEMBERS}
 
 
 def too_large(wanted: Mapping[str, tuple[int, int, int]]) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,14 +199,13 @@ def _select_from(
 
 
 def _select(reader: SourceReader, selection: Selection, samples: tuple[int, int]) -> list[bool]:
-    taken = []
-    for number in range(*samples):
-        entry = reader.entry(number)
-        chosen = selection.takes_place(entry.shard, entry.key)
-        if chosen and selection.filter:
-            with suppress(SampleError):  # it stays among the unusable ones, which are named
-                chosen = selection.takes(reader.record(number)[2])
-        taken.append(chosen)
+    entries = (reader.entry(number) for number in range(*samples))
+    taken = [selection.takes_place(entry.shard, entry.key) for entry in entries]
+    if selection.filter:
+        chosen = [number for number, is_chosen in zip(range(*samples), taken, strict=True) if is_chosen]
+        for number, record in zip(chosen, reader.records(chosen), strict=True):
+            if not isinstance(record, SampleError):  # else it stays among the unusable ones, which are named
+                taken[number - samples[0]] = selection.takes(record[2])
     return taken
 
 
@@ -216,12 +214,6 @@ def _ranges(reader: SourceReader, num_processes: int | None, first: int = 0) -> 
     total = len(reader)
     chunk = min(max(total // ((num_processes or usable_cores()) * 8), _CHUNK[0]), _CHUNK[1])
     return [(begin, min(begin + chunk, total)) for begin in range(first, total, chunk)]
-
-
-def measure_sample(reader: SourceReader, encoder: Encoder, number: int) -> tuple[int, int]:
-    """(tokens, tiles) of one sample, its images unread. Raises SampleError when it cannot be used."""
-    messages, sizes, _ = reader.record(number)
-    return measure_messages(encoder, messages, sizes)
 
 
 def measure_messages(encoder: Encoder, messages: list[dict[str, Any]], sizes: list[tuple[int, int]]) -> tuple[int, int]:
@@ -238,9 +230,12 @@ def _measure(
     begin, end = samples
     rows = np.zeros((end - begin, 2), dtype=np.uint32)
     bad = []
-    for number in range(begin, end):
+    numbers = range(begin, end)
+    for number, record in zip(numbers, reader.records(numbers), strict=True):
         try:
-            rows[number - begin] = measure_sample(reader, encoder, number)
+            if isinstance(record, SampleError):
+                raise record
+            rows[number - begin] = measure_messages(encoder, *record[:2])
         except SampleError as error:
             entry = reader.entry(number)
             bad.append({"shard": entry.shard, "key": entry.key, "error": str(error)})

@@ -15,7 +15,7 @@ from data_pipeline.shards.index import index_digest, scan_shard
 from data_pipeline.shards.manifest import ShardInfo, load_manifest
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sidecars import index_name, index_storage
-from data_pipeline.shards.sources import measure_sample
+from data_pipeline.shards.sources import measure_messages
 from data_pipeline.shards.storage import Storage, open_storage
 
 
@@ -104,7 +104,7 @@ def _why_unusable(reader: SourceReader, encoder: Encoder | None, number: int) ->
         if encoder is None:
             reader[number]
         else:
-            tokens, tiles = measure_sample(reader, encoder, number)
+            tokens, tiles = measure_messages(encoder, *reader.record(number)[:2])
             encode_as_measured(encoder, reader[number], tokens, tiles)
     except SampleError as error:
         return str(error)

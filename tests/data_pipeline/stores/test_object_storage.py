@@ -95,6 +95,22 @@ def test_a_second_node_measures_nothing_and_a_warm_start_asks_twice(
     assert bucket.store.log == []
 
 
+def test_texts_are_read_many_at_a_time(bucket: Bucket, shard_folder: Path, encoder: Any) -> None:
+    """Neighbours in one request, and the next block while one is used; every record as from disk."""
+    url = bucket.upload(shard_folder, "letters")
+    index_shards(url, num_processes=1)
+    there, here = SourceReader(url), SourceReader(shard_folder)
+    bucket.store.log.clear()
+    records = there.records(range(300))
+    first = next(records)
+    while bucket.requests("GET", ".tar") < 2:  # of both blocks, before the second record is asked for
+        time.sleep(0.01)
+    assert [first, *records] == [here.record(number) for number in range(300)]
+    assert 2 <= bucket.requests("GET", ".tar") <= 30
+    assert next(iter(there.records([299]))) == here.record(299)
+    assert list(there.records([])) == []
+
+
 def test_a_bucket_that_is_only_read_keeps_its_index_on_the_node(
     bucket: Bucket, tars: Path, encoder: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
