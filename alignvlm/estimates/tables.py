@@ -42,7 +42,7 @@ def _parameters(run: RunEstimate) -> Table:
 def _network(run: RunEstimate) -> str:
     text = f"{run.tokens_per_tile} visual tokens per tile, at most {run.max_tokens_per_image:,} per image"
     if run.w2_parameters:
-        text += f"; ALIGN's W2 has {_millions(run.w2_parameters)} parameters"
+        text += f"; the connector's logits come from {_millions(run.w2_parameters)} parameters"
     return text
 
 

@@ -170,6 +170,14 @@ def main(folder: Path) -> None:
     losses: dict[str, list[dict[str, float]]] = {}
     # ZeRO-3 replaces torch's linear layer in its process for good, which changes last bits of what runs afterwards.
     kept = {strategy: hand_on(folder, strategy, world, losses) for strategy in ("cpu_zero3", "zero2")}
+    if world.is_main:
+        tiny_model()[0].save_pretrained(folder / "model")
+    world.barrier()
+    results: dict[str, Any] = {"held out": losses}
+    for strategy in ("zero1", "zero2", "cpu_zero3"):
+        trainer = trainer_of(folder / "model", strategy, world, *SETTINGS, accumulation=MICRO_BATCHES)
+        results[strategy] = take_bad_step(trainer, micro_batches(MICRO_BATCHES)[world.rank :: world.size], world)
+        trainer.close()
     distributed.stop()
     if not world.is_main:
         return
@@ -185,12 +193,6 @@ def main(folder: Path) -> None:
         save(run, trainer, world, step=2)
         trainer.close()
         save_file(tensors, folder / f"{strategy}.safetensors")
-    tiny_model()[0].save_pretrained(folder / "model")
-    results: dict[str, Any] = {"held out": losses}
-    for strategy in ("zero1", "zero2", "cpu_zero3"):
-        trainer = trainer_of(folder / "model", strategy, world, *SETTINGS, accumulation=MICRO_BATCHES)
-        results[strategy] = take_bad_step(trainer, micro_batches(MICRO_BATCHES), world)
-        trainer.close()
     reference: dict[str, torch.Tensor] = {}
     for name, extra in {"fp32": {}, "bf16": {"data_types": {"grad_accum_dtype": "bf16"}}}.items():
         trainer = trainer_of(folder / "model", "cpu_zero3", world, *SETTINGS, accumulation=MICRO_BATCHES, **extra)
