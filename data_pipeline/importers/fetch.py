@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import must_write, open_atomic, read_json_lines, write_atomic
+from data_pipeline.files import locked, must_write, open_atomic, read_json_lines, write_atomic
 from data_pipeline.masking import mask
 from data_pipeline.progress import Progress, silent
 from data_pipeline.shards.index import index_shards
@@ -40,17 +41,9 @@ def fetch_shards(url: str, folder: str | os.PathLike[str], *, progress: Progress
         raise DataError(f"{mask(url)}: no .tar shards here")
     folder = Path(folder)
     _claim(folder, mask(url))
-    marks = read_json_lines(folder / MARKS) if (folder / MARKS).exists() else []
-    copied = {row.get("name"): row.get("mark") for row in marks}
-    with progress(f"fetch {folder.name}", len(names)) as advance:
-        for name in names:
-            mark, target = _mark(storage, name), folder / name
-            if not (copied.get(name) == mark and target.is_file() and target.stat().st_size == storage.size(name)):
-                _copy(storage, name, target)
-                with must_write(folder / MARKS, _WAY_OUT), (folder / MARKS).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"name": name, "mark": mark}) + "\n")
-            advance(1)
-    manifest = index_shards(folder, source=known.source if known else "", progress=progress)
+    with locked(folder / ".lock", _WAY_OUT):  # another call for this folder ends first
+        _copy_missing(storage, names, folder, progress)
+        manifest = index_shards(folder, source=known.source if known else "", progress=progress)
     if known is not None and manifest.fingerprint != known.fingerprint:
         raise DataError(
             f"{folder}: the copies are not what {mask(url)}/manifest.json lists; run `alignvlm data index {mask(url)}`"
@@ -62,13 +55,27 @@ def _claim(folder: Path, url: str) -> None:
     """The folder belongs to this URL: a file in it says so. Raises DataError when it does not."""
     owner = folder / OWNER
     if owner.exists() and owner.read_text(encoding="utf-8", errors="replace") == url + "\n":
-        for half in folder.rglob(".*.tmp"):  # of a call that was killed
-            half.unlink(missing_ok=True)
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is not empty and was not fetched from {url!r}; choose another folder or delete it")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(owner, url + "\n")
+
+
+def _copy_missing(storage: Storage, names: Sequence[str], folder: Path, progress: Progress) -> None:
+    """Copy the shards that are not there as they are now; what a killed call left half is removed."""
+    for half in folder.rglob(".*.tmp"):
+        half.unlink(missing_ok=True)
+    marks = read_json_lines(folder / MARKS) if (folder / MARKS).exists() else []
+    copied = {row.get("name"): row.get("mark") for row in marks}
+    with progress(f"fetch {folder.name}", len(names)) as advance:
+        for name in names:
+            mark, target = _mark(storage, name), folder / name
+            if not (copied.get(name) == mark and target.is_file() and target.stat().st_size == storage.size(name)):
+                _copy(storage, name, target)
+                with must_write(folder / MARKS, _WAY_OUT), (folder / MARKS).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"name": name, "mark": mark}) + "\n")
+            advance(1)
 
 
 def _mark(storage: Storage, name: str) -> str:

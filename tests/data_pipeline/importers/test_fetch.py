@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +14,7 @@ from alignvlm.cli import main
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.importers.fetch import fetch_shards
 from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import SourceReader
 from tests.fixtures.buckets import Bucket
 
@@ -26,6 +31,25 @@ def test_fetched_shards_are_those_of_the_other_side(bucket: Bucket, shard_folder
     assert bucket.requests("GET", ".tar") == bucket.requests("GET", "000002.tar") == 1
     with pytest.raises(DataError, match="was not fetched from"):
         fetch_shards(bucket.upload(shard_folder, "other"), here)
+
+
+def test_two_calls_for_one_folder_copy_each_shard_once(
+    bucket: Bucket, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, here, copy = bucket.upload(shard_folder, "letters"), tmp_path / "here", shutil.copyfileobj
+    with ThreadPoolExecutor(1) as thread:
+        second: list[Future[Manifest]] = []
+
+        def meet(*arguments: Any) -> None:
+            if not second:
+                second.append(thread.submit(fetch_shards, url, here))
+                time.sleep(0.2)
+            copy(*arguments)
+
+        monkeypatch.setattr(shutil, "copyfileobj", meet)
+        first = fetch_shards(url, here)
+        assert second[0].result() == first
+    assert bucket.requests("GET", ".tar") == len(first.shards)
 
 
 @pytest.mark.parametrize("indexed", [True, False])
