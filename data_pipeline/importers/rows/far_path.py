@@ -36,7 +36,7 @@ class FarPath:
         return PurePosixPath(self.path) < PurePosixPath(other.path)  # by folders, as pathlib.Path
 
     def __truediv__(self, name: str) -> FarPath:
-        return FarPath(self.storage, f"{self.path}/{name}".lstrip("/"))
+        return FarPath(self.storage, PurePosixPath(self.path, name).as_posix())  # "./a//b" is a/b, as on disk
 
     @property
     def name(self) -> str:

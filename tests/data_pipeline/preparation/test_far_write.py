@@ -209,7 +209,7 @@ def test_rows_and_images_are_read_where_they_lie(bucket: Bucket, tmp_path: Path,
             more = ("--images", f"{place}/{images}") if images else ()
             command("data", "write", out / f"{number}", "--from", f"{place}/{file}", *more, "--processes", "1")
         assert local(far / f"{number}") == local(here / f"{number}"), file
-    own = [{**row, "image": row["image"][0]} for row in map(json.loads, rows.read_text().splitlines())]
+    own = [{**row, "image": f"./{row['image'][0]}"} for row in map(json.loads, rows.read_text().splitlines())]
     rows.with_name("own.jsonl").write_text(
         "".join(f"{json.dumps(row)}\n" for row in own).replace("<|image|>", "<image>")
     )
