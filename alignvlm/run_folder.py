@@ -221,6 +221,19 @@ class Run:
             UserError: when the run was started with other settings; lists the differences. DataError: when the folder
                 cannot be written.
         """
+        self.check_recipe()
+        with must_write(self.folder.path, "make it writable, or give another folder for all runs: runs=FOLDER"):
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.folder.config, recipe_to_yaml(self.recipe))
+            if not read_json(self.folder.environment, ENVIRONMENT):
+                write_atomic(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
+
+    def check_recipe(self) -> None:
+        """Make sure that the folder, where there is one, belongs to this recipe.
+
+        Raises:
+            UserError: the run was started with other settings; lists the differences.
+        """
         config = self.folder.config
         if config.exists():
             changes = [
@@ -235,11 +248,6 @@ class Run:
                     f"Set them back, give the new run another name (name={self.recipe.name}-2), or remove "
                     f"{self.folder.path}"
                 )
-        with must_write(self.folder.path, "make it writable, or give another folder for all runs: runs=FOLDER"):
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(config, recipe_to_yaml(self.recipe))
-            if not read_json(self.folder.environment, ENVIRONMENT):
-                write_atomic(self.folder.environment, json.dumps(describe_environment(), indent=2) + "\n")
 
 
 def evaluation_folder(export: Path, limit: int | None = None) -> Path:

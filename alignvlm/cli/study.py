@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         print("\n".join(describe(grid, forecast(grid, arguments.step_seconds))))
         if arguments.slurm:
-            print(mask(shlex.join(_array(arguments, grid, folder).command(len(grid.cells)))))
+            print(mask(shlex.join(_array(arguments, grid, grid.cells, folder).command())))
         return 0
     if arguments.slurm:
         return _submit(arguments, grid, folder)
@@ -91,24 +92,24 @@ def _submit(arguments: argparse.Namespace, grid: Grid, folder: Path) -> int:
     from alignvlm.studies.cells.execute import unfinished
     from alignvlm.studies.run import match
 
-    array = _array(arguments, grid, folder)
+    _array(arguments, grid, grid.cells, folder)  # refused before the data is prepared
     grid, _ = match(grid)
-    cells: list[Cell] = unfinished(grid)
+    cells = unfinished(grid)
     if not cells:
         print(f"all {len(grid.cells)} runs are trained; write the page with --report")
         return 0
-    command = array.command(len(cells))
+    array = _array(arguments, grid, cells, folder)
+    command = array.command()
     environment = {"ALIGNVLM_PYTHON": sys.executable}
     with must_write(array.file, "give another folder: --output FOLDER"):
         folder.mkdir(parents=True, exist_ok=True)
-        runs = [(cell.recipe, [cell.recipe_name, *cell.overrides]) for cell in cells]
-        write_atomic(array.file, array.lines(runs))
+        write_atomic(array.file, array.lines)
     number = submit(command, environment, shlex.join(command))
     print(f"submitted array {number} of {len(cells)} runs; logs: {folder}/slurm-{number}-*.log; afterwards: --report")
     return 0
 
 
-def _array(arguments: argparse.Namespace, grid: Grid, folder: Path) -> SlurmArray:
+def _array(arguments: argparse.Namespace, grid: Grid, cells: Sequence[Cell], folder: Path) -> SlurmArray:
     """The array that the options describe. Raises UserError where a run would not fit it."""
     from alignvlm.launch.slurm import SlurmArray
 
@@ -118,4 +119,5 @@ def _array(arguments: argparse.Namespace, grid: Grid, folder: Path) -> SlurmArra
     job = slurm_job(arguments, grid.base)
     for cell in grid.of_seed(grid.seeds[0]):
         job.check(cell.recipe)
-    return SlurmArray(job, f"{grid.base.name}-{grid.study.name}", folder)
+    runs = [(cell.recipe, [cell.recipe_name, *cell.overrides]) for cell in cells]
+    return SlurmArray(job, f"{grid.base.name}-{grid.study.name}", folder, runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import sys
@@ -101,19 +102,22 @@ class SlurmArray:
     name: str
     folder: Path
     """For the file of runs and the logs of the tasks."""
+    runs: Sequence[tuple[Recipe, Sequence[str]]]
+    """The recipe of each run, and the words of `alignvlm train` for it."""
+
+    @property
+    def lines(self) -> str:
+        """One line per run, as launch/slurm/study.sbatch reads it."""
+        return "".join(shlex.join([str(logs_folder(recipe)), *words]) + "\n" for recipe, words in self.runs)
 
     @property
     def file(self) -> Path:
-        """One line per run, as launch/slurm/study.sbatch reads it."""
-        return self.folder / "runs.txt"
+        """The file of runs, named by its lines: a task reads it at every start, also after another submission."""
+        return self.folder / f"runs-{hashlib.sha256(self.lines.encode()).hexdigest()[:8]}.txt"
 
-    def lines(self, runs: Sequence[tuple[Recipe, Sequence[str]]]) -> str:
-        """The content of the file, for runs given by their recipe and the words of `alignvlm train`."""
-        return "".join(shlex.join([str(logs_folder(recipe)), *words]) + "\n" for recipe, words in runs)
-
-    def command(self, count: int) -> list[str]:
-        """The `sbatch` command for so many runs."""
-        options = [f"--array=0-{count - 1}", *self.shape.stated(self.name, self.folder / "slurm-%A-%a.log")]
+    def command(self) -> list[str]:
+        """The `sbatch` command."""
+        options = [f"--array=0-{len(self.runs) - 1}", *self.shape.stated(self.name, self.folder / "slurm-%A-%a.log")]
         scripts = [str(find_launcher(f"slurm/{script}.sbatch")) for script in ("study", "train")]
         return ["sbatch", "--parsable", *options, *scripts, str(self.file)]
 

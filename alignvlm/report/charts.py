@@ -15,6 +15,8 @@ MAX_POINTS = 480
 """Points per series; more steps are averaged in groups."""
 WIDTH, HEIGHT = 560, 230
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 26, 26
+PALETTE = 12
+"""Colours of the style sheet, `c0` to `c11`."""
 SMOOTHING = 0.8
 """Weight of the past in the smoothed line (exponential moving average, corrected for its start)."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from alignvlm.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, axis, format_number, grid, path, scale
+from alignvlm.report.charts import BOTTOM, HEIGHT, LEFT, PALETTE, RIGHT, WIDTH, axis, format_number, grid, path, scale
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Points:
 
     title: str
     lines: Mapping[str, Sequence[tuple[float, float]]]
-    """Name -> (x, y) in the order of x; at most ten."""
+    """Name -> (x, y) in the order of x."""
     note: str = ""
     """What the horizontal axis is."""
     log_x: bool = False
@@ -37,13 +37,13 @@ def draw_points(chart: Points) -> Markup | None:
         text = f'<text class="tick" x="{x_of(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
         body.append(f"{text}{format_number(tick)}</text>")
     for colour, (name, points) in enumerate(lines.items()):
-        body.append(path(list(points), x_of, y_of, f"line c{colour % 10}"))
+        body.append(path(list(points), x_of, y_of, f"line c{colour % PALETTE}"))
         body += [
-            f'<circle class="line c{colour % 10}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="2.5">'
+            f'<circle class="line c{colour % PALETTE}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="2.5">'
             f"<title>{escape(name)}: {format_number(x)}, {format_number(y)}</title></circle>"
             for x, y in points
         ]
-    keys = [f'<span class="key c{colour % 10}">{escape(name)}</span>' for colour, name in enumerate(lines)]
+    keys = [f'<span class="key c{colour % PALETTE}">{escape(name)}</span>' for colour, name in enumerate(lines)]
     note = f'<span class="note">{escape(chart.note)}</span>' if chart.note else ""
     return Markup(
         f'<figure class="chart"><figcaption><b>{escape(chart.title)}</b>{note}{"".join(keys)}</figcaption>'

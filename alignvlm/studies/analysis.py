@@ -54,6 +54,14 @@ def scores_of(results: dict[str, Any]) -> dict[str, float]:
     return {task: float(entry[next(iter(metrics_of(entry)))]) for task, entry in results["tasks"].items()}
 
 
+def task_settings(recipe: Recipe) -> dict[str, list[Any]]:
+    """Task -> what decides its images, replies and score, as JSON would give it back."""
+    return {
+        name: [task.source, recipe.data.sources[task.source].prompt, task.limit, task.max_new_tokens, [*task.metrics]]
+        for name, task in recipe.evaluation.tasks.items()
+    }
+
+
 def without_gallery(recipe: Recipe) -> Recipe:
     """The recipe with an evaluation that saves no pictures."""
     return replace(recipe, evaluation=replace(recipe.evaluation, gallery=0))

@@ -6,7 +6,7 @@ from typing import Any
 
 from alignvlm.config.schema import Recipe
 from alignvlm.report.points import Points, draw_points
-from alignvlm.studies.analysis import evaluation_place, held_out_images, kept, scores_of, without_gallery
+from alignvlm.studies.analysis import evaluation_place, held_out_images, kept, scores_of, task_settings, without_gallery
 from alignvlm.studies.cells.grid import Cell
 from alignvlm.studies.connectors import connector_variants
 from alignvlm.studies.results.published import NOISE
@@ -38,8 +38,8 @@ class Noise(Study):
         return connector_variants(recipe)
 
     def analyse(self, cell: Cell) -> dict[str, Any]:
-        tasks = {name: [task.source, task.limit] for name, task in cell.recipe.evaluation.tasks.items()}
-        return kept(cell, "noise", [list(RELATIVE), PAPER, IMAGES, tasks], lambda: _measure(cell))
+        settings = [list(RELATIVE), PAPER, IMAGES, task_settings(cell.recipe)]
+        return kept(cell, "noise", settings, lambda: _measure(cell))
 
     def sections(self, results: Results) -> list[Section]:
         names = [variant.name for variant in results.grid.variants if results.of(variant.name)]
@@ -81,7 +81,7 @@ def _at(level: int, key: str) -> Any:
 def _clean(record: Record) -> float | None:
     """The plain mean of the tasks' scores without noise, as `_noisy` takes them."""
     tasks = record.analysis["levels"][0]["scores"] if record.analysis else {}
-    return sum(record.scores[task] for task in tasks) / len(tasks) if tasks else None
+    return sum(record.scores[task] for task in tasks) / len(tasks) if tasks and record.has(tasks) else None
 
 
 def _noisy(level: int) -> Any:

@@ -28,9 +28,15 @@ def run_study(grid: Grid, folder: Path) -> tuple[Path, list[str]]:
 
 
 def report_study(grid: Grid, folder: Path) -> Path:
-    """The page of what is trained so far; trains nothing, and needs no training data for runs from elsewhere."""
+    """The page of what is trained so far; trains nothing, and needs no training data for runs from elsewhere.
+
+    Raises:
+        UserError: a run was started with other settings than the study's.
+    """
     here = all(shards_are_here(grid.base, stage) for stage in grid.base.stages.values())
     grid, batches = match(grid) if here else (grid, {})
+    for cell in grid.cells if here else ():  # without the data the length of fitted packs is not known
+        cell.run.check_recipe()
     return write_page(read_results(grid, analyse(grid)), batches, folder)
 
 

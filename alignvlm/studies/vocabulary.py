@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import zlib
 from dataclasses import asdict
 from typing import Any
 
 from alignvlm.config.schema import Recipe
 from alignvlm.report.charts import format_number
 from alignvlm.report.points import Points, draw_points
-from alignvlm.studies.analysis import evaluation_place, held_out_images, kept, scores_of, without_gallery
+from alignvlm.studies.analysis import evaluation_place, held_out_images, kept, scores_of, task_settings, without_gallery
 from alignvlm.studies.cells.grid import Cell
 from alignvlm.studies.connectors import align
 from alignvlm.studies.results.published import VOCABULARY
@@ -42,8 +43,8 @@ class Vocabulary(Study):
         return [align(recipe)]
 
     def analyse(self, cell: Cell) -> dict[str, Any]:
-        tasks = {name: [task.source, task.limit] for name, task in cell.recipe.evaluation.tasks.items()}
-        return kept(cell, "vocabulary", [list(MASSES), HALVINGS, IMAGES, TOP, tasks], lambda: _measure(cell))
+        settings = [list(MASSES), HALVINGS, IMAGES, TOP, task_settings(cell.recipe)]
+        return kept(cell, "vocabulary", settings, lambda: _measure(cell))
 
     def sections(self, results: Results) -> list[Section]:
         records = [record for record in results.records if record.analysis]
@@ -92,7 +93,8 @@ def _prune(cell: Cell, answerer: Any, ids: Any, running: Any) -> list[dict[str, 
         if size < len(ids):
             model.connector = copy.deepcopy(whole)
             model.connector.keep_tokens(ids[:size])
-        place = evaluation_place(cell, "vocabulary") / f"kept-{size}"
+        tokens = zlib.crc32(ids[:size].cpu().numpy().tobytes())  # results of other tokens are none of these
+        place = evaluation_place(cell, "vocabulary") / f"kept-{size}-{tokens:08x}"
         try:
             scores = scores_of(evaluate(export, recipe, place, answerer=answerer, progress=True))
             tensors = [*model.connector.parameters(), *model.connector.buffers()]

@@ -123,10 +123,10 @@ def test_runs_of_a_study_are_requeued_one_by_one(cluster: SlurmCluster, tmp_path
     shape = SlurmJob(
         "", (), nodes=1, gpus_per_node=0, processes_per_node=1, cpus_per_process=1, time="10", signal_seconds=90
     )
-    array = SlurmArray(shape, "study", tmp_path)
     recipe = load_recipe(str(RECIPE), [f"runs={tmp_path / 'my runs'}"])
-    array.file.write_text(array.lines([(recipe, [name, "a=b c"]) for name in ("first", "once", "last")]))
-    number = cluster.run("sbatch", f"--export=ALL,ALIGNVLM_PYTHON={python}", *array.command(3)[1:]).strip()
+    array = SlurmArray(shape, "study", tmp_path, [(recipe, [name, "a=b c"]) for name in ("first", "once", "last")])
+    array.file.write_text(array.lines)
+    number = cluster.run("sbatch", f"--export=ALL,ALIGNVLM_PYTHON={python}", *array.command()[1:]).strip()
 
     def starts() -> dict[str, list[str]]:
         return {path.stem: path.read_text().splitlines() for path in tmp_path.glob("*.starts")}

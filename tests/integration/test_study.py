@@ -141,6 +141,7 @@ def test_a_killed_study_goes_on_and_compares_what_it_trained(
     assert command(*words).splitlines()[-1] == "study two: elsewhere/index.html"
     again = json.loads(Path("elsewhere/results.json").read_text())
     assert again["variants"] == content["variants"]
+    assert "started with another recipe" in command(*words, "stages.connector.max_steps=2", code=2)
 
 
 def test_variants_see_the_same_batches_or_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

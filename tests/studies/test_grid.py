@@ -147,5 +147,9 @@ def test_runs_of_an_array_are_read_as_they_were_written(
     assert (logs, recipe) == (f"runs/{second.name}/logs", str(TINY))
     assert load_recipe(recipe, overrides).name == second.name
     assert load_recipe(recipe, overrides).description == "two words"
+    first = {path: path.read_text() for path in Path("runs/tiny-study-connectors").glob("runs-*.txt")}
+    command(*words[:5], "1", *words[6:], "description=two words")
+    assert len(first) == 1
+    assert {path: path.read_text() for path in first} == first  # tasks of the first array start again by it
     password = "tracking.uri=postgresql://me:secret@host/db"
     assert "no place for a password" in command(*words, password, code=2)

@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alignvlm.config import load_recipe
+from alignvlm.report.charts import PALETTE
+from alignvlm.resources import resource
 from alignvlm.studies.cells.batches import StageBatches
 from alignvlm.studies.connectors import STUDY
+from alignvlm.studies.registry import find_study
 from alignvlm.studies.results.page import write_page
 from alignvlm.studies.results.records import Results
 from alignvlm.studies.results.tables import Section, Table, markdown
@@ -80,6 +84,35 @@ def test_page_needs_nothing_else_and_escapes_what_it_shows(results: Results, tmp
     assert "&lt;script>alert(1)&lt;/script>\\|" in table
     rows = [line for line in table.splitlines() if line.startswith("| ") and "---" not in line]
     assert all(row.endswith(" |") for row in rows)
+
+
+def test_a_missing_score_is_no_part_of_an_average(results: Results, tmp_path: Path) -> None:
+    """The evaluation of one run crashed before its second task."""
+    records = [replace(record, scores={**record.scores, "late": 0.9}) for record in results.records]
+    records[0] = replace(records[0], scores={"test": 0.5})
+    cells = {record.cell.name for record in records}
+    whole = replace(results.grid, cells=[cell for cell in results.grid.cells if cell.name in cells])
+    content = json.loads((write_page(Results(whole, records), {}, tmp_path).parent / "results.json").read_text())
+    assert content["finished"] is False
+    second = next(record for record in records[1:] if record.cell.variant.name == "align")
+    average = content["variants"]["align"]["average"]["mean"]
+    assert (average["count"], average["mean"]) == (1, pytest.approx((second.scores["test"] + 0.9) / 2))
+
+
+def test_a_page_has_no_password_and_a_command_for_the_shell(results: Results, tmp_path: Path) -> None:
+    overrides = ("tracking.uri=postgresql://me:secret@host/db", "description=two words")
+    grid = replace(results.grid, overrides=overrides)
+    path = write_page(Results(grid, results.records), {}, tmp_path)
+    assert all("secret" not in file.read_text(encoding="utf-8") for file in tmp_path.iterdir())
+    assert "'description=two words'" in " ".join(Page(path.read_text(encoding="utf-8")).text)
+
+
+def test_every_colour_of_a_chart_is_in_the_style_sheet() -> None:
+    style = resource("templates").joinpath("report.css").read_text(encoding="utf-8")
+    for number in range(PALETTE):
+        assert f".c{number} {{ --c: var(--c{number}); }}" in style
+        assert style.count(f"--c{number}: #") == 2  # light and dark
+    assert len(find_study("init").variants(load_recipe("quickstart", ["model.connector.gain=3"]))) <= PALETTE
 
 
 def test_a_study_without_a_trained_run_says_so(results: Results, tmp_path: Path) -> None:

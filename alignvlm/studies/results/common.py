@@ -6,15 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from alignvlm.report.charts import Chart, Series, Value, draw, finite, format_number
+from alignvlm.report.charts import PALETTE, Chart, Series, Value, draw, finite, format_number
 from alignvlm.studies.cells.batches import Batches
-from alignvlm.studies.results.records import NUMBERS, Record, Results, average, number_of, score_of
+from alignvlm.studies.results.records import NUMBERS, Record, Results, average_of, number_of, score_of
 from alignvlm.studies.results.tables import Section, Table, shown
 
 Chosen = Mapping[str, Batches]
 """Cell -> what it reads."""
 CURVES = ("loss", "loss/held_out", "connector_entropy", "connector_top_mass")
-PALETTE = 10
 
 
 def common_sections(results: Results, batches: Chosen) -> list[Section]:
@@ -26,7 +25,9 @@ def common_sections(results: Results, batches: Chosen) -> list[Section]:
 def _scores(results: Results) -> Section:
     """Every score with its standard error, and what differs from the reference."""
     several = len(results.tasks) > 1
-    values = [(task, score_of(task)) for task in results.tasks] + ([("average", average)] if several else [])
+    values = [(task, score_of(task)) for task in results.tasks] + (
+        [("average", average_of(results.tasks))] if several else []
+    )
     seeds = "Seeds"
     means, differences = [], []
     for variant in results.grid.variants:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from alignvlm.studies.results.common import Chosen, common_sections
 from alignvlm.studies.results.records import NUMBERS, Results
 from alignvlm.studies.results.tables import markdown
 from data_pipeline.files import must_write, to_json, write_atomic
+from data_pipeline.masking import mask
 
 PAGE, RESULTS, TABLE = "index.html", "results.json", "table.md"
 
@@ -28,10 +30,10 @@ def write_page(results: Results, batches: Chosen, folder: Path) -> Path:
     content = {
         "study": grid.study.name,
         "recipe": grid.recipe_name,
-        "overrides": list(grid.overrides),
+        "overrides": list(map(mask, grid.overrides)),
         "seeds": grid.seeds,
         "reference": grid.reference.name,
-        "finished": len(results.records) == len(grid.cells),
+        "finished": results.is_complete,
         "scores": {task: title for record in results.records for task, title in record.titles.items()},
         "numbers": NUMBERS,
         "variants": results.summary(),
@@ -58,7 +60,7 @@ def write_page(results: Results, batches: Chosen, folder: Path) -> Path:
 def _command(results: Results) -> str:
     grid = results.grid
     words = ["alignvlm", "study", grid.study.name, grid.recipe_name, "--seeds", str(len(grid.seeds)), *grid.overrides]
-    return " ".join(words)
+    return mask(shlex.join(words))
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:

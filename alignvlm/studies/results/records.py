@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,10 @@ class Record:
     """Lines of metrics.jsonl."""
     analysis: dict[str, Any] = field(default_factory=dict)
     """What the study measured besides."""
+
+    def has(self, tasks: Iterable[str]) -> bool:
+        """Whether there is a score of each of these tasks: there is none where an evaluation has crashed."""
+        return self.scores.keys() >= set(tasks)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, without the steps."""
@@ -66,6 +70,11 @@ class Results:
         """Names of all scores, in the order of the recipe."""
         return list(dict.fromkeys(task for record in self.records for task in record.scores))
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every cell is trained and has every score."""
+        return len(self.records) == len(self.grid.cells) and all(record.has(self.tasks) for record in self.records)
+
     def of(self, variant: str) -> list[Record]:
         """The records of a variant, one per seed that is trained."""
         return [record for record in self.records if record.cell.variant.name == variant]
@@ -94,7 +103,7 @@ class Results:
                 "note": variant.note,
                 "cells": [record.to_dict() for record in self.of(variant.name)],
                 "scores": {task: self._entry(variant.name, score_of(task)) for task in self.tasks},
-                "average": self._entry(variant.name, average),
+                "average": self._entry(variant.name, average_of(self.tasks)),
                 "numbers": {name: _plain(self.mean(variant.name, number_of(name))) for name in NUMBERS},
             }
             for variant in self.grid.variants
@@ -114,9 +123,9 @@ def number_of(name: str) -> Callable[[Record], float | None]:
     return lambda record: record.numbers.get(name)
 
 
-def average(record: Record) -> float | None:
-    """The plain mean of a record's scores."""
-    return math.fsum(record.scores.values()) / len(record.scores) if record.scores else None
+def average_of(tasks: Sequence[str]) -> Callable[[Record], float | None]:
+    """The plain mean of a record's scores of these tasks; None where one is missing: other means would not compare."""
+    return lambda r: math.fsum(r.scores[task] for task in tasks) / len(tasks) if r.scores and r.has(tasks) else None
 
 
 def read_results(grid: Grid, analyses: Mapping[str, dict[str, Any]] | None = None) -> Results:
