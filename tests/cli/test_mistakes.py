@@ -148,6 +148,10 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
     ("config", "check"): [*RECIPE, (["tiny.yaml", "train.deepspeed=zreo3"], "did you mean 'zero3'")],
     ("config", "list"): [(["x"], "unrecognized arguments: x"), (["--all"], "--all")],
     ("config", "schema"): [(["x"], "unrecognized arguments: x"), (["seed=1"], "seed=1")],
+    ("study",): [
+        *((["init", *words], said) for words, said in RECIPE), (["noisy", "tiny.yaml"], "unknown study 'noisy'"),
+        (["init", "tiny.yaml", "--seeds", "0"], "--seeds"), (["init", "tiny.yaml", "--step-seconds", "0"], "--step-s"),
+    ],
     ("launch", "slurm"): [
         *RECIPE, (["tiny.yaml", "--nodes", "3", "--gpus-per-node", "1"], "global_batch_packs"),
         (["tiny.yaml", "--gpus-per-node", "2", "--time", "soon"], "not a time"),
