@@ -243,9 +243,11 @@ class Run:
             ]
             if changes:
                 listed = "\n  ".join(changes)
+                is_newer = any(": (absent) → " in change for change in changes)
+                older = "finish it with the version that began it if that has no such keys, " if is_newer else ""
                 raise UserError(
                     f"{config}: this run was started with another recipe:\n  {listed}\n"
-                    f"Set them back, give the new run another name (name={self.recipe.name}-2), or remove "
+                    f"Set them back, {older}give the new run another name (name={self.recipe.name}-2), or remove "
                     f"{self.folder.path}"
                 )
 

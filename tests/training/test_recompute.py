@@ -136,3 +136,13 @@ def test_a_run_may_resume_with_another_degree(tmp_path: Path) -> None:
     assert run().folder.read_config()["train"]["gradient_checkpointing"] == {"vision": 0, "language": 2}
     with pytest.raises(UserError, match=r"model.fused_layers: 'auto' → 'none'"):
         run("model.fused_layers=none").open()
+
+
+def test_a_run_of_a_version_without_a_key_says_how_to_finish_it(tmp_path: Path) -> None:
+    run = Run(load_recipe(str(TINY), [f"runs={tmp_path}"]))
+    run.open()
+    text = run.folder.config.read_text()
+    assert "    feature_layer: -1\n" in text
+    run.folder.config.write_text(text.replace("    feature_layer: -1\n", ""))
+    with pytest.raises(UserError, match=r"feature_layer: \(absent\) → -1\n.*with the version that began it"):
+        run.open()
