@@ -30,6 +30,8 @@ class ObjectStorage:
 
     def __init__(self, url: str) -> None:
         self.url = canonical(url)
+        if self.url.endswith(":"):
+            raise DataError(f"{url!r} names no bucket, container or host, as in s3://bucket/folder")
         self.pins: dict[str, ObjectInfo] = {}
         self._etags: Mapping[str, str] = {}
         self._sizes: Mapping[str, int] = {}

@@ -236,6 +236,7 @@ def test_what_cannot_be_is_one_line(bucket: Bucket, source: Path, tmp_path: Path
     assert "s3://bucket/none: no such file or folder" in said(tmp_path / "o", "--from", "s3://bucket/none")
     assert "s3://bucket/taken is not empty" in said("s3://bucket/taken", "--from", source)
     assert "s3://bucket/taken is not empty" in said("s3://bucket/taken", "--from-jsonl", docdownstream(tmp_path / "d"))
+    assert "'s3://' names no bucket" in said("s3://", "--from", source)
     assert "HTTP servers are only read" in said("https://127.0.0.1:1/x", "--from", source)
     assert "the Hub is only read" in said("hf://datasets/org/name", "--from", source)
     shutil.rmtree(source / "a")
