@@ -10,11 +10,10 @@ from data_pipeline.loading.far import is_far
 from data_pipeline.loading.whole import WINDOWS_AHEAD
 from data_pipeline.order.plan import Plan
 from data_pipeline.shards.sources import Source
+from data_pipeline.stores.fetch_ahead import REQUEST_BYTES
 from data_pipeline.stores.shard_cache import default_limit
 
 Read = Literal["auto", "ranges", "shards"]
-REQUEST_BYTES = 64 * 1024
-"""What a request weighs against bytes: about what one connection moves in a millisecond."""
 WHOLE_SCHEMES = ("hf",)
 """Stores that count requests, few of them in five minutes."""
 

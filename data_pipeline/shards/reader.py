@@ -29,7 +29,7 @@ from data_pipeline.shards.index import index_lines
 from data_pipeline.shards.manifest import Manifest, ShardInfo, load_manifest
 from data_pipeline.shards.sidecars import index_storage
 from data_pipeline.shards.storage import Storage, open_storage
-from data_pipeline.stores.fetch_ahead import FetchAhead, Range, reads_in_flight
+from data_pipeline.stores.fetch_ahead import REQUEST_BYTES, FetchAhead, Range, reads_in_flight
 from data_pipeline.stores.object_storage import ObjectStorage
 
 MAX_OPEN_INDEXES = 256
@@ -183,7 +183,7 @@ class SourceReader:
         if not isinstance(storage, ObjectStorage):
             yield from ((self.entry(number), None) for number in numbers)
             return
-        fetch = FetchAhead(reads_in_flight(usable_cores()))
+        fetch = FetchAhead(reads_in_flight(usable_cores()), gap_bytes=REQUEST_BYTES)
 
         def block(begin: int) -> tuple[list[IndexEntry], list[Range]]:
             entries = [self.entry(number) for number in numbers[begin : begin + RECORDS_AHEAD]]

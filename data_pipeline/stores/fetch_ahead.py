@@ -22,6 +22,8 @@ NODE_READS, LEAST_READS, MOST_READS = 256, 8, 96
 asked by 32 at a time, gives 270 samples a second, fewer than small images are decoded in."""
 AHEAD_BYTES = 16 * 1024**2
 """Bytes that one process reads ahead; they take up to three times as much memory (benchmarks/streaming/scale.py)."""
+REQUEST_BYTES = 64 * 1024
+"""What a request weighs against bytes: about what one connection moves in a millisecond."""
 GAP_BYTES, GAP_SHARE, MERGED_BYTES = 4 * 1024, 0.1, 1024**2
 """Two ranges are neighbours when so many bytes, or so much of both, lie between them; merged ones are no longer: what
 is needed first waits for all of them."""
@@ -74,10 +76,14 @@ class _Read:
 
 
 class FetchAhead:
-    """The reads of one process. Any thread may call any method."""
+    """The reads of one process. Any thread may call any method.
 
-    def __init__(self, in_flight: int, ahead_bytes: int = AHEAD_BYTES) -> None:
-        self.in_flight, self.ahead_bytes = in_flight, ahead_bytes
+    Args:
+        gap_bytes: ranges with so many bytes between them are still neighbours.
+    """
+
+    def __init__(self, in_flight: int, ahead_bytes: int = AHEAD_BYTES, gap_bytes: int = GAP_BYTES) -> None:
+        self.in_flight, self.ahead_bytes, self.gap_bytes = in_flight, ahead_bytes, gap_bytes
         self.num_requests = self.num_bytes = 0
         self._known: dict[tuple[str, str, int, int], _Read] = {}
         self._taken: set[tuple[str, str, int, int]] = set()
@@ -139,7 +145,7 @@ class FetchAhead:
         reads: list[tuple[int, _Read]] = []
         last: _Read | None = None
         for number, each in sorted(place.values(), key=lambda pair: pair[1].key):
-            if last is not None and _are_neighbours(last, each):
+            if last is not None and _are_neighbours(last, each, self.gap_bytes):
                 last.ranges.append(each)
                 last.end = max(last.end, each.end)
                 first = min(reads[-1][0], number)
@@ -185,10 +191,10 @@ class FetchAhead:
                 read.future.cancel()
 
 
-def _are_neighbours(read: _Read, other: Range) -> bool:
+def _are_neighbours(read: _Read, other: Range, gap_bytes: int) -> bool:
     """Whether one request for both reads little that nobody wants."""
     last = read.ranges[-1]
     if (last.storage.url, last.name) != (other.storage.url, other.name):
         return False
     gap, size = other.begin - read.end, max(other.end, read.end) - read.begin
-    return gap <= max(GAP_BYTES, GAP_SHARE * size) and size <= MERGED_BYTES
+    return gap <= max(gap_bytes, GAP_SHARE * size) and size <= MERGED_BYTES
