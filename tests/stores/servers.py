@@ -143,15 +143,18 @@ Connection = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[An
 @contextmanager
 def _serving(connection: Connection) -> Iterator[str]:
     """A server in a thread of its own, on a free port of loopback."""
-    loop = asyncio.new_event_loop()
+    loop, open_connections = asyncio.new_event_loop(), set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        open_connections.add(task)  # the loop itself only has weak references
         try:
             await connection(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the other side went away, or the server ends
         finally:
             writer.close()
+            open_connections.discard(task)
 
     server = loop.run_until_complete(asyncio.start_server(handle, "127.0.0.1", 0, limit=1 << 20, backlog=500))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
