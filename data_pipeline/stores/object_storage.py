@@ -79,9 +79,7 @@ class ObjectStorage:
         return cast(bytes, ask(Get(self.place(), check_name(name), most=most))[0])
 
     def open(self, name: str) -> BinaryIO:
-        info = self.head(name)
-        self.answered(name, info)
-        return cast(BinaryIO, io.BufferedReader(_Stream(self, name, info.size), 1 << 20))
+        return cast(BinaryIO, io.BufferedReader(_Stream(self, name), 1 << 20))
 
     def list(self, suffix: str = "") -> Iterator[str]:
         return iter(ask(Names(self.place(), suffix)))
@@ -165,14 +163,13 @@ class HubStorage(ObjectStorage):
         return self._seen
 
 
-class _Stream(io.RawIOBase):
-    """An object from front to end, some parts ahead; a jump elsewhere costs what was read ahead."""
+class ObjectFile(io.RawIOBase):
+    """An object, pinned, with a position that may be moved. Who derives from it says how it is read."""
 
-    def __init__(self, storage: ObjectStorage, name: str, size: int) -> None:
-        self._storage, self._name, self._size = storage, name, size
-        self._position = self._next = 0
-        self._ahead: deque[tuple[int, Future[Any]]] = deque()
-        self._part: tuple[int, bytes] = (0, b"")
+    def __init__(self, storage: ObjectStorage, name: str) -> None:
+        info = storage.head(name)
+        storage.answered(name, info)
+        self._storage, self._name, self._size, self._position = storage, name, info.size, 0
 
     def readable(self) -> bool:
         return True
@@ -187,6 +184,16 @@ class _Stream(io.RawIOBase):
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = max(base + offset, 0)
         return self._position
+
+
+class _Stream(ObjectFile):
+    """An object from front to end, some parts ahead; a jump elsewhere costs what was read ahead."""
+
+    def __init__(self, storage: ObjectStorage, name: str) -> None:
+        super().__init__(storage, name)
+        self._next = 0
+        self._ahead: deque[tuple[int, Future[Any]]] = deque()
+        self._part: tuple[int, bytes] = (0, b"")
 
     def readinto(self, buffer: Any) -> int:
         if self._position >= self._size:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, cast
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards.storage import open_storage
-from data_pipeline.stores.object_storage import ObjectStorage
+from data_pipeline.stores.object_storage import ObjectFile, ObjectStorage
 
 BUFFER_BYTES = 4 * 1024**2
 """Of a file that is read line by line: one request."""
@@ -110,28 +110,8 @@ def any_path(text: str | AnyPath, suffixes: tuple[str, ...]) -> AnyPath:
     return FarPath(storage)
 
 
-class _FarFile(io.RawIOBase):
-    """An object; each read is one request of exactly these bytes."""
-
-    def __init__(self, storage: ObjectStorage, name: str) -> None:
-        self._storage, self._name, self._position = storage, name, 0
-        info = storage.head(name)
-        storage.answered(name, info)
-        self._size = info.size
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(base + offset, 0)
-        return self._position
+class _FarFile(ObjectFile):
+    """Each read is one request of exactly these bytes."""
 
     def readinto(self, buffer: Any) -> int:
         count = min(len(buffer), max(self._size - self._position, 0))
