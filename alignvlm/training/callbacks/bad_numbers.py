@@ -16,7 +16,6 @@ from typing import Any
 from alignvlm.errors import UserError
 from alignvlm.training.callbacks.base import Callback, StageState
 from alignvlm.training.record import StepRecord
-from data_pipeline.errors import DataError
 from data_pipeline.files import has_shape, must_write, read_needed, write_atomic
 
 WINDOW = 50
@@ -80,16 +79,7 @@ def read_skips(state: StageState) -> set[int]:
 
 def agreed_skips(state: StageState) -> set[int]:
     """What rank 0 reads with `read_skips`, on all ranks: hosts may see a new file at different times."""
-    found: set[int] | DataError | None = None
-    if state.world.is_main:
-        try:
-            found = read_skips(state)
-        except DataError as error:
-            found = error
-    found = state.world.broadcast(found)
-    if isinstance(found, DataError):
-        raise found
-    return found
+    return state.world.of_main(read_skips, state)
 
 
 def _read_steps(path: Path) -> set[int]:
