@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,43 +18,49 @@ from data_pipeline.errors import DataError
 from tests.training.fakes import FakeWorld, stage_state
 
 
-class Other(FakeWorld):
-    """Rank 1, and what rank 0 tells it."""
+class Main(FakeWorld):
+    """Rank 0, which keeps what it tells the others."""
 
-    def __init__(self, told: Any) -> None:
-        super().__init__(size=2, rank=1)
-        self.told = told
+    def __init__(self) -> None:
+        super().__init__(size=2, rank=0)
+        self.told: list[Any] = []
 
     def broadcast(self, value: Any) -> Any:
-        return self.told
+        self.told.append(value)
+        return value
+
+
+class Other(FakeWorld):
+    """Rank 1, and what rank 0 tells it, in order."""
+
+    def __init__(self, told: Iterable[Any]) -> None:
+        super().__init__(size=2, rank=1)
+        self.told = iter(told)
+
+    def broadcast(self, value: Any) -> Any:
+        return next(self.told)
 
 
 def test_a_rank_leaves_out_the_steps_that_rank_0_has_read(recipe: Recipe, tmp_path: Path) -> None:
-    state = stage_state(recipe, tmp_path)
+    state, main = stage_state(recipe, tmp_path), Main()
     state.folder.skipped_steps.write_text("[3, 4]")
+    state.world = cast(World, main)
     assert agreed_skips(state) == {3, 4}
     state.folder.skipped_steps.unlink()
-    state.world = cast(World, Other({3, 4}))
+    state.world = cast(World, Other(main.told))
     assert agreed_skips(state) == {3, 4}
-    state.world = cast(World, Other(DataError("skipped_steps.json cannot be read")))
-    with pytest.raises(DataError, match="cannot be read"):
-        agreed_skips(state)
 
 
-def test_a_damaged_list_reaches_the_other_ranks_before_it_ends_rank_0(recipe: Recipe, tmp_path: Path) -> None:
-    state = stage_state(recipe, tmp_path)
+def test_a_damaged_list_ends_the_other_ranks_too(recipe: Recipe, tmp_path: Path) -> None:
+    state, main = stage_state(recipe, tmp_path), Main()
     state.folder.skipped_steps.write_text("[3, ")
-    sent: list[Any] = []
-
-    class Main(FakeWorld):
-        def broadcast(self, value: Any) -> Any:
-            sent.append(value)
-            return value
-
-    state.world = cast(World, Main())
+    state.world = cast(World, main)
     with pytest.raises(DataError, match=r"skipped_steps\.json cannot be read"):
         agreed_skips(state)
-    assert isinstance(sent[0], DataError)
+    state.folder.skipped_steps.unlink()
+    state.world = cast(World, Other(main.told))
+    with pytest.raises(DataError, match=r"skipped_steps\.json cannot be read"):
+        agreed_skips(state)
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -67,6 +75,6 @@ def test_a_rank_trains_the_stages_that_rank_0_finds_unfinished(
     for folder in run.stage_folders():
         if not finished:  # the opposite of what rank 0 says
             folder.export.mkdir(parents=True)
-    world = cast(World, Other(finished))
+    world = cast(World, Other(repeat(finished)))
     assert run_module._train(run, world, None, Signals(), ()) == 0
     assert trained == ([] if finished else list(run.recipe.stages))
