@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
-from alignvlm.model.tokenizer import train_tokenizer
+from alignvlm.model.inputs.tokenizer import train_tokenizer
 from data_pipeline.samples.schema import Encoded, Sample
 
 CONNECTORS: dict[str, dict[str, Any]] = {

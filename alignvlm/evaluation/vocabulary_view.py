@@ -14,7 +14,7 @@ from PIL import Image
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from alignvlm.connectors.align import AlignConnector
-from alignvlm.model.tiling import TilingSpec
+from alignvlm.model.inputs.tiling import TilingSpec
 from data_pipeline.samples.images import decode_image
 
 MAX_CELLS = 1024

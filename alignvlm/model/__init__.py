@@ -4,8 +4,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from alignvlm.model.attention import register as _register_attention
 from alignvlm.model.configuration import AlignVLMConfig
+from alignvlm.model.inputs.processing import AlignVLMProcessor
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
-from alignvlm.model.processing import AlignVLMProcessor
 
 AutoConfig.register(AlignVLMConfig.model_type, AlignVLMConfig, exist_ok=True)
 AutoModelForImageTextToText.register(AlignVLMConfig, AlignVLMForConditionalGeneration, exist_ok=True)

@@ -19,7 +19,7 @@ from data_pipeline.files import reason
 
 if TYPE_CHECKING:
     from alignvlm.config.schema import Recipe
-    from alignvlm.model.processing import AlignVLMProcessor
+    from alignvlm.model.inputs.processing import AlignVLMProcessor
 
 T = TypeVar("T")
 Backbone = Literal["vision", "language"]

@@ -16,10 +16,10 @@ from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError, shown
 from alignvlm.model.backbones import language_config, model_error, pretrained, vision_config
 from alignvlm.model.configuration import AlignVLMConfig
+from alignvlm.model.inputs.processing import AlignVLMProcessor
+from alignvlm.model.inputs.tiling import TilingSpec
+from alignvlm.model.inputs.tokenizer import END
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
-from alignvlm.model.processing import AlignVLMProcessor
-from alignvlm.model.tiling import TilingSpec
-from alignvlm.model.tokenizer import END
 from data_pipeline.files import read_needed, reason
 from data_pipeline.stores.folders import local_folder
 

@@ -11,7 +11,7 @@ from alignvlm.config.schema import TilesConfig
 from alignvlm.connectors import ConnectorOptions, connector_class, connector_options
 from alignvlm.connectors.windows import num_windows
 from alignvlm.exports import MODEL_TYPE
-from alignvlm.model.tiling import TilingSpec
+from alignvlm.model.inputs.tiling import TilingSpec
 
 
 class AlignVLMConfig(PreTrainedConfig):

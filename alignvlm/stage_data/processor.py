@@ -28,7 +28,7 @@ def ensure_processor(recipe: Recipe) -> AlignVLMProcessor:
     or its size change, or when it is damaged. One process only.
     """
     from alignvlm.model.build import load_processor, tokenizer_folder
-    from alignvlm.model.tokenizer import train_tokenizer
+    from alignvlm.model.inputs.tokenizer import train_tokenizer
 
     options = recipe.model.language.tokenizer
     if options is None:

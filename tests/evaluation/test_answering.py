@@ -14,7 +14,7 @@ from alignvlm.evaluation.answering import ModelAnswerer
 from alignvlm.evaluation.batches import ahead
 from alignvlm.evaluation.items import Item, items_of
 from alignvlm.evaluation.vocabulary_view import tile_boxes, token_text, top_tokens, vocabulary_view
-from alignvlm.model.tiling import TilingSpec
+from alignvlm.model.inputs.tiling import TilingSpec
 from alignvlm.report.overlay import draw_view
 from data_pipeline.errors import DataError
 from tests.tiny import picture, samples, tiny_model

@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from alignvlm.model import AlignVLMProcessor
-from alignvlm.model.chat import render_prompt, render_supervised
-from alignvlm.model.tokenizer import MARK, train_tokenizer
+from alignvlm.model.inputs.chat import render_prompt, render_supervised
+from alignvlm.model.inputs.tokenizer import MARK, train_tokenizer
 from data_pipeline.samples.schema import Sample, SampleError
 from tests.fixtures.chat_templates import CHAT_TEMPLATES
 from tests.tiny import WORDS, picture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from alignvlm.model.chat import render_supervised
+from alignvlm.model.inputs.chat import render_supervised
 from data_pipeline.samples.schema import Encoder, Sample, SampleError
 from tests.tiny import conversation, picture, samples, tiny_model
 

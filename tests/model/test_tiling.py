@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from alignvlm.model.tiling import TilingSpec
+from alignvlm.model.inputs.tiling import TilingSpec
 
 sizes = st.integers(1, 400)
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from transformers import BatchFeature, ProcessorMixin
 
-from alignvlm.model.chat import CHATML, IMAGE, render_prompt, render_supervised
-from alignvlm.model.tiling import TilingSpec
-from alignvlm.model.tokenizer import ControlTokens
+from alignvlm.model.inputs.chat import CHATML, IMAGE, render_prompt, render_supervised
+from alignvlm.model.inputs.tiling import TilingSpec
+from alignvlm.model.inputs.tokenizer import ControlTokens
 from data_pipeline.samples.images import ImageSource, decode_image
 from data_pipeline.samples.schema import IGNORE_INDEX, Encoded, Sample, SampleError
 

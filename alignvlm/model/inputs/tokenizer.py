@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
-from alignvlm.model.chat import IMAGE
+from alignvlm.model.inputs.chat import IMAGE
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 """Special tokens, besides `<image>`; END closes a turn."""
