@@ -148,9 +148,9 @@ def deepspeed_config(
     elif not offloaded:
         parameters = {"torch_adam": True, "fused": True, **parameters}
     is_bf16 = recipe.train.precision == "bf16"
-    # Under ZeRO-1 DeepSpeed would take another optimizer wrapper for fp32 sums, whose checkpoints have another layout.
-    if cuda and zero.get("stage") == 3:
+    if zero.get("stage") == 3:
         zero.setdefault("memory_efficient_linear", False)  # kernels/linear.py does the same with less
+    # Under ZeRO-1 DeepSpeed would take another optimizer wrapper for fp32 sums, whose checkpoints have another layout.
     sums = {"data_types": {"grad_accum_dtype": "fp32"}} if is_bf16 and zero.get("stage", 0) >= 2 else {}
     return {
         **sums,

@@ -2,7 +2,8 @@
 
 PyTorch's own linear layer keeps a transposed view of its weight for the backward pass, and with it the gathered weights
 of the whole model. DeepSpeed's replacement of `torch.nn.functional.linear` keeps the parameter, as this one does, but
-adds a bias [D] to [B, T, D] in a pass of its own, and costs the host more per call (benchmarks/train.py measures both).
+adds a bias [D] to [B, T, D] in a pass of its own, and costs the host more per call (benchmarks/train.py measures both):
+PyTorch looks at the signature of such a function whenever it is applied.
 """
 
 from __future__ import annotations

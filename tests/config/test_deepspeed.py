@@ -50,6 +50,15 @@ def test_a_cpu_takes_pytorchs_optimizer() -> None:
     assert "data_types" not in config
 
 
+@pytest.mark.parametrize("cuda", [True, False])
+def test_zero3_leaves_linear_layers_to_alignvlm_unless_a_strategy_asks(cuda: bool, tmp_path: Path) -> None:
+    assert merged(8, cuda=cuda)["zero_optimization"]["memory_efficient_linear"] is False
+    assert "memory_efficient_linear" not in merged(8, "train.deepspeed=zero2", cuda=cuda)["zero_optimization"]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "memory_efficient_linear": True}}))
+    assert merged(8, f"train.deepspeed={path}", cuda=cuda)["zero_optimization"]["memory_efficient_linear"] is True
+
+
 def test_a_stage_may_choose_its_own_strategy() -> None:
     assert merged(8, f"stages.{STAGE}.deepspeed=zero1")["zero_optimization"]["stage"] == 1
 

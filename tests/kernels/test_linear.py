@@ -1,4 +1,4 @@
-"""The linear layers of ZeRO-3 on a GPU: PyTorch's own results and gradients, the parameter kept and no view of it."""
+"""The linear layers of ZeRO-3: PyTorch's own results and gradients, the parameter kept and no view of it."""
 
 from __future__ import annotations
 
