@@ -30,16 +30,18 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Local:
-    """Processes of this machine; null: one per core."""
+    """Processes of this machine; null: `per_core` of each core."""
 
     processes: int | None = None
+    per_core: int = 1
 
     def __call__(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
-        with pool(self.processes, len(tasks)) as executor:
+        processes = self.processes or self.per_core * usable_cores()
+        with pool(processes, len(tasks)) as executor:
             if executor is None:
                 yield from map(function, tasks)
                 return
-            size = max(1, min(_CHUNK, len(tasks) // (_CHUNK * (self.processes or usable_cores()))))
+            size = max(1, min(_CHUNK, len(tasks) // (_CHUNK * processes)))
             chunks = [tasks[begin : begin + size] for begin in range(0, len(tasks), size)]
             try:
                 for future in as_completed([executor.submit(_each, function, chunk) for chunk in chunks]):

@@ -16,14 +16,12 @@ from data_pipeline.errors import DataError
 from data_pipeline.preparation.engines import Engine, Local, run, share
 from data_pipeline.preparation.index import Measuring, refuse_missing
 from data_pipeline.progress import Progress, silent
-from data_pipeline.shards.index import index_object, index_shards, kept_index, known_rows
-from data_pipeline.shards.manifest import Manifest, ShardInfo
+from data_pipeline.shards.index import Seen, index_object, index_shards, is_done, look
+from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.sidecars import writable_place
 from data_pipeline.shards.sources import measure_source
 from data_pipeline.shards.storage import open_storage
 from data_pipeline.stores.object_storage import ObjectStorage
-
-Known = dict[str, tuple[ShardInfo, str] | None]
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,7 @@ class FarJob:
 
     storage: ObjectStorage
     place: Path
-    known: Known
-    """Name of each shard -> its row and ETag in the manifest that there is."""
+    shards: Sequence[Seen]
     measurings: Sequence[Measuring]
 
 
@@ -46,42 +43,41 @@ def open_job(folder: str | os.PathLike[str], measurings: Sequence[Measuring] = (
     """The shards of a folder. Raises DataError when there are none."""
     storage = open_storage(folder)
     assert isinstance(storage, ObjectStorage)
-    names = list(storage.list(".tar"))
-    if not names:
+    shards = look(storage)
+    if not shards:
         raise DataError(f"{storage}: no .tar shards here")
-    known = dict(zip(names, known_rows(storage, names), strict=True))
-    return FarJob(storage, writable_place(storage), known, measurings)
+    return FarJob(storage, writable_place(storage), shards, measurings)
 
 
 def index_missing(
     job: FarJob, *, task: int = 0, tasks: int = 1, engine: Engine | None = None, progress: Progress = silent
 ) -> int:
     """Index part `task` of `tasks` of the shards; returns how many were not done. Raises DataError."""
-    mine = share(list(job.known), task, tasks)
+    mine = share(job.shards, task, tasks)
     title = f"index {job.storage.url.rsplit('/', 1)[-1]}"
-    work = partial(_index, job.storage, job.place, {name: job.known[name] for name in mine})
+    work = partial(_index, job.storage, job.place)
     return sum(run(work, mine, engine or Local(), title=title, progress=progress))
 
 
 def finish(job: FarJob, *, num_processes: int | None = None, progress: Progress = silent) -> Manifest:
     """The manifest, and the lengths of all samples. Raises DataError when any shard is not done."""
-    look = partial(_missing, job.storage, job.place, job.known)
-    names = sorted(job.known)
-    looked = run(look, names, Local(num_processes), title="look at the indexes", progress=progress)
-    refuse_missing(job.storage, sorted(name for name in looked if name), len(names))
+    shards = look(job.storage)  # what other machines have done since the job was opened
+    missing = partial(_missing, job.storage, job.place)
+    looked = run(missing, shards, Local(num_processes), title="look at the indexes", progress=progress)
+    refuse_missing(job.storage, sorted(name for name in looked if name), len(shards))
     manifest = index_shards(job.storage.url, num_processes=num_processes, progress=progress)
     for each in job.measurings:
         measure_source(job.storage.url, each.encoder, each.prompt, num_processes=num_processes, progress=progress)
     return manifest
 
 
-def _index(storage: ObjectStorage, place: Path, known: Known, name: str) -> bool:
-    if not _missing(storage, place, known, name):
+def _index(storage: ObjectStorage, place: Path, seen: Seen) -> bool:
+    if is_done(storage, place, seen):
         return False
-    index_object(storage, name, place, known[name])
+    index_object(storage, place, seen)
     return True
 
 
-def _missing(storage: ObjectStorage, place: Path, known: Known, name: str) -> str:
+def _missing(storage: ObjectStorage, place: Path, seen: Seen) -> str:
     """The name of a shard that is not done; empty when it is."""
-    return "" if kept_index(storage, name, storage.head(name), place, known[name]) else name
+    return "" if is_done(storage, place, seen) else seen.name

@@ -25,6 +25,7 @@ from data_pipeline.shards.manifest import Manifest, ShardInfo
 from data_pipeline.shards.sidecars import MANIFEST, index_name, writable_place
 from data_pipeline.shards.storage import LocalStorage, Storage, open_storage
 from data_pipeline.stores.folders import node_folder
+from data_pipeline.stores.node_cache import ETAGS
 from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.remote import MissingObjectError, check_writable
 
@@ -171,7 +172,7 @@ class FarTarget:
 
     @contextmanager
     def claim(self) -> Iterator[None]:
-        names = self.names()
+        names = self.names() - {ETAGS}  # of `data write` in another way, which was killed before it uploaded anything
         if names and PLAN not in names:
             raise _not_empty(str(self))
         with locked(self._writing / ".lock", _ROOM):
@@ -195,12 +196,10 @@ class FarTarget:
                 room.mkdir()
             try:
                 yield room
-                self.storage.upload(shard, room / shard)
-                if (room / rejected).is_file():
-                    self.storage.upload(rejected, room / rejected)
-                elif self.storage.exists(rejected):  # a shard that was begun before some images were mended
+                files = [shard, *([rejected] if (room / rejected).is_file() else []), index]
+                if rejected not in files and self.storage.exists(rejected):  # it was begun before images were mended
                     self.storage.write(rejected, b"")
-                self.storage.upload(index, room / index)
+                self.storage.upload([(name, room / name) for name in files])
             finally:
                 shutil.rmtree(room, ignore_errors=True)
 

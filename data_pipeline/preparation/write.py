@@ -10,7 +10,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from data_pipeline.shards.manifest import Manifest, ShardTable, load_manifest
 from data_pipeline.shards.sidecars import index_name
 from data_pipeline.shards.storage import LocalStorage
 from data_pipeline.shards.writer import to_members
+from data_pipeline.stores.object_storage import ObjectStorage
 
 __all__ = ["finish", "is_written", "make_plan", "plan_folder", "write_dataset", "write_missing"]
 Folder = str | os.PathLike[str]
@@ -91,8 +92,10 @@ def write_missing(
     names = target.names()
     missing = [each for each in mine if not names.issuperset((each.shard, index_name(each.shard)))]
     there = f" ({len(mine) - len(missing)} shards are there)" if len(missing) < len(mine) else ""
-    title = f"write {target.name}{there}"
-    run(partial(write_shard, target, plan.dataset.reading), missing, engine or Local(), title=title, progress=progress)
+    title, engine = f"write {target.name}{there}", engine or Local()
+    if isinstance(engine, Local) and isinstance(target.storage, ObjectStorage):
+        engine = replace(engine, per_core=2)  # one makes a shard while that of the other is uploaded
+    run(partial(write_shard, target, plan.dataset.reading), missing, engine, title=title, progress=progress)
     return len(missing)
 
 

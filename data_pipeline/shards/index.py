@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path, PurePosixPath
@@ -89,25 +89,23 @@ def index_shards(
     """
     storage = open_storage(folder)
     own = storage.local_path(MANIFEST)
-    names = list(storage.list(".tar"))
-    if not names:
+    found: list[Any] = look(storage) if isinstance(storage, ObjectStorage) else list(storage.list(".tar"))
+    index: Any = index_object if isinstance(storage, ObjectStorage) else _index_local
+    if not found:
         raise DataError(f"{mask(storage.url)}: no .tar shards here")
-    name, place = source or PurePosixPath(storage.url).name, writable_place(storage)
-    shards = ShardTable()
-    etags: dict[str, str] = {}
-    index = _index_local if own is not None else index_object
-    known = [None] * len(names) if own is not None else known_rows(storage, names)
-    with pool(num_processes, len(names)) as executor, progress(f"index {name}", len(names)) as advance:
-        chunk = max(1, min(16, len(names) // 64))
+    name, place, count = source or PurePosixPath(storage.url).name, writable_place(storage), len(found)
+    shards, etags = ShardTable(), dict[str, str]()
+    with pool(num_processes, count) as executor, progress(f"index {name}", count) as advance:
+        chunk = max(1, min(16, count // 64))
         run: Any = map if executor is None else partial(executor.map, chunksize=chunk)
-        for shard, etag in run(index, [storage] * len(names), names, [place] * len(names), known):
+        for shard, etag in run(index, [storage] * count, [place] * count, found):
             shards.add(shard.name, shard.samples, shard.size, shard.sha256)
             etags |= {shard.name: etag} if etag else {}
             advance(1)
     manifest = Manifest(name, shards, origin or {}, etags)
     if origin is None and is_indexed(storage):
         manifest = _unchanged(storage, manifest)
-    save_manifest(storage, place, manifest, map(index_name, names))
+    save_manifest(storage, place, manifest, [index_name(shard) for shard in manifest.sizes])
     if own not in (None, place / MANIFEST) and load_manifest(storage).fingerprint != manifest.fingerprint:
         raise DataError(f"{own} does not fit the shards and cannot be written; make its folder writable")
     return manifest
@@ -134,7 +132,7 @@ def _unchanged(storage: Storage, manifest: Manifest) -> Manifest:
     return replace(old, etags=manifest.etags) if old.fingerprint == manifest.fingerprint else manifest
 
 
-def _index_local(storage: Storage, name: str, place: Path, _: None) -> tuple[ShardInfo, str]:
+def _index_local(storage: Storage, place: Path, name: str) -> tuple[ShardInfo, str]:
     """Write the index of one shard; one that is whole, newer than its shard and of the same size is taken as it is."""
     found = fitting_index(storage, name, place)
     return found or _write_index(storage, name, storage.size(name), place / index_name(name)), ""
@@ -153,12 +151,36 @@ def fitting_index(storage: Storage, name: str, place: Path) -> ShardInfo | None:
     return ShardInfo(name, header["samples"], size, digest) if fits else None
 
 
-def index_object(
-    storage: ObjectStorage, name: str, place: Path, known: tuple[ShardInfo, str] | None
-) -> tuple[ShardInfo, str]:
-    """The same in an object store: row and ETag of a shard. `known` are those in the manifest that there is."""
-    info, index = storage.head(name), index_name(name)
-    row = kept_index(storage, name, info, place, known)
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a shard in an object store before it is asked for."""
+
+    name: str
+    shard: ObjectInfo
+    """As it is listed."""
+    index: ObjectInfo | None
+    """The index beside it, as that is listed."""
+    row: ShardInfo | None = None
+    etag: str = ""
+    """Its row and its ETag in the manifest that there is."""
+
+
+def look(storage: ObjectStorage) -> list[Seen]:
+    """The shards of a folder in an object store, by one listing and the manifest that there is."""
+    listed, old = storage.listing(), Manifest("", ShardTable())
+    with suppress(DataError):
+        old = load_manifest(storage)
+    rows, etags = {shard.name: shard for shard in old.shards}, old.etags
+    names = [name for name in listed if name.endswith(".tar")]
+    return [
+        Seen(name, listed[name], listed.get(index_name(name)), rows.get(name), etags.get(name, "")) for name in names
+    ]
+
+
+def index_object(storage: ObjectStorage, place: Path, seen: Seen) -> tuple[ShardInfo, str]:
+    """The same in an object store: row and ETag of a shard."""
+    name, index, info = seen.name, index_name(seen.name), _now(storage, place, seen)
+    row = _kept(storage, place, seen, info)
     if row is None:
         data = scan_shard(storage, name)
         _keep(place / MADE, index, data, info)
@@ -167,28 +189,45 @@ def index_object(
     return row, info.etag
 
 
-def kept_index(
-    storage: ObjectStorage, name: str, info: ObjectInfo, place: Path, known: tuple[ShardInfo, str] | None
-) -> ShardInfo | None:
+def is_done(storage: ObjectStorage, place: Path, seen: Seen) -> bool:
+    """Whether a shard in an object store has an index that fits what it is now."""
+    return _kept(storage, place, seen, _now(storage, place, seen)) is not None
+
+
+def _now(storage: ObjectStorage, place: Path, seen: Seen) -> ObjectInfo:
+    """What a shard is now: the store is asked where its listing does not show the ETag that the shard is known by."""
+    for etag in (seen.etag, _etag_made(place, seen.name)):
+        if seen.shard.matches(etag):
+            return replace(seen.shard, etag=etag)
+    return storage.head(seen.name)
+
+
+def _etag_made(place: Path, name: str) -> str:
+    """The ETag that a shard had when its index was made here and came to no manifest yet; empty where it was not."""
+    try:
+        return (place / MADE / (index_name(name) + OF_ETAG)).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+
+
+def _kept(storage: ObjectStorage, place: Path, seen: Seen, info: ObjectInfo) -> ShardInfo | None:
     """The row of a shard in an object store whose index fits what it is now; None where it has none.
 
     The manifest's index fits while the shard has the ETag; so does one that did not come to a manifest, here or, where
     it is newer than the shard, beside it.
     """
-    index, made = index_name(name), place / MADE
-    of = made / (index + OF_ETAG)
-    if known is not None and info.etag and (known[0].size, known[1]) == (info.size, info.etag):
+    name, index, made, row = seen.name, index_name(seen.name), place / MADE, seen.row
+    if row is not None and info.etag and (row.size, seen.etag) == (info.size, info.etag):
         place_of_indexes = index_storage(storage)
         data = place_of_indexes.read(index) if place_of_indexes.exists(index) else b""
-        if _header(data).get("version") == INDEX_VERSION and index_digest(data) == known[0].sha256:
-            return known[0]
+        if _header(data).get("version") == INDEX_VERSION and index_digest(data) == row.sha256:
+            return row
     data = b""
-    if info.etag and (made / index).is_file() and of.is_file() and of.read_text(encoding="utf-8") == info.etag:
+    if info.etag and (made / index).is_file() and _etag_made(place, name) == info.etag:
         data = (made / index).read_bytes()
-    else:
+    elif seen.index is not None and seen.index.modified > max(seen.shard.modified, info.modified) > 0:
         with suppress(MissingObjectError):
-            if storage.head(index).modified > info.modified > 0:
-                data = storage.read(index)
+            data = storage.read(index)
     header = _header(data)
     if header.get("version") != INDEX_VERSION or (header["size"], header["digest"]) != (info.size, index_digest(data)):
         return None
@@ -207,16 +246,6 @@ def _keep(made: Path, index: str, data: bytes, info: ObjectInfo) -> None:
 
 def _row(name: str, data: bytes, info: ObjectInfo) -> ShardInfo:
     return ShardInfo(name, data.count(b"\n") - 1, info.size, index_digest(data))
-
-
-def known_rows(storage: Storage, names: list[str]) -> list[tuple[ShardInfo, str] | None]:
-    """Row and ETag of each shard in the manifest that there is; None for those that are new."""
-    try:
-        old = load_manifest(storage)
-    except DataError:
-        return [None] * len(names)
-    rows = {shard.name: (shard, old.etags.get(shard.name, "")) for shard in old.shards}
-    return [rows.get(name) for name in names]
 
 
 def _write_index(storage: Storage, name: str, size: int, target: Path) -> ShardInfo:

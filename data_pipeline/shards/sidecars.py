@@ -115,8 +115,7 @@ def publish(storage: Storage, place: Path, *names: str) -> None:
     """
     if isinstance(storage, ObjectStorage):
         try:
-            for name in names:
-                storage.write(name, (place / name).read_bytes())
+            storage.upload([(name, place / name) for name in names])
         except AccessError:
             say_kept(storage.url, place)
 

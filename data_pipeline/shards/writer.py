@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -76,6 +77,13 @@ def _write_far(samples: Iterable[Mapping[str, Any]], storage: ObjectStorage, sou
         try:
             shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
             manifest = _write_local(samples, made, source, *options)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            with suppress(DataError):  # who may write may not always delete; the next call takes what is left
+                if names <= {ETAGS} and json.loads(storage.read(ETAGS) or b"{}") == {}:
+                    storage.delete(ETAGS)
+            raise
+        try:
             return _upload(made, storage, place, manifest, names)
         finally:
             shutil.rmtree(made, ignore_errors=True)
@@ -88,12 +96,9 @@ def _upload(made: Path, storage: ObjectStorage, place: Path, manifest: Manifest,
         raise DataError(f"{storage} holds other shards, which were not finished; choose another folder or delete it")
     storage.write(ETAGS, json.dumps({"manifest": manifest.fingerprint}).encode())
     etags, other = {}, DataError(f"{storage}: another process writes other shards here; delete it and let one write it")
-    for shard in manifest.shards:
-        index = index_name(shard.name)
-        if index not in names:
-            storage.upload(shard.name, made / shard.name)
-            storage.upload(index, made / index)
-        found = storage.head(shard.name)
+    chains = [(shard, index_name(shard)) for shard in manifest.sizes if index_name(shard) not in names]
+    storage.upload(*([(name, made / name) for name in chain] for chain in chains))
+    for shard, found in zip(manifest.shards, storage.heads(manifest.sizes), strict=True):
         if found.size != shard.size:
             raise other
         etags[shard.name] = found.etag

@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from multiprocessing.connection import Connection
@@ -43,6 +45,17 @@ def submit(request: Request) -> Future[Any]:
 def ask(request: Request) -> Any:
     """`submit`, and wait for it."""
     return submit(request).result()
+
+
+def ask_many(requests: Iterable[Request], at_once: int) -> Iterator[Any]:
+    """The answers of many requests in their order; so many are on their way at a time."""
+    waiting: deque[Future[Any]] = deque()
+    for request in requests:
+        waiting.append(submit(request))
+        if len(waiting) == at_once:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def stop() -> None:

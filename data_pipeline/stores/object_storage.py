@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -14,11 +14,13 @@ from data_pipeline.files import check_name
 from data_pipeline.masking import mask
 from data_pipeline.stores import hub
 from data_pipeline.stores.folders import canonical
-from data_pipeline.stores.helper import ask, submit
+from data_pipeline.stores.helper import ask, ask_many, submit
 from data_pipeline.stores.remote import MissingObjectError, ObjectInfo, ReplacedError
-from data_pipeline.stores.requests import PART_BYTES, Download, Get, Head, Names, Put, Tree, Upload
+from data_pipeline.stores.requests import PART_BYTES, Delete, Download, Get, Head, Listing, Put, Tree, Upload
 
 PARTS_AHEAD = 4
+UPLOADS, HEADS = 4, 32
+"""Files that a process uploads at a time, each with four parts in memory (remote.py), and objects that it asks for."""
 
 
 class ObjectStorage:
@@ -82,15 +84,23 @@ class ObjectStorage:
         return cast(BinaryIO, io.BufferedReader(_Stream(self, name), 1 << 20))
 
     def list(self, suffix: str = "") -> Iterator[str]:
-        return iter(ask(Names(self.place(), suffix)))
+        return iter(self.listing(suffix))
+
+    def listing(self, suffix: str = "") -> dict[str, ObjectInfo]:
+        """What objects there are now, by name, sorted. An ETag is to be compared by `ObjectInfo.matches` only."""
+        return cast(dict[str, ObjectInfo], ask(Listing(self.place(), suffix)))
 
     def is_empty(self) -> bool:
         """Whether the folder has no objects."""
-        return not ask(Names(self.place(), "", 1))
+        return not ask(Listing(self.place(), "", 1))
 
     def head(self, name: str) -> ObjectInfo:
         """Size and ETag of an object as it is now. Raises DataError when there is none."""
         return cast(ObjectInfo, ask(Head(self.place(), check_name(name))))
+
+    def heads(self, names: Iterable[str]) -> Iterator[ObjectInfo]:
+        """`head` of many objects, in their order."""
+        return ask_many((Head(self.place(), check_name(name)) for name in names), HEADS)
 
     def size(self, name: str) -> int:
         return self.head(name).size
@@ -105,9 +115,17 @@ class ObjectStorage:
     def write(self, name: str, data: bytes) -> None:
         ask(Put(self.place(), check_name(name), data))
 
-    def upload(self, name: str, path: Path) -> None:
-        """Write a local file as an object."""
-        ask(Upload(self.place(), check_name(name), str(path)))
+    def upload(self, *chains: Sequence[tuple[str, Path]]) -> None:
+        """Write local files as objects: several chains of (name, path) at a time, each one file after the other.
+
+        When one fails, those of the chains before it have come.
+        """
+        files = ([(check_name(name), str(path)) for name, path in chain] for chain in chains)
+        for _ in ask_many((Upload(self.place(), each) for each in files), UPLOADS):
+            pass
+
+    def delete(self, name: str) -> None:
+        ask(Delete(self.place(), check_name(name)))
 
     def local_path(self, name: str) -> Path | None:
         return None
@@ -143,8 +161,8 @@ class HubStorage(ObjectStorage):
                     f"{is_now}); name the commit that was indexed in the URL, or run `alignvlm data index {self}`"
                 )
 
-    def list(self, suffix: str = "") -> Iterator[str]:
-        return iter(sorted(name for name in self._look()[1] if name.endswith(suffix)))
+    def listing(self, suffix: str = "") -> dict[str, ObjectInfo]:
+        return {name: info for name, info in sorted(self._look()[1].items()) if name.endswith(suffix)}
 
     def is_empty(self) -> bool:
         return not self._look()[1]

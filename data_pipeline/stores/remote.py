@@ -55,8 +55,8 @@ _WRITE_TIMEOUT = 120.0
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
 _CHUNK_BYTES = 1 << 20
 """Of an object that is written to a file: what is held in memory."""
-_PART_BYTES, _PARTS = 16 * 1024**2, 4
-"""Of a file that is written as an object: a part, and how many are on their way. A store takes 10,000 parts at most."""
+_PART_BYTES, _PARTS, _MOST_PARTS = 16 * 1024**2, 4, 10_000
+"""Of a file that is written as an object: a part at least, how many are on their way, and how many a store takes."""
 _STATUS = re.compile(r"status:? (4\d\d)")
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
 _WHY = re.compile(r"kind: (Connection\w+|TimedOut|HostUnreachable|NetworkUnreachable)|\"(failed to lookup[^\"]*)\"")
@@ -100,6 +100,10 @@ class ObjectInfo:
     etag: str = ""
     modified: float = field(default=0.0, compare=False)
     """Seconds since 1970 by the store's clock."""
+
+    def matches(self, etag: str) -> bool:
+        """Whether this is the ETag, which Azure lists without its quotes; not where a store lists none, or another."""
+        return bool(etag) and self.etag.strip('"') == etag.strip('"')
 
 
 async def get(
@@ -194,7 +198,14 @@ async def put_file(url: str, name: str, path: str) -> None:
     """Write a file as an object, over one that is there: a large one in parts, which count when all have come."""
     check_writable(url)
     with _errors(url, name, writes=True) as (obstore, store):
-        await obstore.put_async(store, name, Path(path), chunk_size=_PART_BYTES, max_concurrency=_PARTS)
+        part = max(_PART_BYTES, -(-os.path.getsize(path) // _MOST_PARTS))
+        await obstore.put_async(store, name, Path(path), chunk_size=part, max_concurrency=_PARTS)
+
+
+async def delete(url: str, name: str) -> None:
+    """Delete an object."""
+    with _errors(url, name, writes=True) as (obstore, store):
+        await obstore.delete_async(store, name)
 
 
 def check_writable(url: str) -> None:
@@ -203,15 +214,18 @@ def check_writable(url: str) -> None:
         raise AccessError(f"{mask(url)}: {'the Hub is' if _scheme(url) == 'hf' else 'HTTP servers are'} only read")
 
 
-async def names(url: str, suffix: str, most: int | None = None) -> list[str]:
-    """Names of the folder's objects that end in `suffix`, sorted; all, or about the first `most`."""
-    found: list[str] = []
+async def listing(url: str, suffix: str, most: int | None = None) -> dict[str, ObjectInfo]:
+    """The folder's objects whose names end in `suffix`, sorted by name; all, or about the first `most`.
+
+    An ETag may be written in another way than `get` has it: see `ObjectInfo.matches`.
+    """
+    found: dict[str, ObjectInfo] = {}
     with _errors(url, "") as (obstore, store):
         async for chunk in obstore.list(store, chunk_size=1000):
-            found += [meta["path"] for meta in chunk if meta["path"].endswith(suffix)]
+            found |= {meta["path"]: _info(url, meta) for meta in chunk if meta["path"].endswith(suffix)}
             if most is not None and len(found) >= most:
                 break
-    return sorted(found)
+    return dict(sorted(found.items()))
 
 
 async def tree(url: str) -> tuple[str, dict[str, ObjectInfo]]:
@@ -311,11 +325,11 @@ def _store(url: str, writes: bool = False) -> ObjectStore:
     }
     if url.startswith("http:") or any(os.environ.get(name, "").lower() in ("1", "true") for name in _ALLOW_HTTP):
         client["allow_http"] = True  # options given here hide those of the environment
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"disable_bulk_delete": True} if _KINDS[scheme] == "s3" else {}  # not all of them know it
     if _KINDS[scheme] == "s3" and not any(
         name.startswith(("AWS_ACCESS", "AWS_SKIP", "AWS_WEB")) for name in os.environ
     ):
-        more = _profile()
+        more |= _profile()
     retries = {
         "max_retries": int(os.environ.get(RETRIES, "10")),
         "retry_timeout": timedelta(seconds=30),

@@ -10,8 +10,9 @@ import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from data_pipeline.errors import LoadError, UnreachableError
@@ -110,26 +111,38 @@ class Put:
 
 @dataclass(frozen=True)
 class Upload:
-    """Write a local file as an object."""
+    """Write local files as objects, one after the other."""
 
     url: str
-    name: str
-    path: str
+    files: Sequence[tuple[str, str]]
+    """(name, path) of each."""
 
     async def run(self) -> None:
-        await patiently(self.url, lambda: remote.put_file(self.url, self.name, self.path))
+        for name, path in self.files:
+            await patiently(self.url, partial(remote.put_file, self.url, name, path))
 
 
 @dataclass(frozen=True)
-class Names:
-    """Names of a folder's objects with a suffix; about `most` of them, or all."""
+class Delete:
+    """Delete an object."""
+
+    url: str
+    name: str
+
+    async def run(self) -> None:
+        await patiently(self.url, lambda: remote.delete(self.url, self.name))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A folder's objects whose names have a suffix, name -> what it is; about `most` of them, or all."""
 
     url: str
     suffix: str
     most: int | None = None
 
-    async def run(self) -> list[str]:
-        return await patiently(self.url, lambda: remote.names(self.url, self.suffix, self.most))
+    async def run(self) -> dict[str, ObjectInfo]:
+        return await patiently(self.url, lambda: remote.listing(self.url, self.suffix, self.most))
 
 
 @dataclass(frozen=True)
@@ -186,7 +199,7 @@ class Tree:
         return await patiently(self.url, lambda: remote.tree(self.url))
 
 
-Request = Get | Head | Put | Upload | Names | Download | Tree
+Request = Get | Head | Put | Upload | Delete | Listing | Download | Tree
 
 
 async def patiently(url: str, work: Callable[[], Awaitable[T]]) -> T:

@@ -34,6 +34,7 @@ class Faults:
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
+        self._now = 0
 
     async def answer(self, writer: asyncio.StreamWriter, head: bytes, body: bytes, asked: float | None = None) -> bool:
         """Send an answer, or what the faults make of it; False: the connection is over.
@@ -48,7 +49,10 @@ class Faults:
         self.counts["bytes"] += len(body)
         chance = self._random.random()
         began = asked + (self.tail_seconds if self._random.random() < self.tail else self.latency)
+        self._now += 1
+        self.counts["at once"] = max(self.counts["at once"], self._now)
         await asyncio.sleep(max(0.0, began - loop.time()))
+        self._now -= 1
         if self.down or (chance := chance - self.reset) < 0:
             self.counts["reset"] += 1
             writer.transport.abort()

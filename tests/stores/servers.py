@@ -33,15 +33,18 @@ class MemoryS3:
     """Buckets as a dictionary: "bucket/key" -> bytes. Ranges, If-Match, If-None-Match, lists; no signatures.
 
     Args:
-        read_only: PUT is answered by 403.
+        read_only: PUT and DELETE are answered by 403; with `deletes` false DELETE alone.
         preconditions: False: ignored, as some stores do.
     """
+
+    listed_etag = "{}"
+    """How a list writes an ETag; Azure's has no quotes, and some stores' lists have others than their objects."""
 
     def __init__(self, read_only: bool = False, preconditions: bool = True) -> None:
         self.objects: dict[str, bytes] = {}
         self.times: dict[str, float] = {}
         """When objects were written by a request; others in 1970."""
-        self.read_only, self.preconditions = read_only, preconditions
+        self.read_only, self.preconditions, self.deletes = read_only, preconditions, True
         self.log: list[tuple[str, str]] = []
 
     def answer(
@@ -59,6 +62,13 @@ class MemoryS3:
                 return 412, {}, b""
             self.objects[path], self.times[path] = body, time.time()
             return 200, {"etag": _etag(body)}, b""
+        if method == "DELETE":
+            if self.read_only or not self.deletes:
+                return 403, {}, b"<Error><Code>AccessDenied</Code></Error>"
+            self.objects.pop(path, None)
+            return 204, {}, b""
+        if method == "PROPFIND":
+            return 405, {}, b""
         data = self.objects.get(path)
         if data is None:
             return 404, {}, b"<Error><Code>NoSuchKey</Code></Error>"
@@ -81,9 +91,13 @@ class MemoryS3:
         return 200, answer, data
 
     def _list(self, bucket: str, prefix: str) -> tuple[int, dict[str, str], bytes]:
+        times = {
+            key: time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(self.times.get(key, 0))) for key in self.objects
+        }
         rows = "".join(
             f"<Contents><Key>{escape(key.removeprefix(bucket + '/'))}</Key><Size>{len(data)}</Size>"
-            f"<LastModified>1970-01-01T00:00:00.000Z</LastModified><ETag>{escape(_etag(data))}</ETag></Contents>"
+            f"<LastModified>{times[key]}</LastModified>"
+            f"<ETag>{escape(self.listed_etag.format(_etag(data)))}</ETag></Contents>"
             for key, data in sorted(self.objects.items())
             if key.startswith(f"{bucket}/{prefix}")
         )

@@ -172,10 +172,17 @@ def test_an_index_made_here_outlives_the_old_one_of_a_bucket_that_is_only_read(
 def test_only_what_is_new_is_indexed_again(bucket: Bucket, tars: Path) -> None:
     url = bucket.upload(tars, "docs")
     first = index_shards(url, num_processes=1)
-    bucket.store.log.clear()
-    again = index_shards(url, num_processes=1)
-    assert again == first
-    assert bucket.requests("GET", ".tar") == 0
+    for listed, heads in {"{}": 0, "{:.33}": 0, "other-{}": 2}.items():  # as S3, without a quote, another one
+        bucket.store.listed_etag = listed
+        bucket.store.log.clear()
+        again = index_shards(url, num_processes=1)
+        assert again == first
+        assert bucket.requests("GET") == 0
+        assert (bucket.requests("LIST"), bucket.requests("HEAD")) == (1, heads)
+    assert again.etags == {
+        "000000.tar": bucket.etag("docs/000000.tar"),
+        "more/000001.tar": bucket.etag("docs/more/000001.tar"),
+    }
     bucket.store.objects["bucket/docs/000000.tar"] = (tars / "more" / "000001.tar").read_bytes()
     changed = index_shards(url, num_processes=1)
     assert bucket.requests("GET", "more/000001.tar") == 0
