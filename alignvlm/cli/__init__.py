@@ -102,7 +102,10 @@ def _run(argv: Sequence[str] | None) -> int:
     ensure_home()
     _quiet_libraries()
     _show_warnings()
-    return int(arguments.handler(arguments) or 0)
+    from data_pipeline.stores import hub
+
+    with hub.held():  # a command reads each branch of the Hub at one commit
+        return int(arguments.handler(arguments) or 0)
 
 
 def _mistake_of_this_rank(message: str) -> int:

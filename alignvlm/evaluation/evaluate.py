@@ -34,6 +34,7 @@ from data_pipeline.files import must_write, read_json, read_needed, to_json, wri
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.sidecars import MANIFEST, find_beside
 from data_pipeline.shards.storage import open_storage
+from data_pipeline.stores import hub
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -84,7 +85,6 @@ def evaluate(
     """
     out = EvaluationFolder(Path(out_folder))
     jobs = {name: _Job.of(recipe, task, limit) for name, task in _choose_tasks(recipe, tasks).items()}
-    entries, identities = ranks.of_main(_done, jobs, Path(model_folder), out)
     load = functools.cache(lambda: answerer or ModelAnswerer.load(model_folder, device))
 
     def finish(name: str) -> None:
@@ -93,9 +93,12 @@ def evaluate(
             results = {"model": str(model_folder), "tasks": {n: entries[n] for n in jobs if n in entries}}
             write_atomic(out.results, to_json(results, indent=2, ensure_ascii=False) + "\n")
 
-    for name in [name for name in jobs if name not in entries]:
-        ranks.together(_answer_part, jobs[name], load, out, ranks, progress)
-        ranks.of_main(finish, name)
+    with hub.held() as commits:
+        entries, identities = ranks.of_main(_done, jobs, Path(model_folder), out)
+        commits.update(ranks.broadcast(commits))  # all ranks read a branch at the commit that rank 0 has looked at
+        for name in [name for name in jobs if name not in entries]:
+            ranks.together(_answer_part, jobs[name], load, out, ranks, progress)
+            ranks.of_main(finish, name)
     return ranks.of_main(read_results, out)
 
 

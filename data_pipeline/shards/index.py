@@ -120,7 +120,7 @@ def save_manifest(storage: Storage, place: Path, manifest: Manifest, indexes: It
         with must_write(place / MANIFEST, "make room or the folder writable"):
             manifest.save(place)
         return
-    publish(storage, adopt(place, manifest.to_bytes(), manifest.etags_bytes(storage.url), indexes), ETAGS, MANIFEST)
+    publish(storage, adopt(storage, manifest.to_bytes(), manifest.etags_bytes(storage.url), indexes), ETAGS, MANIFEST)
 
 
 def _unchanged(storage: Storage, manifest: Manifest) -> Manifest:

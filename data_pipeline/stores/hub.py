@@ -85,11 +85,11 @@ def _endpoint() -> str:
 def held() -> Iterator[dict[str, str]]:
     """While the block runs, this process reads each branch and tag at one commit.
 
-    Gives them: `branch` of a folder -> the commit that it was when it was first looked up. Those of another process may
-    be added, before any is looked up here.
+    Gives them: `branch` of a folder -> the commit that it was when it was first looked up, those of a block around this
+    one among them. Those of another process may be added, before any is looked up here.
     """
     global _held
-    before, _held = _held, {}
+    before, _held = _held, dict(_held or {})
     try:
         yield _held
     finally:

@@ -32,8 +32,9 @@ OF_ETAG = ".etag"
 """Behind the name of such an index: a file with the ETag of its shard."""
 FRESH_SECONDS = 60.0
 """A manifest that a process of this node looked for within this time is not looked for again: ranks start together."""
-_CURRENT = {"key": str, "etags": {str: str}, "checked": float, "seen?": str}
-"""`seen` is the key of the manifest that the remote folder had; one with another key was made here."""
+_CURRENT = {"key": str, "etags": {str: str}, "checked": float, "seen?": str, "place?": str}
+"""`seen` is the key of the manifest that the remote folder had; one with another key was made here. `place` is the URL
+that was asked, on the Hub with a commit: manifest and shards must be of one."""
 _WAY_OUT = "make room, or let ALIGNVLM_CACHE name another folder"
 
 
@@ -97,16 +98,19 @@ class CachedFolder:
         return self._key
 
     def _look(self) -> str | None:
+        place = self._storage.place()
         with locked(self._root / ".lock", _WAY_OUT):
             known = _current(self._root)
-            if known["key"] and 0 <= time.time() - known["checked"] < FRESH_SECONDS:
+            is_here = known["place"] == place
+            if known["key"] and is_here and 0 <= time.time() - known["checked"] < FRESH_SECONDS:
                 return str(known["key"])
+            known["place"] = place
             etags = self._newer(ETAGS, known)
             manifest = self._newer(MANIFEST, known)
             if manifest is not None and _key(manifest) == known["seen"]:  # of a store without ETags
                 manifest = None
             if manifest is None and known["key"] != known["seen"]:  # what was made here stays until there is a new one
-                return _adopt(self._root, None, None, _current(self._root))
+                return _adopt(self._root, None, None, _current(self._root) | {"place": place})
             if MANIFEST not in known["etags"]:
                 return None
             known["seen"] = known["seen"] if manifest is None else _key(manifest)
@@ -126,15 +130,16 @@ class CachedFolder:
         return data
 
 
-def adopt(root: Path, manifest: bytes, etags: bytes, indexes: Iterable[str]) -> Path:
+def adopt(storage: ObjectStorage, manifest: bytes, etags: bytes, indexes: Iterable[str]) -> Path:
     """Make a manifest that was made here the current one of a node's folder, with the indexes that lie in `MADE`.
 
     The others are those of the manifest before, whose shards still have their ETags: they are taken over. Returns the
     folder of all of them.
     """
+    root = node_folder(storage.url)
     place = root / _key(manifest)
     with locked(root / ".lock", _WAY_OUT), must_write(place, _WAY_OUT):
-        known = _current(root)
+        known = _current(root) | {"place": storage.place()}
         for name in indexes:
             made, old, new = root / MADE / name, root / known["key"] / name, place / name
             if made.is_file():
@@ -151,8 +156,8 @@ def adopt(root: Path, manifest: bytes, etags: bytes, indexes: Iterable[str]) -> 
 def _current(root: Path) -> dict[str, Any]:
     known = read_json(root / "current.json")
     if not has_shape(known, _CURRENT) or not (root / known["key"] / MANIFEST).is_file():
-        return {"key": "", "etags": {}, "checked": 0.0, "seen": ""}
-    return {"seen": known["key"] if known["etags"] else "", **known}
+        return {"key": "", "etags": {}, "checked": 0.0, "seen": "", "place": ""}
+    return {"seen": known["key"] if known["etags"] else "", "place": "", **known}
 
 
 def _key(manifest: bytes) -> str:

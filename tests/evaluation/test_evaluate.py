@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import zlib
 from collections.abc import Sequence
@@ -18,13 +19,16 @@ from alignvlm.config.schema import DataConfig, Recipe, SourceConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.evaluate import _read_part, evaluate
 from alignvlm.evaluation.items import Item, items_of, spread
+from alignvlm.run_folder import EvaluationFolder
 from alignvlm.system.ranks import Ranks
 from data_pipeline.errors import DataError
 from data_pipeline.files import read_json_lines, read_needed
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.writer import write_shards
+from data_pipeline.stores import helper
 from tests.evaluation.thread_ranks import ThreadRanks
 from tests.fixtures.damage import DAMAGES
+from tests.stores.fake_hub import FakeHub
 
 NUM_SAMPLES = 23
 
@@ -245,3 +249,40 @@ def _without_time(results: dict[str, Any]) -> dict[str, Any]:
 
 def _files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+class OneOfTwo(Ranks):
+    """A rank that hears what rank 0 has said; rank 0 says, and writes the part of the other one itself."""
+
+    size = 2
+
+    def __init__(self, heard: list[Any] | None = None) -> None:
+        self.rank, self.said, self.heard = int(heard is not None), list[Any](), list(heard or ())
+
+    def broadcast(self, value: Any) -> Any:
+        self.said.append(copy.deepcopy(value))
+        return self.heard.pop(0) if self.rank else value
+
+    def all_gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+def test_all_nodes_read_a_branch_of_the_hub_at_the_commit_that_rank_0_saw(
+    hub: FakeHub, recipe: Recipe, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data" / "fields"
+    first = hub.commit({f"fields/{path.name}": path.read_bytes() for path in folder.iterdir()})
+    source = replace(recipe.data.sources["fields_test"], path="hf://datasets/org/name/fields")
+    far = with_names(replace(recipe, data=replace(recipe.data, sources={"fields_test": source})))
+    main = OneOfTwo()
+    with pytest.raises(DataError, match="evaluate again"):  # the other's part is not there
+        evaluate(model, far, tmp_path / "out", ranks=main, answerer=Fake())
+    hub.commit({"fields/000000.tar": b"another file", "fields/manifest.json": b"{}"})
+    hub.log.clear()
+    monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path / "node-2"))
+    helper.stop()
+    other = OneOfTwo([*main.said[:3], (None, None), None, (None, None), {}])
+    evaluate(model, far, tmp_path / "out", ranks=other, answerer=Fake())
+    assert {path.split("/")[5] for _, path in hub.log if "/resolve/" in path} == {first}
+    rows = _read_part(EvaluationFolder(tmp_path / "out").part("fields", 1, 2))
+    assert {row["index"] for row in rows[:-1]} == {4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,16 @@ from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sources import Source, open_source
 from data_pipeline.shards.storage import open_storage
+from data_pipeline.shards.writer import write_shards
 from data_pipeline.stores import helper
 from data_pipeline.stores.hub import held
 from data_pipeline.stores.remote import AccessError, ReplacedError
 from tests.data_pipeline.loading.test_loader import same
 from tests.data_pipeline.stores.test_loading import plan_of
-from tests.stores.fake_hub import TOKEN, FakeHub, fake_hub
+from tests.stores.fake_hub import TOKEN, FakeHub
 
 URL = "hf://datasets/org/name/letters"
 SHARDS: dict[str, Read] = {"letters": "shards"}
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with fake_hub() as (hub, environment):
-        cache = {"ALIGNVLM_CACHE": str(tmp_path / "node-cache"), "ALIGNVLM_PATIENCE": "20"}
-        for name, value in {**cache, **environment}.items():
-            monkeypatch.setenv(name, value)
-        helper.stop()
-        yield hub
-        helper.stop()
 
 
 def files_of(folder: Path, suffix: str = "") -> dict[str, bytes]:
@@ -79,6 +68,22 @@ def test_nodes_of_a_job_read_the_commit_that_rank_0_saw(
     helper.stop()
     with pytest.raises(DataError, match="damaged"):
         open_source("letters", URL, encoder)
+
+
+def test_a_branch_that_moves_takes_its_manifest_along(
+    hub: FakeHub, shard_folder: Path, records: Any, tmp_path: Path
+) -> None:
+    """At once, though a manifest is looked for once a minute: an old one with new shards would be wrong."""
+    hub.commit(files_of(shard_folder))
+    reader = SourceReader(URL)
+    renamed = ({**record, "key": f"new-{record['key']}"} for record in records(20))
+    write_shards(renamed, tmp_path / "letters", samples_per_shard=10, num_processes=1)
+    with held():
+        assert SourceReader(URL).fingerprint == reader.fingerprint
+        hub.commit(files_of(tmp_path / "letters"))
+        assert SourceReader(URL).fingerprint == reader.fingerprint  # one command, one commit
+    assert [SourceReader(URL)[number].key for number in (0, 19)] == ["new-s00000", "new-s00019"]
+    assert reader[33].key == "s00033"
 
 
 def test_a_folder_without_an_index_is_indexed_on_the_node(
