@@ -29,7 +29,7 @@ from data_pipeline.shards.index import index_lines
 from data_pipeline.shards.manifest import Manifest, ShardInfo, load_manifest
 from data_pipeline.shards.sidecars import index_storage
 from data_pipeline.shards.storage import Storage, open_storage
-from data_pipeline.stores.fetch_ahead import REQUEST_BYTES, FetchAhead, Range, reads_in_flight
+from data_pipeline.stores.fetch_ahead import GAP_BYTES, REQUEST_BYTES, FetchAhead, Range, reads_in_flight
 from data_pipeline.stores.object_storage import ObjectStorage
 
 MAX_OPEN_INDEXES = 256
@@ -37,6 +37,8 @@ RECORDS_AHEAD = 256
 """Records that are asked for together from an object store, while those before them are used."""
 ReadRange = Callable[[str, int, int], bytes]
 """(name of a shard, offset, size) -> bytes."""
+Members = Mapping[str, tuple[int, int, int]]
+"""Extension -> (offset, size, crc32)."""
 Record = tuple[list[dict[str, Any]], list[tuple[int, int]], dict[str, Any]]
 """Messages, image sizes and meta data of a sample whose images are not read."""
 TEXT_MEMBERS = ("json", "txt")
@@ -130,9 +132,17 @@ class SourceReader:
 
     def records(self, numbers: Sequence[int]) -> Iterator[Record | SampleError]:
         """What `record` returns or raises for each of many samples; from an object store, many reads at a time."""
-        for entry, read_range in self._texts_ahead(numbers):
+        for entry, read_range in self._ahead(numbers, _texts, REQUEST_BYTES):
             try:
                 yield self._record(entry, read_range)
+            except SampleError as error:
+                yield error
+
+    def samples(self, numbers: Sequence[int]) -> Iterator[Sample | SampleError]:
+        """What `self[number]` returns or raises for each of many; from an object store, many reads at a time."""
+        for entry, read_range in self._ahead(numbers, self._wanted, GAP_BYTES):
+            try:
+                yield self.decode(entry, self.read(entry, read_range))
             except SampleError as error:
                 yield error
 
@@ -177,17 +187,20 @@ class SourceReader:
     def _record(self, entry: IndexEntry, read_range: ReadRange | None = None) -> Record:
         return text_record(self._members(entry, _texts(entry), read_range), entry.image_sizes, self.prompt)
 
-    def _texts_ahead(self, numbers: Sequence[int]) -> Iterator[tuple[IndexEntry, ReadRange | None]]:
-        """Where samples lie, and how their texts are read."""
+    def _ahead(
+        self, numbers: Sequence[int], wanted: Callable[[IndexEntry], Members], gap_bytes: int
+    ) -> Iterator[tuple[IndexEntry, ReadRange | None]]:
+        """Where samples lie, and how their `wanted` members are read; ranges with such a gap are one request."""
         storage = self.storage
         if not isinstance(storage, ObjectStorage):
             yield from ((self.entry(number), None) for number in numbers)
             return
-        fetch = FetchAhead(reads_in_flight(usable_cores()), gap_bytes=REQUEST_BYTES)
+        fetch = FetchAhead(reads_in_flight(usable_cores()), gap_bytes=gap_bytes)
 
         def block(begin: int) -> tuple[list[IndexEntry], list[Range]]:
             entries = [self.entry(number) for number in numbers[begin : begin + RECORDS_AHEAD]]
-            spans = [(each.shard, _span(texts)) for each in entries if (texts := _texts(each)) and not too_large(texts)]
+            members = [(each.shard, wanted(each)) for each in entries]
+            spans = [(shard, _span(each)) for shard, each in members if each and not too_large(each)]
             return entries, [Range(storage, shard, *span) for shard, span in spans]
 
         def read_range(name: str, offset: int, size: int) -> bytes:

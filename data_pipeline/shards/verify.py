@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, LoadError
 from data_pipeline.parallel import pool, usable_cores
 from data_pipeline.progress import Progress, silent
-from data_pipeline.samples.schema import Encoder, SampleError, encode_as_measured
+from data_pipeline.samples.schema import Encoder, Sample, SampleError, encode_as_measured
 from data_pipeline.shards.index import index_digest, scan_shard
 from data_pipeline.shards.manifest import ShardInfo, load_manifest
-from data_pipeline.shards.reader import SourceReader
+from data_pipeline.shards.reader import Record, SourceReader
 from data_pipeline.shards.sidecars import index_name, index_storage
 from data_pipeline.shards.sources import measure_messages
 from data_pipeline.shards.storage import Storage, open_storage
@@ -47,7 +47,7 @@ def verify_folder(
     storage = open_storage(folder)
     shards, place = load_manifest(storage).shards, index_storage(storage)
     known = {shard.name for shard in shards}
-    problems = [f"{name}: not in the manifest" for name in storage.list(".tar") if name not in known]
+    problems = [f"{name}: not in the manifest" for name in _listed(storage) if name not in known]
     with pool(num_processes, len(shards)) as executor, progress("verify", len(shards)) as advance:
         run = map if executor is None else executor.map
         for lines in run(_verify_shard, [storage] * len(shards), [place] * len(shards), shards):
@@ -89,26 +89,45 @@ def _unusable_in(reader: SourceReader, encoder: Encoder | None, shards: tuple[in
         if not reader.storage.exists(info.name):
             continue
         try:
-            for number in range(int(reader.shard_starts[shard]), int(reader.shard_starts[shard + 1])):
-                error = _why_unusable(reader, encoder, number)
-                if error is not None:
+            numbers = range(int(reader.shard_starts[shard]), int(reader.shard_starts[shard + 1]))
+            for number, error in zip(numbers, _why_unusable(reader, encoder, numbers), strict=True):
+                if error:
                     found.append((info.name, reader.entry(number).key, error))
         except DataError:
             continue  # cut, or its index is another one
     return found
 
 
-def _why_unusable(reader: SourceReader, encoder: Encoder | None, number: int) -> str | None:
-    """Why measuring or the loader would leave a sample out; None when neither would."""
+def _why_unusable(reader: SourceReader, encoder: Encoder | None, numbers: Sequence[int]) -> Iterator[str]:
+    """Why measuring or the loader would leave out each of these samples; empty where neither would."""
+    if encoder is None:
+        yield from (str(each) if isinstance(each, SampleError) else "" for each in reader.samples(numbers))
+        return
+    for record, sample in zip(reader.records(numbers), reader.samples(numbers), strict=True):
+        yield _why_not_encoded(encoder, record, sample)
+
+
+def _why_not_encoded(encoder: Encoder, record: Record | SampleError, sample: Sample | SampleError) -> str:
     try:
-        if encoder is None:
-            reader[number]
-        else:
-            tokens, tiles = measure_messages(encoder, *reader.record(number)[:2])
-            encode_as_measured(encoder, reader[number], tokens, tiles)
+        if isinstance(record, SampleError):
+            raise record
+        tokens, tiles = measure_messages(encoder, *record[:2])
+        if isinstance(sample, SampleError):
+            raise sample
+        encode_as_measured(encoder, sample, tokens, tiles)
     except SampleError as error:
         return str(error)
-    return None
+    return ""
+
+
+def _listed(storage: Storage) -> list[str]:
+    """The shards that lie in a folder; none where that is a web server, which rarely lists a folder."""
+    try:
+        return list(storage.list(".tar"))
+    except LoadError:
+        if storage.url.startswith(("http:", "https:")):
+            return []
+        raise
 
 
 def _verify_shard(storage: Storage, place: Storage, shard: ShardInfo) -> list[str]:

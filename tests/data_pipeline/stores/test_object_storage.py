@@ -20,9 +20,11 @@ from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sources import measure_source, open_source
 from data_pipeline.shards.storage import open_storage
-from data_pipeline.shards.verify import verify_folder
-from data_pipeline.stores import helper, node_cache
+from data_pipeline.shards.verify import Reading, verify_folder
+from data_pipeline.shards.writer import write_shards
+from data_pipeline.stores import fetch_ahead, helper, node_cache
 from data_pipeline.stores.folders import node_folder
+from tests.data_pipeline.tars import overwrite
 from tests.fixtures.buckets import Bucket
 
 
@@ -109,6 +111,32 @@ def test_texts_are_read_many_at_a_time(bucket: Bucket, shard_folder: Path, encod
     assert 2 <= bucket.requests("GET", ".tar") <= 30
     assert next(iter(there.records([299]))) == here.record(299)
     assert list(there.records([])) == []
+
+
+@pytest.mark.parametrize("encodes", [True, False])
+def test_samples_are_verified_many_at_a_time(
+    bucket: Bucket, records: Any, encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encodes: bool
+) -> None:
+    """The lines of a local folder, in their order, also where samples cannot be used; also from a web server."""
+    folder = tmp_path / "docs"
+    write_shards(records(60), folder, samples_per_shard=30, num_processes=1)
+    reader = SourceReader(folder)
+    for number in (4, 31):
+        overwrite(folder / reader.entry(number).shard, reader.entry(number).members["0.png"][0], b"#")
+    overwrite(folder / reader.entry(7).shard, reader.entry(7).members["json"][0], b"#")
+    readings = [Reading(encoder=encoder)] if encodes else []
+    url, options = bucket.upload(folder, "docs"), {"decode": True, "readings": readings, "num_processes": 1}
+    lines = verify_folder(folder, **options)
+    assert [line.partition(": member")[0] for line in lines] == [
+        f"00000{number // 30}.tar: sample s{number:05d}" for number in (4, 7, 31)
+    ]
+    assert verify_folder(f"{bucket.endpoint}/bucket/docs", **options) == lines
+    assert bucket.requests("GET", ".tar") < 30
+    monkeypatch.setattr(fetch_ahead, "MERGED_BYTES", 4096)
+    bucket.faults.latency = 0.05
+    bucket.faults.counts.clear()
+    assert verify_folder(url, **options) == lines
+    assert bucket.faults.counts["at once"] >= 4
 
 
 def test_a_bucket_that_is_only_read_keeps_its_index_on_the_node(
