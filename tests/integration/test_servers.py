@@ -5,6 +5,7 @@ SeaweedFS (S3) and fake-gcs-server come with the extra `dev`; Azurite, s3rver an
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -18,9 +19,13 @@ from data_pipeline.errors import DataError, LoadError
 from data_pipeline.loading.loader import build_loader
 from data_pipeline.loading.read_mode import Read
 from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sources import Source, measure_source, open_source
 from data_pipeline.shards.storage import open_storage
+from data_pipeline.shards.verify import verify_folder
+from data_pipeline.shards.writer import write_shards
 from data_pipeline.stores import helper
+from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.remote import AccessError, MissingObjectError, ReplacedError
 from tests.data_pipeline.loading.test_loader import same
 from tests.data_pipeline.stores.test_loading import plan_of
@@ -73,6 +78,7 @@ def test_streamed_as_from_disk_and_a_replaced_shard_is_named(
         published = set(open_storage(url).list(""))
         assert {"manifest.json", "etags.json", "000007.index.jsonl"} < published
         assert [name for name in published if name.startswith("measures-") and name.endswith(".npy")]
+        assert len(json.loads(open_storage(url).read("etags.json"))["etags"]) == 8
     else:
         url = server.upload(shard_folder, "letters")
     near, far = plan_of(source), plan_of(open_source("letters", url, encoder))
@@ -105,6 +111,34 @@ def test_a_bucket_that_may_only_be_read(
     assert len(open_source("letters", url, encoder)) == 300
     assert "cannot be written: its index and sample lengths are kept in" in caplog.text
     assert list(open_storage(url).list("")) == before
+
+
+@pytest.mark.parametrize("client", ["s3", "gs"])
+def test_a_large_file_goes_up_in_parts(seaweed: Server, use: Any, tmp_path: Path, client: str) -> None:
+    server = use(seaweed if client == "s3" else real.as_google(seaweed, tmp_path))
+    storage = open_storage(f"{server.url}/large")
+    assert isinstance(storage, ObjectStorage)
+    data = os.urandom(17 * 1024**2)
+    (tmp_path / "x").write_bytes(data)
+    storage.upload([("x", tmp_path / "x")])
+    assert storage.head("x").etag.endswith('-2"')
+    assert storage.read("x") == data
+    storage.delete("x")
+    assert not storage.exists("x")
+
+
+def test_google_cloud_storage_is_written(seaweed: Server, use: Any, records: Any, tmp_path: Path) -> None:
+    server = use(real.as_google(seaweed, tmp_path))
+    url = f"{server.url}/mine"
+    made = write_shards(records(30), url, samples_per_shard=10, num_processes=1)
+    assert verify_folder(url, decode=True, num_processes=1) == []
+    assert index_shards(url, num_processes=1) == made
+    reader = SourceReader(url)
+    assert reader[29].key == "s00029"
+    data = open_storage(url).read("000000.tar")
+    server.put(url, "000000.tar", data[::-1])
+    with pytest.raises(ReplacedError, match=r"gs://unsigned/mine/000000\.tar was replaced since it was indexed"):
+        reader[0]
 
 
 def test_what_is_wrong_is_one_line_and_no_secret(

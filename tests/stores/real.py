@@ -23,11 +23,13 @@ from urllib.request import Request, urlopen
 from data_pipeline.shards.storage import open_storage
 from tests.checkout import ROOT
 from tests.stores.processes import free_ports, program, running
-from tests.stores.seaweed import seaweed
+from tests.stores.seaweed import UNSIGNED, seaweed
 from tests.stores.servers import CREDENTIALS
 
 NODE = ROOT / ".venv" / "node" / "node_modules" / ".bin"
 _INSTALL = "bash tests/cluster/install.sh"
+_ACCOUNT = {"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+"""A service account of Google's that asks nobody for a token."""
 AZURE_KEY = base64.b64encode(b"test-secret-0123456789").decode()
 
 
@@ -63,6 +65,13 @@ def seaweed_server() -> Iterator[Server]:
     """S3, with signatures and preconditions."""
     with seaweed() as endpoint:
         yield Server("s3://bucket", {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint})
+
+
+def as_google(seaweed: Server, folder: Path) -> Server:
+    """The same server for the client of Google Cloud Storage, whose XML requests are S3's with other signatures."""
+    account = folder / "account.json"
+    account.write_text(json.dumps({**_ACCOUNT, "gcs_base_url": seaweed.environment["AWS_ENDPOINT_URL"]}))
+    return Server(f"gs://{UNSIGNED}", {"GOOGLE_SERVICE_ACCOUNT": str(account), "GOOGLE_ALLOW_HTTP": "true"})
 
 
 @contextmanager
@@ -125,8 +134,7 @@ def fake_gcs() -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "data" / "bucket").mkdir(parents=True)
-        account = {"gcs_base_url": endpoint, "disable_oauth": True, "client_email": "", "private_key": ""}
-        (folder / "account.json").write_text(json.dumps({**account, "private_key_id": ""}))
+        (folder / "account.json").write_text(json.dumps({**_ACCOUNT, "gcs_base_url": endpoint}))
         command = [
             str(binary), "-scheme=http", "-backend=memory", "-host=127.0.0.1", f"-port={port}",
             f"-external-url={endpoint}", "-public-host=127.0.0.1", f"-data={folder / 'data'}",

@@ -15,6 +15,8 @@ from tests.stores.servers import CREDENTIALS
 
 READER = {"AWS_ACCESS_KEY_ID": "test-reader", "AWS_SECRET_ACCESS_KEY": "reader-secret-0123456789"}
 """Keys that may read and list, not write."""
+UNSIGNED = "unsigned"
+"""A bucket that takes requests without a signature."""
 
 
 @contextmanager
@@ -26,6 +28,7 @@ def seaweed() -> Iterator[str]:
         identities = [
             _identity("tests", CREDENTIALS, "Admin", "Read", "Write", "List"),
             _identity("reader", READER, "Read", "List"),
+            {"name": "anonymous", "actions": [f"{what}:{UNSIGNED}" for what in ("Admin", "Read", "Write", "List")]},
         ]
         (folder / "s3.json").write_text(json.dumps({"identities": identities}), encoding="utf-8")
         (folder / "data").mkdir()

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,17 @@ from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.storage import open_storage
 from data_pipeline.shards.verify import verify_folder
 from data_pipeline.shards.writer import write_shards
+from data_pipeline.stores import helper
 from data_pipeline.stores.folders import node_folder
-from data_pipeline.stores.object_storage import ObjectStorage
+from data_pipeline.stores.requests import Put, Upload
 from tests.data_pipeline.preparation.test_write import row
 from tests.data_pipeline.published import docdownstream, llava_pretrain, parquet, rows_of, save_to_disk
 from tests.fixtures.buckets import Bucket
 from tests.fixtures.command import Command
+from tests.stores.fake_hub import FakeHub
 
-FIVE = ("--samples-per-shard", "5", "--processes", "1")
+ONE = ("--processes", "1")
+FIVE = ("--samples-per-shard", "5", *ONE)
 
 
 @pytest.fixture
@@ -82,14 +87,15 @@ def test_jobs_of_two_nodes_write_what_one_process_writes_on_disk(
 
 
 def die_in_upload(plan: Any, url: str) -> None:
-    upload = ObjectStorage.upload
+    submit = helper.submit
 
-    def stop(self: ObjectStorage, name: str, path: Path) -> None:
-        if name == "000001.index.jsonl":
+    def stop(request: Any) -> Future[Any]:
+        if isinstance(request, Upload) and request.files[-1][0] == "000001.index.jsonl":
+            submit(replace(request, files=request.files[:-1])).result()
             os.kill(os.getpid(), signal.SIGKILL)
-        upload(self, name, path)
+        return submit(request)
 
-    ObjectStorage.upload = stop  # type: ignore[method-assign]
+    helper.submit = stop
     write.write_missing(plan, url, engine=Local(1))
 
 
@@ -115,17 +121,17 @@ def test_own_records_and_generated_ones_go_to_a_bucket(
     bucket: Bucket, records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = write_shards(records(30), tmp_path / "here", samples_per_shard=10, num_processes=1)
-    url, upload = "s3://bucket/docs/here", ObjectStorage.upload
+    url, submit = "s3://bucket/docs/here", helper.submit
 
-    def fail(self: ObjectStorage, name: str, path: Path) -> None:
-        if name == "000002.tar":
+    def fail(request: Any) -> Future[Any]:
+        if isinstance(request, Upload) and request.files[0][0] == "000002.tar":
             raise LoadError("the node is gone")
-        upload(self, name, path)
+        return submit(request)
 
-    monkeypatch.setattr(ObjectStorage, "upload", fail)
+    monkeypatch.setattr(helper, "submit", fail)
     with pytest.raises(LoadError, match="the node is gone"):
         write_shards(records(30), url, samples_per_shard=10, num_processes=1)
-    monkeypatch.setattr(ObjectStorage, "upload", upload)
+    monkeypatch.setattr(helper, "submit", submit)
     with pytest.raises(LoadError, match="no manifest"):
         load_manifest(open_storage(url))
     with pytest.raises(DataError, match="holds other shards, which were not finished"):
@@ -145,7 +151,7 @@ def test_own_records_and_generated_ones_go_to_a_bucket(
 def test_two_who_write_one_folder_lose_nothing(
     bucket: Bucket, records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, locked, upload = "s3://bucket/mine", writer.locked, ObjectStorage.upload
+    url, locked, submit = "s3://bucket/mine", writer.locked, helper.submit
     started: list[int] = []
 
     def meet(*args: Any) -> Any:
@@ -159,14 +165,39 @@ def test_two_who_write_one_folder_lose_nothing(
         write_shards(records(30), url, samples_per_shard=10, num_processes=1)
     assert SourceReader(url)[19].key == "s00019"
 
-    def overtaken(self: ObjectStorage, name: str, path: Path) -> None:
-        upload(self, name, path)
-        self.write("etags.json", b'{"manifest": "of another node"}')
+    def overtaken(request: Any) -> Future[Any]:
+        if isinstance(request, Upload):
+            submit(Put(request.url, "etags.json", b'{"manifest": "of another node"}')).result()
+        return submit(request)
 
-    monkeypatch.setattr(ObjectStorage, "upload", overtaken)
+    monkeypatch.setattr(helper, "submit", overtaken)
     with pytest.raises(DataError, match="another process writes other shards here"):
         write_shards(records(20), f"{url}-too", samples_per_shard=10, num_processes=1)
     assert "manifest.json" not in inside(bucket, "mine-too")
+
+
+def test_shards_are_uploaded_several_at_a_time_each_before_its_index(bucket: Bucket, records: Any) -> None:
+    bucket.faults.latency = 0.2
+    write_shards(records(60), "s3://bucket/mine", samples_per_shard=10, num_processes=1)
+    assert bucket.faults.counts["at once"] >= 4
+    put = [path.removeprefix("bucket/mine/") for method, path in bucket.store.log if method == "PUT"]
+    for number in range(6):
+        assert put.index(f"{number:06d}.tar") < put.index(f"{number:06d}.index.jsonl")
+    assert put[-2:] == ["etags.json", "manifest.json"]
+
+
+def test_records_that_cannot_be_written_leave_nothing(bucket: Bucket, tmp_path: Path, command: Command) -> None:
+    """Where nothing may be deleted, the mark that is left is no obstacle to any way of writing."""
+    rows = docdownstream(tmp_path / "in")
+    (tmp_path / "bad.jsonl").write_text("no JSON")
+    for deletes in (True, False):
+        bucket.store.deletes = deletes
+        command("data", "write", "s3://bucket/mine", "--from-jsonl", tmp_path / "bad.jsonl", code=2)
+        assert set(inside(bucket, "mine")) == (set() if deletes else {"etags.json"})
+    assert "s3://bucket/mine: " in command("data", "write", "s3://bucket/mine", "--from", rows, "--processes", "1")
+    command("data", "write", "s3://bucket/too", "--from-jsonl", tmp_path / "bad.jsonl", code=2)
+    write_shards([{"key": "a", "messages": [{"role": "user", "content": "b"}]}], "s3://bucket/too")
+    assert len(SourceReader("s3://bucket/too")) == 1
 
 
 def test_a_folder_that_is_written_anew_has_no_index_of_the_old_one(
@@ -220,6 +251,27 @@ def test_rows_and_images_are_read_where_they_lie(bucket: Bucket, tmp_path: Path,
     bucket.store.objects.pop("bucket/in/DocDownstream/imgs/DUE_Benchmark/DocVQA/pngs/1.jpg")
     said = command("data", "write", far / "less", "--from", "s3://bucket/in/DocDownstream/train.jsonl")
     assert "1 x image 'imgs/DUE_Benchmark/DocVQA/pngs/1.jpg' of DocDownstream: no such file" in said
+
+
+def test_rows_are_read_from_web_servers_and_the_hub(
+    bucket: Bucket, hub: FakeHub, tmp_path: Path, command: Command
+) -> None:
+    llava_pretrain(tmp_path / "in" / "LLaVA-Pretrain")
+    docdownstream(tmp_path / "in" / "DocDownstream")
+    parquet(tmp_path / "in" / "Cauldron" / "train-0.parquet", rows_of("finevision"))
+    bucket.upload(tmp_path / "in", "in")
+    files = [path for path in (tmp_path / "in").rglob("*") if path.is_file()]
+    hub.commit({path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in files})
+    web, branch = f"{bucket.endpoint}/bucket/in", "hf://datasets/org/name/in"
+    for number, (file, images) in enumerate(PUBLISHED.items()):
+        for place, out in ((str(tmp_path / "in"), "here"), (web, "web"), (branch, "hub")):
+            more = ("--images", f"{place}/{images}") if images else ()
+            command("data", "write", tmp_path / out / f"{number}", "--from", f"{place}/{file}", *more, *ONE)
+            assert local(tmp_path / out / f"{number}") == local(tmp_path / "here" / f"{number}"), (place, file)
+    command("data", "write", tmp_path / "hub" / "all", "--from", f"{branch}/Cauldron", *ONE)
+    assert len(SourceReader(tmp_path / "hub" / "all")) == len(SourceReader(tmp_path / "here" / "2"))
+    said = command("data", "write", tmp_path / "web" / "all", "--from", f"{web}/Cauldron", *ONE, code=2)
+    assert f"{web}/Cauldron cannot be listed; name a file" in said
 
 
 def test_what_cannot_be_is_one_line(bucket: Bucket, source: Path, tmp_path: Path, command: Command) -> None:
