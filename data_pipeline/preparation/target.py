@@ -27,11 +27,13 @@ from data_pipeline.shards.storage import LocalStorage, Storage, open_storage
 from data_pipeline.stores.folders import node_folder
 from data_pipeline.stores.node_cache import ETAGS
 from data_pipeline.stores.object_storage import ObjectStorage
-from data_pipeline.stores.remote import MissingObjectError, check_writable
+from data_pipeline.stores.remote import check_writable
 
 PLAN = "write-plan.json"
 WAY_OUT = "choose a folder that can be written and has room"
 _ROOM = "make room, or let ALIGNVLM_CACHE name another folder"
+_LOOKED_AT = 128
+"""Shards that a task looks at."""
 WRITING = "writing"
 """Folder of a node's cache for shards on their way to an object store."""
 
@@ -204,8 +206,9 @@ class FarTarget:
                 shutil.rmtree(room, ignore_errors=True)
 
     def rows(self, shards: Sequence[str], engine: Engine, progress: Progress) -> list[tuple[ShardInfo, str]]:
-        rows = run(partial(_far_row, self.storage), shards, engine, title="look at the shards", progress=progress)
-        return sorted(rows, key=lambda row: row[0].name)
+        parts = [shards[begin : begin + _LOOKED_AT] for begin in range(0, len(shards), _LOOKED_AT)]
+        found = run(partial(_far_rows, self.storage), parts, engine, title="look at the shards", progress=progress)
+        return sorted((row for rows in found for row in rows), key=lambda row: row[0].name)
 
     def finish(self, manifest: Manifest) -> None:
         save_manifest(self.storage, writable_place(self.storage), manifest)
@@ -224,13 +227,9 @@ def open_target(folder: str | os.PathLike[str]) -> Target:
     return LocalTarget(path.parent.absolute())
 
 
-def _far_row(storage: ObjectStorage, shard: str) -> tuple[ShardInfo, str]:
-    try:
-        info = storage.head(shard)
-        size, etag = info.size, info.etag
-    except MissingObjectError:
-        size, etag = -1, ""
-    return _row(f"{storage}/{shard}", shard, storage.read(index_name(shard)), size), etag
+def _far_rows(storage: ObjectStorage, shards: Sequence[str]) -> list[tuple[ShardInfo, str]]:
+    looked = zip(shards, storage.heads(shards), storage.reads(map(index_name, shards)), strict=True)
+    return [(_row(f"{storage}/{shard}", shard, index, info.size), info.etag) for shard, info, index in looked]
 
 
 def _row(place: str, shard: str, index: bytes, size: int) -> ShardInfo:

@@ -19,8 +19,8 @@ from data_pipeline.stores.remote import MissingObjectError, ObjectInfo, Replaced
 from data_pipeline.stores.requests import PART_BYTES, Delete, Download, Get, Head, Listing, Put, Tree, Upload
 
 PARTS_AHEAD = 4
-UPLOADS, HEADS = 4, 32
-"""Files that a process uploads at a time, each with four parts in memory (remote.py), and objects that it asks for."""
+UPLOADS, READS = 4, 32
+"""Files that a process uploads at a time, each with four parts in memory (remote.py), and small objects it reads."""
 
 
 class ObjectStorage:
@@ -100,7 +100,11 @@ class ObjectStorage:
 
     def heads(self, names: Iterable[str]) -> Iterator[ObjectInfo]:
         """`head` of many objects, in their order."""
-        return ask_many((Head(self.place(), check_name(name)) for name in names), HEADS)
+        return ask_many((Head(self.place(), check_name(name)) for name in names), READS)
+
+    def reads(self, names: Iterable[str]) -> Iterator[bytes]:
+        """`read` of many objects, in their order."""
+        return (data for data, _ in ask_many((Get(self.place(), check_name(name)) for name in names), READS))
 
     def size(self, name: str) -> int:
         return self.head(name).size

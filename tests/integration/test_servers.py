@@ -113,9 +113,17 @@ def test_a_bucket_that_may_only_be_read(
     assert list(open_storage(url).list("")) == before
 
 
+@pytest.fixture
+def google(seaweed: Server, use: Any, tmp_path: Path) -> Iterator[Server]:
+    with real.as_google(seaweed, tmp_path) as server:
+        yield use(server)
+
+
 @pytest.mark.parametrize("client", ["s3", "gs"])
-def test_a_large_file_goes_up_in_parts(seaweed: Server, use: Any, tmp_path: Path, client: str) -> None:
-    server = use(seaweed if client == "s3" else real.as_google(seaweed, tmp_path))
+def test_a_large_file_goes_up_in_parts(
+    seaweed: Server, use: Any, tmp_path: Path, client: str, request: pytest.FixtureRequest
+) -> None:
+    server = use(seaweed) if client == "s3" else request.getfixturevalue("google")
     storage = open_storage(f"{server.url}/large")
     assert isinstance(storage, ObjectStorage)
     data = os.urandom(17 * 1024**2)
@@ -127,16 +135,15 @@ def test_a_large_file_goes_up_in_parts(seaweed: Server, use: Any, tmp_path: Path
     assert not storage.exists("x")
 
 
-def test_google_cloud_storage_is_written(seaweed: Server, use: Any, records: Any, tmp_path: Path) -> None:
-    server = use(real.as_google(seaweed, tmp_path))
-    url = f"{server.url}/mine"
+def test_google_cloud_storage_is_written(google: Server, records: Any) -> None:
+    url = f"{google.url}/mine"
     made = write_shards(records(30), url, samples_per_shard=10, num_processes=1)
     assert verify_folder(url, decode=True, num_processes=1) == []
     assert index_shards(url, num_processes=1) == made
     reader = SourceReader(url)
     assert reader[29].key == "s00029"
     data = open_storage(url).read("000000.tar")
-    server.put(url, "000000.tar", data[::-1])
+    google.put(url, "000000.tar", data[::-1])
     with pytest.raises(ReplacedError, match=r"gs://unsigned/mine/000000\.tar was replaced since it was indexed"):
         reader[0]
 

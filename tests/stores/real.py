@@ -13,18 +13,20 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from data_pipeline.shards.storage import open_storage
 from tests.checkout import ROOT
+from tests.stores.faults import Faults
 from tests.stores.processes import free_ports, program, running
 from tests.stores.seaweed import UNSIGNED, seaweed
-from tests.stores.servers import CREDENTIALS
+from tests.stores.servers import CREDENTIALS, proxy
 
 NODE = ROOT / ".venv" / "node" / "node_modules" / ".bin"
 _INSTALL = "bash tests/cluster/install.sh"
@@ -67,11 +69,15 @@ def seaweed_server() -> Iterator[Server]:
         yield Server("s3://bucket", {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint})
 
 
-def as_google(seaweed: Server, folder: Path) -> Server:
-    """The same server for the client of Google Cloud Storage, whose XML requests are S3's with other signatures."""
+@contextmanager
+def as_google(seaweed: Server, folder: Path) -> Iterator[Server]:
+    """The same server for the client of Google Cloud Storage, whose XML requests are S3's but for the token."""
     account = folder / "account.json"
-    account.write_text(json.dumps({**_ACCOUNT, "gcs_base_url": seaweed.environment["AWS_ENDPOINT_URL"]}))
-    return Server(f"gs://{UNSIGNED}", {"GOOGLE_SERVICE_ACCOUNT": str(account), "GOOGLE_ALLOW_HTTP": "true"})
+    with proxy(seaweed.environment["AWS_ENDPOINT_URL"], Faults(), without="authorization") as endpoint:
+        account.write_text(json.dumps({**_ACCOUNT, "gcs_base_url": endpoint}))
+        with suppress(HTTPError):  # the bucket is there already
+            urlopen(Request(f"{endpoint}/{UNSIGNED}", method="PUT"), timeout=30).close()
+        yield Server(f"gs://{UNSIGNED}", {"GOOGLE_SERVICE_ACCOUNT": str(account), "GOOGLE_ALLOW_HTTP": "true"})
 
 
 @contextmanager

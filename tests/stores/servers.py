@@ -130,8 +130,13 @@ def serve_memory(store: MemoryS3, faults: Faults | None = None) -> Iterator[str]
 
 
 @contextmanager
-def proxy(upstream: str, faults: Faults) -> Iterator[str]:
-    """The endpoint of a proxy before `http://host:port`, `faults`; the Host line is kept, so signatures stay valid."""
+def proxy(upstream: str, faults: Faults, without: str = "") -> Iterator[str]:
+    """The endpoint of a proxy before `http://host:port`, `faults`; the Host line is kept, so signatures stay valid.
+
+    Args:
+        without: a header of requests that is left out.
+    """
+    unwanted = re.compile(rb"(?i)\r\n%b:[^\r]*" % without.encode()) if without else None
     host, port = urlsplit(upstream).hostname, urlsplit(upstream).port
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -139,7 +144,7 @@ def proxy(upstream: str, faults: Faults) -> Iterator[str]:
         try:
             while (raw := await _raw_request(reader)) is not None:
                 asked = asyncio.get_running_loop().time()
-                up_writer.write(raw)
+                up_writer.write(unwanted.sub(b"", raw, count=1) if unwanted else raw)
                 await up_writer.drain()
                 head, body = await _response(up_reader, raw.startswith(b"HEAD "))
                 if not await faults.answer(writer, head, body, asked):
