@@ -168,7 +168,6 @@ def held_out(trainer: Trainer, world: World) -> dict[str, float]:
 def main(folder: Path) -> None:
     world = distributed.start(timeout_minutes=2)
     losses: dict[str, list[dict[str, float]]] = {}
-    # ZeRO-3 replaces torch's linear layer in its process for good, which changes last bits of what runs afterwards.
     kept = {strategy: hand_on(folder, strategy, world, losses) for strategy in ("cpu_zero3", "zero2")}
     if world.is_main:
         tiny_model()[0].save_pretrained(folder / "model")
@@ -196,7 +195,7 @@ def main(folder: Path) -> None:
     reference: dict[str, torch.Tensor] = {}
     for name, extra in {"fp32": {}, "bf16": {"data_types": {"grad_accum_dtype": "bf16"}}}.items():
         trainer = trainer_of(folder / "model", "cpu_zero3", world, *SETTINGS, accumulation=MICRO_BATCHES, **extra)
-        reference = reference or expected(folder)  # with the linear function that DeepSpeed puts in while there is one
+        reference = reference or expected(folder)
         results[f"error, sums in {name}"] = error(summed(trainer, world), reference)
         trainer.close()
     for part in ("vision", "language"):  # nothing is trained before the first of these layers

@@ -32,7 +32,7 @@ class Case:
     connector: dict[str, Any]
     tied: bool = True
     checkpointing: bool = False
-    """Recomputes its layers, and its linear layers are ours, as on a GPU; else DeepSpeed's."""
+    """Recomputes its layers, and its linear layers are ours; else DeepSpeed's."""
 
     def model(self) -> AlignVLMForConditionalGeneration:
         return self._made()[0]
