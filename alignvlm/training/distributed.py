@@ -15,6 +15,7 @@ import torch.distributed as dist
 from alignvlm.errors import UserError
 from alignvlm.launch.local import free_port, is_launched
 from alignvlm.system.ranks import Ranks
+from data_pipeline.loading.malloc import keep_memory
 
 SLOW_WORK = timedelta(hours=24)
 """How long ranks wait for rank 0 where it works alone (preparing data, writing exports)."""
@@ -95,6 +96,7 @@ def start(timeout_minutes: float) -> World:
     else:
         device = torch.device("cpu")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        keep_memory()
     import deepspeed
 
     if device.type == "cpu":

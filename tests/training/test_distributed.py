@@ -1,10 +1,13 @@
-"""Which GPU is whose."""
+"""Which GPU is whose; what a process sets up before it joins the others."""
 
 from __future__ import annotations
 
+import deepspeed
 import pytest
+import torch
 
 from alignvlm.errors import UserError
+from alignvlm.training import distributed
 from alignvlm.training.distributed import choose_gpu
 
 
@@ -19,3 +22,21 @@ def test_a_process_takes_its_gpu(local_rank: int, num_gpus: int, is_chosen: bool
 def test_more_processes_than_gpus_is_one_line(num_gpus: int, is_chosen: bool) -> None:
     with pytest.raises(UserError, match=f"process 6 of this host has no GPU: {num_gpus} seen here"):
         choose_gpu(5, num_gpus, is_chosen)
+
+
+def test_training_on_a_cpu_keeps_the_memory_that_a_step_frees(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def join(**options: object) -> None:
+        done.append("join")
+        raise ConnectionError
+
+    variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu", "PYTORCH_ALLOC_CONF": ""}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(distributed, "keep_memory", lambda: done.append("keep"))
+    monkeypatch.setattr(deepspeed, "init_distributed", join)
+    with pytest.raises(ConnectionError):
+        distributed.start(timeout_minutes=1)
+    assert done == ["keep", "join"]
