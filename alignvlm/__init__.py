@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from alignvlm.errors import UserError
     from alignvlm.evaluation.evaluate import evaluate
     from alignvlm.metrics import register_metric
-    from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
+    from alignvlm.model import (
+        AlignVLMConfig,
+        AlignVLMForConditionalGeneration,
+        AlignVLMImageProcessor,
+        AlignVLMProcessor,
+    )
     from alignvlm.report.report import build_report
     from alignvlm.training.callbacks import Callback, StageState
     from alignvlm.training.record import StepRecord
@@ -26,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AlignVLMConfig",
     "AlignVLMForConditionalGeneration",
+    "AlignVLMImageProcessor",
     "AlignVLMProcessor",
     "Callback",
     "Connector",
@@ -44,6 +50,7 @@ __all__ = [
 _HOMES = {
     "AlignVLMConfig": "model",
     "AlignVLMForConditionalGeneration": "model",
+    "AlignVLMImageProcessor": "model",
     "AlignVLMProcessor": "model",
     "Callback": "training.callbacks",
     "Connector": "connectors",

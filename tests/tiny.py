@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
+from alignvlm.model.inputs.image_processor import AlignVLMImageProcessor
 from alignvlm.model.inputs.tokenizer import train_tokenizer
 from data_pipeline.samples.schema import Encoded, Sample
 
@@ -58,7 +59,7 @@ def tiny_model(
     lm = AutoModelForCausalLM.from_config(config.text_config)
     model = AlignVLMForConditionalGeneration(config, AutoModel.from_config(vision_config), lm)
     model.connector.start_from(lm.get_input_embeddings().weight, lm.get_output_embeddings().weight)
-    return model, AlignVLMProcessor(tokenizer, tiling=asdict(config.tiling))
+    return model, AlignVLMProcessor(AlignVLMImageProcessor(**asdict(config.tiling)), tokenizer)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -16,6 +16,7 @@ from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError, shown
 from alignvlm.model.backbones import language_config, model_error, pretrained, vision_config
 from alignvlm.model.configuration import AlignVLMConfig
+from alignvlm.model.inputs.image_processor import AlignVLMImageProcessor
 from alignvlm.model.inputs.processing import AlignVLMProcessor
 from alignvlm.model.inputs.tiling import TilingSpec
 from alignvlm.model.inputs.tokenizer import END
@@ -40,7 +41,7 @@ def load_processor(recipe: Recipe) -> AlignVLMProcessor:
         tokenizer = read_needed(folder, AutoTokenizer.from_pretrained, "`alignvlm data plan RECIPE` trains it anew")
     else:
         tokenizer = pretrained(recipe, "language", AutoTokenizer.from_pretrained)
-    return AlignVLMProcessor(tokenizer, tiling=asdict(spec), chat_template=chat_template(recipe))
+    return AlignVLMProcessor(AlignVLMImageProcessor(**asdict(spec)), tokenizer, chat_template=chat_template(recipe))
 
 
 def chat_template(recipe: Recipe) -> str | None:

@@ -34,7 +34,7 @@ import sys
 from transformers import AutoModelForImageTextToText, AutoProcessor
 import alignvlm.model
 model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])
-print(type(model.connector).__name__, AutoProcessor.from_pretrained(sys.argv[1]).tiling["tokens_per_tile"])
+print(type(model.connector).__name__, AutoProcessor.from_pretrained(sys.argv[1]).spec.tokens_per_tile)
 """
 
 
@@ -101,7 +101,7 @@ def test_two_ranks_train_it_and_the_export_loads(recipe: Path) -> None:
     model = AlignVLMForConditionalGeneration.from_pretrained(export)
     saved = load_file(export / "model.safetensors")["connector.linear.weight"]
     assert torch.equal(model.connector.linear.weight.detach(), saved)
-    assert AlignVLMProcessor.from_pretrained(export).tiling["tokens_per_tile"] == 4
+    assert AlignVLMProcessor.from_pretrained(export).spec.tokens_per_tile == 4
 
     words = [sys.executable, "-c", LOAD, str(export)]
     fresh = subprocess.run(

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.model.inputs.chat import render_prompt, render_supervised
+from alignvlm.model.inputs.image_processor import AlignVLMImageProcessor
 from alignvlm.model.inputs.tokenizer import MARK, train_tokenizer
 from data_pipeline.samples.schema import Sample, SampleError
 from tests.fixtures.chat_templates import CHAT_TEMPLATES
@@ -85,8 +86,8 @@ def processor_of(backend: str, template: str, **options: Any) -> AlignVLMProcess
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(backend), bos_token=BOS, eos_token=EOS, unk_token=UNKNOWN
     )
-    tiling = {"tile_size": 8, "tokens_per_tile": 1, "max_tiles": 1}
-    return AlignVLMProcessor(tokenizer, tiling=tiling, chat_template=template, **options)
+    images = AlignVLMImageProcessor(tile_size=8, tokens_per_tile=1, max_tiles=1)
+    return AlignVLMProcessor(images, tokenizer, chat_template=template, **options)
 
 
 def talk(roles: tuple[str, ...], said: str) -> list[dict[str, Any]]:
@@ -207,7 +208,7 @@ def test_normalising_makes_no_control_tokens(family: Callable[[], Tokenizer]) ->
 def test_a_rendered_text_keeps_its_control_tokens(backend: str) -> None:
     """`__call__` takes text that a template has rendered: there they are meant."""
     processor = processor_of(backend, CHAT_TEMPLATES["chatml"].text)
-    assert processor.image_token_id in processor([picture(8, 8)], ["<image> end"])["input_ids"]
+    assert processor.image_token_id in processor([picture(8, 8)], ["<image> end"])["input_ids"][0]
 
 
 TALK = [{"role": "user", "content": "read"}, {"role": "assistant", "content": "a"}]

@@ -170,7 +170,8 @@ def _numbers(cell: Cell, run: RunData, evaluation_seconds: float) -> dict[str, f
 
 def tokens_per_tile(cell: Cell) -> int:
     """T', from the processor of the cell's export."""
-    tiling = read_json(cell.last_stage.export / "processor_config.json").get("tiling") or {}
+    config = read_json(cell.last_stage.export / "processor_config.json")
+    tiling = config.get("image_processor") or config.get("tiling") or {}  # the second in older exports
     return int(tiling.get("tokens_per_tile") or 0)
 
 
