@@ -38,10 +38,11 @@ _STAGE_FOLDER = re.compile(r"(\d+)-(.+)")
 _CHECKPOINT = re.compile(r"step-(\d+)", re.ASCII)
 METRICS_LINE = {"stage": str, "step": int}
 ATTEMPTS_LINE = {"stage": str, "resumed_at": int, "world_size?": int, "ended_early?": str}
+TIMELINE_LINE = {"time": float, "section": str, "host?": str, "last_beat?": float, "finished?": bool}
 RECOMPUTATION = {"vision": int, "language": int, "circumstances": dict}
 ENVIRONMENT = {"packages": {str: str}, "git_commit?": str, "started?": str}
-"""What every line of metrics.jsonl and attempts.jsonl and the objects in recomputation.json and environment.json have,
-for their readers."""
+"""What every line of metrics.jsonl, attempts.jsonl and timeline.jsonl and the objects in recomputation.json and
+environment.json have, for their readers."""
 PACKAGES = ("alignvlm", "torch", "deepspeed", "transformers", "webdataset", "mlflow", "flash-attn", "numpy")
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,8 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
         self.attempts = self.path / "attempts.jsonl"
+        self.timeline = self.path / "timeline.jsonl"
+        self.lost_steps = self.path / "lost_steps.jsonl"
         self.quarantine = self.path / "quarantine.jsonl"
         self.mlflow_state = self.path / "mlflow.json"
         self.logs = self.path / "logs"

@@ -1,4 +1,4 @@
-"""`alignvlm report|export|track`: what is made from the files of a run, finished or not."""
+"""`alignvlm report|goodput|export|track`: what is made from the files of a run, finished or not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from alignvlm.cli.arguments import add_recipe, path, positive
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add `report`, `export` and `track` to the command line."""
+    """Add `report`, `goodput`, `export` and `track` to the command line."""
     report = subparsers.add_parser(
         "report",
         help="build the HTML report of a run",
@@ -17,6 +17,17 @@ def add_parser(subparsers: Any) -> None:
     )
     report.add_argument("run", type=path, metavar="RUN", help="run folder, such as runs/quickstart")
     report.set_defaults(handler=run_report)
+
+    goodput = subparsers.add_parser(
+        "goodput",
+        help="say where the wall clock of a run went",
+        description="Split the time since the run's first start into steps that count, waiting for data, start-up, "
+        "steps taken again after a restart, checkpoints, evaluation and waiting between attempts. The run may be "
+        "training. docs/goodput.md explains the parts.",
+    )
+    goodput.add_argument("run", type=path, metavar="RUN", help="run folder, such as runs/quickstart")
+    goodput.add_argument("--json", action="store_true", help="print JSON: all times in seconds")
+    goodput.set_defaults(handler=run_goodput)
 
     export = subparsers.add_parser(
         "export",
@@ -57,6 +68,17 @@ def run_report(args: argparse.Namespace) -> int:
     from alignvlm.report.report import build_report
 
     print(f"report {build_report(args.run)}")
+    return 0
+
+
+def run_goodput(args: argparse.Namespace) -> int:
+    """Print the table, or JSON."""
+    import json
+
+    from alignvlm.report.goodput import read_goodput, table
+
+    found = read_goodput(args.run)
+    print(json.dumps(found.to_json(), indent=2) if args.json else table(found))
     return 0
 
 

@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     from alignvlm.config import load_recipe
     from alignvlm.launch.local import end_with_launcher, is_launched, run_local
     from alignvlm.run_folder import Run
+    from alignvlm.system.timeline import STARTED, job_start
     from alignvlm.training.finished import is_finished
 
     end_with_launcher()
@@ -38,11 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
         print_locations(recipe)
         return 0
     if not is_launched() and recipe.train.processes > 1:
+        os.environ[STARTED] = str(job_start())
         command = [sys.executable, "-m", "alignvlm", "train", arguments.recipe, *arguments.overrides]
         return run_local(command, recipe.train.processes)
     from alignvlm.training.run import train
 
-    code = train(recipe)
+    code = train(recipe, began=job_start())
     if code == 0 and _is_main():
         print_locations(recipe)
     return code

@@ -13,7 +13,8 @@ from typing import Any
 from alignvlm.best import find_best, stage_scores
 from alignvlm.config.names import HELD_OUT, LOSS
 from alignvlm.config.schema import RecomputeConfig
-from alignvlm.report.charts import Chart, Series, Value, draw, finite, format_number
+from alignvlm.report.bars import time_of
+from alignvlm.report.charts import Chart, Series, Value, draw, finite, format_duration, format_number
 from alignvlm.report.overlay import draw_view
 from alignvlm.report.page import render_template
 from alignvlm.report.results import (
@@ -79,6 +80,7 @@ def render(run: RunData) -> str:
         texts=text_rows(run),
         text_stages=text_stages(run),
         charts=[figure for chart in _charts(run) if (figure := draw(chart, run.steps)) is not None],
+        time=time_of(run),
         gallery=[(task, _gallery(run, task)) for task in run.tasks],
         views=_views(run),
         quarantine=quarantine_summary(run.quarantine),
@@ -271,16 +273,6 @@ def embed(run: RunFolder, path: Path) -> str | None:
         log.warning("%s is left out of the report (%s)", path, reason(error))
         return None
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def format_duration(seconds: float) -> str:
-    """`42 s`, `7 min 05 s`, `3 h 12 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _config_text(run: RunData) -> str:

@@ -40,7 +40,7 @@ def results_of(run: RunData) -> dict[str, Any]:
     """{"run", "finished", "stages": {stage: {task: {<metric>: score, …, items, baseline, baseline_answer}}}}.
 
     With held-out texts also {"texts": {stage: {text: {"perplexity", …}}}}, and with benchmarks
-    {"benchmarks": {stage: {benchmark: {score: percent}}}}.
+    {"benchmarks": {stage: {benchmark: {score: percent}}}}. "goodput" is `Goodput.to_json`.
     """
     stages = {
         stage.name: {task: _summary(entry) for task, entry in stage.results.items()}
@@ -55,6 +55,7 @@ def results_of(run: RunData) -> dict[str, Any]:
     found = {"benchmarks": benchmarks} if benchmarks else {}
     texts = {stage.name: stage.texts for stage in run.stages if stage.texts}
     found |= {"texts": texts} if texts else {}
+    found |= {"goodput": run.goodput.to_json()} if run.goodput else {}
     return {"run": run.name, "finished": run.finished, "stages": stages, **found}
 
 

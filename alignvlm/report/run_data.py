@@ -12,6 +12,7 @@ from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.run import read_results as read_benchmarks
 from alignvlm.evaluation.evaluate import read_results
 from alignvlm.evaluation.perplexity import read_texts
+from alignvlm.report.goodput import Goodput, goodput_of
 from alignvlm.run_folder import ATTEMPTS_LINE, ENVIRONMENT, METRICS_LINE, RunFolder, StageFolder
 from data_pipeline.files import read_json, read_json_lines, read_needed
 from data_pipeline.loading.ledger import LINE as QUARANTINE_LINE
@@ -59,6 +60,8 @@ class RunData:
     quarantine: list[dict[str, Any]] = field(default_factory=list)
     attempts: list[dict[str, Any]] = field(default_factory=list)
     """Starts of stages ({"stage", "resumed_at", "world_size"}), when the run notes them."""
+    goodput: Goodput | None = None
+    """Where its wall clock went; None when nothing says when it trained."""
 
     @property
     def name(self) -> str:
@@ -104,14 +107,16 @@ def read_run(folder: str | Path) -> RunData:
     stages = [_stage(run, stage) for stage in found if run.holds(stage.path)]
     if not stages and not run.config.is_file():
         raise UserError(f"{run.path} is not a run folder (no {run.config.name} and no stage folders such as 0-init)")
+    metrics = _lines(run, run.metrics, METRICS_LINE)
     return RunData(
         folder=run,
         config=run.read_config() if run.has_file(run.config) else {},
         environment=read_json(run.environment, ENVIRONMENT) if run.has_file(run.environment) else {},
         stages=stages,
-        steps=_read_steps(run, {stage.name: stage.folder.number for stage in stages}),
+        steps=_in_order(metrics, {stage.name: stage.folder.number for stage in stages}),
         quarantine=_lines(run, run.quarantine, QUARANTINE_LINE),
         attempts=_lines(run, run.attempts, ATTEMPTS_LINE),
+        goodput=goodput_of(run, metrics),
     )
 
 
@@ -136,9 +141,9 @@ def _stage(run: RunFolder, folder: StageFolder) -> StageData:
     )
 
 
-def _read_steps(run: RunFolder, stage_order: dict[str, int]) -> list[dict[str, Any]]:
+def _in_order(metrics: list[dict[str, Any]], stage_order: dict[str, int]) -> list[dict[str, Any]]:
     """Steps in order; a resumed run repeats those after its checkpoint, and the last line of a step counts."""
-    steps = {(line["stage"], line["step"]): line for line in _lines(run, run.metrics, METRICS_LINE)}
+    steps = {(line["stage"], line["step"]): line for line in metrics}
     order = {name: number for number, name in enumerate(dict.fromkeys(stage for stage, _ in steps))}
     return sorted(
         steps.values(),

@@ -127,6 +127,8 @@ class Lease:
         self.folder, self._beat, self._stale = folder, beat, stale
         self._number, self._path = 0, folder
         self._descriptor, self._content = -1, b""
+        self.last_beat: float | None = None
+        """When the job that held the run before, and died, last renewed its lease, in seconds since 1970."""
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -192,6 +194,7 @@ class Lease:
                 os.close(descriptor)
         for old in seen.values():
             with contextlib.suppress(OSError):  # another user's, in a folder where only owners remove
+                self.last_beat = max(self.last_beat or 0.0, old.stat().st_mtime)
                 old.unlink()
         return taken
 

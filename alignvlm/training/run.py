@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +24,7 @@ from alignvlm.run_folder import Run, StageFolder
 from alignvlm.system.home import ensure_home
 from alignvlm.system.lease import Lease
 from alignvlm.system.signals import REQUEUE, Signals
+from alignvlm.system.timeline import Timeline
 from alignvlm.system.waiting import Waiting
 from alignvlm.training import distributed
 from alignvlm.training.callbacks import Callback
@@ -45,7 +47,7 @@ from alignvlm.training.tracking.tracker import Tracker
 from data_pipeline.stores import hub
 
 
-def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = ()) -> int:
+def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = (), began: float | None = None) -> int:
     """Run a recipe to its end, or to an early stop with everything saved. Called again, it resumes.
 
     Every rank of a job calls it. It starts no processes: without a launcher it runs as one process, whatever
@@ -55,6 +57,8 @@ def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = ()) -> in
         recipe: a recipe, the name of a built-in one, or the path of a YAML file.
         callbacks: your own; they see a record that the built-in callbacks have completed and may add to it before it is
             written, and checkpoints keep their state. The same objects serve all stages.
+        began: when this job was started, in seconds since 1970, for the time that its start took (`alignvlm goodput`);
+            None: now.
 
     Returns:
         The exit code: 0 when the run is finished, 75 when it stopped early (a signal, a loss spike) and the same call
@@ -63,6 +67,7 @@ def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = ()) -> in
     Raises:
         UserError: a setting or a callback cannot work, or another job trains this run. DataError: data cannot be read.
     """
+    called = time.time()
     ensure_home()
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(str(recipe))
@@ -74,52 +79,79 @@ def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = ()) -> in
             flush=True,
         )
     run = Run(recipe)
-    is_main = os.environ.get("RANK", "0") == "0"
+    is_main = _is_main()
     if is_main:
         check(run)
     lease = Lease(run.folder.path)
-    signals = Signals(before_exit=lease.release, before_save=lease.announce_end)
     with hub.held() as commits, lease if is_main else nullcontext():
-        with Waiting() as waiting:
-            if is_main:
-                with signals:
-                    prepare(run)
-                waiting.go_on()
-            else:
-                waiting.wait()
-            # No handler of Python interrupts the code in which ranks meet: a signal has its default action.
-            world = distributed.start(recipe.train.timeout_minutes)
+        file = run.folder.timeline if is_main else None
+        with Timeline(file, called if began is None else began, called, last_beat=lease.last_beat) as timeline:
+            return _job(run, lease, timeline, commits, callbacks)
+
+
+def _job(run: Run, lease: Lease, timeline: Timeline, commits: dict[str, str], callbacks: Sequence[Callback]) -> int:
+    """Prepare on rank 0, meet the other ranks, train."""
+
+    def leave() -> None:
         try:
-            world.barrier()
-            commits.update(world.broadcast(commits))  # a branch may have moved since rank 0 has looked
-            tracker = Tracker(run) if world.is_main else None
-            try:
-                with signals:
-                    code = _train(run, world, tracker, signals, callbacks)
-            finally:
-                lease.announce_end()
-                is_delivered = tracker is not None and tracker.close()
-            if code == 0 and is_delivered:
-                seal(run)
-            return code
+            timeline.end()
         finally:
-            distributed.stop()
+            lease.release()
+
+    signals = Signals(before_exit=leave, before_save=lease.announce_end)
+    with Waiting() as waiting:
+        if _is_main():
+            with signals:
+                prepare(run)
+            timeline.enter("rendezvous")
+            waiting.go_on()
+        else:
+            waiting.wait()
+        # No handler of Python interrupts the code in which ranks meet: a signal has its default action.
+        world = distributed.start(run.recipe.train.timeout_minutes)
+    try:
+        world.barrier()
+        commits.update(world.broadcast(commits))  # a branch may have moved since rank 0 has looked
+        tracker = Tracker(run) if world.is_main else None
+        try:
+            with signals:
+                code = _train(run, world, tracker, signals, callbacks, timeline)
+        finally:
+            lease.announce_end()
+            timeline.enter("delivery")
+            is_delivered = tracker is not None and tracker.close()
+        if code == 0 and is_delivered:
+            seal(run)
+        timeline.finished = code == 0
+        return code
+    finally:
+        distributed.stop()
 
 
-def _train(run: Run, world: World, tracker: Tracker | None, signals: Signals, own: Sequence[Callback]) -> int:
+def _train(
+    run: Run,
+    world: World,
+    tracker: Tracker | None,
+    signals: Signals,
+    own: Sequence[Callback],
+    timeline: Timeline,
+) -> int:
     processor = run_processor(run)
+    timeline.enter("evaluation")
     evaluate_stage(run, run.initial, world)
     for stage in run.recipe.stages.values():
         # Rank 0 looks: a host that has looked for a folder before may not see at once that it is there now.
         if not world.broadcast(world.is_main and run.stage_folder(stage).has_export):
-            reason = train_stage(run, stage, world, processor, all_callbacks(tracker, own), signals)
+            reason = train_stage(run, stage, world, processor, all_callbacks(tracker, own), signals, timeline)
             if reason is not None:
                 if world.is_main:
                     say(f"stopped in stage {stage.name}: {reason}; the same command resumes here")
                 return REQUEUE
         if world.is_main:
             remove_masters(run.folder_before(stage))
+        timeline.enter("evaluation")
         evaluate_stage(run, run.stage_folder(stage), world)
+    timeline.enter("report")
     if world.is_main:
         build_report(run.folder.path)
     return 0
@@ -162,3 +194,8 @@ def evaluate_stage(run: Run, folder: StageFolder, world: World) -> None:
         run_benchmarks(folder.export, jobs, folder.benchmarks.path, batch_size=recipe.evaluation.batch_size, **shared)
     if recipe.evaluation.tasks or recipe.evaluation.text or recipe.evaluation.benchmarks:
         free_memory()
+
+
+def _is_main() -> bool:
+    """Whether this process is rank 0, before there is a process group."""
+    return os.environ.get("RANK", "0") == "0"

@@ -17,6 +17,7 @@ from alignvlm.model import AlignVLMProcessor
 from alignvlm.progress import say
 from alignvlm.run_folder import Run
 from alignvlm.system.signals import Signals
+from alignvlm.system.timeline import Timeline
 from alignvlm.training.batches import step_batches
 from alignvlm.training.callbacks import Callback, StageState
 from alignvlm.training.callbacks.bad_numbers import agreed_skips
@@ -43,12 +44,14 @@ def train_stage(
     processor: AlignVLMProcessor,
     callbacks: Sequence[Callback],
     signals: Signals,
+    timeline: Timeline,
 ) -> str | None:
     """Train a stage from the export of the stage before, or from its newest valid checkpoint.
 
     Returns:
         None when the stage is finished and exported, else the reason for stopping early (a checkpoint is written).
     """
+    timeline.enter("engine")
     run = Run(with_recomputation(run, stage, world))
     recipe, folder = run.recipe, run.stage_folder(stage)
     plan = stage_data.stage_plan(recipe, stage, processor)
@@ -56,7 +59,7 @@ def train_stage(
     kept = recipe.checkpoint
     store = CheckpointStore(folder.checkpoints, world, kept.keep_last, kept.keep_every, kept.keep_best)
     found = store.newest(say)
-    trainer = resume_trainer(run, stage, world, plan, store, found)
+    trainer = resume_trainer(run, stage, world, plan, store, found, timeline)
     ended_early = found.state.get("ended_early") if found else None
     state = StageState(
         recipe=recipe,
@@ -73,11 +76,13 @@ def train_stage(
         callbacks=callbacks,
         step=found.step if found else 0,
         ended_early=ended_early,
+        timeline=timeline,
     )
     try:
         restore_callbacks(callbacks, found)
         run_steps(state)
         if state.stop_reason is None:
+            timeline.enter("export")
             if state.ended_early and world.is_main:
                 planned = plan.num_steps
                 say(f"stage {stage.name} ends early, at step {state.step} of {planned}: {state.ended_early}")
@@ -101,7 +106,13 @@ def with_recomputation(run: Run, stage: StageConfig, world: World) -> Recipe:
 
 
 def resume_trainer(
-    run: Run, stage: StageConfig, world: World, plan: Plan, store: CheckpointStore, found: CheckpointInfo | None
+    run: Run,
+    stage: StageConfig,
+    world: World,
+    plan: Plan,
+    store: CheckpointStore,
+    found: CheckpointInfo | None,
+    timeline: Timeline,
 ) -> Trainer:
     """Build the stage's engine and load the checkpoint, also one that another number of ranks saved.
 
@@ -120,12 +131,15 @@ def resume_trainer(
         return trainer
     if found.state["world_size"] == world.size:
         trainer = build_trainer(run.recipe, stage, before.export, world)
+        timeline.enter("load")
         store.load(trainer.engine, found)
         return trainer
     if world.is_main:
         say(f"{found.folder}: converting from {found.state['world_size']} to {world.size} ranks")
-    universal = elastic.convert(found, world)
+    with timeline.during("load"):
+        universal = elastic.convert(found, world)
     trainer = build_trainer(run.recipe, stage, before.export, world, elastic.UNIVERSAL)
+    timeline.enter("load")
     elastic.load(trainer.engine, universal, trainer.groups)
     return trainer
 
@@ -174,6 +188,7 @@ def start_loader(state: StageState) -> Iterable[list[MicroBatch]]:
 
 def run_steps(state: StageState) -> None:
     """Take the stage's steps until its end or until a callback or a signal stops it."""
+    state.timeline.enter("engine")
     throughput = Throughput(state.recipe, state.stage, state.trainer.config, state.world)
     gc.freeze()  # what lives now stays: no later collection walks through it, and loader processes share its pages
     try:
@@ -183,7 +198,9 @@ def run_steps(state: StageState) -> None:
         for callback in state.callbacks:
             callback.on_start(state)
         state.signals.stepping = True
-        for batches in step_batches(loader, range(state.step, state.num_steps), agreed_skips(state)):
+        skips = agreed_skips(state)
+        state.timeline.enter("steps")
+        for batches in step_batches(loader, range(state.step, state.num_steps), skips):
             state.step, state.scores = batches.step, {}
             for callback in state.callbacks:
                 callback.before_step(state, batches.micro_batches)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from alignvlm.errors import UserError
-from alignvlm.report.charts import Chart, Series, draw, format_number
-from alignvlm.report.report import build_report, format_duration
+from alignvlm.report.charts import Chart, Series, draw, format_duration, format_number
+from alignvlm.report.report import build_report
 from alignvlm.report.run_data import quarantine_summary, read_run
 from alignvlm.run_folder import RunFolder, checkpoint_folder
 

@@ -11,6 +11,7 @@ import pytest
 
 from alignvlm.config.schema import Recipe
 from alignvlm.system.signals import Signals
+from alignvlm.system.timeline import Timeline
 from alignvlm.training import run as run_module
 from alignvlm.training.callbacks.bad_numbers import agreed_skips
 from alignvlm.training.distributed import World
@@ -76,5 +77,5 @@ def test_a_rank_trains_the_stages_that_rank_0_finds_unfinished(
         if not finished:  # the opposite of what rank 0 says
             folder.export.mkdir(parents=True)
     world = cast(World, Other(repeat(finished)))
-    assert run_module._train(run, world, None, Signals(), ()) == 0
+    assert run_module._train(run, world, None, Signals(), (), Timeline()) == 0
     assert trained == ([] if finished else list(run.recipe.stages))

@@ -175,7 +175,7 @@ def test_a_checkpoint_of_other_data_is_refused_before_the_engine_is_built(recipe
     state = stage_state(recipe, tmp_path)
     found = CheckpointInfo(tmp_path / "step-00000005", {"step": 5, "position": {"step": 4}, "world_size": 1})
     with pytest.raises(UserError, match=r"step-00000005: trained on other data or in another order: .*step 5 is now"):
-        resume_trainer(state.run, state.stage, state.world, state.plan, state.store, found)
+        resume_trainer(state.run, state.stage, state.world, state.plan, state.store, found, state.timeline)
 
 
 def test_ranks_that_see_other_data_are_named() -> None:

@@ -10,6 +10,7 @@ from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.run_folder import Run, StageFolder
 from alignvlm.system.signals import Signals
+from alignvlm.system.timeline import Timeline
 from alignvlm.training.checkpoints.store import CheckpointStore
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
@@ -52,6 +53,8 @@ class StageState:
     discard: bool = False
     """Set with `stop_reason` when the steps since the last checkpoint are not to be kept."""
 
+    timeline: Timeline = field(default_factory=Timeline)
+    """What rank 0 is at."""
     ended_early: str | None = None
     """Why the stage ends before all of its data are trained on."""
 

@@ -24,14 +24,16 @@ class Checkpoints(Callback):
         due = state.step % state.recipe.checkpoint.every_steps == 0
         must = state.is_last_step or state.stop_reason is not None
         is_scored = state.recipe.checkpoint.keep_best in state.scores
+        if not (state.is_written or due or must or is_scored):
+            return
         began = time.perf_counter()
-        if state.is_written or due or must or is_scored:
+        with state.timeline.during("save"):
             self._complain(state, state.store.finish())
-        best = is_scored and state.store.is_best(state.scores, state.step)
-        if (due or must or best) and not state.discard:
-            self._complain(state, state.store.begin(state.trainer.engine, describe(state)))
-            if must or not state.recipe.checkpoint.background:
-                self._complain(state, state.store.finish())
+            best = is_scored and state.store.is_best(state.scores, state.step)
+            if (due or must or best) and not state.discard:
+                self._complain(state, state.store.begin(state.trainer.engine, describe(state)))
+                if must or not state.recipe.checkpoint.background:
+                    self._complain(state, state.store.finish())
         state.checkpoint_stall += time.perf_counter() - began
 
     def on_end(self, state: StageState) -> None:

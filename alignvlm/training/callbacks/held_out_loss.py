@@ -37,7 +37,8 @@ class HeldOutLoss(Callback):
             return
         if state.step % loss.every_steps == 0 or state.is_last_step:
             began = time.perf_counter()
-            state.scores |= measure(state, self._packs)
+            with state.timeline.during("evaluation"):
+                state.scores |= measure(state, self._packs)
             record.extra |= state.scores
             record.extra["held_out_seconds"] = time.perf_counter() - began
 

@@ -1,6 +1,7 @@
 """`metrics.jsonl` (a line per optimizer step) and `attempts.jsonl` (a line per start of a stage), written by rank 0.
 
-Report and tracking read them; nothing else remembers what happened.
+Lines of steps that are taken again after a restart move to `lost_steps.jsonl`. Report and tracking read them; nothing
+else remembers what happened.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 from alignvlm.run_folder import ATTEMPTS_LINE, METRICS_LINE
 from alignvlm.training.callbacks.base import Callback, StageState
@@ -19,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class MetricsLog(Callback):
-    """Appends each step's record; a resumed stage first drops the lines of steps it is going to take again.
+    """Appends each step's record; a resumed stage first moves the lines of steps it is going to take again.
 
     Lines wait in memory while the disk is full.
     """
@@ -29,7 +31,11 @@ class MetricsLog(Callback):
 
     def on_start(self, state: StageState) -> None:
         if state.world.is_main:
-            keep_until(state.run.folder.metrics, state.stage.name, state.step)
+            if lost := keep_until(state.run.folder.metrics, state.stage.name, state.step):
+                log_of_lost = JsonLinesLog(state.run.folder.lost_steps)
+                for row in lost:
+                    log_of_lost.append(row)
+                log_of_lost.close()
             attempt = {
                 "stage": state.stage.name,
                 "resumed_at": state.step,
@@ -62,15 +68,21 @@ def note_early_end(path: Path, step: int, why: str) -> None:
         log.warning("%s does not say that the stage ended early at step %d (%s)", path, step, reason(error))
 
 
-def keep_until(path: Path, stage: str, step: int) -> None:
+def keep_until(path: Path, stage: str, step: int) -> list[dict[str, Any]]:
     """Remove the stage's lines after `step`, damaged lines, and a last line that a crash cut short.
 
     A disk that does not allow it is a warning: of two lines of a step, readers take the last one.
+
+    Returns:
+        The removed lines of steps.
     """
     try:
         if path.exists():
             with path.open("rb") as file:
                 rows, _ = read_new_lines(file, shape=METRICS_LINE)
-            write_json_lines(path, [row for row in rows if row["stage"] != stage or row["step"] <= step])
+            kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
+            write_json_lines(path, kept)
+            return [row for row in rows if row["stage"] == stage and row["step"] > step]
     except OSError as error:
         log.warning("%s cannot be cut to step %d of stage %s (%s)", path, step, stage, reason(error))
+    return []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +18,8 @@ from typing import Any
 import yaml
 
 from alignvlm.errors import UserError
-from alignvlm.run_folder import EvaluationFolder, StageFolder
+from alignvlm.report.goodput import goodput_of
+from alignvlm.run_folder import METRICS_LINE, EvaluationFolder, StageFolder
 from alignvlm.training.tracking.client import Client, TimeLimit
 from alignvlm.training.tracking.database import prepare_database, sqlite_file
 from alignvlm.training.tracking.entries import MAX_PARAM, MAX_TAG, clean_key, clean_text, flatten, metrics_of, number
@@ -63,7 +65,8 @@ class Mirror:
         with self._limit(extra=CREATION_SECONDS):
             prepare_database(self.target.uri)
         parent = self._ensure_parent()
-        self._send_attempts(parent)
+        starts = self._send_attempts(parent)
+        self._once(f"goodput {starts}", lambda: self._send_goodput(parent, starts))
         self._read_records()
         folders = self.target.stage_folders()
         evaluated = {f.name for f in folders if f.evaluation.results.exists() or f.benchmarks.results.exists()}
@@ -77,6 +80,7 @@ class Mirror:
         page = self.folder.report_page
         is_finished = page.exists() and folders[-1].has_export
         if is_finished:
+            self._once(f"goodput {_mark(page)}", lambda: self._send_goodput(parent, starts + 1))
             self._finish(parent, "finished")
         # Files last: a store of artifacts that cannot be reached keeps no number back.
         self._upload(parent, [self.folder.config, self.folder.environment], "recipe")
@@ -172,13 +176,25 @@ class Mirror:
         for i in range(0, len(params), PARAMS_PER_REQUEST):
             self._log(parent, params=params[i : i + PARAMS_PER_REQUEST])
 
-    def _send_attempts(self, parent: str) -> None:
-        """One tag per start of a stage: world size, host, where it resumed."""
+    def _send_attempts(self, parent: str) -> int:
+        """One tag per start of a stage: world size, host, where it resumed. Returns their number."""
         from mlflow.entities import RunTag
 
-        for start, attempt in enumerate(read_json_lines(self.folder.attempts), 1):
+        attempts = read_json_lines(self.folder.attempts)
+        for start, attempt in enumerate(attempts, 1):
             tag = RunTag(f"attempt.{start:03d}", clean_text(json.dumps(attempt), MAX_TAG))
             self._once(tag.key, partial(self._log, parent, tags=[tag]))
+        return len(attempts)
+
+    def _send_goodput(self, parent: str, starts: int) -> None:
+        """ETTR and seconds of every part up to now, as metrics of the run whose step is the number of starts."""
+        from mlflow.entities import Metric
+
+        found = goodput_of(self.folder, read_json_lines(self.folder.metrics, METRICS_LINE))
+        if found is not None:
+            values = {"ettr": found.ettr} | {f"{part}_seconds": seconds for part, seconds in found.parts.items()}
+            moment = int(time.time() * 1000)
+            self._log(parent, metrics=[Metric(f"goodput/{k}", value, moment, starts) for k, value in values.items()])
 
     def _read_records(self) -> None:
         """Add new lines of metrics.jsonl to what is unsent, by stage; the file is read anew when it was rewritten."""

@@ -42,6 +42,21 @@ def test_steps_taken_again_after_a_resume_are_not_sent_again(run_folder: Run) ->
     assert [step for step, _ in delivered(mirror)] == list(range(1, 41))
 
 
+def test_the_goodput_so_far_is_sent_at_every_start_of_a_stage(run_folder: Run) -> None:
+    log_steps(run_folder, 1, 10, seconds=0.75, data_wait=0.25)
+    for _ in range(2):
+        with run_folder.folder.attempts.open("a") as file:
+            file.write('{"stage": "connector", "resumed_at": 0}\n')
+        mirror = mirror_of(run_folder)
+        mirror.sync()
+        mirror.sync()
+        log_steps(run_folder, 11, 20, seconds=1.0, data_wait=0.0)
+    history = mirror.client.get_metric_history(mirror.state["parent"], "goodput/ettr")
+    assert [(m.step, m.value) for m in history] == [(1, 5 / 9.75), (2, 15 / 19.75)]
+    values = mirror.client.get_run(mirror.state["parent"]).data.metrics
+    assert (values["goodput/data_wait_seconds"], values["goodput/unknown_seconds"]) == (2.5, 2.25)
+
+
 def test_the_environment_variables_of_mlflow_are_honoured(run_folder: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "from-environment")
     monkeypatch.setenv("MLFLOW_TAGS", '{"team": "documents"}')
