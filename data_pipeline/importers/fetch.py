@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipeline.errors import DataError
@@ -69,22 +69,28 @@ def _copy_missing(storage: Storage, names: Sequence[str], folder: Path, progress
     marks = read_json_lines(folder / MARKS) if (folder / MARKS).exists() else []
     copied = {row.get("name"): row.get("mark") for row in marks}
     with progress(f"fetch {folder.name}", len(names)) as advance:
-        for name in names:
-            mark, target = _mark(storage, name), folder / name
-            if not (copied.get(name) == mark and target.is_file() and target.stat().st_size == storage.size(name)):
+        for name, (mark, size) in zip(names, _marks(storage, names), strict=True):
+            target = folder / name
+            is_same = str(copied.get(name)).strip('"') == mark
+            if not (is_same and target.is_file() and target.stat().st_size == size):
                 _copy(storage, name, target)
                 with must_write(folder / MARKS, _WAY_OUT), (folder / MARKS).open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"name": name, "mark": mark}) + "\n")
             advance(1)
 
 
-def _mark(storage: Storage, name: str) -> str:
-    """Changes when a shard is replaced, also by one of equal size: its ETag, or size and time."""
-    if isinstance(storage, ObjectStorage):
-        info = storage.head(name)
-        return info.etag or f"{info.size} bytes, {info.modified}"
-    path = storage.local_path(name)
-    return f"{storage.size(name)} bytes" + (f", {path.stat().st_mtime_ns}" if path else "")
+def _marks(storage: Storage, names: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """What changes when a shard is replaced, also by one of equal size (its ETag, or size and time), and its size."""
+    if not isinstance(storage, ObjectStorage):
+        for name in names:
+            path, size = storage.local_path(name), storage.size(name)
+            yield f"{size} bytes" + (f", {path.stat().st_mtime_ns}" if path else ""), size
+        return
+    listed = storage.listed(".tar")
+    others = storage.heads(name for name in names if name not in listed)
+    for name in names:
+        info = listed[name] if name in listed else next(others)
+        yield info.etag.strip('"') or f"{info.size} bytes, {info.modified}", info.size
 
 
 def _copy(storage: Storage, name: str, target: Path) -> None:

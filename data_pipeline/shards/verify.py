@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from data_pipeline.errors import DataError, LoadError
+from data_pipeline.errors import DataError
 from data_pipeline.parallel import pool, usable_cores
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import Encoder, Sample, SampleError, encode_as_measured
@@ -17,6 +17,7 @@ from data_pipeline.shards.reader import Record, SourceReader
 from data_pipeline.shards.sidecars import index_name, index_storage
 from data_pipeline.shards.sources import measure_messages
 from data_pipeline.shards.storage import Storage, open_storage
+from data_pipeline.stores.object_storage import ObjectStorage
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def verify_folder(
     storage = open_storage(folder)
     shards, place = load_manifest(storage).shards, index_storage(storage)
     known = {shard.name for shard in shards}
-    problems = [f"{name}: not in the manifest" for name in _listed(storage) if name not in known]
+    there = storage.listed(".tar") if isinstance(storage, ObjectStorage) else storage.list(".tar")
+    problems = [f"{name}: not in the manifest" for name in there if name not in known]
     with pool(num_processes, len(shards)) as executor, progress("verify", len(shards)) as advance:
         run = map if executor is None else executor.map
         for lines in run(_verify_shard, [storage] * len(shards), [place] * len(shards), shards):
@@ -118,16 +120,6 @@ def _why_not_encoded(encoder: Encoder, record: Record | SampleError, sample: Sam
     except SampleError as error:
         return str(error)
     return ""
-
-
-def _listed(storage: Storage) -> list[str]:
-    """The shards that lie in a folder; none where that is a web server, which rarely lists a folder."""
-    try:
-        return list(storage.list(".tar"))
-    except LoadError:
-        if storage.url.startswith(("http:", "https:")):
-            return []
-        raise
 
 
 def _verify_shard(storage: Storage, place: Storage, shard: ShardInfo) -> list[str]:

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, LoadError
 from data_pipeline.files import check_name
 from data_pipeline.masking import mask
 from data_pipeline.stores import hub
@@ -89,6 +89,15 @@ class ObjectStorage:
     def listing(self, suffix: str = "") -> dict[str, ObjectInfo]:
         """What objects there are now, by name, sorted. An ETag is to be compared by `ObjectInfo.matches` only."""
         return cast(dict[str, ObjectInfo], ask(Listing(self.place(), suffix)))
+
+    def listed(self, suffix: str = "") -> dict[str, ObjectInfo]:
+        """`listing`, and nothing for a web server, which rarely lists a folder."""
+        try:
+            return self.listing(suffix)
+        except LoadError:
+            if self.url.startswith(("http:", "https:")):
+                return {}
+            raise
 
     def is_empty(self) -> bool:
         """Whether the folder has no objects."""
@@ -177,6 +186,9 @@ class HubStorage(ObjectStorage):
         if found is None:
             raise MissingObjectError(f"{self}/{name}: no such object")
         return found
+
+    def heads(self, names: Iterable[str]) -> Iterator[ObjectInfo]:
+        return map(self.head, names)
 
     def _look(self) -> tuple[str, dict[str, ObjectInfo]]:
         if self._seen is None:

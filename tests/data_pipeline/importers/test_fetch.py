@@ -29,6 +29,7 @@ def test_fetched_shards_are_those_of_the_other_side(bucket: Bucket, shard_folder
     (here / "000002.tar").unlink()
     assert main(["data", "fetch", url, str(here)]) == 0
     assert bucket.requests("GET", ".tar") == bucket.requests("GET", "000002.tar") == 1
+    assert bucket.requests("LIST") == bucket.requests("HEAD") == 1
     with pytest.raises(DataError, match="was not fetched from"):
         fetch_shards(bucket.upload(shard_folder, "other"), here)
 
