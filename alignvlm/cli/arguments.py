@@ -54,7 +54,12 @@ def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which processes and machines do the work; `choose_engine` reads them."""
-    parser.add_argument("--processes", type=processes, metavar="N", help="on this machine (default: one per core)")
+    parser.add_argument(
+        "--processes",
+        type=processes,
+        metavar="N",
+        help="on this machine (default: one per core, and two to write to a bucket)",
+    )
     parser.add_argument(
         "--tasks", type=positive, metavar="N", help="share the work among N jobs, each of which runs this command"
     )

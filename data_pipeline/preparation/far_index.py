@@ -16,7 +16,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.preparation.engines import Engine, Local, run, share
 from data_pipeline.preparation.index import Measuring, refuse_missing
 from data_pipeline.progress import Progress, silent
-from data_pipeline.shards.index import Seen, index_object, index_shards, is_done, look
+from data_pipeline.shards.index import Seen, fetch_indexes, index_object, index_shards, is_done, look
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.sidecars import writable_place
 from data_pipeline.shards.sources import measure_source
@@ -56,12 +56,14 @@ def index_missing(
     mine = share(job.shards, task, tasks)
     title = f"index {job.storage.url.rsplit('/', 1)[-1]}"
     work = partial(_index, job.storage, job.place)
+    fetch_indexes(job.storage, job.place, mine)
     return sum(run(work, mine, engine or Local(), title=title, progress=progress))
 
 
 def finish(job: FarJob, *, num_processes: int | None = None, progress: Progress = silent) -> Manifest:
     """The manifest, and the lengths of all samples. Raises DataError when any shard is not done."""
     shards = look(job.storage)  # what other machines have done since the job was opened
+    fetch_indexes(job.storage, job.place, shards)
     missing = partial(_missing, job.storage, job.place)
     looked = run(missing, shards, Local(num_processes), title="look at the indexes", progress=progress)
     refuse_missing(job.storage, sorted(name for name in looked if name), len(shards))
@@ -72,6 +74,7 @@ def finish(job: FarJob, *, num_processes: int | None = None, progress: Progress 
 
 
 def _index(storage: ObjectStorage, place: Path, seen: Seen) -> bool:
+    fetch_indexes(storage, place, [seen])  # on another machine of Ray's
     if is_done(storage, place, seen):
         return False
     index_object(storage, place, seen)

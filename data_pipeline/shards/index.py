@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +27,7 @@ from data_pipeline.shards.manifest import Manifest, ShardInfo, ShardTable, load_
 from data_pipeline.shards.sidecars import MANIFEST, index_name, index_storage, is_indexed, publish, writable_place
 from data_pipeline.shards.storage import Storage, open_storage
 from data_pipeline.shards.tarscan import ScannedSample, scan_tar
-from data_pipeline.stores.node_cache import ETAGS, MADE, OF_ETAG, adopt
+from data_pipeline.stores.node_cache import ETAGS, MADE, OF_ETAG, CachedFolder, adopt
 from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.remote import MissingObjectError, ObjectInfo
 
@@ -95,6 +95,8 @@ def index_shards(
         raise DataError(f"{mask(storage.url)}: no .tar shards here")
     name, place, count = source or PurePosixPath(storage.url).name, writable_place(storage), len(found)
     shards, etags = ShardTable(), dict[str, str]()
+    if isinstance(storage, ObjectStorage):
+        fetch_indexes(storage, place, found)
     with pool(num_processes, count) as executor, progress(f"index {name}", count) as advance:
         chunk = max(1, min(16, count // 64))
         run: Any = map if executor is None else partial(executor.map, chunksize=chunk)
@@ -164,6 +166,11 @@ class Seen:
     etag: str = ""
     """Its row and its ETag in the manifest that there is."""
 
+    @property
+    def has_newer_index(self) -> bool:
+        """Whether an index was written beside it after it."""
+        return self.index is not None and self.index.modified > self.shard.modified > 0
+
 
 def look(storage: ObjectStorage) -> list[Seen]:
     """The shards of a folder in an object store, by one listing and the manifest that there is."""
@@ -175,6 +182,23 @@ def look(storage: ObjectStorage) -> list[Seen]:
     return [
         Seen(name, listed[name], listed.get(index_name(name)), rows.get(name), etags.get(name, "")) for name in names
     ]
+
+
+def fetch_indexes(storage: ObjectStorage, place: Path, shards: Sequence[Seen]) -> None:
+    """Have the indexes of shards on this node, many fetched at a time, as far as there are any.
+
+    Those of the manifest, where the shard is listed with the ETag that it has there; those that came to no manifest
+    yet, where they are newer than the shard.
+    """
+    known = [index_name(seen.name) for seen in shards if seen.index is not None and seen.shard.matches(seen.etag)]
+    if known:
+        CachedFolder(storage).fetch(known)
+    new = [seen for seen in shards if seen.has_newer_index and not _known_etag(place, seen)]
+    heads, indexes = storage.heads(seen.name for seen in new), storage.reads(index_name(seen.name) for seen in new)
+    with suppress(MissingObjectError):
+        for seen, info, data in zip(new, heads, indexes, strict=True):
+            if replace(seen, shard=info).has_newer_index and _fits(data, info):
+                _keep(place / MADE, index_name(seen.name), data, info)
 
 
 def index_object(storage: ObjectStorage, place: Path, seen: Seen) -> tuple[ShardInfo, str]:
@@ -196,16 +220,21 @@ def is_done(storage: ObjectStorage, place: Path, seen: Seen) -> bool:
 
 def _now(storage: ObjectStorage, place: Path, seen: Seen) -> ObjectInfo:
     """What a shard is now: the store is asked where its listing does not show the ETag that the shard is known by."""
-    for etag in (seen.etag, _etag_made(place, seen.name)):
-        if seen.shard.matches(etag):
-            return replace(seen.shard, etag=etag)
-    return storage.head(seen.name)
+    etag = _known_etag(place, seen)
+    return replace(seen.shard, etag=etag) if etag else storage.head(seen.name)
+
+
+def _known_etag(place: Path, seen: Seen) -> str:
+    """The ETag with which a shard was indexed, where it is listed with it; else empty."""
+    etags = seen.etag, _etag_made(place, seen.name)
+    return next((etag for etag in etags if seen.shard.matches(etag)), "")
 
 
 def _etag_made(place: Path, name: str) -> str:
     """The ETag that a shard had when its index was made here and came to no manifest yet; empty where it was not."""
+    index = place / MADE / index_name(name)
     try:
-        return (place / MADE / (index_name(name) + OF_ETAG)).read_text(encoding="utf-8")
+        return index.with_name(index.name + OF_ETAG).read_text(encoding="utf-8") if index.is_file() else ""
     except FileNotFoundError:
         return ""
 
@@ -213,8 +242,7 @@ def _etag_made(place: Path, name: str) -> str:
 def _kept(storage: ObjectStorage, place: Path, seen: Seen, info: ObjectInfo) -> ShardInfo | None:
     """The row of a shard in an object store whose index fits what it is now; None where it has none.
 
-    The manifest's index fits while the shard has the ETag; so does one that did not come to a manifest, here or, where
-    it is newer than the shard, beside it.
+    The manifest's index fits while the shard has the ETag; so does one that did not come to a manifest.
     """
     name, index, made, row = seen.name, index_name(seen.name), place / MADE, seen.row
     if row is not None and info.etag and (row.size, seen.etag) == (info.size, info.etag):
@@ -222,17 +250,21 @@ def _kept(storage: ObjectStorage, place: Path, seen: Seen, info: ObjectInfo) -> 
         data = place_of_indexes.read(index) if place_of_indexes.exists(index) else b""
         if _header(data).get("version") == INDEX_VERSION and index_digest(data) == row.sha256:
             return row
-    data = b""
-    if info.etag and (made / index).is_file() and _etag_made(place, name) == info.etag:
+    is_known = bool(info.etag) or seen.has_newer_index  # of a store without ETags
+    if is_known and (made / index).is_file() and _etag_made(place, name) == info.etag:
         data = (made / index).read_bytes()
-    elif seen.index is not None and seen.index.modified > max(seen.shard.modified, info.modified) > 0:
-        with suppress(MissingObjectError):
-            data = storage.read(index)
+        if _fits(data, info):
+            return _row(name, data, info)
+    return None
+
+
+def _fits(data: bytes, info: ObjectInfo) -> bool:
+    """Whether an index is whole, of this version, and that of a shard of this size."""
     header = _header(data)
-    if header.get("version") != INDEX_VERSION or (header["size"], header["digest"]) != (info.size, index_digest(data)):
-        return None
-    _keep(made, index, data, info)
-    return _row(name, data, info)
+    return header.get("version") == INDEX_VERSION and (header["size"], header["digest"]) == (
+        info.size,
+        index_digest(data),
+    )
 
 
 def _keep(made: Path, index: str, data: bytes, info: ObjectInfo) -> None:

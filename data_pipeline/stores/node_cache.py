@@ -14,6 +14,7 @@ import io
 import json
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,6 +70,14 @@ class CachedFolder:
 
     def list(self, suffix: str = "") -> Iterator[str]:
         return self._storage.list(suffix)
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Have the local copies of files, many of them fetched at a time."""
+        place = self._place()
+        with locked(place / ".lock", _WAY_OUT), suppress(MissingObjectError):
+            missing = [name for name in names if not (place / check_name(name)).is_file()]
+            for name, data in zip(missing, self._storage.reads(missing), strict=True):
+                self.write(name, data)
 
     def local_path(self, name: str) -> Path:
         """Where the file lies, or is to be written."""

@@ -78,7 +78,7 @@ def test_a_new_index_becomes_the_nodes_current_one_under_its_lock(
     assert len(SourceReader(url)) == 80
 
 
-def test_a_second_node_measures_nothing_and_a_warm_start_asks_twice(
+def test_a_second_node_measures_nothing_a_warm_start_asks_twice_and_a_third_node_indexes_by_a_list(
     bucket: Bucket, shard_folder: Path, encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = bucket.upload(shard_folder, "letters")
@@ -95,6 +95,12 @@ def test_a_second_node_measures_nothing_and_a_warm_start_asks_twice(
     bucket.store.log.clear()
     assert len(open_source("s", url, encoder)) == 300
     assert bucket.store.log == []
+    monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path / "node-3"))
+    bucket.faults.counts.clear()
+    bucket.faults.latency = 0.05
+    index_shards(url, num_processes=1)
+    assert (bucket.requests("LIST"), bucket.requests("HEAD"), bucket.requests("GET", ".tar")) == (1, 0, 0)
+    assert bucket.faults.counts["at once"] == bucket.requests("GET", ".index.jsonl") == 8
 
 
 def test_texts_are_read_many_at_a_time(bucket: Bucket, shard_folder: Path, encoder: Any) -> None:
