@@ -27,11 +27,13 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(arguments.export)
     model = AutoModelForImageTextToText.from_pretrained(arguments.export).to(device).eval()
 
-    content = [{"type": "image"}, {"type": "text", "text": arguments.question}]
-    conversation = [{"role": "user", "content": content}]
-    inputs = processor.prepare_generation([conversation], [[arguments.image]]).to(device)
+    content = [{"type": "image", "path": arguments.image}, {"type": "text", "text": arguments.question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    ).to(device)  # fmt: skip
     tokens = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, do_sample=False)
-    answer = processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    answer = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     print(answer.strip())
 
 

@@ -7,9 +7,9 @@ stay as they are, so that a template renders them as it did.
 
 from __future__ import annotations
 
-from alignvlm.model.inputs.chat import IMAGE
+from functools import lru_cache
 
-_BEGIN = "{#- alignvlm: lists of parts become text, with " + IMAGE + " for every image. -#}\n"
+_BEGIN = "{#- alignvlm: lists of parts become text, with <image> for every image. -#}\n"
 _END = "{#- alignvlm: here the language model's own template begins. #}\n"
 """Ends without a minus sign: white space at the beginning of the own template stays."""
 
@@ -57,5 +57,6 @@ def without_prelude(template: Template) -> Template:
     return {name: _own(text) for name, text in template.items()} if isinstance(template, dict) else _own(template)
 
 
+@lru_cache(maxsize=16)
 def _own(template: str) -> str:
     return template.partition(_END)[2] if template.startswith(_BEGIN) else template
