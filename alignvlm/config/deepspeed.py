@@ -124,8 +124,8 @@ def deepspeed_config(
     """DeepSpeed's configuration for one stage.
 
     Batch sizes count packs. Learning rates and weight decay are not in it: they come with the parameter groups.
-    `gradient_clipping` is always stated, because DeepSpeed's default is not "off". The optimizer is PyTorch's AdamW,
-    fused on a GPU, because DeepSpeed's would be compiled first, with nvcc; only where its states are offloaded is it
+    `gradient_clipping` is always stated, because DeepSpeed's default is not "off". The optimizer is PyTorch's fused
+    AdamW, because DeepSpeed's would be compiled first, with nvcc; only where its states are offloaded from a GPU is it
     DeepSpeed's CPU Adam. In bf16, ZeRO-2 and ZeRO-3 sum the gradients of micro-batches in fp32.
 
     Args:
@@ -143,10 +143,10 @@ def deepspeed_config(
     parameters = strategy.get("optimizer", {}).get("params", {})
     zero = strategy.get("zero_optimization", {})
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-    if not cuda:
-        parameters = {**parameters, "torch_adam": True}
-    elif not offloaded:
+    if not (cuda and offloaded):
         parameters = {"torch_adam": True, "fused": True, **parameters}
+    if not cuda:
+        parameters["torch_adam"] = True
     is_bf16 = recipe.train.precision == "bf16"
     if zero.get("stage") == 3:
         zero.setdefault("memory_efficient_linear", False)  # kernels/linear.py does the same with less

@@ -45,7 +45,7 @@ def test_the_optimizer_is_compiled_by_nobody_except_for_offloading() -> None:
 
 def test_a_cpu_takes_pytorchs_optimizer() -> None:
     config = merged(2, "train.precision=fp32", "train.deepspeed=zero2", cuda=False)
-    assert config["optimizer"]["params"]["torch_adam"] is True
+    assert config["optimizer"]["params"] == {"torch_adam": True, "fused": True, "betas": [0.9, 0.95]}
     assert config["bf16"] == {"enabled": False}
     assert "data_types" not in config
 
