@@ -13,7 +13,7 @@ from typing import Any
 from alignvlm.best import find_best, stage_scores
 from alignvlm.config.names import HELD_OUT, LOSS
 from alignvlm.config.schema import RecomputeConfig
-from alignvlm.report.bars import time_of
+from alignvlm.report.bars import rank_times, time_of
 from alignvlm.report.charts import Chart, Series, Value, draw, finite, format_duration, format_number
 from alignvlm.report.overlay import draw_view
 from alignvlm.report.page import render_template
@@ -175,7 +175,20 @@ def _charts(run: RunData) -> list[Chart]:
             zero=True,
         ),
         Chart("Data wait", one("seconds", 1, "data_wait"), "seconds per step", zero=True),
+        _times_of_ranks(),
     ]
+
+
+def _times_of_ranks() -> Chart:
+    """Mean and largest compute of a rank, and the largest waits: how uneven the ranks are."""
+
+    def value(kind: str, which: str) -> Value:
+        return lambda step: rank_times(step).get(kind, {}).get(which)
+
+    lines = [("compute, slowest", "compute", "max"), ("compute, mean", "compute", "mean"),
+             ("waiting for others", "wait", "max"), ("waiting for data", "data", "max")]  # fmt: skip
+    series = [Series(name, i, value(kind, which)) for i, (name, kind, which) in enumerate(lines)]
+    return Chart("Times of the ranks", series, "seconds per step", zero=True)
 
 
 def _loss_by_source(run: RunData) -> list[Chart]:

@@ -59,6 +59,12 @@ class StepRecord:
     """`tokens` of each source."""
     source_supervised: dict[str, int] = field(default_factory=dict)
     """`supervised` of each source."""
+    ranks: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Once per tracking interval: seconds of `compute`, `wait` (for others) and `data`, and `tiles` and `tokens`, per
+    step and rank: `mean` and `max` over the ranks, and which `rank` has the maximum. Of the steps since the last time;
+    empty with a single rank."""
+    stragglers: list[str] = field(default_factory=list)
+    """Ranks that were far slower than the others over the last minutes, with their nodes."""
     extra: dict[str, float] = field(default_factory=dict)
     """What callbacks add, by name: further keys of the line."""
 

@@ -35,6 +35,7 @@ from alignvlm.training.callbacks.early_end import EarlyEnd
 from alignvlm.training.callbacks.held_out_loss import HeldOutLoss
 from alignvlm.training.callbacks.metrics_log import MetricsLog
 from alignvlm.training.callbacks.progress_bar import ProgressBar
+from alignvlm.training.callbacks.rank_times import RankTimes
 from alignvlm.training.callbacks.tracking import Tracking
 from alignvlm.training.callbacks.watchdog import Watchdog
 from alignvlm.training.checkpoints.masters import remove_masters
@@ -171,8 +172,8 @@ def all_callbacks(tracker: Tracker | None, own: Sequence[Callback] = ()) -> list
             raise UserError(f"callbacks: {callback!r} is not an instance of alignvlm.Callback")
     tracking = [Tracking(tracker)] if tracker is not None else []
     ordered: list[Callback] = [
-        ConnectorStatistics(), BadNumbers(), HeldOutLoss(), *own, EarlyEnd(), MetricsLog(), ProgressBar(), Watchdog(),
-        *tracking, Checkpoints(),
+        ConnectorStatistics(), RankTimes(), BadNumbers(), HeldOutLoss(), *own, EarlyEnd(), MetricsLog(), ProgressBar(),
+        Watchdog(), *tracking, Checkpoints(),
     ]  # fmt: skip
     names = [callback.name for callback in ordered]
     for name in names:

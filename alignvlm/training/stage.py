@@ -207,8 +207,10 @@ def run_steps(state: StageState) -> None:
             factor = lr_factor(state.stage, state.step, state.num_steps)
             votes = Votes(stop=state.signals.received is not None, written=state.store.is_written)
             result = train_step(
-                state.trainer, batches.micro_batches, state.world, factor, votes, batches.failure, state.plan.names
-            )
+                state.trainer, batches.micro_batches, state.world, factor, votes, batches.failure, state.plan.names,
+                state.shared,
+            )  # fmt: skip
+            state.shared = result.shared
             state.step += 1
             state.is_written = result.votes.written == state.world.size
             if result.votes.stop:

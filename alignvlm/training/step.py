@@ -83,6 +83,8 @@ class StepResult:
     """Wall time, without waiting for data."""
     sources: dict[str, SourcePart] = field(default_factory=dict)
     """Source -> its part of the global batch."""
+    shared: list[float] = field(default_factory=list)
+    """What callbacks share, summed over the ranks."""
 
 
 def train_step(
@@ -93,6 +95,7 @@ def train_step(
     votes: Votes,
     failure: LoadError | None = None,
     sources: Sequence[str] = (),
+    shared: Sequence[float] = (),
 ) -> StepResult:
     """Take one step with learning rates at `factor` of their peaks.
 
@@ -108,6 +111,7 @@ def train_step(
         failure: why this rank has no micro-batches; then all ranks stop before any of them computes.
         sources: names of the mixture's sources in order, to tell their parts of the batch and of the loss; they cost
             no collective and no look at the device of their own.
+        shared: further numbers to sum over the ranks with the counts.
 
     Raises:
         LoadError: on the ranks that have no micro-batches, DataError on the others.
@@ -115,7 +119,8 @@ def train_step(
     began = time.perf_counter()
     lr = set_lr(trainer.engine.optimizer, trainer.groups, factor)
     parts = count_sources(micro_batches, len(sources))
-    counts, votes, parts = agree(world, StepCounts.of(micro_batches), votes, failure, parts)
+    counts, votes, sums = agree(world, StepCounts.of(micro_batches), votes, failure, [*parts, *shared])
+    parts, shared_sums = sums[: len(parts)], sums[len(parts) :]
     num_losses = world.size * len(micro_batches)
     divisor = max(1.0, counts.supervised) / num_losses
     total = torch.zeros(1 + len(sources), dtype=torch.float64, device=world.device)  # the loss, that of every source
@@ -145,6 +150,7 @@ def train_step(
                 sources, source_sums, parts[: len(sources)], parts[len(sources) :], strict=True
             )
         },
+        shared=shared_sums,
     )
 
 

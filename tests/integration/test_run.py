@@ -15,6 +15,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from alignvlm.report.goodput import read_goodput
+from data_pipeline.files import read_json_lines
 from data_pipeline.stores import helper
 from tests.jobs import ROOT, TINY, curve, kill, kill_launcher, metrics, run, start, wait_for_step, weights
 from tests.stores import real
@@ -165,8 +167,25 @@ def test_killed_runs_end_with_the_same_bits(
     assert len(runs) == 4
     child = next(r for r in runs if r.info.run_name == "tiny/connector")
     assert sorted(m.step for m in client.get_metric_history(child.info.run_id, "loss")) == list(range(1, 9))
+    check_goodput(folder)
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert [path for path in files if far_data["AWS_SECRET_ACCESS_KEY"].encode() in path.read_bytes()] == []
+
+
+def check_goodput(folder: Path) -> None:
+    """The first attempt's steps after its checkpoint and one or more of the second attempt's are taken again."""
+    found = read_goodput(folder)
+    assert [attempt.end for attempt in found.attempts] == ["killed", "killed", "finished"]
+    assert sum(found.parts.values()) == pytest.approx(found.wall, abs=1e-6)
+    assert all(sum(each.parts.values()) == pytest.approx(each.wall, abs=1e-6) for each in found.attempts)
+    lost = read_json_lines(folder / "lost_steps.jsonl")
+    assert {("connector", 5), ("instruct", 1)} <= {(r["stage"], r["step"]) for r in lost}
+    assert found.parts["retaken"] > 0.9 * sum(r["seconds"] for r in lost)
+    kept = sum(r["seconds"] for r in metrics(folder))
+    assert found.parts["steps"] + found.parts["data_wait"] == pytest.approx(kept, rel=0.1)
+    assert found.parts["waiting"] > 0
+    assert {"imports", "prepare", "rendezvous", "engine", "load", "save", "export", "report"} < found.sections.keys()
+    assert found.parts["unknown"] < 0.1 * found.wall
 
 
 def test_a_changed_recipe_is_refused_with_the_difference(finished: Path) -> None:

@@ -127,7 +127,9 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_the_page_has_a_bar_for_all_and_one_for_every_attempt(run_folder: Path) -> None:
-    write(run_folder, [*FIRST, *SECOND], KEPT, LOST)
+    times = {kind: {"mean": 2.0, "max": 3.0, "rank": 5} for kind in ("compute", "wait", "data", "tiles", "tokens")}
+    more = [{"ranks": times, "stragglers": ["rank 5 on <node7>"]}, {"ranks": {"compute": 1}}, {}, {"ranks": times}]
+    write(run_folder, [*FIRST, *SECOND], [line | each for line, each in zip(KEPT, more, strict=True)], LOST)
     page = build_report(run_folder).read_text(encoding="utf-8")
     section = page[page.index('<section id="time">') : page.index("</section>", page.index('<section id="time">'))]
     assert "12.8 % of the wall clock" in section
@@ -135,6 +137,9 @@ def test_the_page_has_a_bar_for_all_and_one_for_every_attempt(run_folder: Path) 
     for bar in re.findall(r'class="stack">(.*?)</div>', section):
         assert sum(map(float, re.findall(r"width:([\d.]+)%", bar))) == pytest.approx(100, abs=0.01)
     assert 'title="steps taken again: 12 s"' in section
+    assert '<td class="n">3</td><td class="n">1.50</td><td>rank 5 (100.0 %)</td>' in section
+    assert "rank 5 on &lt;node7&gt; (1 lines)" in section
+    assert "Times of the ranks" in page
     results = json.loads((run_folder / "report" / "results.json").read_text())
     assert results["goodput"] == json.loads(json.dumps(read_goodput(run_folder).to_json()))
 

@@ -9,7 +9,7 @@ from tests.training.fakes import record
 KEYS = [
     "stage", "step", "time", "epoch", "loss", "lr", "grad_norm", "tokens", "samples", "supervised", "tiles", "skipped",
     "seconds", "tokens_per_second", "samples_per_second", "mfu", "data_wait", "memory_gib", "fill", "checkpoint_stall",
-    "source_loss", "source_tokens", "source_supervised",
+    "source_loss", "source_tokens", "source_supervised", "ranks", "stragglers",
 ]  # fmt: skip
 
 

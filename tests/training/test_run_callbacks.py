@@ -21,8 +21,8 @@ class MetricsLog(Callback):
 def test_the_users_own_see_a_complete_record_before_it_is_written_and_are_saved() -> None:
     names = [callback.name for callback in all_callbacks(None, [Mine()])]
     assert names == [
-        "ConnectorStatistics", "BadNumbers", "HeldOutLoss", "Mine", "EarlyEnd", "MetricsLog", "ProgressBar", "Watchdog",
-        "Checkpoints",
+        "ConnectorStatistics", "RankTimes", "BadNumbers", "HeldOutLoss", "Mine", "EarlyEnd", "MetricsLog",
+        "ProgressBar", "Watchdog", "Checkpoints",
     ]  # fmt: skip
 
 

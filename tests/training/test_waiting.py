@@ -86,8 +86,9 @@ def test_no_value_is_read_within_a_step_and_one_at_its_end(
     trainer: Any = SimpleNamespace(engine=MetaEngine(model), groups=groups, same_weights=model.connector.same_weights)
     world: Any = MetaWorld(device=META)
     with Copies() as copies:
-        result = step.train_step(trainer, batches, world, 1.0, step.Votes(), None, ["a", "b", "c"])
+        result = step.train_step(trainer, batches, world, 1.0, step.Votes(), None, ["a", "b", "c"], [1.5, 2.5])
     assert copies.waiting == 0
+    assert result.shared == [1.5, 2.5]
     assert len(reads) == len(world.sums) == len(world.reduced) == 1
     assert trainer.engine.steps == len(batches)
     assert result.counts.tiles == sum(len(each.tiles) for each in encoded)

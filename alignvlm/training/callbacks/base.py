@@ -43,6 +43,8 @@ class StageState:
     """All ranks have written the files of the save under way."""
     checkpoint_stall: float = 0.0
     """Seconds that training stood still for checkpoints since the last step."""
+    shared: list[float] = field(default_factory=list)
+    """Numbers that a callback sets before a step, equally many on all ranks; after it, their sums over the ranks."""
     validated: int = 0
     """Forward passes on held-out data: while they go on, the time between two steps is no hang."""
     scores: dict[str, float] = field(default_factory=dict)

@@ -71,6 +71,7 @@ def test_metrics_are_lines_at_once_and_a_resumed_stage_drops_those_it_repeats(re
     again.on_end(state)
     lines = [(line["step"], line["loss"]) for line in read_json_lines(state.run.folder.metrics)]
     assert lines == [(1, 1.0), (2, 1.0), (3, 0.25)]
+    assert read_json_lines(state.run.folder.lost_steps) == [record(step).to_json() for step in (3, 4)]
     attempts = read_json_lines(state.run.folder.attempts)
     assert [(a["stage"], a["resumed_at"]) for a in attempts] == [("connector", 0), ("connector", 2)]
 
