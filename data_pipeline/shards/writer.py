@@ -76,17 +76,22 @@ def _write_far(samples: Iterable[Mapping[str, Any]], storage: ObjectStorage, sou
             storage.write(ETAGS, b"{}")  # what cannot be written says so before the shards are made
         try:
             shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
-            manifest = _write_local(samples, made, source, *options)
-        except BaseException:
-            shutil.rmtree(made, ignore_errors=True)
-            with suppress(DataError):  # who may write may not always delete; the next call takes what is left
-                if names <= {ETAGS} and json.loads(storage.read(ETAGS) or b"{}") == {}:
-                    storage.delete(ETAGS)
-            raise
-        try:
+            try:
+                manifest = _write_local(samples, made, source, *options)
+            except BaseException:
+                _unmark(storage, names)
+                raise
             return _upload(made, storage, place, manifest, names)
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            for folder in (made, made.with_name(f"{made.name}.partial")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unmark(storage: ObjectStorage, names: set[str]) -> None:
+    """Delete the mark that writing has begun, where nothing else has come."""
+    with suppress(DataError):  # who may write may not always delete; the next call takes what is left
+        if names <= {ETAGS} and json.loads(storage.read(ETAGS) or b"{}") == {}:
+            storage.delete(ETAGS)
 
 
 def _upload(made: Path, storage: ObjectStorage, place: Path, manifest: Manifest, names: set[str]) -> Manifest:
