@@ -19,6 +19,7 @@ from alignvlm.config.places import place, recipe_error
 from alignvlm.config.schema import PARTS
 from alignvlm.config.validate import canonical, share_samples
 from alignvlm.errors import UserError, shown
+from alignvlm.parts import public_name
 from data_pipeline.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def _check_network(recipe: Recipe, network: Network) -> None:
     total = network.total()
     if total > MAX_PARAMETERS:
         raise recipe_error(recipe, "model", f"model: it has {total:,} parameters, more than {MAX_PARAMETERS:,}")
-    names = [name for name, _ in network.model.named_parameters()]
+    names = [public_name(name) for name, _ in network.model.named_parameters()]
     for stage in recipe.stages.values():
         for number, glob in enumerate(stage.trainable):
             if not any(fnmatchcase(name, glob) for name in names):

@@ -1,4 +1,8 @@
-"""The Hugging Face folder of a model: written as a whole, checked before it is loaded. Knows no model class."""
+"""The Hugging Face folder of a model: written as a whole, checked before it is loaded. Knows no model class.
+
+Its files name the model's classes under `auto_map`, so that transformers finds them with `trust_remote_code=True` and
+without an import of this package: in a file of one line, which imports them from there.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,66 @@ MODEL_TYPE = "alignvlm"
 """What `config.json` of an export says."""
 NEEDED = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+CLASSES_FILE = "alignvlm_classes.py"
+CLASSES = {
+    "AutoConfig": "AlignVLMConfig",
+    "AutoImageProcessor": "AlignVLMImageProcessor",
+    "AutoModel": "AlignVLMModel",
+    "AutoModelForImageTextToText": "AlignVLMForConditionalGeneration",
+    "AutoModelForMultimodalLM": "AlignVLMForConditionalGeneration",
+    "AutoProcessor": "AlignVLMProcessor",
+}
+"""transformers' Auto class -> the class of `alignvlm.model` that it loads."""
+CARD = """---
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags:
+- alignvlm
+---
+
+# {name}
+
+A vision-language model for documents with {parameters:,} parameters.
+
+| vision encoder | connector | language model |
+|---|---|---|
+| {vision} | {connector} | {language} |
+
+```python
+# pip install alignvlm
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder = "."  # this folder, or its name on the hub
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+question = [{{"type": "image"}}, {{"type": "text", "text": "What is the total?"}}]
+inputs = processor.prepare_generation([[{{"role": "user", "content": question}}]], [["page.png"]])
+tokens = model.generate(**inputs, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+print(processor.batch_decode(tokens, skip_special_tokens=True)[0])
+```
+"""
+"""README.md of a folder, which the hub shows."""
 _STAGE_FOLDER = re.compile(r"(\d+)-(.+)")
+
+
+def auto_map(*kinds: str) -> dict[str, str]:
+    """Where transformers finds the classes of these kinds: in CLASSES_FILE of the folder."""
+    return {kind: f"{Path(CLASSES_FILE).stem}.{CLASSES[kind]}" for kind in kinds}
+
+
+class FoundInPackage:
+    """A class that transformers loads from this package, wherever it was saved."""
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing: transformers would copy the class's source file into every folder that it is saved in."""
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with the file that the saved `auto_map` names."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        names = ", ".join(sorted(set(CLASSES.values())))
+        Path(save_directory, CLASSES_FILE).write_text(f"from alignvlm.model import {names}\n", encoding="utf-8")
+        return saved
 
 
 def save_export(model: Any, weights: dict[str, Any], processor: Any, folder: Path) -> None:
@@ -31,16 +94,29 @@ def save_export(model: Any, weights: dict[str, Any], processor: Any, folder: Pat
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
-            # Under the model's own names: transformers 5.23 would give some the prefix of an older format, which loads
-            # as well, where the model was loaded under ZeRO-3 (SigLIP: `vision.vision_model.`).
-            model.save_pretrained(partial, state_dict=weights, save_original_format=False)
+            card = _card(model, weights, folder)  # before the weights are written, which empties the dictionary
+            model.save_pretrained(partial, state_dict=weights)
             processor.save_pretrained(partial)
+            (partial / "README.md").write_text(card, encoding="utf-8")
             _follow_umask(partial)
             partial.rename(folder)
         except SafetensorError as error:
             raise OSError(str(error)) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _card(model: Any, weights: dict[str, Any], folder: Path) -> str:
+    """A model card, named after the run where the folder is one of a run."""
+    config = model.config
+    parts = {"vision": config.vision_config.model_type, "language": config.text_config.model_type}
+    is_stage = _STAGE_FOLDER.fullmatch(folder.absolute().parent.name)
+    return CARD.format(
+        name=folder.absolute().parents[1].name if is_stage else folder.absolute().name,
+        connector=config.connector_config["kind"],
+        parameters=sum(weights[name].numel() for name, _ in model.named_parameters()),
+        **parts,
+    )
 
 
 def check_export(folder: Path) -> None:

@@ -162,7 +162,7 @@ class Bench:
         changes = merged(config, variant.deepspeed)
         trainer = build_trainer(recipe, stage, export, self.world, changes, variant.whole_layers)
         if variant.compiled is not None:
-            compile_layers(getattr(trainer.model, variant.compiled), "inductor" if self._cuda else "aot_eager")
+            compile_layers(trainer.model.model.part(variant.compiled), "inductor" if self._cuda else "aot_eager")
         return trainer
 
     def _measure_steps(self, recipe: Recipe, trainer: Trainer, pack: Pack, row: dict[str, Any], profiled: bool) -> None:
@@ -189,7 +189,7 @@ class Bench:
         if profiled:
             with self._phase("profile"):
                 step = lambda: self._run(trainer, batches)
-                row["profile"] = found = profile_step(trainer.model.connector, step, cuda=self._cuda)
+                row["profile"] = found = profile_step(trainer.model.model.connector, step, cuda=self._cuda)
             if self._cuda:
                 row["busy"] = found["total_ms"] / 1e3 / row["step_s"]
 

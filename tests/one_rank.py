@@ -9,6 +9,7 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param
 
 from alignvlm.config import load_recipe
+from alignvlm.training.checkpoints.masters import trainable
 from alignvlm.training.engine import Trainer, build_trainer
 from alignvlm.training.step import StepResult, Votes, train_step
 from data_pipeline.loading.collate import MicroBatch, collate
@@ -43,10 +44,8 @@ def take_step(trainer: Trainer, batches: list[MicroBatch], world: Any, factor: f
 
 
 def masters(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """fp32 weights of everything that learns."""
-    return {
-        name: safe_get_full_fp32_param(p).clone() for name, p in trainer.model.named_parameters() if p.requires_grad
-    }
+    """fp32 weights of everything that learns, by public name."""
+    return {name: safe_get_full_fp32_param(p).clone() for name, p in trainable(trainer.model).items()}
 
 
 def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
@@ -59,7 +58,7 @@ def take_bad_step(trainer: Trainer, batches: list[MicroBatch], world: Any) -> di
     """A step whose last rank has NaN visual tokens, then a good one: which were skipped, how many weights changed."""
     before = masters(trainer)
     factor = float("nan") if world.rank == world.size - 1 else 1.0
-    hook = trainer.model.connector.register_forward_hook(lambda module, inputs, output: output * factor)
+    hook = trainer.model.model.connector.register_forward_hook(lambda module, inputs, output: output * factor)
     bad = take_step(trainer, batches, world)
     hook.remove()
     between = masters(trainer)

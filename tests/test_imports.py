@@ -34,7 +34,7 @@ ORDER = {
         ("config",),
         ("connectors", "metrics"),
         ("kernels",),
-        ("exports", "plugins", "settings", "system"),
+        ("exports", "parts", "plugins", "settings", "system"),
         ("errors", "progress", "resources"),
     ),
     "data_pipeline": (

@@ -54,11 +54,10 @@ def tiny_model(
         connector_config={"kind": "align", "gain": 5.0} | (connector or {}),
         tiles_config={"max_tiles": 4, "merge": merge},
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        tie_word_embeddings=fields["tie_word_embeddings"],
     )
     lm = AutoModelForCausalLM.from_config(config.text_config)
     model = AlignVLMForConditionalGeneration(config, AutoModel.from_config(vision_config), lm)
-    model.connector.start_from(lm.get_input_embeddings().weight, lm.get_output_embeddings().weight)
+    model.model.connector.start_from(lm.get_input_embeddings().weight, lm.get_output_embeddings().weight)
     return model, AlignVLMProcessor(AlignVLMImageProcessor(**asdict(config.tiling)), tokenizer)
 
 

@@ -47,7 +47,7 @@ class Activations:
         """Of the connector, at work with the workspace that its class states."""
         num_tokens = num_tiles * self.network.dims.tokens_per_tile
         kept = _saved(self.network, "connector", num_tiles).total
-        return Held(kept, kept + self.network.model.connector.workspace_bytes(num_tokens))
+        return Held(kept, kept + self.network.connector.workspace_bytes(num_tokens))
 
     def language(self, num_tokens: int) -> Held:
         """Of the decoder; the loss is apart."""

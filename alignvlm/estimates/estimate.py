@@ -152,7 +152,7 @@ def estimate_run(
         mfu=mfu,
         peak_tflops=peak_tflops,
         parameters={part: network.parameters(part) for part in PARTS},
-        connector=network.model.connector.options.kind,
+        connector=network.connector.options.kind,
         w2_parameters=0 if w2 is None else w2.numel(),
         tokens_per_tile=dims.tokens_per_tile,
         max_tokens_per_image=_largest_image(recipe) * dims.tokens_per_tile,
@@ -225,7 +225,7 @@ def _estimate_stage(
 
 def _vocabulary_projection(network: Network) -> torch.Tensor | None:
     """The rows [V, d] that a connector's logits over a vocabulary come from."""
-    connector = network.model.connector
+    connector = network.connector
     return connector.logit_rows if isinstance(connector, VocabularyConnector) else None
 
 

@@ -117,7 +117,7 @@ def stage_memory(
         work=work,
         standing={kind: float(size) for kind, size in standing.items()},
         host={kind: float(size) for kind, size in host.items()},
-        kept_logits=network.model.connector.kept_logits_bytes(num_visual, budget),
+        kept_logits=network.connector.kept_logits_bytes(num_visual, budget),
         loss=_loss(network, stage, work, recipe.train.loss_chunk, bytes_each),
         whole_gradients=_whole_gradients(network, stage.trainable, strategy, bytes_each),
         update=update,

@@ -88,7 +88,7 @@ def measure_mass(
     for image in images:
         tiles = torch.from_numpy(processor.spec.cut(decode_image(image)))
         for part in tiles.split(_TILES):
-            features = model.encode_tiles(part.to(model.device)).flatten(0, 1)  # [N, d]
+            features = model.model.encode_tiles(part.to(model.device)).flatten(0, 1)  # [N, d]
             for p in probability_chunks(connector, features):
                 total += p.sum(dim=0, dtype=torch.float64)
                 entropy -= float(torch.xlogy(p, p).sum(dtype=torch.float64))
@@ -125,7 +125,7 @@ def write_restricted(
 
 
 def _align_connector(model: Any) -> AlignConnector:
-    connector = model.connector
+    connector = model.model.connector
     if not isinstance(connector, AlignConnector):
         kind = model.config.connector_config["kind"]
         raise UserError(f"the model's connector is {kind}: only align has probabilities over a vocabulary")

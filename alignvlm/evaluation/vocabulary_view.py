@@ -72,8 +72,8 @@ def vocabulary_view(model: Any, processor: Any, image: Image.Image, k: int = 5) 
         shown = slice(0, 1)
     tiles, boxes = tiles[shown], boxes[shown]
     with torch.no_grad():
-        features = model.encode_tiles(torch.from_numpy(tiles).to(model.device))  # [K, T, d]
-    p, ids, entropy = top_tokens(model.connector, features.flatten(0, 1), k)
+        features = model.model.encode_tiles(torch.from_numpy(tiles).to(model.device))  # [K, T, d]
+    p, ids, entropy = top_tokens(model.model.connector, features.flatten(0, 1), k)
     texts = {i: token_text(processor.tokenizer, i) for i in set(ids.flatten().tolist())}
     cells = [
         {"top": [[texts[i], round(v, 5)] for i, v in zip(row_ids, row_p, strict=True)], "entropy": round(h, 4)}
@@ -88,7 +88,7 @@ def vocabulary_view(model: Any, processor: Any, image: Image.Image, k: int = 5) 
             for i, grid in enumerate(grids)
         ],
         "entropy": round(float(entropy.mean()), 4),
-        "vocabulary": int(model.connector.w2.shape[0]),
+        "vocabulary": int(model.model.connector.w2.shape[0]),
     }
 
 

@@ -52,8 +52,13 @@ def product_nt(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _has_onednn() -> bool:
-    """Whether oneDNN's convolution can be called; `torch.backends.mkldnn.flags(enabled=False)` switches it off."""
+    """Whether oneDNN's convolution can be called; `torch.backends.mkldnn.flags(enabled=False)` switches it off.
+
+    It cannot in code that is compiled: there it meets tensors without numbers, which it does not know.
+    """
     backend = torch.backends.mkldnn
+    if torch.compiler.is_compiling():
+        return False
     return hasattr(torch, "mkldnn_convolution") and backend.is_available() and bool(backend.enabled)
 
 

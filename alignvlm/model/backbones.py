@@ -1,4 +1,4 @@
-"""Configs of the two backbones: from the fields that a recipe states, or from the pretrained folder it names."""
+"""The two backbones: configs from the fields that a recipe states or the pretrained folder it names; small changes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import torch
+from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
@@ -26,6 +28,8 @@ Backbone = Literal["vision", "language"]
 
 READ_BY_MODELS = {"head_dim", "sliding_window"}
 """Fields that transformers' models read although not every config class declares them."""
+FINAL_NORMS = ("post_layernorm", "layernorm", "norm")
+"""What vision encoders of transformers call the norm behind their layers (SigLIP and CLIP; ViT and DINOv2; DINOv3)."""
 NAMES_OF_LAYERS = {"stage_names", "out_features", "out_indices"}
 """Fields of some encoders' configs (DINOv2) that follow from the number of layers."""
 MAX_TILE = 8192
@@ -195,3 +199,29 @@ def model_error(recipe: Recipe, error: Exception) -> UserError:
             if isinstance(value, str) and repr(value) in str(error):  # such as the name of an activation
                 key = f"model.{part}.config.{field}"
     return recipe_error(recipe, key, f"recipe {recipe.name!r}: {key} cannot be built: {reason(error)}")
+
+
+def keep_channels_last(vision: Any) -> None:
+    """Let an encoder's patch embeddings [K, d, h, w] have each one's d numbers side by side in memory.
+
+    Encoders make [K, h w, d] of them without copying. Otherwise this layout, where these numbers lie far apart, would
+    stay that of every residual sum, and each LayerNorm would copy its input.
+    """
+    patches = vision.get_input_embeddings()
+    if isinstance(patches, nn.Conv2d):
+        patches.register_forward_hook(_channels_last)
+
+
+def _channels_last(module: nn.Module, inputs: object, patches: torch.Tensor) -> torch.Tensor:
+    return patches.contiguous(memory_format=torch.channels_last)
+
+
+def remove_final_norm(vision: nn.Module) -> None:
+    """Let features leave a vision encoder as its last layer makes them. Raises ValueError where there is no norm."""
+    found = [name for name in FINAL_NORMS if isinstance(getattr(vision, name, None), nn.Module)]
+    if not found:
+        raise ValueError(
+            f"vision.feature_layer can only be -1: {type(vision).__name__} has no {', '.join(FINAL_NORMS)} to remove"
+        )
+    for name in found:
+        setattr(vision, name, nn.Identity())

@@ -24,6 +24,9 @@ from alignvlm.model.modeling import AlignVLMForConditionalGeneration
 from data_pipeline.files import read_needed, reason
 from data_pipeline.stores.folders import local_folder
 
+NEW_TOKENS = 256
+"""How long an answer of `generate` may be that is asked for no other length; transformers' own is 20."""
+
 
 def load_processor(recipe: Recipe) -> AlignVLMProcessor:
     """The recipe's processor, with the tokenizer that it names or that was trained for it.
@@ -105,16 +108,16 @@ def build_model(recipe: Recipe, processor: AlignVLMProcessor) -> AlignVLMForCond
         image_token_id=processor.image_token_id,
         image_mean=list(vision.image_mean),
         image_std=list(vision.image_std),
-        tie_word_embeddings=bool(lm.config.tie_word_embeddings),
     )
     model = AlignVLMForConditionalGeneration(config, tower, lm)
     embedding: Any = lm.get_input_embeddings()
-    model.connector.start_from(embedding.weight, lm.get_output_embeddings().weight)
+    model.model.connector.start_from(embedding.weight, lm.get_output_embeddings().weight)
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     for weight in model.parameters():  # not `model.to`, which would round RoPE's frequencies too
         weight.data = weight.data.to(dtype)
     tokenizer = processor.tokenizer
     end = tokenizer.convert_tokens_to_ids(END) if END in tokenizer.get_vocab() else tokenizer.eos_token_id
+    model.generation_config.max_new_tokens = NEW_TOKENS
     model.generation_config.eos_token_id = end
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model

@@ -10,11 +10,11 @@ from transformers import AutoConfig, PreTrainedConfig
 from alignvlm.config.schema import TilesConfig
 from alignvlm.connectors import ConnectorOptions, connector_class, connector_options
 from alignvlm.connectors.windows import num_windows
-from alignvlm.exports import MODEL_TYPE
+from alignvlm.exports import CLASSES, MODEL_TYPE, FoundInPackage, auto_map
 from alignvlm.model.inputs.tiling import TilingSpec
 
 
-class AlignVLMConfig(PreTrainedConfig):
+class AlignVLMConfig(FoundInPackage, PreTrainedConfig):
     """Configuration of `AlignVLMForConditionalGeneration`.
 
     Args:
@@ -27,9 +27,11 @@ class AlignVLMConfig(PreTrainedConfig):
         image_token_id: id that marks a visual token in `input_ids`. It may lie beyond the LM's embedding rows: it is
             never embedded and never predicted.
         image_mean, image_std: channel normalisation of pixels in [0, 1].
+        tie_word_embeddings: as in `text_config`, whatever is given.
     """
 
     model_type = MODEL_TYPE
+    keys_to_ignore_at_inference = ["past_key_values", "token_losses"]  # noqa: RUF012
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012  (transformers' convention)
 
     vision_config: Any = None
@@ -45,11 +47,12 @@ class AlignVLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.vision_config = _sub_config(self.vision_config, "siglip_vision_model")
         self.text_config = _sub_config(self.text_config, "llama")
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         self.connector_config = asdict(connector_options(self.connector_config or {}))
         self.tiles_config = asdict(TilesConfig()) | (self.tiles_config or {})
         self.image_mean = self.image_mean or [0.5, 0.5, 0.5]
         self.image_std = self.image_std or [0.5, 0.5, 0.5]
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs | {"auto_map": auto_map(*CLASSES)})
 
     @property
     def connector(self) -> ConnectorOptions:

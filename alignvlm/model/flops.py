@@ -84,7 +84,7 @@ def count_flops(
     }
     again = {part: np.zeros(4) for part in PARTS}
     if connector[1]:
-        again["connector"][1] = network.model.connector.recomputed_flops(network.dims.tokens_per_tile)
+        again["connector"][1] = network.connector.recomputed_flops(network.dims.tokens_per_tile)
     if vision.layer[1]:
         again["vision"][1] = vision.num_recomputed(recompute.vision) * vision.layer[0]
     if short.layer[1]:
@@ -104,8 +104,7 @@ def _passes(
     before = learns["vision"] or learns["connector"] or network.learns(network.embedding, trainable)
     vision = measure_layers(network.part("vision"), lambda: _count(lambda: network.run_vision(1)))
     connector = _count(lambda: network.run_connector(1, learns["vision"]))
-    decoder = network.model.language.get_decoder()
-    hidden_learns = before or any(parameter.requires_grad for parameter in decoder.parameters())
+    hidden_learns = before or any(parameter.requires_grad for parameter in network.part("language").parameters())
     head = _count(lambda: network.run_head(1, hidden_learns))
     short, long = (_decoder(network, before, length) for length in (COUNTED_TOKENS, 2 * COUNTED_TOKENS))
     return vision, connector, head, short, long

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from alignvlm.config.schema import PARTS, Recipe
+from alignvlm.connectors import Connector
 from alignvlm.errors import UserError, shown
 from alignvlm.model.attention import SDPA, Documents
 from alignvlm.model.backbones import (
@@ -30,6 +31,7 @@ from alignvlm.model.backbones import (
 )
 from alignvlm.model.configuration import AlignVLMConfig
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
+from alignvlm.parts import public_name
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,17 @@ class Network:
     dims: Dimensions
 
     def part(self, name: str) -> nn.Module:
-        """`vision`, `connector` or `language`."""
-        return getattr(self.model, name)
+        """`vision`, `connector` or `language`: the encoder, the connector, the decoder without its head."""
+        return self.model.model.part(name)
+
+    @property
+    def connector(self) -> Connector:
+        return self.model.model.connector
 
     @property
     def head(self) -> torch.Tensor:
         """Weight of the LM head [V, D]; the embedding itself where they are tied."""
-        output: Any = self.model.get_output_embeddings()
-        return output.weight
+        return self.model.lm_head.weight
 
     @property
     def embedding(self) -> torch.Tensor:
@@ -75,15 +80,19 @@ class Network:
 
     def learns(self, weight: torch.Tensor, trainable: Sequence[str]) -> bool:
         """Whether this parameter of the model matches one of the globs."""
-        return any(p is weight and matches(name, trainable) for name, p in self.model.named_parameters())
+        return any(p is weight and matches(name, trainable) for name, p in self._named_parameters())
 
     def parameters(self, part: str, trainable: Sequence[str] = ("*",)) -> int:
         """Elements of the part's parameters whose names match one of the globs; tied ones count once."""
         return sum(
             parameter.numel()
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in self._named_parameters()
             if name.startswith(f"{part}.") and matches(name, trainable)
         )
+
+    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """By their public names; tied ones once."""
+        return ((public_name(name), parameter) for name, parameter in self.model.named_parameters())
 
     def total(self, trainable: Sequence[str] = ("*",)) -> int:
         """The same over all parts."""
@@ -91,7 +100,7 @@ class Network:
 
     def set_trainable(self, trainable: Sequence[str]) -> None:
         """Let gradients reach exactly the parameters that match one of the globs."""
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self._named_parameters():
             parameter.requires_grad_(matches(name, trainable))
 
     def empty(self, *shape: int, needs_grad: bool = False) -> torch.Tensor:
@@ -100,19 +109,18 @@ class Network:
 
     def run_vision(self, num_tiles: int) -> torch.Tensor:
         """Features [K, T, d] of so many tiles."""
-        return self.model.encode_tiles(self.empty(num_tiles, 3, self.dims.tile_size, self.dims.tile_size))
+        return self.model.model.encode_tiles(self.empty(num_tiles, 3, self.dims.tile_size, self.dims.tile_size))
 
     def run_connector(self, num_tiles: int, needs_grad: bool) -> torch.Tensor:
         """Visual tokens [K, T', D]; `needs_grad`: the vision encoder learns too."""
         shape = (num_tiles, self.dims.features_per_tile, self.dims.feature_size)
-        return self.model.connector(self.empty(*shape, needs_grad=needs_grad), self.embedding)
+        return self.connector(self.empty(*shape, needs_grad=needs_grad), self.embedding)
 
     def run_decoder(self, num_tokens: int, needs_grad: bool) -> torch.Tensor:
         """Last hidden states [1, T, D] of one document; `needs_grad`: something before the decoder learns."""
         documents = Documents(torch.empty(2, dtype=torch.int32, device="meta"), max_seqlen=1)  # passes any window
         embeds = self.empty(1, num_tokens, self.dims.hidden_size, needs_grad=needs_grad)
-        decoder: Any = self.model.language.get_decoder()
-        outputs = decoder(inputs_embeds=embeds, use_cache=False, documents=documents)
+        outputs = self.model.model.language_model(inputs_embeds=embeds, use_cache=False, documents=documents)
         return outputs.last_hidden_state
 
     def try_out(self) -> None:
@@ -121,7 +129,7 @@ class Network:
         Sizes of the language model fit when it can be built at all.
         """
         dims = self.dims
-        with _first_layers(self.model.vision, 1):
+        with _first_layers(self.part("vision"), 1):
             features, expected = self.run_vision(1), (1, dims.features_per_tile, dims.feature_size)
         if features.shape != expected:
             raise ValueError(f"the vision encoder makes {tuple(features.shape)} features of a tile, not {expected}")
@@ -131,8 +139,7 @@ class Network:
 
     def run_head(self, num_tokens: int, needs_grad: bool) -> torch.Tensor:
         """Logits [1, T, V] of hidden states; `needs_grad`: these depend on something that learns."""
-        head: Any = self.model.get_output_embeddings()
-        return head(self.empty(1, num_tokens, self.dims.hidden_size, needs_grad=needs_grad))
+        return self.model.lm_head(self.empty(1, num_tokens, self.dims.hidden_size, needs_grad=needs_grad))
 
 
 def matches(name: str, globs: Sequence[str]) -> bool:

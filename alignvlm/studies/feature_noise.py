@@ -39,8 +39,8 @@ def feature_noise(model: Any, sigma: float, seed: int = 0) -> Iterator[None]:
         return (features.float() + sigma * torch.stack(noise).to(features.device)).to(features.dtype), embedding
 
     hooks = [
-        model.vision.register_forward_pre_hook(see, with_kwargs=True),
-        model.connector.register_forward_pre_hook(disturb),
+        model.model.vision_tower.register_forward_pre_hook(see, with_kwargs=True),
+        model.model.connector.register_forward_pre_hook(disturb),
     ]
     try:
         yield
@@ -68,8 +68,8 @@ def measure_scale(model: Any, processor: Any, images: Iterable[Image.Image]) -> 
     num_images = num_features = num_tokens = 0
     for image in images:
         for part in _tiles(model, processor, image):
-            features = model.encode_tiles(part).double()
-            tokens = model.connector(features.to(model.dtype), model.get_input_embeddings().weight).double()
+            features = model.model.encode_tiles(part).double()
+            tokens = model.model.connector(features.to(model.dtype), model.get_input_embeddings().weight).double()
             total, squares = total + float(features.sum()), squares + float(features.square().sum())
             num_features += features.numel()
             outputs = outputs + tokens.flatten(0, 1).sum(0).cpu()
@@ -95,11 +95,11 @@ def output_distances(
     num_tokens = 0
     for image in images:
         for part in _tiles(model, processor, image):
-            clean = model.get_image_features(part).flatten(0, 1).double()  # [N, D]
+            clean = model.get_image_features(part).pooler_output.flatten(0, 1).double()  # [N, D]
             num_tokens += len(clean)
             for row, sigma in zip(sums, sigmas, strict=True):
                 with feature_noise(model, sigma):
-                    noisy = model.get_image_features(part).flatten(0, 1).double()
+                    noisy = model.get_image_features(part).pooler_output.flatten(0, 1).double()
                 for column, shift in enumerate((torch.zeros_like(centre), centre)):
                     row[column] += float((1 - F.cosine_similarity(clean - shift, noisy - shift, dim=-1)).sum())
     return [(float(plain) / num_tokens, float(centred) / num_tokens) for plain, centred in sums]

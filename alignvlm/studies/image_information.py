@@ -52,7 +52,7 @@ def image_information(model: Any, processor: Any, images: Iterable[Image.Image])
     layouts: dict[int, _Place] = {}
     for image in images:
         tiles = torch.from_numpy(processor.spec.cut(decode_image(image))).to(model.device)
-        parts = [model.get_image_features(part) for part in tiles.split(4)]
+        parts = [model.get_image_features(part).pooler_output for part in tiles.split(4)]
         tokens = torch.cat(parts).flatten(0, 1).double().cpu()  # [P, D]
         layouts.setdefault(len(tiles), _Place(tokens)).add(tokens)
     places = [place for place in layouts.values() if place.count > 1]

@@ -86,7 +86,7 @@ def _prune(cell: Cell, answerer: Any, ids: Any, running: Any) -> list[dict[str, 
     """Scores with the most used tokens only, size by size. The model is as it was afterwards."""
     from alignvlm.evaluation.evaluate import evaluate
 
-    model, whole = answerer.model, answerer.model.connector
+    model, whole = answerer.model.model, answerer.model.model.connector
     recipe, export = without_gallery(cell.recipe), cell.last_stage.export
     found = []
     for size in (max(1, len(ids) >> halving) for halving in range(HALVINGS)):

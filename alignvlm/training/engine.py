@@ -44,7 +44,7 @@ class Trainer:
 
     def same_weights(self) -> AbstractContextManager[None]:
         """For the micro-batches of one optimizer step: no weight changes while this is open."""
-        return self.model.connector.same_weights()
+        return self.model.model.connector.same_weights()
 
     def close(self) -> None:
         """Free the engine's memory and hooks, so that the next stage can build its own."""
@@ -80,7 +80,7 @@ def build_trainer(
         )
     model.train()
     model.loss_chunk = recipe.train.loss_chunk
-    model.connector.kept_bytes = int(recipe.train.kept_logits_gib * 2**30)
+    model.model.connector.kept_bytes = int(recipe.train.kept_logits_gib * 2**30)
     recompute_layers(model, recipe.train.recompute)
     fused = fuse_layers(model) if choose_fused_layers(recipe.model.fused_layers, world.device) else {}
     set_trainable(model, stage)
@@ -108,7 +108,10 @@ def free_memory() -> None:
 
 def recompute_layers(model: AlignVLMForConditionalGeneration, recompute: RecomputeConfig) -> None:
     """Let every n-th layer of a backbone, the first included, recompute its activations in the backward pass."""
-    for backbone, every in ((model.vision, recompute.vision), (model.language, recompute.language)):
+    for backbone, every in (
+        (model.model.vision_tower, recompute.vision),
+        (model.model.language_model, recompute.language),
+    ):
         if every:
             backbone.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every)
 
@@ -186,9 +189,10 @@ def whole_layers(model: AlignVLMForConditionalGeneration) -> list[nn.Module]:
     DeepSpeed takes the gradients of such a layer when that of its input is there. Where the input needs none, PyTorch
     calls the hook before the layer's backward pass, and DeepSpeed would take zeros.
     """
+    base, embedding = model.model, model.get_input_embeddings()
     before = {
-        model.vision: [model.vision.get_input_embeddings()],
-        model.language: [model.vision, model.connector, model.get_input_embeddings()],
+        base.vision_tower: [base.vision_tower.get_input_embeddings()],
+        base.language_model: [base.vision_tower, base.connector, embedding],
     }
     found = []
     for part, modules in before.items():
@@ -222,8 +226,8 @@ def share_embeddings(model: AlignVLMForConditionalGeneration) -> None:
     """
     from deepspeed.runtime.zero.partition_parameters import is_zero_param, register_external_parameter
 
-    head = model.get_output_embeddings()
-    uses = [(model.connector, model.get_input_embeddings().weight), (model, head.weight)]
+    head = model.lm_head
+    uses = [(model.model.connector, model.get_input_embeddings().weight), (model, head.weight)]
     if getattr(head, "bias", None) is not None:
         uses.append((model, head.bias))
     for module, parameter in uses:

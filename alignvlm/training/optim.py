@@ -11,6 +11,7 @@ from torch import nn
 
 from alignvlm.config.schema import PARTS, StageConfig
 from alignvlm.errors import UserError
+from alignvlm.parts import public_name
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Group:
     """Peak learning rate."""
     weight_decay: float
     names: tuple[str, ...]
+    """Public names of its parameters."""
 
 
 def set_trainable(model: nn.Module, stage: StageConfig) -> None:
@@ -30,25 +32,28 @@ def set_trainable(model: nn.Module, stage: StageConfig) -> None:
     Raises:
         UserError: when a glob names nothing, or nothing is left to train.
     """
-    names = [name for name, _ in model.named_parameters()]
+    names = [public_name(name) for name, _ in model.named_parameters()]
     for glob in stage.trainable:
         if not any(fnmatchcase(name, glob) for name in names):
             raise UserError(
                 f"stages.{stage.name}.trainable: {glob!r} matches no parameter; parts are {', '.join(PARTS)}"
             )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(fnmatchcase(name, glob) for glob in stage.trainable))
+        parameter.requires_grad_(any(fnmatchcase(public_name(name), glob) for glob in stage.trainable))
 
 
 def parameter_groups(model: nn.Module, stage: StageConfig) -> list[Group]:
     """Group trainable parameters by part and by whether they take weight decay (vectors, norms, embeddings do not)."""
     no_decay = {
-        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, (nn.Embedding, nn.LayerNorm))
+        public_name(f"{name}.weight")
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Embedding, nn.LayerNorm))
     }
+    trained = [(public_name(n), p) for n, p in model.named_parameters() if p.requires_grad]
     groups = []
     for part in PARTS:
         lr = stage.lr.get(part, stage.lr.get("default"))
-        mine = [(n, p) for n, p in model.named_parameters() if p.requires_grad and n.startswith(part + ".")]
+        mine = [(n, p) for n, p in trained if n.startswith(part + ".")]
         if not mine:
             continue
         if lr is None:
@@ -63,7 +68,7 @@ def parameter_groups(model: nn.Module, stage: StageConfig) -> list[Group]:
 
 def optimizer_groups(model: nn.Module, groups: list[Group]) -> list[dict[str, Any]]:
     """The groups in the form that torch optimizers take."""
-    parameters = dict(model.named_parameters())
+    parameters = {public_name(name): parameter for name, parameter in model.named_parameters()}
     return [
         {"params": [parameters[n] for n in g.names], "lr": g.lr, "weight_decay": g.weight_decay, "name": g.part}
         for g in groups

@@ -35,14 +35,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = AlignVLMForConditionalGeneration.from_pretrained(arguments.export).eval()
-    connector = model.connector
+    connector = model.model.connector
     if not isinstance(connector, AlignConnector) or connector.is_restricted or connector.gamma is None:
         parser.error(f"{arguments.export}: its connector is no ALIGN with its whole vocabulary and a LayerNorm over it")
     spec = AlignVLMProcessor.from_pretrained(arguments.export).spec
     embedding = model.get_input_embeddings().weight.detach()
     with torch.no_grad():
         tiles = [torch.from_numpy(spec.cut(image)) for image in images_of([arguments.data], arguments.images)]
-        features = model.encode_tiles(torch.cat(tiles)).flatten(0, 1)  # [N, d]
+        features = model.model.encode_tiles(torch.cat(tiles)).flatten(0, 1)  # [N, d]
         print(f"ln V {math.log(len(embedding)):.3f}, rms of a text embedding {rms(embedding):.4f}, N {len(features)}")
         for gain in arguments.gains.split(",") if arguments.gains else [None]:
             if gain is not None:

@@ -34,7 +34,7 @@ import sys
 from transformers import AutoModelForImageTextToText, AutoProcessor
 import alignvlm.model
 model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])
-print(type(model.connector).__name__, AutoProcessor.from_pretrained(sys.argv[1]).spec.tokens_per_tile)
+print(type(model.model.connector).__name__, AutoProcessor.from_pretrained(sys.argv[1]).spec.tokens_per_tile)
 """
 
 
@@ -99,8 +99,8 @@ def test_two_ranks_train_it_and_the_export_loads(recipe: Path) -> None:
     export = folder / "runs" / "own" / "1-connector" / "export"
     load_recipe(str(recipe))  # imports the connector into this process
     model = AlignVLMForConditionalGeneration.from_pretrained(export)
-    saved = load_file(export / "model.safetensors")["connector.linear.weight"]
-    assert torch.equal(model.connector.linear.weight.detach(), saved)
+    saved = load_file(export / "model.safetensors")["model.connector.linear.weight"]
+    assert torch.equal(model.model.connector.linear.weight.detach(), saved)
     assert AlignVLMProcessor.from_pretrained(export).spec.tokens_per_tile == 4
 
     words = [sys.executable, "-c", LOAD, str(export)]
@@ -114,5 +114,5 @@ def test_two_ranks_train_it_and_the_export_loads(recipe: Path) -> None:
 
     checkpoint = folder / "runs" / "own" / "1-connector" / "checkpoints" / "step-00000002"
     run("export", str(checkpoint), "again", cwd=folder, ALIGNVLM_IMPORTS=str(EXAMPLE))
-    again = load_file(folder / "again" / "model.safetensors")["connector.linear.weight"]
+    again = load_file(folder / "again" / "model.safetensors")["model.connector.linear.weight"]
     assert torch.equal(again, saved)

@@ -92,10 +92,12 @@ def test_c_abstractor_is_honeybees(depth: int, queries: int) -> None:
 
 def test_they_start_as_their_authors_let_them() -> None:
     text = {"initializer_range": 0.5}  # of the LLM, which is none of their business
-    reducer = tiny_model(connector={"kind": "h_reducer"}, text=text)[0].connector
+    reducer = tiny_model(connector={"kind": "h_reducer"}, text=text)[0].model.connector
     assert 0.9 < reducer.expand.weight.abs().max() * reducer.expand.in_features**0.5 <= 1  # as PyTorch's layers
     assert 0.5 < reducer.eos.std() < 1.5
-    abstractor = tiny_model(connector={"kind": "c_abstractor", "num_queries": 4, "depth": 1}, text=text)[0].connector
+    abstractor = tiny_model(connector={"kind": "c_abstractor", "num_queries": 4, "depth": 1}, text=text)[
+        0
+    ].model.connector
     for module in abstractor.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
             assert 0.017 < module.weight.std() < 0.023

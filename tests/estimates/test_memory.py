@@ -77,14 +77,14 @@ def test_activations_are_what_a_real_model_saves(
     features = torch.randn(TILES, 64, 256, dtype=dtype, requires_grad=True)
     embeds = torch.randn(1, TOKENS, 256, dtype=dtype, requires_grad=True)
     documents = {"documents": Documents(torch.tensor([0, TOKENS], dtype=torch.int32), TOKENS)}
-    decoder: Any = model.language.get_decoder()
+    decoder: Any = model.model.language_model
     measured = {
-        "vision": saved_bytes(model, lambda: model.encode_tiles(tiles)),
-        "connector": saved_bytes(model, lambda: model.connector(features, model.get_input_embeddings().weight)),
+        "vision": saved_bytes(model, lambda: model.model.encode_tiles(tiles)),
+        "connector": saved_bytes(model, lambda: model.model.connector(features, model.get_input_embeddings().weight)),
         "language": saved_bytes(model, lambda: decoder(inputs_embeds=embeds, use_cache=False, **documents)),
     }
     activations = Activations(network, RecomputeConfig())
-    workspace = network.model.connector.workspace_bytes(TILES * network.dims.tokens_per_tile)
+    workspace = network.connector.workspace_bytes(TILES * network.dims.tokens_per_tile)
     assert activations.vision(TILES, learns=True).kept == pytest.approx(measured["vision"], rel=0.02)
     assert activations.connector(TILES).kept == pytest.approx(measured["connector"], rel=0.02)
     assert activations.connector(TILES).at_work == activations.connector(TILES).kept + workspace

@@ -98,10 +98,10 @@ def test_top_tokens_carry_the_connectors_weights(options: dict[str, float]) -> N
     model, _ = tiny_model(connector=options)
     embedding = model.get_input_embeddings().weight
     features = torch.randn(7, 32, generator=torch.Generator().manual_seed(0))
-    p, ids, entropy = top_tokens(model.connector, features, embedding.shape[0])
+    p, ids, entropy = top_tokens(model.model.connector, features, embedding.shape[0])
     torch.testing.assert_close(p.sum(-1), torch.ones(7))
     mixed = (p[..., None] * embedding[ids]).sum(1)  # [7, D]: all V tokens, so the whole average
-    torch.testing.assert_close(mixed, model.connector(features[None], embedding)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mixed, model.model.connector(features[None], embedding)[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(entropy, -(p * p.log()).sum(-1))
 
 

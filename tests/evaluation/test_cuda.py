@@ -21,7 +21,7 @@ def test_an_fp32_export_answers_in_bf16_and_leaves_no_memory(tmp_path: Path) -> 
     before = torch.cuda.memory_allocated()
     answerer = ModelAnswerer.load(tmp_path, "cuda")
     assert {parameter.dtype for parameter in answerer.model.parameters()} == {torch.bfloat16}
-    frequencies = answerer.model.language.get_decoder().rotary_emb.inv_freq
+    frequencies = answerer.model.model.language_model.rotary_emb.inv_freq
     assert frequencies.dtype == torch.float32  # bf16 cannot tell distant positions apart
     items = [item for sample in samples() for item in items_of(sample)]
     answers = answerer.answer(items, 6)

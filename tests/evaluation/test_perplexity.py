@@ -69,13 +69,14 @@ def test_windows_predict_every_token_once_as_lm_evaluation_harness_does() -> Non
 
 def test_the_numbers_are_those_of_the_language_model_alone(export: Path, tmp_path: Path) -> None:
     model, processor = tiny_model()
-    language, tokenizer = model.language.double().eval(), processor.tokenizer
+    model, tokenizer = model.double().eval(), processor.tokenizer
     nats, tokens = 0.0, 0
     for page in PAGES:
         ids = tokenizer(page, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert not set(ids) & set(tokenizer.all_special_ids)  # text is data
         with torch.no_grad():
-            logits = language(input_ids=torch.tensor([[tokenizer.eos_token_id, *ids[:-1]]])).logits[0]
+            hidden = model.model.language_model(torch.tensor([[tokenizer.eos_token_id, *ids[:-1]]])).last_hidden_state
+            logits = model.lm_head(hidden)[0]
         nats += float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids), reduction="sum"))
         tokens += len(ids)
     found = measure_texts(export, recipe_of(tmp_path), tmp_path / "out", device="cpu")["texts"]["pages"]

@@ -31,7 +31,7 @@ def test_mass_is_the_mean_of_the_connectors_probabilities() -> None:
     measured = measure_mass(model, processor, images)
     tiles = torch.cat([torch.from_numpy(processor.spec.cut(image)) for image in images])
     with torch.no_grad():
-        p = model.connector.probabilities(model.encode_tiles(tiles).flatten(0, 1))
+        p = model.model.connector.probabilities(model.model.encode_tiles(tiles).flatten(0, 1))
     assert measured.num_images == 2
     assert measured.num_visual_tokens == len(p)
     torch.testing.assert_close(measured.mass.float(), p.mean(0), atol=1e-6, rtol=1e-4)
@@ -45,12 +45,12 @@ def test_restricted_export(tmp_path: Path) -> None:
     measured = measure_mass(model, processor, [image])
     tiles = torch.from_numpy(processor.spec.cut(image))
     with torch.no_grad():
-        whole = model.get_image_features(tiles)
+        whole = model.get_image_features(tiles).pooler_output
     summary = write_restricted(model, processor, measured, measured.active(0.9), tmp_path / "active")
     assert summary["num_active"] == len(measured.active(0.9)) < len(measured.mass)
     assert json.loads((tmp_path / "active" / "vocabulary.json").read_text()) == summary
     with torch.no_grad():
-        restricted = model.get_image_features(tiles)
+        restricted = model.get_image_features(tiles).pooler_output
     spread = torch.cdist(model.get_input_embeddings().weight, model.get_input_embeddings().weight).max()
     assert (restricted - whole).norm(dim=-1).mean() < 0.2 * spread
     config = json.loads((tmp_path / "active" / "config.json").read_text())
@@ -64,6 +64,6 @@ def test_what_cannot_be_measured_is_refused() -> None:
     model, processor = tiny_model()
     with pytest.raises(UserError, match="no images"):
         measure_mass(model, processor, [])
-    model.connector.keep_tokens(torch.tensor([1, 2]))
+    model.model.connector.keep_tokens(torch.tensor([1, 2]))
     with pytest.raises(UserError, match="already restricted"):
         measure_mass(model, processor, [picture(8, 8)])

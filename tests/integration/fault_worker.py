@@ -25,9 +25,9 @@ def plant(faults: list[str]) -> None:
         number = batches[0].step + 1 if batches else 0
         handle = None
         if "nan" in faults and number in (3, 4) and rank == 1:
-            handle = trainer.model.connector.register_forward_hook(lambda m, i, out: out * float("nan"))
+            handle = trainer.model.model.connector.register_forward_hook(lambda m, i, out: out * float("nan"))
         if "nan-forever" in faults and number >= 3:
-            handle = trainer.model.connector.register_forward_hook(lambda m, i, out: out * float("inf"))
+            handle = trainer.model.model.connector.register_forward_hook(lambda m, i, out: out * float("inf"))
         if "hang" in faults and number == FAULT_STEP and rank == 1:
             time.sleep(600)
         result = step_of(trainer, batches, *arguments)

@@ -40,9 +40,9 @@ def test_a_pretrained_lm_keeps_its_mind_inside_the_model(smollm2: Path, tmp_path
     )
     processor = load_processor(recipe)
     model = build_model(recipe, processor).eval()
-    head = model.language.get_output_embeddings().weight
-    assert torch.equal(model.connector.w2, head)
-    assert model.connector.w2.shape == (49_152, 576)
+    head = model.lm_head.weight
+    assert torch.equal(model.model.connector.w2, head)
+    assert model.model.connector.w2.shape == (49_152, 576)
     assert processor.image_token_id >= 49_152  # beyond the embedding: visual tokens are never looked up
 
     model.save_pretrained(tmp_path)
@@ -61,5 +61,5 @@ def test_a_pretrained_lm_keeps_its_mind_inside_the_model(smollm2: Path, tmp_path
     loss = again(**batch).loss
     loss.backward()
     assert torch.isfinite(loss)
-    assert again.connector.w2.grad is not None
-    assert again.connector.w1.weight.grad.abs().sum() > 0
+    assert again.model.connector.w2.grad is not None
+    assert again.model.connector.w1.weight.grad.abs().sum() > 0

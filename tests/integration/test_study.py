@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
+from alignvlm.parts import part_of
 from alignvlm.studies.cells.batches import match_samples
 from alignvlm.studies.cells.grid import make_grid
 from alignvlm.studies.registry import STUDIES, find_study
@@ -125,7 +126,9 @@ def test_a_killed_study_goes_on_and_compares_what_it_trained(
             assert cell["final_loss"] == lines[3]["loss"]
             assert cell["tokens_per_tile"] == tokens
             assert cell["parameters"] == sum(weight.numel() for weight in weights.values())
-            assert cell["connector_parameters"] == sum(w.numel() for n, w in weights.items() if n[:9] == "connector")
+            assert cell["connector_parameters"] == sum(
+                w.numel() for n, w in weights.items() if part_of(n) == "connector"
+            )
             scores = json.loads((run / "1-connector" / "evaluation" / "results.json").read_text())["tasks"]
             assert cell["scores"] == {"test": scores["test"]["exact_match"]}
             read = content["batches"][cell["run"]]["connector"]

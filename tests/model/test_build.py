@@ -22,7 +22,7 @@ def test_a_bf16_language_model_and_a_new_encoder_become_one_dtype(
     precision: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     made, made_processor = tiny_model()
-    made.language.to(torch.bfloat16).save_pretrained(tmp_path / "lm")
+    made.model.language_model.to(torch.bfloat16).save_pretrained(tmp_path / "lm")
     made_processor.tokenizer.save_pretrained(tmp_path / "lm")
     language = [f"model.language.path={tmp_path}/lm", "model.language.tokenizer=null", "model.language.config={}"]
     recipe = load_recipe(str(TINY), [*language, f"train.precision={precision}"])
@@ -32,5 +32,5 @@ def test_a_bf16_language_model_and_a_new_encoder_become_one_dtype(
     assert json.loads((tmp_path / "export" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     loaded = AlignVLMForConditionalGeneration.from_pretrained(tmp_path / "export")
     assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
-    for name, weight in made.language.named_parameters():
-        assert torch.equal(loaded.get_parameter(f"language.{name}"), weight.to(dtype)), name
+    for name, weight in made.model.language_model.named_parameters():
+        assert torch.equal(loaded.get_parameter(f"model.language_model.{name}"), weight.to(dtype)), name

@@ -36,13 +36,13 @@ def test_features_are_the_hidden_state_that_transformers_calls_so(
     for layer, expected in ((-1, states.last_hidden_state), (-2, states.hidden_states[-2])):
         recipe = load_recipe(str(TINY), [*settings, "model.tiles.merge=1", f"model.vision.feature_layer={layer}"])
         model = build_model(recipe, tiny_model()[1]).eval()
-        torch.testing.assert_close(model.encode_tiles(pixels), expected[:, -16:])
+        torch.testing.assert_close(model.model.encode_tiles(pixels), expected[:, -16:])
         assert model.config.vision_config.num_hidden_layers == 4 + layer
-        norms = {"vision.post_layernorm.weight", "vision.layernorm.weight"} & set(model.state_dict())
+        norms = {"post_layernorm.weight", "layernorm.weight"} & set(model.model.vision_tower.state_dict())
         assert len(norms) == (layer == -1)
     model.save_pretrained(tmp_path / "export")
     again = AlignVLMForConditionalGeneration.from_pretrained(tmp_path / "export")
-    torch.testing.assert_close(again.encode_tiles(pixels), expected[:, -16:])
+    torch.testing.assert_close(again.model.encode_tiles(pixels), expected[:, -16:])
     assert again.state_dict().keys() == model.state_dict().keys()
 
 

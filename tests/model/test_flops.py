@@ -13,6 +13,7 @@ from alignvlm.kernels import vocab_softmax
 from alignvlm.model.flops import PartFlops, Work, count_flops
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
 from alignvlm.model.network import Network, build_network
+from alignvlm.parts import public_name
 
 TILES, TEXT = 3, 40
 
@@ -36,7 +37,7 @@ def counted(network: Network, trainable: list[str]) -> tuple[int, int]:
     config._attn_implementation = "sdpa"
     model = AlignVLMForConditionalGeneration(config).train()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(name.startswith(prefix) for prefix in trainable))
+        parameter.requires_grad_(any(public_name(name).startswith(prefix) for prefix in trainable))
     visual = TILES * network.dims.tokens_per_tile
     image = config.image_token_id = network.dims.vocab_size - 1
     input_ids = torch.full((1, visual + TEXT), 5)
@@ -47,9 +48,9 @@ def counted(network: Network, trainable: list[str]) -> tuple[int, int]:
     tiles = torch.zeros(TILES, 3, size, size, dtype=torch.uint8)
     # The counter does not know the fused attention of CPUs; the plain one does the same products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
-        embeds = model.embed(input_ids, tiles)
-        hidden = model.language.get_decoder()(inputs_embeds=embeds).last_hidden_state
-        loss = torch.nn.functional.cross_entropy(model.get_output_embeddings()(hidden[0, visual:]), labels[0, visual:])
+        embeds = model.model.embed(input_ids, tiles)
+        hidden = model.model.language_model(inputs_embeds=embeds).last_hidden_state
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[0, visual:]), labels[0, visual:])
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     return forward.get_total_flops(), backward.get_total_flops()

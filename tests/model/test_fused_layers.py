@@ -86,11 +86,11 @@ def test_fused_layers_compute_what_llamas_do(
     batch = pack([processor.encode(s) for s in samples()])
     for each in (model, other):
         each.double().train()
-        each.language.set_attn_implementation(SDPA)
+        each.model.language_model.set_attn_implementation(SDPA)
     expected, expected_gradients = step(model, batch)
     assert fuse_layers(model) == numbers
     if recompute:
-        model.language.activation_checkpointing_enable({"use_reentrant": False})
+        model.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
     loss, gradients = step(model, batch)
     again = {"RMSNorm": -1, "SwiGLU": 0, "RoPE": 0} if recompute else {}  # the last norm lies behind the layers
     twice = {kind: number + again[kind] if again and number else 0 for kind, number in numbers.items()}
@@ -112,7 +112,7 @@ def test_the_choice() -> None:
 
 def test_an_encoder_with_layer_norms_has_none() -> None:
     model, _ = tiny_model()
-    assert all(not layers for layers in find_layers(model.vision).values())
+    assert all(not layers for layers in find_layers(model.model.vision_tower).values())
 
 
 @pytest.mark.cuda
@@ -127,12 +127,12 @@ def test_ligers_kernels_give_the_same_losses_and_gradients(model_type: str, reco
     }
     batch["cu_seqlens"] = batch["cu_seqlens"].cpu()
     model.cuda().train()
-    model.language.set_attn_implementation(SDPA)
+    model.model.language_model.set_attn_implementation(SDPA)
     exact, exact_gradients = step(model.double(), batch)
     expected, expected_gradients = step(model.float(), batch)
     assert sum(fuse_layers(model).values()) > 0
     if recompute:
-        model.language.activation_checkpointing_enable({"use_reentrant": False})
+        model.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
     loss, gradients = step(model, batch)
     assert loss == pytest.approx(expected, rel=1e-5)
     largest = max(gradient.norm() for gradient in exact_gradients.values())

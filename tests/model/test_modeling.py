@@ -55,8 +55,8 @@ def test_weights_of_another_connector_are_refused_in_one_line(tmp_path: Path, ca
 
 def test_backbones_keep_their_weights_and_w2_is_the_lm_head() -> None:
     model, _ = tiny_model(text={"tie_word_embeddings": False})
-    assert torch.equal(model.connector.w2, model.language.lm_head.weight)
-    assert model.connector.w2.data_ptr() != model.language.lm_head.weight.data_ptr()
+    assert torch.equal(model.model.connector.w2, model.lm_head.weight)
+    assert model.model.connector.w2.data_ptr() != model.lm_head.weight.data_ptr()
 
 
 def greedy_without_cache(model: torch.nn.Module, inputs: dict, steps: int) -> list[int]:
@@ -93,15 +93,15 @@ def test_loss_is_torchs_cross_entropy() -> None:
 def test_frozen_vision_keeps_no_graph() -> None:
     model, processor = tiny_model()
     model.train()
-    model.vision.requires_grad_(False)
-    assert not model.encode_tiles(torch.from_numpy(processor.encode(samples()[1]).tiles)).requires_grad
+    model.model.vision_tower.requires_grad_(False)
+    assert not model.model.encode_tiles(torch.from_numpy(processor.encode(samples()[1]).tiles)).requires_grad
 
 
 def test_no_layer_norm_of_the_vision_encoder_copies_its_input() -> None:
     model, processor = tiny_model()
-    norms = [module for module in model.vision.modules() if isinstance(module, torch.nn.LayerNorm)]
+    norms = [module for module in model.model.vision_tower.modules() if isinstance(module, torch.nn.LayerNorm)]
     contiguous = []
     for norm in norms:
         norm.register_forward_pre_hook(lambda module, inputs: contiguous.append(inputs[0].is_contiguous()))
-    model.encode_tiles(torch.from_numpy(processor.encode(samples()[1]).tiles))
+    model.model.encode_tiles(torch.from_numpy(processor.encode(samples()[1]).tiles))
     assert contiguous == [True] * len(norms)

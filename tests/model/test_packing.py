@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from alignvlm.model.attention import SDPA, VARLEN, choose_attention
+from alignvlm.parts import public_name
 from tests.tiny import CONNECTORS, alone, pack, samples, tiny_model
 
 LMS = {
@@ -20,7 +21,7 @@ def gradients(model: torch.nn.Module, batches: list[dict]) -> tuple[float, dict[
     model.zero_grad()
     loss = sum(model(**batch, num_items_in_batch=1).loss for batch in batches)
     loss.backward()
-    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return loss.item(), {public_name(n): p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("lm", LMS)
@@ -38,8 +39,8 @@ def check_packed_equals_unpacked(model: torch.nn.Module, processor: object) -> N
     model.double().train()
     documents = [processor.encode(s) for s in samples()]
     expected, expected_grads = gradients(model, [alone(d) for d in documents])
-    assert all(expected_grads[f"connector.{name}"].any() for name, _ in model.connector.named_parameters())
-    model.language.set_attn_implementation(SDPA)
+    assert all(expected_grads[f"connector.{name}"].any() for name, _ in model.model.connector.named_parameters())
+    model.model.language_model.set_attn_implementation(SDPA)
     for order in ([0, 1, 2], [2, 0, 1]):
         loss, grads = gradients(model, [pack([documents[i] for i in order])])
         assert loss == pytest.approx(expected, rel=1e-9)
@@ -52,7 +53,7 @@ def check_packed_equals_unpacked(model: torch.nn.Module, processor: object) -> N
 
 def test_a_document_cannot_see_another() -> None:
     model, processor = tiny_model()
-    model.language.set_attn_implementation(SDPA)
+    model.model.language_model.set_attn_implementation(SDPA)
     documents = [processor.encode(s) for s in samples()]
     batch = pack(documents)
     first = len(documents[0].input_ids)
@@ -70,12 +71,12 @@ def test_vision_and_connector_run_once_whatever_the_batch_holds(images: bool) ->
     model, processor = tiny_model()
     model.train()
     calls = []
-    model.vision.register_forward_hook(lambda *a: calls.append("vision"))
-    model.connector.register_forward_hook(lambda *a: calls.append("connector"))
+    model.model.vision_tower.register_forward_hook(lambda *a: calls.append("vision"))
+    model.model.connector.register_forward_hook(lambda *a: calls.append("connector"))
     chosen = samples() if images else samples()[:1]
     _, grads = gradients(model, [pack([processor.encode(s) for s in chosen])])
     assert calls == ["vision", "connector"]
-    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(grads)
+    assert {public_name(n) for n, p in model.named_parameters() if p.requires_grad} == set(grads)
     if not images:
         assert all(g.abs().max() == 0 for n, g in grads.items() if n.startswith(("vision.", "connector.")))
 
@@ -95,7 +96,7 @@ def test_cuda_attention_agrees_with_float64_on_the_cpu(implementation: str) -> N
     documents = [processor.encode(s) for s in samples()]
     expected, _ = gradients(model.double(), [alone(d) for d in documents])
     model.to("cuda", torch.bfloat16)
-    model.language.set_attn_implementation(implementation)
+    model.model.language_model.set_attn_implementation(implementation)
     batch = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in pack(documents).items()}
     loss, _ = gradients(model, [batch])
     assert loss == pytest.approx(expected, rel=2e-2)

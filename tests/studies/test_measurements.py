@@ -31,9 +31,9 @@ def tiles_of(image: object) -> torch.Tensor:
 def noise_of(tiles: torch.Tensor, sigma: float, seed: int = 0) -> torch.Tensor:
     """What was added to the features [K, T, d]."""
     seen: list[torch.Tensor] = []
-    clean = MODEL.encode_tiles(tiles)
+    clean = MODEL.model.encode_tiles(tiles)
     with feature_noise(MODEL, sigma, seed):
-        hook = MODEL.connector.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        hook = MODEL.model.connector.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         MODEL.get_image_features(tiles)
         hook.remove()
     return seen[0] - clean
@@ -49,18 +49,19 @@ def test_noise_is_normal_and_belongs_to_the_tile() -> None:
     assert not torch.allclose(added[0], added[2], atol=0.1)
     assert not torch.allclose(noise_of(tiles, 3.0, seed=1), added, atol=0.1)
     with torch.no_grad():
-        before = MODEL.get_image_features(tiles)
+        before = MODEL.get_image_features(tiles).pooler_output
         with feature_noise(MODEL, 0.0):
-            torch.testing.assert_close(MODEL.get_image_features(tiles), before, atol=0, rtol=0)
-        assert torch.equal(MODEL.get_image_features(tiles), before)  # nothing stays behind
+            torch.testing.assert_close(MODEL.get_image_features(tiles).pooler_output, before, atol=0, rtol=0)
+        assert torch.equal(MODEL.get_image_features(tiles).pooler_output, before)  # nothing stays behind
 
 
 def test_scale_and_distances_are_those_of_the_formulas() -> None:
     tiles = torch.cat([tiles_of(image) for image in IMAGES])
     with torch.no_grad():
-        features, clean = MODEL.encode_tiles(tiles).double(), MODEL.get_image_features(tiles).flatten(0, 1).double()
+        features = MODEL.model.encode_tiles(tiles).double()
+        clean = MODEL.get_image_features(tiles).pooler_output.flatten(0, 1).double()
         with feature_noise(MODEL, 0.7):
-            noisy = MODEL.get_image_features(tiles).flatten(0, 1).double()
+            noisy = MODEL.get_image_features(tiles).pooler_output.flatten(0, 1).double()
     scale = measure_scale(MODEL, PROCESSOR, IMAGES)
     assert scale.features == pytest.approx(float(features.std(correction=0)), rel=1e-5)
     assert (scale.num_images, scale.num_visual_tokens) == (4, len(clean))
@@ -76,7 +77,8 @@ def test_scale_and_distances_are_those_of_the_formulas() -> None:
 
 def test_image_information_is_the_variance_at_a_place() -> None:
     with torch.no_grad():
-        outputs = [MODEL.get_image_features(tiles_of(image)).flatten(0, 1).double().numpy() for image in IMAGES]
+        features = [MODEL.get_image_features(tiles_of(image)).pooler_output for image in IMAGES]
+        outputs = [each.flatten(0, 1).double().numpy() for each in features]
     groups = [np.stack(outputs[i::2]) for i in (0, 1)]  # [images, places, D], of one and of several tiles
     every = np.concatenate([group.reshape(-1, group.shape[-1]) for group in groups])
     whole = every.var(axis=0).sum()

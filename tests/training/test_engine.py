@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from alignvlm.model.network import largest_list
+from alignvlm.parts import public_name
 from alignvlm.training.engine import look_at_the_norm_only, whole_layers
 from tests.tiny import tiny_model
 
@@ -31,12 +32,12 @@ def test_layers_that_get_no_gradient_of_their_input_are_not_gathered_whole(
 ) -> None:
     model, _ = tiny_model()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(fnmatchcase(name, trainable))
+        parameter.requires_grad_(fnmatchcase(public_name(name), trainable))
     assert any(parameter.requires_grad for parameter in model.parameters())
     layers = {
         f"{part} {number}": layer
         for part in ("vision", "language")
-        for number, layer in enumerate(largest_list(getattr(model, part))[2])
+        for number, layer in enumerate(largest_list(model.model.part(part))[2])
     }
     whole = whole_layers(model)
     assert [name for name, layer in layers.items() if layer not in whole] == not_whole

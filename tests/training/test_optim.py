@@ -8,6 +8,7 @@ import pytest
 
 from alignvlm.config.schema import StageConfig
 from alignvlm.errors import UserError
+from alignvlm.parts import public_name
 from alignvlm.training.optim import lr_factor, parameter_groups, set_trainable
 from tests.tiny import tiny_model
 
@@ -20,7 +21,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group() -> None:
     set_trainable(model, stage)
     groups = parameter_groups(model, stage)
     names = [name for group in groups for name in group.names]
-    assert sorted(names) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
+    assert sorted(names) == sorted(public_name(n) for n, p in model.named_parameters() if p.requires_grad)
     assert not any(name.startswith("vision.") for name in names)
     assert {(g.part, g.lr, g.weight_decay) for g in groups} == {
         ("connector", 2e-3, 0.1), ("connector", 2e-3, 0.0), ("language", 1e-3, 0.1), ("language", 1e-3, 0.0),

@@ -47,7 +47,7 @@ def step(model: Any, batch: dict[str, Any]) -> tuple[float, dict[str, torch.Tens
 def runs_per_layer(model: Any) -> Iterator[tuple[str, list[int]]]:
     """How often each layer's first linear map runs in the next step, filled in as it happens."""
     for part in ("vision", "language"):
-        layers = largest_list(getattr(model, part))[2]
+        layers = largest_list(model.model.part(part))[2]
         runs = [0] * len(layers)
         for number, layer in enumerate(layers):
             first = next(module for module in layer.modules() if isinstance(module, torch.nn.Linear))
@@ -70,8 +70,8 @@ def test_every_nth_layer_runs_twice_and_no_bit_changes(
     recompute_layers(model, RecomputeConfig(vision, language))
     runs = dict(runs_per_layer(model))
     loss, gradients = step(model, batch)
-    model.vision.activation_checkpointing_disable()
-    model.language.activation_checkpointing_disable()
+    model.model.vision_tower.activation_checkpointing_disable()
+    model.model.language_model.activation_checkpointing_disable()
     found = tuple([number for number, times in enumerate(runs[part]) if times == 2] for part in runs)
     assert found == twice
     assert all(times in (1, 2) for part in runs.values() for times in part)

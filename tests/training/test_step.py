@@ -77,7 +77,7 @@ def test_counts_and_votes_come_back_under_their_names() -> None:
 
 def test_loss_and_tokens_of_every_source_are_those_of_its_documents_computed_plainly() -> None:
     model, processor = tiny_model()
-    model.language.set_attn_implementation(SDPA)
+    model.model.language_model.set_attn_implementation(SDPA)
     model.double()
     encoded = [processor.encode(sample) for sample in samples()]
     packed = [([0, 1, 2], [1, 0, 1]), ([2, 0], [2, 0]), ([], [])]  # documents and their sources; the last is filler
@@ -89,7 +89,7 @@ def test_loss_and_tokens_of_every_source_are_those_of_its_documents_computed_pla
     trainer.engine = ModelEngine(model)
     result = train_step(trainer, batches, FakeWorld(), 1.0, Votes(), None, ["a", "b", "c", "none"])
 
-    model.language.set_attn_implementation("sdpa")
+    model.model.language_model.set_attn_implementation("sdpa")
     sums, tokens, supervised = [0.0] * 4, [0] * 4, [0] * 4
     for documents, sources in packed:
         for i, source in zip(documents, sources, strict=True):

@@ -71,7 +71,7 @@ def test_no_value_is_read_within_a_step_and_one_at_its_end(
     connector: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, processor = tiny_model(connector=CONNECTORS[connector])
-    model.language.set_attn_implementation(SDPA)
+    model.model.language_model.set_attn_implementation(SDPA)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.to(META).train()
@@ -83,7 +83,9 @@ def test_no_value_is_read_within_a_step_and_one_at_its_end(
     reads = []
     monkeypatch.setattr(step, "_read", lambda *values: reads.append(values) or ([1.0] * 4, 1.0))
     groups = [Group("connector", 0.5, 0.1, ("connector.w",))]
-    trainer: Any = SimpleNamespace(engine=MetaEngine(model), groups=groups, same_weights=model.connector.same_weights)
+    trainer: Any = SimpleNamespace(
+        engine=MetaEngine(model), groups=groups, same_weights=model.model.connector.same_weights
+    )
     world: Any = MetaWorld(device=META)
     with Copies() as copies:
         result = step.train_step(trainer, batches, world, 1.0, step.Votes(), None, ["a", "b", "c"], [1.5, 2.5])
@@ -97,7 +99,7 @@ def test_no_value_is_read_within_a_step_and_one_at_its_end(
 
 def test_the_positions_that_collate_gives_are_those_that_the_model_would_find() -> None:
     model, processor = tiny_model()
-    model.language.set_attn_implementation(SDPA)
+    model.model.language_model.set_attn_implementation(SDPA)
     encoded = [processor.encode(sample) for sample in samples()]
     batch = collate(encoded, ["a/b/c"] * len(encoded), step=0, epoch=0)
     inputs = {"input_ids": batch.input_ids, "pixel_values": batch.tiles, "position_ids": batch.position_ids,

@@ -11,12 +11,13 @@ from PIL import Image
 from transformers import BatchFeature, TensorType
 from transformers.image_processing_utils import BaseImageProcessor
 
+from alignvlm.exports import FoundInPackage, auto_map
 from alignvlm.model.inputs.arguments import AlignVLMImagesKwargs, check_names
 from alignvlm.model.inputs.images import load_images
 from alignvlm.model.inputs.tiling import TilingSpec
 
 
-class AlignVLMImageProcessor(BaseImageProcessor):
+class AlignVLMImageProcessor(FoundInPackage, BaseImageProcessor):
     """Cuts images into tiles.
 
     Args:
@@ -36,6 +37,7 @@ class AlignVLMImageProcessor(BaseImageProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.auto_map = auto_map("AutoImageProcessor")
         self.tile_size = tile_size
         self.tokens_per_tile = tokens_per_tile
         self.max_tiles = max_tiles

@@ -17,6 +17,7 @@ import numpy as np
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
+from alignvlm.exports import FoundInPackage, auto_map
 from alignvlm.model.inputs.arguments import AlignVLMProcessorKwargs, check_arguments
 from alignvlm.model.inputs.chat import CHATML, IMAGE, render_prompt, render_supervised
 from alignvlm.model.inputs.image_processor import AlignVLMImageProcessor, flat_images
@@ -30,7 +31,7 @@ ENCODING_VERSION = 2
 """Raised when a conversation gets other tokens than before, so that lengths are measured anew."""
 
 
-class AlignVLMProcessor(ProcessorMixin):
+class AlignVLMProcessor(FoundInPackage, ProcessorMixin):
     """Tokenizer and tiling of one model.
 
     `encode`, `measure` and `prepare_generation` never make a control token or an image of a message's text: what spells
@@ -61,6 +62,7 @@ class AlignVLMProcessor(ProcessorMixin):
             tokenizer.add_tokens([IMAGE], special_tokens=True)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        self.auto_map = auto_map("AutoProcessor")
         self.max_text_tokens = max_text_tokens
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from alignvlm.evaluation.scores import metrics_of
 from alignvlm.exports import WEIGHTS, WEIGHTS_INDEX, read_tensor_places
+from alignvlm.parts import part_of
 from alignvlm.report.run_data import RunData, read_run
 from alignvlm.studies.cells.grid import Cell, Grid
 from alignvlm.studies.results.statistics import Estimate, estimate, paired_difference
@@ -184,7 +185,7 @@ def count_parameters(cell: Cell) -> dict[str, float]:
     for name in names:
         _, tensors = read_needed(export / name, read_tensor_places, "remove the export and start the study again")
         sizes |= {tensor: math.prod(place["shape"]) for tensor, place in tensors.items()}
-    connector = sum(size for name, size in sizes.items() if name.startswith("connector."))
+    connector = sum(size for name, size in sizes.items() if part_of(name) == "connector")
     return {"connector_parameters": connector, "parameters": sum(sizes.values())}
 
 

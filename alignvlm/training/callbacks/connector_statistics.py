@@ -14,9 +14,9 @@ class ConnectorStatistics(Callback):
 
     def before_step(self, state: StageState, batches: Sequence[MicroBatch]) -> None:
         if (state.step + 1) % state.recipe.tracking.interval == 0:
-            state.trainer.model.connector.collect_statistics = True
+            state.trainer.model.model.connector.collect_statistics = True
 
     def on_step(self, state: StageState, record: StepRecord) -> None:
-        connector = state.trainer.model.connector
+        connector = state.trainer.model.model.connector
         record.extra |= {f"connector_{name}": value for name, value in connector.last_statistics.items()}
         connector.last_statistics = {}

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from alignvlm.errors import UserError
+from alignvlm.parts import module_name
 from alignvlm.training.checkpoints.store import TAG, UNIVERSAL_SUFFIX, CheckpointInfo
 from alignvlm.training.distributed import World
 from alignvlm.training.optim import Group
@@ -49,6 +50,8 @@ def convert(checkpoint: CheckpointInfo, world: World) -> Path:
             problem = (result.stderr or result.stdout).rstrip().rpartition("\n")[2]  # a traceback's last line
         else:
             try:
+                for weight in (folder / TAG / "zero").iterdir():  # of an earlier version, under a public name
+                    weight.rename(weight.with_name(module_name(weight.name)))
                 (folder / "done").touch()
             except OSError as error:
                 problem = reason(error)

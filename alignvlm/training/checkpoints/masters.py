@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from alignvlm.exports import read_tensor_places
+from alignvlm.parts import public_name
 from alignvlm.progress import say
 from alignvlm.run_folder import StageFolder
 from alignvlm.training.distributed import World
@@ -119,8 +120,8 @@ def load_masters(engine: Any, before: StageFolder, world: World) -> None:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What a stage trains, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """What a stage trains, by public name."""
+    return {public_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _set(engine: Any, parameter: Any, flat: np.ndarray, rank: int) -> bool:

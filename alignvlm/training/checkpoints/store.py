@@ -23,6 +23,7 @@ import torch
 from alignvlm.best import STATE, find_best, is_better, read_scores
 from alignvlm.run_folder import checkpoint_folder, checkpoint_folders, checkpoint_step
 from alignvlm.training.checkpoints.background import BackgroundCheckpointEngine
+from alignvlm.training.checkpoints.renaming import names_of_modules
 from alignvlm.training.distributed import World
 from data_pipeline.files import crc32_of, has_shape, reason, write_atomic
 
@@ -183,7 +184,8 @@ class CheckpointStore:
 
     def load(self, engine: Any, checkpoint: CheckpointInfo) -> None:
         """Restore engine and random state; the checkpoint must have been saved by as many ranks."""
-        engine.load_checkpoint(str(checkpoint.folder), tag=TAG)
+        with names_of_modules(engine):
+            engine.load_checkpoint(str(checkpoint.folder), tag=TAG)
         _restore_random_state(checkpoint.folder / f"random-{self.world.rank:05d}.pt")
 
     def _first(self, problem: str | None) -> str | None:

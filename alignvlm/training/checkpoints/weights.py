@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from deepspeed.checkpoint import constants as keys
 
+from alignvlm.parts import module_name
 from data_pipeline.files import reason
 
 Pieces = tuple[list[torch.Tensor], tuple[int, ...]]
@@ -23,7 +24,7 @@ Pieces = tuple[list[torch.Tensor], tuple[int, ...]]
 
 
 class CheckpointWeights:
-    """The weights in a folder of DeepSpeed's files, by name; tied ones under each of their names."""
+    """The weights in a folder of DeepSpeed's files, by the modules' names; tied ones under each of their names."""
 
     def __init__(self, folder: Path) -> None:
         """Opens all files of `folder`.
@@ -51,6 +52,7 @@ class CheckpointWeights:
         for name, owner in first["shared_params"].items():
             if owner in self._pieces:
                 self._pieces[name] = self._pieces[owner]
+        self._pieces = {module_name(name): pieces for name, pieces in self._pieces.items()}
 
     @property
     def names(self) -> set[str]:

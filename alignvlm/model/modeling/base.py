@@ -1,0 +1,229 @@
+"""Vision encoder, connector and decoder as one model without a head; what both models tell transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple, torch_compilable_check
+
+from alignvlm.connectors import Connector, Sizes, build_connector
+from alignvlm.connectors.windows import join_windows
+from alignvlm.errors import UserError
+from alignvlm.exports import FoundInPackage
+from alignvlm.model.attention import Documents
+from alignvlm.model.backbones import keep_channels_last, remove_final_norm
+from alignvlm.model.configuration import AlignVLMConfig
+from alignvlm.parts import part_of, public_name
+
+
+class AlignVLMPreTrainedModel(FoundInPackage, PreTrainedModel):
+    """What both models tell transformers about themselves."""
+
+    config_class = AlignVLMConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ["image", "text"]  # noqa: RUF012  (transformers' convention)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, under the modules' own names.
+
+        transformers would save the names of an older format where the model was loaded from one.
+        """
+        super().save_pretrained(*args, **{"save_original_format": False, **kwargs})
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """As in transformers, which calls it after loading; weights that the connector lacks are an error here.
+
+        Raises:
+            UserError: the weights are not those of the connector that the config names.
+        """
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        lacking = sorted(public_name(n) for n in loading_info.missing_and_mismatched() if part_of(n) == "connector")
+        if not lacking:
+            return
+        for found in vars(loading_info).values():
+            found.clear()  # transformers would print all of them as a table
+        base: Any = self.base_model
+        advice = base.connector.older_exports or "give the config that belongs to these weights"
+        raise UserError(
+            f"{self.config.name_or_path}: its connector_config in config.json names the kind "
+            f"{self.config.connector.kind!r}, but its weights lack {', '.join(lacking[:3])}"
+            f"{f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''}; {advice}"
+        )
+
+
+class AlignVLMModel(AlignVLMPreTrainedModel):
+    """`concat(connector(vision_tower(tiles)), E_text(tokens))` into a decoder without head (arXiv 2502.01341)."""
+
+    def __init__(
+        self,
+        config: AlignVLMConfig,
+        vision_tower: PreTrainedModel | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> None:
+        """Backbones that exist already are given; without them they are built from the config."""
+        super().__init__(config)
+        text, merge = config.text_config, config.tiles_config["merge"]
+        self.vision_tower = vision_tower if vision_tower is not None else AutoModel.from_config(config.vision_config)
+        self.language_model = language_model if language_model is not None else AutoModel.from_config(text)
+        if not config.final_norm:
+            remove_final_norm(self.vision_tower)
+        keep_channels_last(self.vision_tower)
+        feature_size = config.vision_config.hidden_size * merge**2
+        sizes = Sizes(feature_size, text.hidden_size, text.vocab_size, config.features_per_side)
+        self.connector: Connector = build_connector(config.connector, sizes)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Of the connector and what lies in it: backbones are models of their own."""
+        if isinstance(module, Connector):
+            module.reset_parameters()
+        elif not self.connector.reset_layer(module):
+            super()._init_weights(module)
+
+    def part(self, name: str) -> nn.Module:
+        """`vision`, `connector` or `language`: the encoder, the connector, the decoder."""
+        return {"vision": self.vision_tower, "connector": self.connector, "language": self.language_model}[name]
+
+    def encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Vision features of tiles, neighbours merged: [K, 3, S, S] (uint8, or floats already normalised) to [K, T, d].
+
+        A vision encoder without trainable parameters keeps no activations.
+        """
+        return self._merged(self._look_at(pixel_values).last_hidden_state)
+
+    def _look_at(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
+        """The vision encoder's output for such tiles."""
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = pixel_values / 255
+            # Numbers instead of tensors of them: a tensor would have to be copied to the GPU, which waits.
+            for channel, (mean, std) in enumerate(zip(self.config.image_mean, self.config.image_std, strict=True)):
+                pixel_values[:, channel].sub_(mean).div_(std)
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.vision_tower.parameters())
+        with torch.set_grad_enabled(trained):
+            return self.vision_tower(pixel_values=pixel_values.to(self.vision_tower.dtype), **kwargs)
+
+    def _merged(self, features: torch.Tensor) -> torch.Tensor:
+        features = features[:, -(self.config.patches_per_side**2) :]  # class tokens, where there are any, come first
+        merge = self.config.tiles_config["merge"]
+        return join_windows(features, (merge, merge))
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Tiles as visual tokens: `pooler_output` is what the connector makes of [K, 3, S, S], [K, T', D].
+
+        The other fields are the vision encoder's own, `hidden_states` and `attentions` where `kwargs` ask for them.
+        """
+        seen = self._look_at(pixel_values, **kwargs)
+        table: Any = self.get_input_embeddings().weight
+        if len(table) > self.connector.sizes.vocab_size:  # rows were added, or a server pads it
+            table = table[: self.connector.sizes.vocab_size]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=seen.last_hidden_state,
+            pooler_output=self.connector(self._merged(seen.last_hidden_state), table),
+            hidden_states=seen.get("hidden_states"),
+            attentions=seen.get("attentions"),
+        )
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        visual_positions: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Input embeddings [B, T, D]: text embeddings with the visual tokens put into their places.
+
+        In training, and where `visual_positions` are given, the vision encoder and the connector are called exactly
+        once whatever the batch holds: a dummy tile of weight zero stands in for images, so that all ranks make the
+        same collective calls under ZeRO-3.
+
+        Args:
+            visual_positions: int64 [N], the places of the visual tokens in the flattened `input_ids`; without it they
+                are looked up, for which the host waits for the GPU.
+            image_features: visual tokens [K, T', D] that were computed before, instead of `pixel_values`.
+
+        Raises:
+            ValueError: when the visual tokens in `input_ids` are not as many as the tiles give.
+        """
+        needs_tiles = self.training or visual_positions is not None
+        is_visual = input_ids == self.config.image_token_id
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_visual, 0))
+        if image_features is None and pixel_values is not None and len(pixel_values) > 0:
+            image_features = self.get_image_features(pixel_values, return_dict=True).pooler_output
+        visual = embeds.new_empty(0, embeds.shape[-1])
+        if image_features is not None:
+            visual = image_features.flatten(0, 1).to(embeds.device, embeds.dtype)  # [N, D]
+        torch_compilable_check(
+            is_visual.sum() == len(visual) if visual_positions is None else len(visual_positions) == len(visual),
+            lambda: (
+                f"{int(is_visual.sum())} visual tokens in input_ids, but "
+                + ("no tiles in pixel_values" if image_features is None else f"the tiles give {len(visual)}")
+                + ": encode text and images with this model's processor"
+            ),
+        )
+        if image_features is None:
+            return embeds + self._dummy_tile(embeds) if needs_tiles else embeds
+        if visual_positions is None:
+            return embeds.masked_scatter(is_visual[..., None], visual)
+        return embeds.flatten(0, 1).index_copy(0, visual_positions, visual).view_as(embeds)
+
+    def _dummy_tile(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Zero, computed through the vision encoder and the connector; scalar of the embeddings' dtype."""
+        size = self.config.vision_config.image_size
+        tile = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=embeds.device)
+        return 0.0 * self.get_image_features(tile, return_dict=True).pooler_output.sum().to(embeds.dtype)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        max_seqlen: int | None = None,
+        visual_positions: torch.Tensor | None = None,
+        mm_encoder_outputs: Mapping[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """One pass through the decoder; see `AlignVLMForConditionalGeneration.forward` for the arguments.
+
+        Raises:
+            ValueError: arguments that exclude each other.
+        """
+        seen = (mm_encoder_outputs or {}).get("image")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if pixel_values is not None and (seen is not None or inputs_embeds is not None):
+            raise ValueError("give pixel_values with input_ids and without mm_encoder_outputs")
+        if input_ids is not None:
+            features = None if seen is None else seen.pooler_output
+            inputs_embeds = self.embed(input_ids, pixel_values, visual_positions, features)
+        assert inputs_embeds is not None
+        if cu_seqlens is not None:
+            assert max_seqlen is not None, "cu_seqlens comes with max_seqlen"
+            implementation = self.language_model.config._attn_implementation
+            documents = Documents.of(cu_seqlens, max_seqlen, implementation)
+            kwargs["documents"] = documents.to(inputs_embeds.device)
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
