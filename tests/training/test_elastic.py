@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from deepspeed.checkpoint.constants import FROZEN_PARAM_FRAGMENTS
 
 from alignvlm.errors import UserError
 from alignvlm.training.checkpoints import elastic
 from alignvlm.training.checkpoints.elastic import repair
-from alignvlm.training.checkpoints.store import CheckpointInfo
+from alignvlm.training.checkpoints.renaming import names_of_modules
+from alignvlm.training.checkpoints.store import TAG, CheckpointInfo
 from alignvlm.training.optim import Group
 from tests.training.fakes import FakeWorld
 
@@ -47,3 +50,35 @@ def test_a_conversion_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest
     failed.returncode = 0  # but its mark cannot be written
     with pytest.raises(UserError, match=r"failed \(No such file or directory\)"):
         elastic.convert(checkpoint, FakeWorld(size=2))
+
+
+def test_weights_of_earlier_versions_get_their_modules_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = CheckpointInfo(tmp_path / "step-00000002", {"step": 2, "world_size": 4})
+
+    def converted(words: list[str], **options: object) -> SimpleNamespace:
+        for name in ("vision.a.weight", "language.lm_head.weight", "model.language_model.norm.weight"):
+            Path(words[words.index("--output_folder") + 1], "zero", name).mkdir(parents=True)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(elastic.subprocess, "run", converted)
+    folder = elastic.convert(checkpoint, FakeWorld(size=2))
+    names = {path.name for path in (folder / TAG / "zero").iterdir()}
+    assert names == {"model.vision_tower.a.weight", "lm_head.weight", "model.language_model.norm.weight"}
+
+
+class Engine:
+    """Keeps what it is given, as DeepSpeed's engine is called by its `load_checkpoint`."""
+
+    def __init__(self) -> None:
+        self.loaded: list[dict[str, Any]] = []
+
+    def load_module_state_dict(self, checkpoint: dict[str, Any], strict: bool = True) -> None:
+        self.loaded.append(checkpoint[FROZEN_PARAM_FRAGMENTS])
+
+
+def test_frozen_weights_of_earlier_versions_are_found_under_their_names() -> None:
+    engine, frozen = Engine(), {"vision.a.weight": 1, "model.connector.w2": 2}
+    with names_of_modules(engine):
+        engine.load_module_state_dict(checkpoint={FROZEN_PARAM_FRAGMENTS: dict(frozen)}, strict=True)
+    engine.load_module_state_dict(checkpoint={FROZEN_PARAM_FRAGMENTS: dict(frozen)})
+    assert engine.loaded == [{"model.vision_tower.a.weight": 1, "model.connector.w2": 2}, frozen]
