@@ -163,11 +163,16 @@ class Calls:
         return lambda: self.calls.append(name)
 
 
-def test_the_tracker_hears_of_every_interval_and_of_both_ends_of_the_stage(recipe: Recipe, tmp_path: Path) -> None:
+def test_the_tracker_hears_of_the_first_step_of_every_interval_and_of_the_end(recipe: Recipe, tmp_path: Path) -> None:
     tracker = Calls()
     state, callback = stage_state(recipe, tmp_path), Tracking(tracker)
-    callback.on_start(state)
-    for state.step in range(1, 5):
-        callback.on_step(state, record(state.step))
-    callback.on_end(state)
-    assert tracker.calls == ["notify"] * 4
+    heard = []
+    for _ in range(2):
+        callback.on_start(state)
+        heard.append(len(tracker.calls))
+        for state.step in range(3, 7):  # the interval is 2
+            callback.on_step(state, record(state.step))
+            heard.append(len(tracker.calls))
+        callback.on_end(state)
+    assert heard == [0, 1, 2, 2, 3, 4, 5, 6, 6, 7]
+    assert tracker.calls == ["notify"] * 8
