@@ -32,7 +32,8 @@ class Case:
     connector: dict[str, Any]
     tied: bool = True
     checkpointing: bool = False
-    """Recomputes its layers, and its linear layers are ours; else DeepSpeed's."""
+    """Recomputes its layers. Its linear layers are ours, its sums of gradients and its optimizer those of
+    ds_configs/cpu_zero3.json; else they are DeepSpeed's defaults."""
 
     def model(self) -> AlignVLMForConditionalGeneration:
         return self._made()[0]
@@ -82,9 +83,10 @@ def train(case: Case, folder: Path, world: distributed.World) -> dict[str, Any]:
         "gradient_clipping": 0.0,
         "zero_optimization": {
             "stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0,
-            "memory_efficient_linear": not case.checkpointing,
+            "memory_efficient_linear": not case.checkpointing, "reduce_scatter": not case.checkpointing,
         },
-        "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
+        "prescale_gradients": case.checkpointing,
+        "optimizer": {"type": "AdamW", "params": {"torch_adam": True, "fused": case.checkpointing}},
     }  # fmt: skip
     linear = torch.nn.functional.linear
     with zero3_construction(config):
