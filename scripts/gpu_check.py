@@ -44,7 +44,7 @@ def missing() -> list[str]:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = []
-    for text in (*project["dependencies"], *TESTING):
+    for text in (*project["dependencies"], *project["optional-dependencies"]["train"], *TESTING):
         requirement = Requirement(text)
         if requirement.name in NOT_NEEDED:
             continue

@@ -103,7 +103,7 @@ def test_what_is_missing_is_one_line(
     gpu_check_version = gpu_check.version
     monkeypatch.setattr(gpu_check, "version", version)
     assert gpu_check.main(["kernels"]) == 2
-    assert capsys.readouterr().out == "needed here: pip install 'deepspeed>=0.19.8,<0.20' 'rapidfuzz>=3'\n"
+    assert capsys.readouterr().out == "needed here: pip install 'rapidfuzz>=3' 'deepspeed>=0.19.8,<0.20'\n"
 
 
 def test_every_test_marked_cuda_belongs_to_a_part(gpu_check: ModuleType) -> None:

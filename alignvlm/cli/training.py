@@ -40,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
         if is_finished(Run(recipe)):
             print_locations(recipe)
             return 0
+    import alignvlm.training  # noqa: F401  (says what is not installed before processes start)
+
     if not is_launched() and recipe.train.processes > 1:
         os.environ[STARTED] = str(job_start())
         command = [sys.executable, "-m", "alignvlm", "train", arguments.recipe, *arguments.overrides]

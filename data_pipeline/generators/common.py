@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipeline.errors import ArgumentError
+from data_pipeline.errors import ArgumentError, DataError
 
 SPLITS = ("train", "heldout")
 KINDS = ("transcribe", "questions")
@@ -61,7 +61,10 @@ def samples(split: str, num_samples: int, seed: int, kind: str) -> Iterator[tupl
 @functools.lru_cache(maxsize=256)
 def load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
     """One of matplotlib's fonts at a size in pixels."""
-    import matplotlib
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise DataError("the generators need the fonts of matplotlib: pip install 'alignvlm[quickstart]'") from error
 
     path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)

@@ -26,7 +26,7 @@ from data_pipeline.shards.index import scan_shard
 from data_pipeline.shards.manifest import Manifest, ShardTable, load_manifest
 from data_pipeline.shards.sidecars import index_name
 from data_pipeline.shards.storage import LocalStorage
-from data_pipeline.shards.writer import to_members
+from data_pipeline.shards.writer import tar_writers, to_members
 from data_pipeline.stores.object_storage import ObjectStorage
 
 __all__ = ["finish", "is_written", "make_plan", "plan_folder", "write_dataset", "write_missing"]
@@ -101,8 +101,6 @@ def write_missing(
 
 def write_shard(target: Target, reading: Reading, task: Task) -> None:
     """One shard with its index, which is written last, and its rejected rows. Raises DataError."""
-    from webdataset import TarWriter
-
     if content_of(task.file) != task.input.content:
         raise DataError(f"{task.file} has changed since {PLAN} was made; delete {target} and write it again")
     with target.room(task.shard) as folder:
@@ -110,7 +108,7 @@ def write_shard(target: Target, reading: Reading, task: Task) -> None:
         with (
             must_write(path, WAY_OUT),
             open_atomic(path) as file,
-            TarWriter(file, mtime=0, format="PAX_FORMAT", compress=False) as writer,
+            tar_writers().TarWriter(file, mtime=0, format="PAX_FORMAT", compress=False) as writer,
         ):
             for record in reading.records(task.file, task.input.prefix, task.begin, task.end, task.offset):
                 sample = _members(record)

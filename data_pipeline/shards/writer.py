@@ -123,8 +123,6 @@ def _write_local(
     origin: dict[str, Any],
     num_processes: int | None,
 ) -> Manifest:
-    from webdataset import ShardWriter
-
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is not empty; choose another folder or delete it")
     partial = folder.with_name(f"{folder.name}.partial")
@@ -142,7 +140,7 @@ def _write_local(
 
     pattern = f"{str(partial).replace('%', '%%')}/%06d.tar"
     seen: set[str] = set()
-    with ShardWriter(
+    with tar_writers().ShardWriter(
         pattern, samples_per_shard, shard_bytes, close, 0, 0, opener, mtime=0, format="PAX_FORMAT", compress=False
     ) as writer:
         for number, record in enumerate(samples):
@@ -163,6 +161,15 @@ def _write_local(
         folder.rmdir()
     os.rename(partial, folder)
     return manifest
+
+
+def tar_writers() -> Any:
+    """The package webdataset, which writes tars. Raises DataError where it is not installed."""
+    try:
+        import webdataset
+    except ModuleNotFoundError as error:
+        raise DataError("writing shards needs webdataset: pip install 'alignvlm[train]'") from error
+    return webdataset
 
 
 def to_members(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from alignvlm.errors import UserError
+
 CALL_SECONDS = 60.0
 """Time for one call; MLflow's own limits (below) are per connection and per wait for the next byte."""
 UPLOAD_BYTES_PER_SECOND = 100_000
@@ -71,7 +73,10 @@ def quiet_mlflow() -> Any:
     """The module. Its own news and its pages on errors are no news of the training: a failure is one line of ours."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    import mlflow
+    try:
+        import mlflow
+    except ModuleNotFoundError as error:
+        raise UserError("MLflow is not installed here: pip install 'alignvlm[train]'") from error
 
     for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
