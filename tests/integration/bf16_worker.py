@@ -24,6 +24,7 @@ from alignvlm.model import AlignVLMForConditionalGeneration
 from alignvlm.model.attention import SDPA
 from alignvlm.run_folder import Run
 from alignvlm.stage_data import HeldOutPacks
+from alignvlm.system.timeline import Timeline
 from alignvlm.training import distributed
 from alignvlm.training.callbacks.held_out_loss import measure
 from alignvlm.training.checkpoints.export import export_stage
@@ -118,7 +119,7 @@ def note_errors(path: Path, calls: dict[str, Callable[[], None]]) -> None:
 def begin(run: Run, stage: str, world: World) -> Trainer:
     """The engine of a stage that has no checkpoint."""
     plan: Any = None
-    return resume_trainer(run, run.recipe.stages[stage], world, plan, plan, None)
+    return resume_trainer(run, run.recipe.stages[stage], world, plan, plan, None, Timeline())
 
 
 def hand_on(
