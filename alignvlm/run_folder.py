@@ -118,6 +118,7 @@ class StageFolder:
         self.checkpoints = path / "checkpoints"
         self.recomputation = path / "recomputation.json"
         self.skipped_steps = path / "skipped_steps.json"
+        self.flops = path / "flops.json"
         self.evaluation = EvaluationFolder(path / EVALUATION)
         self.benchmarks = BenchmarkFolder(path / BENCHMARKS)
 

@@ -189,7 +189,7 @@ def start_loader(state: StageState) -> Iterable[list[MicroBatch]]:
 def run_steps(state: StageState) -> None:
     """Take the stage's steps until its end or until a callback or a signal stops it."""
     state.timeline.enter("engine")
-    throughput = Throughput(state.recipe, state.stage, state.trainer.config, state.world)
+    throughput = Throughput(state.recipe, state.stage, state.trainer.config, state.world, state.folder.flops)
     gc.freeze()  # what lives now stays: no later collection walks through it, and loader processes share its pages
     try:
         # Loader processes are forked: a lock that another thread holds at that moment stays locked in them for ever.

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import psutil
 import torch
+import transformers
 
-from alignvlm.config.schema import Recipe, StageConfig
+from alignvlm import __version__
+from alignvlm.config.schema import PARTS, Recipe, StageConfig
 from alignvlm.model import AlignVLMConfig
-from alignvlm.model.flops import Work, count_flops
+from alignvlm.model.flops import TrainingFlops, Work, count_flops
 from alignvlm.model.network import network_of
 from alignvlm.training.distributed import World
 from alignvlm.training.step import StepCounts
+from data_pipeline.files import read_or_make, reason, to_json, write_atomic
 
+log = logging.getLogger(__name__)
 PEAK_TFLOPS = {
     "H100": 989,
     "H200": 989,
@@ -42,10 +51,11 @@ class Speed(NamedTuple):
 class Throughput:
     """Computes the speed of steps."""
 
-    def __init__(self, recipe: Recipe, stage: StageConfig, config: AlignVLMConfig, world: World) -> None:
+    def __init__(self, recipe: Recipe, stage: StageConfig, config: AlignVLMConfig, world: World, cache: Path) -> None:
+        """Every rank calls it; `cache` keeps the FLOPs of the stage for the next start."""
         self._world = world
         self._process = psutil.Process()
-        self._flops = count_flops(network_of(config), stage.trainable)
+        self._flops = world.of_main(counted_flops, cache, config, stage.trainable)
         self._peak = peak_flops(world.device, recipe.train.precision) * world.size
 
     def measure(self, counts: StepCounts, seconds: float, data_wait: float) -> Speed:
@@ -66,6 +76,36 @@ class Throughput:
         if self._world.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._world.device)
         return self._process.memory_info().rss
+
+
+def counted_flops(cache: Path, config: AlignVLMConfig, trainable: Sequence[str]) -> TrainingFlops:
+    """`count_flops` of a model, from the cache where that holds them: counting takes 1.5 s of CPU time.
+
+    A disk that does not take the cache is a warning.
+    """
+    versions = {"alignvlm": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
+    made_from = {**versions, "trainable": list(trainable), "model": json.loads(config.to_json_string())}
+
+    def read(path: Path) -> TrainingFlops | None:
+        found = json.loads(path.read_bytes())
+        if found["made_from"] != made_from:
+            return None
+        rates: dict[str, np.ndarray] = {part: np.array(found["rates"][part], dtype=float) for part in PARTS}
+        if any(each.shape != (3, 4) for each in rates.values()):
+            raise ValueError("it does not hold the rates of all parts")
+        return TrainingFlops(rates)
+
+    def make() -> TrainingFlops:
+        flops = count_flops(network_of(config), trainable)
+        rates = {part: rates.tolist() for part, rates in flops.rates.items()}
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(cache, to_json({"made_from": made_from, "rates": rates}) + "\n")
+        except OSError as error:
+            log.warning("%s cannot be written, the next start counts again (%s)", cache, reason(error))
+        return flops
+
+    return read_or_make(cache, read, make)
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
