@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,9 @@ def _of_timeline(
     if before is not None:
         began = max(began, before.ended)  # hosts' clocks differ
     taken = steps[_after(steps, began) : None if limit is None else _after(steps, limit)]
-    marks = [(max(moment, began), line["section"]) for moment, line in events]
+    # A clock that was set back stands still until it is where it was.
+    moments = accumulate((moment for moment, _ in events), max, initial=began)
+    marks = [(moment, line["section"]) for moment, (_, line) in zip(islice(moments, 1, None), events, strict=True)]
     last = events[-1][1]
     if last["section"] == "end":
         end = "finished" if last.get("finished") else "stopped"
@@ -269,7 +271,8 @@ def _steps(metrics: Iterable[dict[str, Any]], lost: Iterable[dict[str, Any]]) ->
     rows: dict[tuple[str, int], list[Step]] = {}
     for counts, lines in ((False, lost), (True, metrics)):
         for line in lines:
-            if all(_is_time(line.get(key)) for key in ("time", "seconds", "data_wait")):
+            is_whole = all(_is_time(line.get(key)) for key in ("time", "seconds", "data_wait"))
+            if is_whole and line["seconds"] <= line["time"]:
                 ended = _micro(line["time"])
                 step = Step(ended - _micro(line["seconds"]), ended, _micro(line["data_wait"]), counts)
                 rows.setdefault((line["stage"], line["step"]), []).append(step)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from alignvlm.best import last_checkpoints
 from alignvlm.estimates.disk import checkpoint_bytes
 from alignvlm.launch.local import free_port
+from alignvlm.parts import module_name, public_name
 from alignvlm.training.checkpoints.store import TAG
 from alignvlm.training.checkpoints.weights import CheckpointWeights
 from tests.documents.commands import lines_of
@@ -46,6 +47,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert codes == [0, 0], logs
     assert "weights in bf16; the next stage starts from the fp32 weights in masters.safetensors" in logs
     return folder
+
+
+def public_weights(export: Path) -> dict[str, torch.Tensor]:
+    """An export's weights by public name, as masters.safetensors has them."""
+    return {public_name(name): value for name, value in weights(export).items()}
 
 
 def tensor_bytes(checkpoint: Path) -> int:
@@ -81,7 +87,7 @@ def test_a_stage_starts_from_the_masters_of_the_stage_before(folder: Path, strat
 
     export = folder / strategy / "1-connector" / "export"
     assert json.loads((export / "config.json").read_text())["dtype"] == "bfloat16"
-    found = weights(export)
+    found = public_weights(export)
     assert all(torch.equal(value.bfloat16(), found[name]) for name, value in last.items())
     after = load_file(folder / strategy / "2-instruct" / "masters.safetensors")
     assert after.keys() == last.keys()
@@ -113,7 +119,7 @@ def test_an_export_is_the_mean_of_checkpoints_of_any_number_of_ranks(
     expected = {name: (kept[f"trained/{name}"].double() + kept[f"alone/{name}"].double()) / 2 for name in names}
     output = command("export", run, tmp_path / "mean", "--average", "2", "--dtype", "float32")
     assert f"mean of step-00000001, step-00000002 in {run}/2-instruct/checkpoints\n" in output
-    mean = weights(tmp_path / "mean")
+    mean = public_weights(tmp_path / "mean")
     for name in names:
         assert torch.allclose(mean[name].double(), expected[name], rtol=2**-23, atol=0), name
     assert any(not torch.equal(mean[name], kept[f"alone/{name}"]) for name in names)
@@ -123,14 +129,14 @@ def test_an_export_is_the_mean_of_checkpoints_of_any_number_of_ranks(
         if name.startswith("last/vision.")
     )
     command("export", checkpoints[-1], tmp_path / "rounded", "--average", "2")
-    rounded = weights(tmp_path / "rounded")
+    rounded = public_weights(tmp_path / "rounded")
     assert all(torch.equal(rounded[name], value.bfloat16()) for name, value in mean.items())
     for checkpoint, part in zip(checkpoints, ("trained", "alone"), strict=True):
         ours = CheckpointWeights(checkpoint / TAG)
         theirs = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
         assert theirs.keys() == ours.names
         assert all(torch.equal(ours[name], value.float()) for name, value in theirs.items())
-        assert all(torch.equal(ours[name], kept[f"{part}/{name}"]) for name in names)
+        assert all(torch.equal(ours[module_name(name)], kept[f"{part}/{name}"]) for name in names)
     learns = sum(mean[name].numel() for name in names)
     frozen = sum(value.numel() for name, value in kept.items() if name.startswith("last/")) - learns
     estimate = checkpoint_bytes(learns, frozen, 3 if "zero3" in strategy else 2, 2)

@@ -110,6 +110,13 @@ def test_clocks_of_hosts_that_differ_make_no_time_negative_or_twice(tmp_path: Pa
     assert found.wall == sum(found.parts.values()) == 257 - 140
 
 
+def test_a_clock_that_is_set_back_stands_still_until_it_is_where_it_was(tmp_path: Path) -> None:
+    """By 30 s while a checkpoint loads, 43 s after the start."""
+    back = [*FIRST[:6], *({**line, "time": line["time"] - 30} for line in FIRST[6:]), mark(50, "end")]
+    found = read_goodput(write(tmp_path, back, [step(1, 48, 2)]).path)
+    check(found, 50, steps=2, start_up=27 + 4, evaluation=10, unknown=9 - 2)
+
+
 def test_the_command_prints_a_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, [*FIRST, *SECOND], KEPT, LOST)
     assert main(["goodput", str(tmp_path)]) == 0
@@ -150,6 +157,7 @@ def test_times_that_are_none_are_passed_over(tmp_path: Path) -> None:
     with run.timeline.open("a") as timeline, run.metrics.open("a") as metrics:
         timeline.write('{"time": NaN, "section": "save"}\n{"time": 1e400, "section": "imports"}\n')
         metrics.write('{"stage": "joint", "step": 9, "time": 1e400, "seconds": 1, "data_wait": 0}\n')
+        metrics.write('{"stage": "joint", "step": 9, "time": 1, "seconds": 9e10, "data_wait": 0}\n')
     assert read_goodput(run.path) == whole
 
 
