@@ -151,12 +151,13 @@ def table(found: Goodput) -> str:
         details = f"   {', '.join(inside)}" if len(inside) > 1 else ""
         share = 100 * parts[part] / found.wall if found.wall else 0.0
         lines.append(f"  {title:27}{format_duration(parts[part]):>14}{share:>8.1f} %{details}")
-    lines += ["", "  attempt  began (UTC)          host              end       wall clock        waited   ETTR"]
+    width = max(16, *(len(each.host) for each in found.attempts))
+    lines += ["", f"  attempt  began (UTC)          {'host':{width}}  end       wall clock        waited   ETTR"]
     for number, each in enumerate(found.attempts, 1):
         began = datetime.fromtimestamp(each.began / MICRO, UTC).strftime("%Y-%m-%d %H:%M:%S")
         waited = format_duration(each.waited / MICRO)
         lines.append(
-            f"  {number:>7}  {began}  {each.host:16}  {each.end:8}{format_duration(each.wall):>12}{waited:>14}"
+            f"  {number:>7}  {began}  {each.host:{width}}  {each.end:8}{format_duration(each.wall):>12}{waited:>14}"
             f"{100 * each.ettr:>6.1f} %"
         )
     return "\n".join(lines)

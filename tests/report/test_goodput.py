@@ -118,7 +118,8 @@ def test_a_clock_that_is_set_back_stands_still_until_it_is_where_it_was(tmp_path
 
 
 def test_the_command_prints_a_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path, [*FIRST, *SECOND], KEPT, LOST)
+    long = "node7-with-a-name-of-some-length.example.org"
+    write(tmp_path, [FIRST[0] | {"host": long}, *FIRST[1:], *SECOND], KEPT, LOST)
     assert main(["goodput", str(tmp_path)]) == 0
     table = capsys.readouterr().out
     assert "ETTR 12.8 %: 33 s of steps that count in 4 min 17 s, 2 attempts" in table
@@ -126,6 +127,8 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path, capsys: pytest.Capt
         r"start-up +44 s +17\.1 %   imports 9 s, prepare 21 s, rendezvous 3 s, engine 8 s, load 3 s\n", table
     )
     assert re.search(r"2 +2027-01-15 08:03:20 +node8 +finished +57 s +1 min 59 s +27\.2 %\n", table)
+    rows = zip(table.splitlines()[-3:], ("end", "killed", "finished"), strict=True)
+    assert len({row.index(f"  {word} ") for row, word in rows}) == 1
     assert main(["goodput", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ettr"] == 33 / 257
