@@ -63,7 +63,8 @@ class Attempt:
     ended: int
     """Its end, or the last sign of life of a job that was killed or still runs."""
     end: str
-    """`finished`, `stopped` (a signal, an error), `killed`, or `open`: killed or running, nothing has come after it."""
+    """`finished`, `stopped` (a signal, an error), `killed`, or `open`: killed or running, nothing has come after it;
+    `unknown`: of a version without a timeline."""
     waited: int
     """Time between the end of the attempt before and `began`."""
     host: str
@@ -198,7 +199,7 @@ def measure(
     first = events[starts[0]][0] if starts else None
     early = steps[: None if first is None else _after(steps, first)]
     if early:  # taken by a version without a timeline
-        attempts.append(_attempt([(early[0].began, "unknown"), (early[-1].ended, "end")], early, None, "open", ""))
+        attempts.append(_attempt([(early[0].began, "unknown"), (early[-1].ended, "end")], early, None, "unknown", ""))
     for number, start in enumerate(starts):
         end = starts[number + 1] if number + 1 < len(starts) else len(events)
         mine = events[start:end]

@@ -83,7 +83,9 @@ def test_every_second_of_a_run_with_planted_delays_has_its_part(tmp_path: Path) 
 def test_what_stands_in_no_file_is_unknown(tmp_path: Path) -> None:
     """A version without a timeline, which was also killed while a step was in metrics.jsonl twice."""
     rows = [step(1, 10, 10, 1), step(2, 25, 10), step(2, 60, 5, 1), {"stage": "joint", "step": 3}]
-    check(read_goodput(write(tmp_path, [], rows).path), 60, steps=9 + 4, data_wait=2, retaken=10, unknown=35)
+    found = read_goodput(write(tmp_path, [], rows).path)
+    check(found, 60, steps=9 + 4, data_wait=2, retaken=10, unknown=35)
+    assert [attempt.end for attempt in found.attempts] == ["unknown"]
 
 
 def test_a_run_that_is_not_over_goes_on_to_its_last_sign_of_life(tmp_path: Path) -> None:
