@@ -57,6 +57,25 @@ def test_a_template_that_rewrites_the_past_is_refused() -> None:
         render_supervised(processor.tokenizer, conversation("a", "b") + conversation("c", "d"))
 
 
+def test_what_a_part_of_a_sample_names_is_neither_opened_nor_fetched(processor, monkeypatch, tmp_path: Path) -> None:
+    def refuse(source: object) -> None:
+        raise AssertionError(f"read: {source}")
+
+    monkeypatch.setattr("alignvlm.model.inputs.images.load_image", refuse)
+    monkeypatch.setattr("alignvlm.model.inputs.images.image_bytes", refuse)
+    picture(9, 9).save(tmp_path / "own.png")
+    plain = [*conversation("what is the total", "12.50", images=1), {"role": "user", "content": "and <b>?"}]
+    named = [dict(message) for message in plain]
+    places = {"path": str(tmp_path / "own.png"), "url": "http://127.0.0.1:9/own.png", "image": "../own.png"}
+    named[0]["content"] = [{**part, **(places if part["type"] == "image" else {})} for part in plain[0]["content"]]
+    image = picture(40, 70)
+    first, second = (processor.encode(Sample("k", "s", each, [image], {})) for each in (plain, named))
+    for name in ("input_ids", "labels", "tiles"):
+        assert np.array_equal(getattr(first, name), getattr(second, name))
+    asked = processor.prepare_generation([named[:1]], [[image]])
+    assert np.array_equal(asked["pixel_values"].numpy(), first.tiles)
+
+
 def test_text_is_cut_but_never_an_image(processor) -> None:
     sample = samples()[2]
     whole = processor.encode(sample)

@@ -35,7 +35,7 @@ def flatten(messages: Sequence[Mapping[str, Any]], escape: Escape) -> list[dict[
 
 def render_prompt(tokenizer: Any, messages: Sequence[Mapping[str, Any]], escape: Escape = str) -> str:
     """The conversation so far with the assistant's turn opened. Raises SampleError when the template refuses it."""
-    return _render(tokenizer, flatten(messages, escape), add_generation_prompt=True)
+    return _render(tokenizer, [flatten(messages, escape)], add_generation_prompt=True)[0]
 
 
 def render_supervised(
@@ -44,7 +44,7 @@ def render_supervised(
     """A whole conversation and the character spans that the assistant said, end-of-turn tokens included.
 
     A span runs from the end of the opened prompt to the end of the turn, both measured by rendering prefixes of the
-    conversation: no knowledge of the template is needed.
+    conversation, in two calls for all of them: no knowledge of the template is needed.
 
     Raises:
         SampleError: there is no assistant turn or nothing before it, or the template refuses the conversation or
@@ -54,11 +54,12 @@ def render_supervised(
     turns = [i for i, message in enumerate(flat) if message["role"] == "assistant"]
     if not turns:
         raise SampleError("no supervised token: the conversation has no assistant turn")
-    text = _render(tokenizer, flat)
+    ends = [i + 1 for i in turns] + ([] if flat[-1]["role"] == "assistant" else [len(flat)])
+    said = _render(tokenizer, [flat[:end] for end in ends])
+    text = said[-1]
+    prompts = _render(tokenizer, [flat[:i] for i in turns], add_generation_prompt=True)
     spans = []
-    for i in turns:
-        prompt = _render(tokenizer, flat[:i], add_generation_prompt=True)
-        turn = text if i + 1 == len(flat) else _render(tokenizer, flat[: i + 1])
+    for i, prompt, turn in zip(turns, prompts, said, strict=False):
         if not (text.startswith(turn) and turn.startswith(prompt)):
             raise SampleError(
                 f"turn {i}: the chat template changes earlier text when a turn is added; "
@@ -82,14 +83,14 @@ def _flat(content: str | Sequence[Mapping[str, Any]], escape: Escape) -> str:
     return IMAGE.join(escape(check_text(text)) for text in texts)
 
 
-def _render(tokenizer: Any, flat: list[dict[str, str]], **options: Any) -> str:
-    if not flat:
+def _render(tokenizer: Any, conversations: list[list[dict[str, str]]], **options: Any) -> list[str]:
+    if not all(conversations):
         raise SampleError("the assistant has the first turn: there is nothing that it answers")
     template = tokenizer.chat_template
     if isinstance(template, str):  # contents are text here: the prelude would only take time, a sixth of `measure`
         options["chat_template"] = without_prelude(template)
     try:
-        return tokenizer.apply_chat_template(flat, tokenize=False, **options)
+        return tokenizer.apply_chat_template(conversations, tokenize=False, **options)
     except Exception as error:  # a template is a program of its own: it may raise anything
         reason = " ".join(str(error).split())
         raise SampleError(f"the chat template refuses the conversation: {type(error).__name__}: {reason}") from error
