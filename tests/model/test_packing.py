@@ -66,6 +66,26 @@ def test_a_document_cannot_see_another() -> None:
     assert torch.equal(before, after)
 
 
+@torch.no_grad()
+def test_documents_stay_apart_without_targets_in_an_attention_of_transformers() -> None:
+    model, processor = tiny_model()
+    documents = [processor.encode(s) for s in samples()]
+    inputs = lambda batch: {name: value for name, value in batch.items() if name != "labels"}
+    expected = torch.cat([model.eval()(**inputs(alone(d))).logits for d in documents], dim=1)
+    batch = inputs(pack(documents))
+    for implementation in ("sdpa", "eager", SDPA):
+        model.model.language_model.set_attn_implementation(implementation)
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-5, atol=1e-5)
+    for wrong in ({"position_ids": None}, {"attention_mask": torch.ones_like(batch["input_ids"])}):
+        with pytest.raises(ValueError, match="cu_seqlens comes with position_ids, without attention_mask"):
+            model(**batch | wrong)
+    with pytest.raises(ValueError, match="have no cache"):
+        model(**batch, use_cache=True)
+    other, _ = tiny_model(text={"model_type": "bloom", "n_layer": 1, "n_head": 4})
+    with pytest.raises(ValueError, match="BloomModel has an attention of its own"):
+        other(**batch)
+
+
 @pytest.mark.parametrize("images", [True, False])
 def test_vision_and_connector_run_once_whatever_the_batch_holds(images: bool) -> None:
     model, processor = tiny_model()

@@ -63,6 +63,9 @@ def test_weights_of_earlier_versions_get_their_modules_names(tmp_path: Path, mon
     monkeypatch.setattr(elastic.subprocess, "run", converted)
     folder = elastic.convert(checkpoint, FakeWorld(size=2))
     names = {path.name for path in (folder / TAG / "zero").iterdir()}
+    (folder / TAG / "zero" / "lm_head.weight").rename(folder / TAG / "zero" / "language.lm_head.weight")
+    elastic.convert(checkpoint, FakeWorld(size=2))  # an earlier version has converted it
+    assert names == {path.name for path in (folder / TAG / "zero").iterdir()}
     assert names == {"model.vision_tower.a.weight", "lm_head.weight", "model.language_model.norm.weight"}
 
 

@@ -216,10 +216,9 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             inputs_embeds = self.embed(input_ids, pixel_values, visual_positions, features)
         assert inputs_embeds is not None
         if cu_seqlens is not None:
-            assert max_seqlen is not None, "cu_seqlens comes with max_seqlen"
-            implementation = self.language_model.config._attn_implementation
-            documents = Documents.of(cu_seqlens, max_seqlen, implementation)
-            kwargs["documents"] = documents.to(inputs_embeds.device)
+            if position_ids is None or attention_mask is not None or past_key_values is not None:
+                raise ValueError("cu_seqlens comes with position_ids, without attention_mask and past_key_values")
+            kwargs |= self._packed(cu_seqlens, max_seqlen, inputs_embeds.device, kwargs.get("use_cache"))
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -227,3 +226,19 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             past_key_values=past_key_values,
             **kwargs,
         )
+
+    def _packed(
+        self, cu_seqlens: torch.Tensor, max_seqlen: int | None, device: torch.device, use_cache: bool | None
+    ) -> dict[str, Any]:
+        """What the decoder gets beside the positions, so that the documents of a micro-batch do not see each other."""
+        assert max_seqlen is not None, "cu_seqlens comes with max_seqlen"
+        if use_cache:
+            raise ValueError("packed documents (cu_seqlens) have no cache: leave use_cache out")
+        if not self.language_model._supports_attention_backend:
+            raise ValueError(
+                f"{type(self.language_model).__name__} has an attention of its own, where packed documents would see "
+                "each other: take a language model that lets transformers choose its attention"
+            )
+        documents = Documents.of(cu_seqlens, max_seqlen, self.language_model.config._attn_implementation)
+        # With a cache, transformers' own attention would not look for documents in the positions.
+        return {"documents": documents.to(device), "use_cache": False}

@@ -40,15 +40,10 @@ def convert(checkpoint: CheckpointInfo, world: World) -> Path:
     """
     folder = checkpoint.folder.with_name(checkpoint.folder.name + UNIVERSAL_SUFFIX)
     problem = None
-    if world.is_main and not (folder / "done").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        program = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-        folders = ["--input_folder", str(checkpoint.folder / TAG), "--output_folder", str(folder / TAG)]
-        workers = ["--num_extract_workers", "2", "--num_merge_workers", "2"]
-        result = subprocess.run([*program, *folders, *workers], capture_output=True, text=True, check=False)
-        if result.returncode:
-            problem = (result.stderr or result.stdout).rstrip().rpartition("\n")[2]  # a traceback's last line
-        else:
+    if world.is_main:
+        if not (folder / "done").exists():
+            problem = _write_universal(checkpoint, folder)
+        if problem is None:
             try:
                 for weight in (folder / TAG / "zero").iterdir():  # of an earlier version, under a public name
                     weight.rename(weight.with_name(module_name(weight.name)))
@@ -62,6 +57,16 @@ def convert(checkpoint: CheckpointInfo, world: World) -> Path:
             f"({problem}); free some space, or start with as many ranks as before"
         )
     return folder
+
+
+def _write_universal(checkpoint: CheckpointInfo, folder: Path) -> str | None:
+    """Run DeepSpeed's converter; returns the last line of what it says where it fails."""
+    shutil.rmtree(folder, ignore_errors=True)
+    program = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    folders = ["--input_folder", str(checkpoint.folder / TAG), "--output_folder", str(folder / TAG)]
+    workers = ["--num_extract_workers", "2", "--num_merge_workers", "2"]
+    result = subprocess.run([*program, *folders, *workers], capture_output=True, text=True, check=False)
+    return (result.stderr or result.stdout).rstrip().rpartition("\n")[2] if result.returncode else None
 
 
 def load(engine: Any, folder: Path, groups: list[Group]) -> None:
