@@ -29,6 +29,9 @@ FREE_TO_CHANGE = (
 )  # fmt: skip
 """Settings that change neither the data order nor the mathematics: a run may resume with other values."""
 
+MOST_CHANGES = 12
+"""Changed settings that an error lists."""
+
 INITIAL = "init"
 """Name of stage 0, the model before any training."""
 EVALUATION = "evaluation"
@@ -246,7 +249,8 @@ class Run:
                 if not _is_free(change)
             ]
             if changes:
-                listed = "\n  ".join(changes)
+                more = [f"… and {len(changes) - MOST_CHANGES} more"] if len(changes) > MOST_CHANGES else []
+                listed = "\n  ".join(changes[:MOST_CHANGES] + more)
                 is_newer = any(": (absent) → " in change for change in changes)
                 older = "finish it with the version that began it if that has no such keys, " if is_newer else ""
                 raise UserError(

@@ -1,4 +1,4 @@
-"""Built-in generators of real data for the quickstart: handwritten form fields, table crops and bar charts.
+"""Built-in generators of real data for the quickstart: form fields, price tags, table crops and bar charts.
 
 Each is a pure function of its arguments (no global random state) and yields records for `shards.writer`. A new one is
 a module with `generate` and one entry of GENERATORS, which a user's own program may add too. Modules are imported on
@@ -20,6 +20,7 @@ GENERATORS: dict[str, str | Generator] = {
     "fields": "data_pipeline.generators.fields",
     "tables": "data_pipeline.generators.tables",
     "charts": "data_pipeline.generators.charts",
+    "printed": "data_pipeline.generators.printed",
 }
 """Name -> generate(split="train"|"heldout", num_samples, seed, kind="transcribe"|"questions", …), or its module."""
 

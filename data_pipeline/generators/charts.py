@@ -12,7 +12,17 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.errors import ArgumentError
-from data_pipeline.generators.common import add_grain, check_common, choose, make_record, new_page, pick_font, samples
+from data_pipeline.generators.common import (
+    add_grain,
+    check_common,
+    choose,
+    make_record,
+    new_page,
+    pick_digits,
+    pick_font,
+    pick_questions,
+    samples,
+)
 from data_pipeline.generators.real_tables import load_columns
 from data_pipeline.generators.tables import pick_rows
 
@@ -26,6 +36,8 @@ COLOURS = {
 }
 QUESTIONS = {
     "value": "What is the value of the {colour} bar?",
+    "top": "What is the value of the top bar?",
+    "bottom": "What is the value of the bottom bar?",
     "highest": "Which bar is the highest?",
     "lowest": "Which bar is the lowest?",
     "count": "How many bars?",
@@ -34,37 +46,54 @@ READ = "Read the chart."
 
 
 def _draw(
-    rng: np.random.Generator, rows: list[tuple[str, int]], colours: list[str], split: str, size: int
+    rng: np.random.Generator, title: str, rows: list[tuple[str, int]], colours: list[str], split: str, size: int
 ) -> Image.Image:
-    """The chart; a bar's height is its value over the largest one."""
+    """Lying bars, one below the other: label, bar, value; a bar's length is its value over the largest one.
+
+    Two bars have a title above them; three fill the height.
+    """
     width, height = 2 * size, size
     page, pen, ink = new_page(rng, width, height)
-    value_font, label_font = pick_font(rng, split, 11, 12 if len(rows) > 3 else 14), pick_font(rng, split, 8, 9)
-    floor, ceiling = height - 10, 14
-    step = width / len(rows)
-    thickness = step * rng.uniform(0.4, 0.7)
+    value_font, label_font = pick_digits(rng, split, 10, 11, tallest=18), pick_font(rng, split, 8, 9)
+    lines = max(len(rows), 3)
+    step, first = height / lines, lines - len(rows)
+    if first:
+        pen.text((width / 2, step / 2), title, fill=ink, font=label_font, anchor="mm")
+    left, right = width * 0.22, width - int(rng.integers(2, 5))
+    longest = right - width * 0.38 - left
+    thickness = step * rng.uniform(0.45, 0.7)
     most = max(max(value for _, value in rows), 1)
     if rng.random() < 0.5:
-        pen.line((0, floor, width, floor), fill=ink)
-    for at, ((label, value), colour) in enumerate(zip(rows, colours, strict=True)):
+        pen.line((left, first * step, left, height), fill=ink)
+    for at, ((label, value), colour) in enumerate(zip(rows, colours, strict=True), start=first):
         middle = (at + 0.5) * step
-        top = floor - (floor - ceiling) * value / most
         tint = tuple(int(np.clip(part + rng.integers(-20, 21), 0, 255)) for part in COLOURS[colour])
-        pen.rectangle((middle - thickness / 2, top, middle + thickness / 2, floor), fill=(tint[0], tint[1], tint[2]))
-        pen.text((middle, top - 1), str(value), fill=ink, font=value_font, anchor="mb")
-        pen.text((middle, floor + 1), label[: int(step // 5.6)], fill=ink, font=label_font, anchor="ma")
+        end = left + max(longest * value / most, 1)
+        pen.rectangle((left, middle - thickness / 2, end, middle + thickness / 2), fill=(tint[0], tint[1], tint[2]))
+        pen.text((right, middle), str(value), fill=(tint[0], tint[1], tint[2]), font=value_font, anchor="rm")
+        shown = next(part for end in range(len(label), -1, -1) if label_font.getlength(part := label[:end]) <= left - 3)
+        pen.text((left - 2, middle), shown, fill=ink, font=label_font, anchor="rm")
     return add_grain(rng, page, float(rng.uniform(0, 3)))
 
 
-def _ask(rng: np.random.Generator, about: str, rows: list[tuple[str, int]], colours: list[str]) -> tuple[str, str]:
+def _questions(ask: Sequence[str], rows: list[tuple[str, int]], colours: list[str]) -> list[tuple[str, str, str]]:
+    """Type, question and answer of all that can be asked about the chart."""
     values = [value for _, value in rows]
-    bar = int(rng.integers(len(rows)))
-    question = QUESTIONS[about].format(colour=colours[bar])
-    if about == "count":
-        return question, str(len(rows))
-    if about == "value":
-        return question, str(values[bar])
-    return question, colours[int(np.argmax(values) if about == "highest" else np.argmin(values))]
+    answers = {
+        "top": str(values[0]),
+        "bottom": str(values[-1]),
+        "highest": colours[int(np.argmax(values))],
+        "lowest": colours[int(np.argmin(values))],
+        "count": str(len(rows)),
+    }
+    questions = []
+    for about in ask:
+        if about == "value":
+            for colour, value in zip(colours, values, strict=True):
+                questions.append((about, QUESTIONS[about].format(colour=colour), str(value)))
+        else:
+            questions.append((about, QUESTIONS[about], answers[about]))
+    return questions
 
 
 def generate(
@@ -74,7 +103,7 @@ def generate(
     seed: int = 0,
     kind: str = "transcribe",
     size: int = 48,
-    bars: Sequence[int] = (2, 4),
+    bars: Sequence[int] = (2, 3),
     turns: int = 2,
     ask: Sequence[str] = ("value", "highest", "lowest", "count"),
 ) -> Iterator[dict[str, Any]]:
@@ -98,11 +127,10 @@ def _records(
         column = choose(rng, columns)
         picked = pick_rows(rng, column, int(rng.integers(bars[0], bars[1] + 1)))
         colours = [list(COLOURS)[int(i)] for i in rng.permutation(len(COLOURS))[: len(picked)]]
-        image = _draw(rng, picked, colours, split, size)
+        image = _draw(rng, column.name, picked, colours, split, size)
         if kind == "transcribe":
             read = "\n".join(f"{colour} {value}" for (_, value), colour in zip(picked, colours, strict=True))
             talk, about = [(READ, read)], "read"
         else:
-            asked = [ask[int(i)] for i in rng.permutation(len(ask))[:turns]]
-            talk, about = [_ask(rng, what, picked, colours) for what in asked], asked[-1]
+            talk, about = pick_questions(rng, _questions(ask, picked, colours), turns)
         yield make_record(f"charts-{split}-{index:06d}", "charts", [image], talk, table=column.table, about=about)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,20 @@ def pick_font(rng: np.random.Generator, split: str, low: int, high: int) -> Imag
     return load_font(names[rng.integers(len(names))], int(rng.integers(low, high + 1)))
 
 
+def pick_digits(
+    rng: np.random.Generator, split: str, narrowest: float, widest: float, tallest: int
+) -> ImageFont.FreeTypeFont:
+    """A font of the split whose digits are so many pixels wide, their spacing included; at most `tallest` pixels high.
+
+    Fonts of one height differ by half in the width of their digits: how far a digit is from a number's end would depend
+    on the font.
+    """
+    names = FONTS[split]
+    name = names[rng.integers(len(names))]
+    size = round(100 * rng.uniform(narrowest, widest) / load_font(name, 100).getlength("0"))
+    return load_font(name, min(size, tallest))
+
+
 def new_page(
     rng: np.random.Generator, width: int, height: int
 ) -> tuple[Image.Image, ImageDraw.ImageDraw, tuple[int, int, int]]:
@@ -96,6 +110,25 @@ def add_grain(rng: np.random.Generator, page: Image.Image, strength: float) -> I
 def choose(rng: np.random.Generator, options: Sequence[Any]) -> Any:
     """One of the options, uniformly."""
     return options[int(rng.integers(len(options)))]
+
+
+def choose_form(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
+    """A key, as often as its weight says."""
+    bounds = np.cumsum(list(weights.values())) / sum(weights.values())
+    return list(weights)[int(np.searchsorted(bounds, rng.random(), side="right"))]
+
+
+def random_digits(rng: np.random.Generator, fewest: int, most: int) -> str:
+    """A number of so many digits, all equally likely; it may begin with zeros."""
+    return "".join(str(digit) for digit in rng.integers(0, 10, size=int(rng.integers(fewest, most + 1))))
+
+
+def pick_questions(
+    rng: np.random.Generator, questions: Sequence[tuple[str, str, str]], turns: int
+) -> tuple[list[tuple[str, str]], str]:
+    """At most `turns` of the questions (type, question, answer), in any order, and the type of the last one."""
+    picked = [questions[int(at)] for at in rng.permutation(len(questions))[:turns]]
+    return [(question, answer) for _, question, answer in picked], picked[-1][0]
 
 
 def make_record(

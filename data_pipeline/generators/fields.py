@@ -15,7 +15,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data_pipeline.errors import ArgumentError
-from data_pipeline.generators.common import add_grain, check_common, choose, make_record, new_page, pick_font, samples
+from data_pipeline.generators.common import (
+    add_grain,
+    check_common,
+    choose,
+    choose_form,
+    make_record,
+    new_page,
+    pick_font,
+    random_digits,
+    samples,
+)  # fmt: skip
 
 LABELS = ("Age", "No.", "Qty", "Day", "Room", "Item", "Page", "Code", "Row", "Lot", "Seat", "Year")
 QUESTIONS = {
@@ -110,10 +120,6 @@ def _draw(
     return add_grain(rng, page, float(rng.uniform(0, 3))), used
 
 
-def _number(rng: np.random.Generator, fewest: int, most: int) -> str:
-    return "".join(str(digit) for digit in rng.integers(0, 10, size=int(rng.integers(fewest, most + 1))))
-
-
 def _turns(rng: np.random.Generator, kind: str, form: str, texts: list[str]) -> list[tuple[str, str]]:
     if kind == "transcribe":
         prompts = READ + QUESTIONS["field"] if form == "field" else READ
@@ -155,14 +161,13 @@ def generate(
 def _records(
     split: str, num_samples: int, seed: int, kind: str, size: int, digits: Sequence[int], weights: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
-    bounds = np.cumsum(list(weights.values())) / sum(weights.values())
     for index, rng in samples(split, num_samples, seed, kind):
-        form = list(weights)[int(np.searchsorted(bounds, rng.random(), side="right"))]
+        form = choose_form(rng, weights)
         if form == "amount":
-            texts = [_number(rng, 1, 2) + choose(rng, ".,") + _number(rng, 2, 2)]
+            texts = [random_digits(rng, 1, 2) + choose(rng, ".,") + random_digits(rng, 2, 2)]
         else:
             count = {"field": 1, "pair": 2}.get(form) or int(rng.integers(2, 4))
-            texts = [_number(rng, digits[0], digits[1]) for _ in range(count)]
+            texts = [random_digits(rng, digits[0], digits[1]) for _ in range(count)]
         if form == "pair":
             drawn = [_draw(rng, [text], split, size, 1) for text in texts]
         else:

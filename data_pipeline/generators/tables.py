@@ -12,12 +12,24 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.errors import ArgumentError
-from data_pipeline.generators.common import add_grain, check_common, choose, make_record, new_page, pick_font, samples
+from data_pipeline.generators.common import (
+    add_grain,
+    check_common,
+    choose,
+    make_record,
+    new_page,
+    pick_digits,
+    pick_font,
+    pick_questions,
+    samples,
+)
 from data_pipeline.generators.real_tables import Column, load_columns
 
 QUESTIONS = {
     "label": "What is the value of {label}?",
     "row": "What is the value in row {row}?",
+    "first": "What is the first value?",
+    "last": "What is the last value?",
     "largest": "What is the largest value?",
     "count": "How many rows?",
 }
@@ -37,8 +49,8 @@ def _draw(rng: np.random.Generator, column: Column, rows: list[tuple[str, int]],
     if header:
         lines.insert(0, ("", column.name))
     step = height / len(lines)
-    label_font, value_font = pick_font(rng, split, 9, 11), pick_font(rng, split, 12, 14)
-    left, right = int(rng.integers(2, 5)), width - int(rng.integers(3, 8))
+    label_font, value_font = pick_font(rng, split, 9, 11), pick_digits(rng, split, 10, 11, tallest=18)
+    left, right = int(rng.integers(2, 5)), width - int(rng.integers(2, 5))
     rule = int(rng.integers(110, 190))
     style = int(rng.integers(3))  # rule under the header, shaded header, all rules
     if style == 1 and header:
@@ -69,14 +81,18 @@ def pick_rows(rng: np.random.Generator, column: Column, count: int) -> list[tupl
     return [column.rows[at] for at in sorted(chosen)]
 
 
-def _ask(rng: np.random.Generator, about: str, rows: list[tuple[str, int]]) -> tuple[str, str]:
-    row = int(rng.integers(len(rows)))
-    question = QUESTIONS[about].format(label=rows[row][0], row=row + 1)
-    if about == "count":
-        return question, str(len(rows))
-    if about == "largest":
-        return question, str(max(value for _, value in rows))
-    return question, str(rows[row][1])
+def _questions(ask: Sequence[str], rows: list[tuple[str, int]]) -> list[tuple[str, str, str]]:
+    """Type, question and answer of all that can be asked about the table."""
+    values = [value for _, value in rows]
+    answers = {"first": values[0], "last": values[-1], "largest": max(values), "count": len(rows)}
+    questions = []
+    for about in ask:
+        if about in ("label", "row"):
+            for row, (label, value) in enumerate(rows, start=1):
+                questions.append((about, QUESTIONS[about].format(label=label, row=row), str(value)))
+        else:
+            questions.append((about, QUESTIONS[about], str(answers[about])))
+    return questions
 
 
 def generate(
@@ -120,6 +136,5 @@ def _records(
                 talk = [(READ_VALUES, "\n".join(str(value) for _, value in picked))]
             about = "read"
         else:
-            asked = [ask[int(i)] for i in rng.permutation(len(ask))[:turns]]
-            talk, about = [_ask(rng, what, picked) for what in asked], asked[-1]
+            talk, about = pick_questions(rng, _questions(ask, picked), turns)
         yield make_record(f"tables-{split}-{index:06d}", "tables", [image], talk, table=column.table, about=about)

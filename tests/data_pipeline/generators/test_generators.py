@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from typing import Any
 
 import numpy as np
@@ -117,22 +118,54 @@ def test_table_answers_follow_from_the_rows() -> None:
 
 def test_highest_and_lowest_bars_are_told_by_colour() -> None:
     for record in take("charts", 60, kind="questions", ask=["highest", "lowest"], turns=2):
-        highest, lowest = (record["messages"][i]["content"] for i in (1, 3))
+        said = {m["content"].removeprefix("<image>"): answer["content"] for m, answer in pairs_of(record["messages"])}
+        highest, lowest = said["Which bar is the highest?"], said["Which bar is the lowest?"]
         assert {highest, lowest} <= set(COLOURS)
         assert highest != lowest
 
 
-def test_bars_show_their_colour_and_height() -> None:
-    """Each bar stands in its place, in its colour, and is 24 pixels high times its value over the largest one."""
+def pairs_of(messages: list[Record]) -> list[tuple[Record, Record]]:
+    return list(zip(messages[::2], messages[1::2], strict=True))
+
+
+@pytest.mark.parametrize(("name", "count"), [("tables", 5), ("charts", 6)])
+def test_everything_is_asked_once_and_in_any_order(name: str, count: int) -> None:
+    """Each row by its number, the largest value, the count; each bar by its colour, the highest, the lowest, the count."""
+    ask = ["row", "largest", "count"] if name == "tables" else ["value", "highest", "lowest", "count"]
+    last = set()
+    for record in take(name, 30, kind="questions", ask=ask, turns=9):
+        talk = pairs_of(record["messages"])
+        rows = int(next(answer["content"] for question, answer in talk if "How many" in question["content"]))
+        assert (
+            len({question["content"].removeprefix("<image>") for question, _ in talk}) == len(talk) == rows + count - 3
+        )
+        last.add(record["about"])
+    assert last == set(ask)
+
+
+def test_bars_show_their_colour_and_length() -> None:
+    """Each bar lies in its row, in its colour, and is 35 pixels long times its value over the largest one."""
     for record in take("charts", 60, kind="transcribe"):
         rows = [line.split(" ") for line in record["answers"][0].split("\n")]
         most = max(int(value) for _, value in rows)
-        pixels = np.asarray(record["images"][0]).astype(int)  # [H, W, 3]
-        slots = np.array_split(pixels, len(rows), axis=1)
+        pixels = np.asarray(record["images"][0]).astype(int)[:, :60]  # without the values, which have the colours too
+        slots = np.array_split(pixels, 3)[-len(rows) :]
         for slot, (colour, value) in zip(slots, rows, strict=True):
             near = np.abs(slot - COLOURS[colour]).max(axis=-1) < 45
-            height = int((near.sum(axis=1) >= 0.35 * slot.shape[1]).sum())  # rows in which it is as wide as a bar
-            assert height == pytest.approx(24 * int(value) / most + 2, abs=1), record["key"]
+            length = int((near.sum(axis=0) >= 0.35 * slot.shape[0]).sum())  # columns in which it is as thick as a bar
+            assert length == pytest.approx(max(35 * int(value) / most, 1) + 1, abs=2), record["key"]
+
+
+def test_printed_numbers_are_as_asked_and_inside_their_square() -> None:
+    prices = take("printed", 80, forms={"price": 1}, kind="questions")
+    assert all(re.fullmatch(r"\d\.\d\d", record["answers"][0]) for record in prices)
+    columns = take("printed", 80, forms={"column": 1}, kind="transcribe", digits=[2, 3])
+    assert all(re.fullmatch(r"\d{2,3}(\n\d{2,3}){1,2}", record["answers"][0]) for record in columns)
+    assert {record["form"] for record in take("printed", 60)} == {"number", "price", "column"}
+    for record in prices + columns:
+        ink = np.asarray(record["images"][0].convert("L")) < 100
+        assert ink.any()
+        assert not ink[:, -1].any(), record["key"]  # the last digit is not cut off
 
 
 def test_two_images_and_lists_are_asked_in_any_order() -> None:
@@ -146,11 +179,12 @@ def test_two_images_and_lists_are_asked_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("name", "args", "said"),
     [
-        ("feilds", {}, "did you mean 'fields'.*known: charts, fields, tables"),
+        ("feilds", {}, "did you mean 'fields'.*known: charts, fields, printed, tables"),
         ("fields", {"split": "test"}, "one of train, heldout"),
         ("fields", {"kind": "caption"}, "one of transcribe, questions"),
         ("fields", {"forms": {"cheque": 1}}, "cheque"),
         ("fields", {"digits": [2, 1]}, "digits"),
+        ("printed", {"forms": {"price": 0}}, "not all 0"),
         ("tables", {"rows": [0, 2]}, "rows"),
         ("charts", {"ask": ["sum"]}, "sum"),
         ("charts", {"colours": 3}, "colours"),
