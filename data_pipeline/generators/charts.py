@@ -26,18 +26,9 @@ from data_pipeline.generators.common import (
 from data_pipeline.generators.real_tables import load_columns
 from data_pipeline.generators.tables import pick_rows
 
-COLOURS = {
-    "red": (205, 50, 45),
-    "blue": (50, 95, 190),
-    "green": (60, 155, 70),
-    "orange": (240, 150, 40),
-    "purple": (135, 80, 170),
-    "gray": (130, 130, 130),
-}
+COLOURS = {"red": (205, 45, 45), "blue": (50, 90, 200), "green": (50, 150, 70), "yellow": (240, 200, 50)}
 QUESTIONS = {
     "value": "What is the value of the {colour} bar?",
-    "top": "What is the value of the top bar?",
-    "bottom": "What is the value of the bottom bar?",
     "highest": "Which bar is the highest?",
     "lowest": "Which bar is the lowest?",
     "count": "How many bars?",
@@ -67,10 +58,10 @@ def _draw(
         pen.line((left, first * step, left, height), fill=ink)
     for at, ((label, value), colour) in enumerate(zip(rows, colours, strict=True), start=first):
         middle = (at + 0.5) * step
-        tint = tuple(int(np.clip(part + rng.integers(-20, 21), 0, 255)) for part in COLOURS[colour])
+        tint = tuple(int(np.clip(part + rng.integers(-15, 16), 0, 255)) for part in COLOURS[colour])
         end = left + max(longest * value / most, 1)
         pen.rectangle((left, middle - thickness / 2, end, middle + thickness / 2), fill=(tint[0], tint[1], tint[2]))
-        pen.text((right, middle), str(value), fill=(tint[0], tint[1], tint[2]), font=value_font, anchor="rm")
+        pen.text((right, middle), str(value), fill=ink, font=value_font, anchor="rm")
         shown = next(part for end in range(len(label), -1, -1) if label_font.getlength(part := label[:end]) <= left - 3)
         pen.text((left - 2, middle), shown, fill=ink, font=label_font, anchor="rm")
     return add_grain(rng, page, float(rng.uniform(0, 3)))
@@ -80,8 +71,6 @@ def _questions(ask: Sequence[str], rows: list[tuple[str, int]], colours: list[st
     """Type, question and answer of all that can be asked about the chart."""
     values = [value for _, value in rows]
     answers = {
-        "top": str(values[0]),
-        "bottom": str(values[-1]),
         "highest": colours[int(np.argmax(values))],
         "lowest": colours[int(np.argmin(values))],
         "count": str(len(rows)),
@@ -112,8 +101,8 @@ def generate(
     `bars` are fewest and most bars, `turns` questions per image, `ask` their types.
     """
     check_common(split, num_samples, seed, kind, size)
-    if len(bars) != 2 or not 2 <= bars[0] <= bars[1] <= 5:
-        raise ArgumentError(f"charts: bars {list(bars)}: fewest and most, between 2 and 5", "bars")
+    if len(bars) != 2 or not 2 <= bars[0] <= bars[1] <= len(COLOURS):
+        raise ArgumentError(f"charts: bars {list(bars)}: fewest and most, between 2 and {len(COLOURS)}", "bars")
     if not ask or not set(ask) <= set(QUESTIONS) or turns < 1:
         raise ArgumentError(f"charts: ask {list(ask)} of {', '.join(QUESTIONS)}; turns {turns} at least 1", "ask")
     return _records(split, num_samples, seed, kind, size, bars, turns, ask)

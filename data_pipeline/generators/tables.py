@@ -28,8 +28,6 @@ from data_pipeline.generators.real_tables import Column, load_columns
 QUESTIONS = {
     "label": "What is the value of {label}?",
     "row": "What is the value in row {row}?",
-    "first": "What is the first value?",
-    "last": "What is the last value?",
     "largest": "What is the largest value?",
     "count": "How many rows?",
 }
@@ -84,7 +82,7 @@ def pick_rows(rng: np.random.Generator, column: Column, count: int) -> list[tupl
 def _questions(ask: Sequence[str], rows: list[tuple[str, int]]) -> list[tuple[str, str, str]]:
     """Type, question and answer of all that can be asked about the table."""
     values = [value for _, value in rows]
-    answers = {"first": values[0], "last": values[-1], "largest": max(values), "count": len(rows)}
+    answers = {"largest": max(values), "count": len(rows)}
     questions = []
     for about in ask:
         if about in ("label", "row"):
