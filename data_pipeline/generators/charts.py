@@ -39,7 +39,8 @@ READ = "Read the chart."
 def _draw(
     rng: np.random.Generator, title: str, rows: list[tuple[str, int]], colours: list[str], split: str, size: int
 ) -> Image.Image:
-    """Lying bars, one below the other: label, bar, value; a bar's length is its value over the largest one.
+    """Lying bars, one below the other: label, bar, value; a bar's length is its value over the largest one, three
+    pixels at least.
 
     Two bars have a title above them; three fill the height.
     """
@@ -59,7 +60,7 @@ def _draw(
     for at, ((label, value), colour) in enumerate(zip(rows, colours, strict=True), start=first):
         middle = (at + 0.5) * step
         tint = tuple(int(np.clip(part + rng.integers(-15, 16), 0, 255)) for part in COLOURS[colour])
-        end = left + max(longest * value / most, 1)
+        end = left + max(longest * value / most, 3)
         pen.rectangle((left, middle - thickness / 2, end, middle + thickness / 2), fill=(tint[0], tint[1], tint[2]))
         pen.text((right, middle), str(value), fill=ink, font=value_font, anchor="rm")
         shown = next(part for end in range(len(label), -1, -1) if label_font.getlength(part := label[:end]) <= left - 3)
