@@ -29,7 +29,7 @@ from data_pipeline.shards.storage import open_storage
 from data_pipeline.stores import helper
 from tests.jobs import curve, metrics, run, start, wait_for_step
 
-SOURCES = ("digits_read", "numbers_read", "fields_read", "tables_read", "charts_read")
+SOURCES = ("digits_read", "numbers_read", "columns_read", "tables_read", "charts_read")
 """Of the first two stages, here without those with questions."""
 MOST_WAIT = 0.01
 URL = "s3://bucket/quickstart"
@@ -39,7 +39,7 @@ def recipe(samples: int, steps: int) -> list[str]:
     """The words that make the quickstart short."""
     words = [f"data.sources.{name}.generator_args.num_samples={samples}" for name in SOURCES]
     words += [f"stages.{name}.max_steps={steps}" for name in ("connector", "joint")]
-    mixture = "{numbers_read: 2, fields_read: 1, tables_read: 1, charts_read: 1}"
+    mixture = "{numbers_read: 2, columns_read: 1, tables_read: 1, charts_read: 1}"
     more = ["stages.instruct=null", f"stages.joint.mixture={mixture}", "stages.connector.epochs=10"]
     return [*words, *more, "stages.joint.epochs=10", "evaluation.tasks={}"]
 
