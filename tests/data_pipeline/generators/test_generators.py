@@ -130,7 +130,7 @@ def pairs_of(messages: list[Record]) -> list[tuple[Record, Record]]:
 
 @pytest.mark.parametrize(("name", "count"), [("tables", 5), ("charts", 6)])
 def test_everything_is_asked_once_and_in_any_order(name: str, count: int) -> None:
-    """Each row by its number, the largest value, the count; each bar by its colour, the highest, the lowest, the count."""
+    """Each row by its number and the largest value; each bar by its colour, the highest and the lowest; the counts."""
     ask = ["row", "largest", "count"] if name == "tables" else ["value", "highest", "lowest", "count"]
     last = set()
     for record in take(name, 30, kind="questions", ask=ask, turns=9):
