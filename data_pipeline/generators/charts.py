@@ -1,4 +1,4 @@
-"""Bar charts of real columns (see real_tables.py): coloured bars, their values on top, their labels below.
+"""Bar charts of real columns (see real_tables.py): lying bars in colours between their labels and values.
 
 Two tiles wide. Held-out samples use other tables and other fonts than training.
 """
@@ -13,16 +13,8 @@ from PIL import Image
 
 from data_pipeline.errors import ArgumentError
 from data_pipeline.generators.common import (
-    add_grain,
-    check_common,
-    choose,
-    make_record,
-    new_page,
-    pick_digits,
-    pick_font,
-    pick_questions,
-    samples,
-)
+    add_grain, check_common, choose, make_record, new_page, pick_digits, pick_font, pick_questions, samples,
+)  # fmt: skip
 from data_pipeline.generators.real_tables import load_columns
 from data_pipeline.generators.tables import pick_rows
 
@@ -39,10 +31,9 @@ READ = "Read the chart."
 def _draw(
     rng: np.random.Generator, title: str, rows: list[tuple[str, int]], colours: list[str], split: str, size: int
 ) -> Image.Image:
-    """Lying bars, one below the other: label, bar, value; a bar's length is its value over the largest one, three
-    pixels at least.
+    """Lying bars below each other: label, bar, value; a bar's length is its value over the largest one.
 
-    Two bars have a title above them; three fill the height.
+    It is three pixels at least, so that its colour can be seen. Two bars have a title above them; three fill the height.
     """
     width, height = 2 * size, size
     page, pen, ink = new_page(rng, width, height)
