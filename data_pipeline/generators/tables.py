@@ -13,7 +13,15 @@ from PIL import Image
 
 from data_pipeline.errors import ArgumentError
 from data_pipeline.generators.common import (
-    add_grain, check_common, choose, make_record, new_page, pick_digits, pick_font, pick_questions, samples,
+    add_grain,
+    check_common,
+    choose,
+    make_record,
+    new_page,
+    pick_digits,
+    pick_font,
+    pick_questions,
+    samples,
 )  # fmt: skip
 from data_pipeline.generators.real_tables import Column, load_columns
 
