@@ -41,7 +41,7 @@ def _draw(
 ) -> Image.Image:
     """Lying bars below each other: label, bar, value; a bar's length is its value over the largest one.
 
-    It is three pixels at least, so that its colour can be seen. Two bars have a title above them; three fill the height.
+    It is three pixels at least, so that its colour can be seen. Two bars have a title above them.
     """
     width, height = 2 * size, size
     page, pen, ink = new_page(rng, width, height)
