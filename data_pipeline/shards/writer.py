@@ -90,13 +90,21 @@ def _write_far(samples: Iterable[Mapping[str, Any]], storage: ObjectStorage, sou
 def _unmark(storage: ObjectStorage, names: set[str]) -> None:
     """Delete the mark that writing has begun, where nothing else has come."""
     with suppress(DataError):  # who may write may not always delete; the next call takes what is left
-        if names <= {ETAGS} and json.loads(storage.read(ETAGS) or b"{}") == {}:
+        if names <= {ETAGS} and _mark(storage) == {}:
             storage.delete(ETAGS)
+
+
+def _mark(storage: ObjectStorage) -> Any:
+    """What `etags.json` says; None where it is not JSON, and so not ours."""
+    try:
+        return json.loads(storage.read(ETAGS) or b"{}")
+    except (ValueError, RecursionError):
+        return None
 
 
 def _upload(made: Path, storage: ObjectStorage, place: Path, manifest: Manifest, names: set[str]) -> Manifest:
     """Copy shards and indexes that are not there; `etags.json` says whose shards a folder without manifest has."""
-    begun = json.loads(storage.read(ETAGS) or b"{}") if ETAGS in names else {}
+    begun = _mark(storage) if ETAGS in names else {}
     if names - {ETAGS} and not (has_shape(begun, {"manifest": str}) and begun["manifest"] == manifest.fingerprint):
         raise DataError(f"{storage} holds other shards, which were not finished; choose another folder or delete it")
     storage.write(ETAGS, json.dumps({"manifest": manifest.fingerprint}).encode())

@@ -150,6 +150,15 @@ def test_own_records_and_generated_ones_go_to_a_bucket(
         write_shards(records(30), url, samples_per_shard=10, num_processes=1)
 
 
+def test_a_mark_that_is_not_json_hides_no_other_error(bucket: Bucket, records: Any) -> None:
+    storage = open_storage("s3://bucket/odd")
+    storage.write("etags.json", b"[")
+    with pytest.raises(DataError, match="not a list of messages"):
+        write_shards([*records(2), {"key": "a.b", "messages": []}], "s3://bucket/odd", num_processes=1)
+    assert inside(bucket, "odd") == {"etags.json": b"["}
+    assert write_shards(records(2), "s3://bucket/odd", num_processes=1).num_samples == 2
+
+
 def test_two_who_write_one_folder_lose_nothing(
     bucket: Bucket, records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
