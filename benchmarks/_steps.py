@@ -26,9 +26,10 @@ from alignvlm.config.load import load_recipe
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
 from alignvlm.kernels.fused_layers import choose_fused_layers
-from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration, modeling
+from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm.model.attention import choose_attention
 from alignvlm.model.flops import Work, count_flops
+from alignvlm.model.modeling import head
 from alignvlm.model.network import build_network, largest_list, network_of
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer, build_trainer, free_memory, release_modules
@@ -282,13 +283,13 @@ def compile_layers(part: torch.nn.Module, backend: str) -> None:
 @contextmanager
 def use_loss(implementation: str | None) -> Iterator[None]:
     """Let the model take this implementation of the loss."""
-    original = modeling.linear_cross_entropy
+    original = head.linear_cross_entropy
     if implementation is not None:
-        modeling.linear_cross_entropy = partial(original, implementation=implementation)
+        head.linear_cross_entropy = partial(original, implementation=implementation)
     try:
         yield
     finally:
-        modeling.linear_cross_entropy = original
+        head.linear_cross_entropy = original
 
 
 def _finite(number: float) -> float | None:

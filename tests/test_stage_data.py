@@ -38,7 +38,7 @@ def recipe(tmp_path: Path) -> Recipe:
 
 def trained(caplog: pytest.LogCaptureFixture, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """How often `ensure_processor` trains a tokenizer, and how many warnings it gives."""
-    from alignvlm.model import tokenizer
+    from alignvlm.model.inputs import tokenizer
 
     calls: list[int] = []
     train = tokenizer.train_tokenizer

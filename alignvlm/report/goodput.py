@@ -168,9 +168,11 @@ def read_goodput(folder: str | Path) -> Goodput:
     """The goodput of a run folder, finished or not. Runs of versions without a timeline are mostly `unknown`.
 
     Raises:
-        UserError: nothing in the folder says when a step or a start was.
+        UserError: there is no such folder, or nothing in it says when a step or a start was.
     """
     run = RunFolder(folder)
+    if not run.path.is_dir():
+        raise UserError(f"{run.path}: there is no run folder; give one that training wrote, such as runs/quickstart")
     found = goodput_of(run, _lines(run, run.metrics, METRICS_LINE))
     if found is None:
         raise UserError(f"{run.path}: neither {run.timeline.name} nor {run.metrics.name} says when it trained")

@@ -133,6 +133,9 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
         (["made_model", "--data", "shards", "--output", "empty"], "empty already exists"),
     ],
     ("report",): [(["missing"], "no run folder"), (["file.txt"], "no run folder"), (["empty"], "is not a run folder")],
+    ("goodput",): [
+        (["missing"], "no run folder"), (["file.txt"], "no run folder"), (["empty"], "neither timeline.jsonl nor"),
+    ],
     ("export",): [
         (["missing", "out"], "not a finished checkpoint"), (["file.txt", "out"], "not a finished checkpoint"),
         (["missing", "empty"], "already exists"), (["missing"], "required: output"),

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alignvlm.model.inputs.images import load_image, load_images
+from alignvlm.model.inputs.images import read_image, read_images
 from data_pipeline.samples.images import decode_image
 from tests.tiny import picture
 
@@ -69,12 +69,12 @@ def test_every_way_gives_the_same_pixels(server: str, tmp_path: Path) -> None:
         np.dstack([PIXELS, np.full((7, 12), 255, np.uint8)]),
     ]  # fmt: skip
     for number, way in enumerate(ways):
-        loaded = load_image(way)
+        loaded = read_image(way)
         assert loaded.mode == "RGB"
         assert np.array_equal(np.asarray(loaded), PIXELS), number
-    nested = load_images([ways[0], (ways[9], [ways[1]])])
+    nested = read_images([ways[0], (ways[9], [ways[1]])])
     assert [type(each) for each in nested] == [Image.Image, list]
-    assert len(load_images(np.stack([PIXELS, PIXELS]))) == 2
+    assert len(read_images(np.stack([PIXELS, PIXELS]))) == 2
 
 
 def test_it_decodes_as_training_does(tmp_path: Path) -> None:
@@ -83,11 +83,11 @@ def test_it_decodes_as_training_does(tmp_path: Path) -> None:
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.png", exif=exif)
-    assert load_image(str(tmp_path / "a.png")).size == (4, 6)
-    assert load_image(tmp_path / "a.png").tobytes() == decode_image(tmp_path / "a.png").tobytes() == b"\xff" * 72
+    assert read_image(str(tmp_path / "a.png")).size == (4, 6)
+    assert read_image(tmp_path / "a.png").tobytes() == decode_image(tmp_path / "a.png").tobytes() == b"\xff" * 72
     grey = np.arange(20, dtype=np.uint8).reshape(5, 4)
-    assert np.array_equal(np.asarray(load_image(grey[:, :, None])), np.dstack([grey] * 3))
-    assert np.asarray(load_image(torch.full((5, 5), 0.5, dtype=torch.bfloat16)))[0, 0, 0] == 128
+    assert np.array_equal(np.asarray(read_image(grey[:, :, None])), np.dstack([grey] * 3))
+    assert np.asarray(read_image(torch.full((5, 5), 0.5, dtype=torch.bfloat16)))[0, 0, 0] == 128
 
 
 @pytest.mark.parametrize(
@@ -114,5 +114,5 @@ def test_what_is_no_image_is_said_in_one_line(server: str, source: Any, reason: 
     if isinstance(source, str):
         source = source.replace("SERVER", server)
     with pytest.raises(ValueError, match=reason) as caught:
-        load_image(source)
+        read_image(source)
     assert "\n" not in str(caught.value)

@@ -61,7 +61,7 @@ def test_what_a_part_of_a_sample_names_is_neither_opened_nor_fetched(processor, 
     def refuse(source: object) -> None:
         raise AssertionError(f"read: {source}")
 
-    monkeypatch.setattr("alignvlm.model.inputs.images.load_image", refuse)
+    monkeypatch.setattr("alignvlm.model.inputs.images.read_image", refuse)
     monkeypatch.setattr("alignvlm.model.inputs.images.image_bytes", refuse)
     picture(9, 9).save(tmp_path / "own.png")
     plain = [*conversation("what is the total", "12.50", images=1), {"role": "user", "content": "and <b>?"}]

@@ -13,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from alignvlm.exports import FoundInPackage, auto_map
 from alignvlm.model.inputs.arguments import AlignVLMImagesKwargs, check_names
-from alignvlm.model.inputs.images import load_images
+from alignvlm.model.inputs.images import read_images
 from alignvlm.model.inputs.tiling import TilingSpec
 
 
@@ -67,8 +67,8 @@ class AlignVLMImageProcessor(FoundInPackage, BaseImageProcessor):
         return spec
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Images as `load_image` takes them, as RGB PIL images in the same lists."""
-        return load_images(image_url_or_urls)
+        """Images as `read_image` takes them, as RGB PIL images in the same lists."""
+        return read_images(image_url_or_urls)
 
     def preprocess(self, images: Any, return_tensors: str | TensorType | None = None, **options: Any) -> BatchFeature:
         """The tiles of one image or of (nested) lists of images, in order.

@@ -24,16 +24,16 @@ _brief = Repr()
 _brief.maxstring = _brief.maxother = 80
 
 
-def load_images(images: Any) -> Any:
-    """`load_image` of every image, in the lists in which they came; an array of four dimensions is a list too."""
+def read_images(images: Any) -> Any:
+    """`read_image` of every image, in the lists in which they came; an array of four dimensions is a list too."""
     if isinstance(images, list | tuple):
-        return [load_images(image) for image in images]
+        return [read_images(image) for image in images]
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
-        return [load_image(image) for image in images]
-    return load_image(images)
+        return [read_image(image) for image in images]
+    return read_image(images)
 
 
-def load_image(source: Any) -> Image.Image:
+def read_image(source: Any) -> Image.Image:
     """The upright RGB pixels of one image, the same ones as `decode_image` gives in training.
 
     Args:

@@ -179,7 +179,7 @@ class AlignVLMProcessor(FoundInPackage, ProcessorMixin):
         `apply_chat_template(..., sanitize_control_tokens=True)` too.
 
         Args:
-            images: one or a list of what `load_image` takes; for several texts in their order, or a list per text.
+            images: one or a list of what `read_image` takes; for several texts in their order, or a list per text.
             text: a string, or a list of strings.
             kwargs: `AlignVLMProcessorKwargs`, flat or by kind (`text_kwargs={…}`): `return_tensors`,
                 `padding` (on the left), `truncation`, `max_length`, `return_mm_token_type_ids`, `max_tiles`, …

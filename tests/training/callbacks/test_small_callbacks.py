@@ -27,7 +27,7 @@ from tests.training.fakes import FakeWorld, record, stage_state
 
 def test_statistics_are_asked_for_once_per_interval_and_reach_the_record(recipe: Recipe, tmp_path: Path) -> None:
     connector = SimpleNamespace(collect_statistics=False, last_statistics={})
-    trainer = SimpleNamespace(model=SimpleNamespace(connector=connector))
+    trainer = SimpleNamespace(model=SimpleNamespace(model=SimpleNamespace(connector=connector)))
     state, callback = stage_state(recipe, tmp_path, trainer=trainer), ConnectorStatistics()
     callback.before_step(state, [])
     assert not connector.collect_statistics  # step 1; the interval is 2
