@@ -158,6 +158,13 @@ class RunFolder:
         self.report_results = self.report / "results.json"
         self.seal = self.path / "finished.json"
 
+    def must_exist(self) -> None:
+        """Raise UserError when there is no such folder."""
+        if not self.path.is_dir():
+            raise UserError(
+                f"{self.path}: there is no run folder; give one that training wrote, such as runs/quickstart"
+            )
+
     def read_config(self) -> dict[str, Any]:
         """The resolved recipe. Raises UserError when the file is damaged."""
         try:

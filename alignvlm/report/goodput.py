@@ -171,8 +171,7 @@ def read_goodput(folder: str | Path) -> Goodput:
         UserError: there is no such folder, or nothing in it says when a step or a start was.
     """
     run = RunFolder(folder)
-    if not run.path.is_dir():
-        raise UserError(f"{run.path}: there is no run folder; give one that training wrote, such as runs/quickstart")
+    run.must_exist()
     found = goodput_of(run, _lines(run, run.metrics, METRICS_LINE))
     if found is None:
         raise UserError(f"{run.path}: neither {run.timeline.name} nor {run.metrics.name} says when it trained")

@@ -101,8 +101,7 @@ def read_run(folder: str | Path) -> RunData:
             cannot be read.
     """
     run = RunFolder(folder)
-    if not run.path.is_dir():
-        raise UserError(f"{run.path}: there is no run folder; give one that training wrote, such as runs/quickstart")
+    run.must_exist()
     found = read_needed(run.path, lambda _: run.stages(), "make the folder readable")
     stages = [_stage(run, stage) for stage in found if run.holds(stage.path)]
     if not stages and not run.config.is_file():

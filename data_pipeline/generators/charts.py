@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline.errors import ArgumentError
 from data_pipeline.generators.common import (
     add_grain,
     check_common,
+    check_questions,
+    check_range,
     choose,
     make_record,
     new_page,
@@ -22,7 +23,7 @@ from data_pipeline.generators.common import (
     pick_font,
     pick_questions,
     samples,
-)  # fmt: skip
+)
 from data_pipeline.generators.real_tables import load_columns
 from data_pipeline.generators.tables import pick_rows
 
@@ -101,10 +102,8 @@ def generate(
     `bars` are fewest and most bars, `turns` questions per image, `ask` their types.
     """
     check_common(split, num_samples, seed, kind, size)
-    if len(bars) != 2 or not 2 <= bars[0] <= bars[1] <= len(COLOURS):
-        raise ArgumentError(f"charts: bars {list(bars)}: fewest and most, between 2 and {len(COLOURS)}", "bars")
-    if not ask or not set(ask) <= set(QUESTIONS) or turns < 1:
-        raise ArgumentError(f"charts: ask {list(ask)} of {', '.join(QUESTIONS)}; turns {turns} at least 1", "ask")
+    check_range("charts", "bars", bars, 2, len(COLOURS))
+    check_questions("charts", ask, QUESTIONS, turns)
     return _records(split, num_samples, seed, kind, size, bars, turns, ask)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,24 @@ def check_common(split: str, num_samples: int, seed: int, kind: str, size: int) 
     ):
         if not least <= value <= most:
             raise ArgumentError(f"{name} {value}: from {least:,} to {most:,}", name)
+
+
+def check_range(generator: str, name: str, values: Sequence[int], least: int, most: int) -> None:
+    """Raise ArgumentError unless the values are a fewest and a most between these bounds."""
+    if len(values) != 2 or not least <= values[0] <= values[1] <= most:
+        raise ArgumentError(f"{generator}: {name} {list(values)}: fewest and most, between {least} and {most}", name)
+
+
+def check_forms(generator: str, weights: Mapping[str, float], forms: Iterable[str]) -> None:
+    """Raise ArgumentError unless the weights are of these forms, none below 0 and not all 0."""
+    if not set(weights) <= set(forms) or min(weights.values()) < 0 or not sum(weights.values()):
+        raise ArgumentError(f"{generator}: forms {weights}: give weights of {', '.join(forms)}, not all 0", "forms")
+
+
+def check_questions(generator: str, ask: Sequence[str], known: Iterable[str], turns: int) -> None:
+    """Raise ArgumentError unless there is a type of question, each is known, and there is a turn."""
+    if not ask or not set(ask) <= set(known) or turns < 1:
+        raise ArgumentError(f"{generator}: ask {list(ask)} of {', '.join(known)}; turns {turns} at least 1", "ask")
 
 
 def samples(split: str, num_samples: int, seed: int, kind: str) -> Iterator[tuple[int, np.random.Generator]]:

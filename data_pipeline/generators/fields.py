@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_pipeline.errors import ArgumentError
 from data_pipeline.generators.common import (
     add_grain,
     check_common,
+    check_forms,
+    check_range,
     choose,
     choose_form,
     make_record,
@@ -25,7 +26,7 @@ from data_pipeline.generators.common import (
     pick_font,
     random_digits,
     samples,
-)  # fmt: skip
+)
 
 LABELS = ("Age", "No.", "Qty", "Day", "Room", "Item", "Page", "Code", "Row", "Lot", "Seat", "Year")
 QUESTIONS = {
@@ -151,10 +152,8 @@ def generate(
     """
     check_common(split, num_samples, seed, kind, size)
     weights = dict(forms or {"field": 0.5, "list": 0.2, "amount": 0.15, "pair": 0.15})
-    if not set(weights) <= set(FORMS) or min(weights.values()) < 0 or not sum(weights.values()):
-        raise ArgumentError(f"fields: forms {weights}: give weights of {', '.join(FORMS)}, not all 0", "forms")
-    if len(digits) != 2 or not 1 <= digits[0] <= digits[1] <= 3:
-        raise ArgumentError(f"fields: digits {list(digits)}: fewest and most, between 1 and 3", "digits")
+    check_forms("fields", weights, FORMS)
+    check_range("fields", "digits", digits, 1, 3)
     return _records(split, num_samples, seed, kind, size, digits, weights)
 
 

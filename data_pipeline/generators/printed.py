@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline.errors import ArgumentError
 from data_pipeline.generators.common import (
     add_grain,
     check_common,
+    check_forms,
+    check_range,
     choose,
     choose_form,
     make_record,
@@ -24,7 +25,7 @@ from data_pipeline.generators.common import (
     pick_font,
     random_digits,
     samples,
-)  # fmt: skip
+)
 
 WIDTHS = {"number": (12.0, 15.0), "price": (10.5, 11.3), "column": (10.0, 11.0)}
 """Narrowest and widest digit of each form, pixels."""
@@ -77,10 +78,8 @@ def generate(
     """
     check_common(split, num_samples, seed, kind, size)
     weights = dict(forms or dict.fromkeys(WIDTHS, 1.0))
-    if not set(weights) <= set(WIDTHS) or min(weights.values()) < 0 or not sum(weights.values()):
-        raise ArgumentError(f"printed: forms {weights}: give weights of {', '.join(WIDTHS)}, not all 0", "forms")
-    if len(digits) != 2 or not 1 <= digits[0] <= digits[1] <= 3:
-        raise ArgumentError(f"printed: digits {list(digits)}: fewest and most, between 1 and 3", "digits")
+    check_forms("printed", weights, WIDTHS)
+    check_range("printed", "digits", digits, 1, 3)
     return _records(split, num_samples, seed, kind, size, digits, weights)
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline.errors import ArgumentError
 from data_pipeline.generators.common import (
     add_grain,
     check_common,
+    check_questions,
+    check_range,
     choose,
     make_record,
     new_page,
@@ -22,7 +23,7 @@ from data_pipeline.generators.common import (
     pick_font,
     pick_questions,
     samples,
-)  # fmt: skip
+)
 from data_pipeline.generators.real_tables import Column, load_columns
 
 QUESTIONS = {
@@ -111,10 +112,8 @@ def generate(
     Without `labels` a transcription leaves the row labels out.
     """
     check_common(split, num_samples, seed, kind, size)
-    if len(rows) != 2 or not 1 <= rows[0] <= rows[1] <= 3:
-        raise ArgumentError(f"tables: rows {list(rows)}: fewest and most, between 1 and 3", "rows")
-    if not ask or not set(ask) <= set(QUESTIONS) or turns < 1:
-        raise ArgumentError(f"tables: ask {list(ask)} of {', '.join(QUESTIONS)}; turns {turns} at least 1", "ask")
+    check_range("tables", "rows", rows, 1, 3)
+    check_questions("tables", ask, QUESTIONS, turns)
     return _records(split, num_samples, seed, kind, size, rows, turns, ask, labels)
 
 
