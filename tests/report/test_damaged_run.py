@@ -102,7 +102,7 @@ def test_the_next_start_reads_what_can_be_read(run: RunFolder, damage: str) -> N
     recipe = replace(load_recipe(str(TINY)), runs=str(run.path.parent), name="demo")
     Run(recipe).open()
     assert json.loads(run.environment.read_text())["python"]
-    keep_until(run.metrics, "connector", 2)
+    keep_until(run.metrics, run.lost_steps, "connector", 2)
     kept = run.metrics.read_bytes()
     assert set(kept.splitlines()) <= set(metrics.splitlines()[:2])
     assert read_json_lines(run.metrics, METRICS_LINE) == [json.loads(line) for line in kept.splitlines()]

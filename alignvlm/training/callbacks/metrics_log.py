@@ -31,11 +31,7 @@ class MetricsLog(Callback):
 
     def on_start(self, state: StageState) -> None:
         if state.world.is_main:
-            if lost := keep_until(state.run.folder.metrics, state.stage.name, state.step):
-                log_of_lost = JsonLinesLog(state.run.folder.lost_steps)
-                for row in lost:
-                    log_of_lost.append(row)
-                log_of_lost.close()
+            keep_until(state.run.folder.metrics, state.run.folder.lost_steps, state.stage.name, state.step)
             attempt = {
                 "stage": state.stage.name,
                 "resumed_at": state.step,
@@ -68,21 +64,26 @@ def note_early_end(path: Path, step: int, why: str) -> None:
         log.warning("%s does not say that the stage ended early at step %d (%s)", path, step, reason(error))
 
 
-def keep_until(path: Path, stage: str, step: int) -> list[dict[str, Any]]:
-    """Remove the stage's lines after `step`, damaged lines, and a last line that a crash cut short.
+def keep_until(metrics: Path, lost_steps: Path, stage: str, step: int) -> None:
+    """Move the stage's lines after `step` to `lost_steps`; damaged lines, and one that a crash cut short, go.
 
-    A disk that does not allow it is a warning: of two lines of a step, readers take the last one.
-
-    Returns:
-        The removed lines of steps.
+    They are in the other file before they leave this one. Who is killed between the two leaves them in both, and the
+    next start adds no line a second time. A disk that does not allow it is a warning: of two lines of a step, readers
+    take the last one.
     """
+    if not metrics.exists():
+        return
     try:
-        if path.exists():
-            with path.open("rb") as file:
-                rows, _ = read_new_lines(file, shape=METRICS_LINE)
-            kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
-            write_json_lines(path, kept)
-            return [row for row in rows if row["stage"] == stage and row["step"] > step]
+        rows = _lines(metrics)
+        lost = [row for row in rows if row["stage"] == stage and row["step"] > step]
+        if lost:
+            moved = _lines(lost_steps) if lost_steps.exists() else []
+            write_json_lines(lost_steps, moved + [row for row in lost if row not in moved])
+        write_json_lines(metrics, [row for row in rows if row["stage"] != stage or row["step"] <= step])
     except OSError as error:
-        log.warning("%s cannot be cut to step %d of stage %s (%s)", path, step, stage, reason(error))
-    return []
+        log.warning("%s cannot be cut to step %d of stage %s (%s)", metrics, step, stage, reason(error))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    with path.open("rb") as file:
+        return read_new_lines(file, shape=METRICS_LINE)[0]

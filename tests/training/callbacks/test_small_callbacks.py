@@ -20,7 +20,7 @@ from alignvlm.training.callbacks.metrics_log import MetricsLog, keep_until
 from alignvlm.training.callbacks.progress_bar import ProgressBar
 from alignvlm.training.callbacks.tracking import Tracking
 from alignvlm.training.tracking.entries import metrics_of
-from data_pipeline.files import read_json_lines, write_json_lines
+from data_pipeline.files import read_json_lines, write_atomic, write_json_lines
 from tests.fixtures.damage import full_disk
 from tests.training.fakes import FakeWorld, record, stage_state
 
@@ -53,7 +53,7 @@ def test_a_skipped_step_has_null_for_what_is_not_finite(recipe: Recipe, tmp_path
     (line,) = read_json_lines(state.run.folder.metrics, METRICS_LINE)
     assert (line["loss"], line["grad_norm"], line["skipped"]) == (None, None, True)
     assert "grad_norm" not in [name for name, _, _ in metrics_of(line)]  # MLflow gets no number
-    keep_until(state.run.folder.metrics, state.stage.name, 1)
+    keep_until(state.run.folder.metrics, state.run.folder.lost_steps, state.stage.name, 1)
     assert state.run.folder.metrics.read_text() == text
 
 
@@ -130,14 +130,40 @@ def test_other_ranks_write_no_metrics(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_keep_until_keeps_other_stages_and_drops_a_line_that_was_cut_off(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
+    path, lost = tmp_path / "metrics.jsonl", tmp_path / "lost_steps.jsonl"
     rows = [{"stage": stage, "step": step} for stage in ("first", "second") for step in (1, 2, 3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"stage": "sec')
-    keep_until(path, "second", 1)
+    keep_until(path, lost, "second", 1)
     assert read_json_lines(path) == rows[:4]
     assert path.read_text().endswith("\n")
-    keep_until(tmp_path / "missing.jsonl", "second", 1)
+    assert read_json_lines(lost) == rows[4:]
+    keep_until(tmp_path / "missing.jsonl", lost, "second", 1)
     assert not (tmp_path / "missing.jsonl").exists()
+
+
+@pytest.mark.parametrize("fails_at", ["lost_steps.jsonl", "metrics.jsonl"])
+def test_a_kill_while_lost_steps_move_loses_and_doubles_none(
+    fails_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lost = tmp_path / "metrics.jsonl", tmp_path / "lost_steps.jsonl"
+    rows = [{"stage": "first", "step": step, "time": float(step)} for step in (1, 2, 3)]
+    again = [row | {"time": row["time"] + 10} for row in rows[1:]]
+    write_json_lines(path, rows)
+    keep_until(path, lost, "first", 1)
+    write_json_lines(path, [rows[0], *again])
+
+    def killed(target: Path, content: str) -> None:
+        if target.name == fails_at:
+            raise KeyboardInterrupt
+        write_atomic(target, content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("data_pipeline.files.write_atomic", killed)
+        keep_until(path, lost, "first", 1)
+    assert read_json_lines(path) == [rows[0], *again]
+    keep_until(path, lost, "first", 1)
+    assert read_json_lines(path) == rows[:1]
+    assert read_json_lines(lost) == [*rows[1:], *again]
 
 
 def test_the_bar_begins_where_the_stage_resumes(
