@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from alignvlm.config.deepspeed import deepspeed_config, find_deepspeed_config, list_deepspeed_configs
-from alignvlm.config.evaluation import BenchmarkConfig, EvaluationConfig, TaskConfig
 from alignvlm.config.load import diff_recipes, find_recipe, list_recipes, load_recipe, recipe_to_dict, recipe_to_yaml
 from alignvlm.config.names import with_names
 from alignvlm.config.schema import (
@@ -21,7 +20,8 @@ from alignvlm.config.schema import (
     TrainConfig,
     VisionConfig,
 )
-from alignvlm.config.validate import trainable_parts
+from alignvlm.config.sections.evaluation import BenchmarkConfig, EvaluationConfig, TaskConfig
+from alignvlm.config.validate_stages import trainable_parts
 
 __all__ = [
     "PARTS",

@@ -10,7 +10,10 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from alignvlm.config.evaluation import EvaluationConfig
+from alignvlm.config.sections.evaluation import EvaluationConfig
+from alignvlm.config.sections.stages import PARTS as PARTS
+from alignvlm.config.sections.stages import Part as Part
+from alignvlm.config.sections.stages import StageConfig
 from alignvlm.connectors.options import AlignOptions, ConnectorOptions
 from alignvlm.settings import (
     FILLED,
@@ -27,8 +30,6 @@ from alignvlm.settings import (
 )
 from data_pipeline.order.settings import LARGEST
 
-Part = Literal["vision", "connector", "language"]
-PARTS: tuple[Part, ...] = ("vision", "connector", "language")
 MINUTES = 525_600
 """A year."""
 
@@ -170,48 +171,6 @@ class DataConfig:
     most 200."""
     max_bad_fraction: Fraction = 0.01
     """Stop when more than 10 samples and more than this fraction of those seen were quarantined."""
-
-
-@settings
-class StageConfig:
-    """One part of the training: what is trained, on what, how fast, for how long."""
-
-    name: str = filled("")
-    """Key of the stage in `stages`."""
-    number: int = filled(0)
-    """Position among the stages, from 1."""
-    mixture: dict[str, PositiveFloat] = field(default_factory=dict)
-    """Source name -> weight; weights are normalised."""
-    trainable: list[str] = field(default_factory=lambda: ["*"])
-    """Globs over parameter names; parts are `vision.*`, `connector.*`, `language.*`."""
-    lr: dict[str, Annotated[Float, Gt(0), Le(1000)]] = field(default_factory=dict)
-    """Part (`vision`, `connector`, `language`, or `default`) -> peak learning rate."""
-    epochs: Annotated[PositiveInt, Le(LARGEST["epochs"])] = 1
-    """Passes over the mixture."""
-    max_steps: PositiveInt | None = None
-    """Stop after this many optimizer steps, even in the middle of an epoch."""
-    global_batch_packs: Annotated[PositiveInt, Le(LARGEST["global_batch_packs"])] = 8
-    """Packs per optimizer step, over all ranks and micro-batches."""
-    micro_batch_packs: PositiveInt = 1
-    """Packs per rank and micro-batch."""
-    sequence_length: Annotated[PositiveInt, Le(LARGEST["sequence_length"])] = 2048
-    """Tokens per pack, visual tokens included."""
-    max_text_tokens: PositiveInt | None = None
-    """Truncate the text of a sample after this many tokens (never an image); null does not truncate."""
-    warmup_steps: Count = 0
-    """Steps in which the learning rate rises linearly from 0 to its peak."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the learning rate after the warm-up."""
-    min_lr_ratio: Fraction = 0.0
-    """Learning rate at the end as a fraction of the peak."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Applied to matrices only: never to biases, norms or embeddings."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    """AdamW's decay rates of the first and the second moment."""
-    max_grad_norm: NonNegativeFloat = 1.0
-    """Gradients are clipped to this norm; 0 does not clip."""
-    deepspeed: str = ""
-    """Name of a file in ds_configs/, or a path; default: `train.deepspeed`."""
 
 
 @settings

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from alignvlm.config.deepspeed import find_deepspeed_config, is_strategy_file
 from alignvlm.config.names import HELD_OUT, LOSS, TASK
 from alignvlm.config.places import place, recipe_error
-from alignvlm.config.schema import PARTS, Part, Recipe, SourceConfig, StageConfig
+from alignvlm.config.schema import PARTS, Recipe, SourceConfig
+from alignvlm.config.validate_stages import check_stage, trainable_parts
 from alignvlm.errors import UserError, shown
 from alignvlm.metrics import find_metric
 from data_pipeline.errors import DataError, nearest
@@ -18,13 +17,6 @@ from data_pipeline.samples.selection import Selection
 
 MAX_NAME = 100
 """Characters of a name that becomes a file or a folder."""
-MAX_RATIO = 1_000_000
-"""Between the largest and the smallest weight of a mixture."""
-
-
-def trainable_parts(stage: StageConfig) -> list[Part]:
-    """Parts of the model of which at least one parameter is trained in this stage."""
-    return [part for part in PARTS if any(fnmatch.fnmatchcase(part, _head(glob)) for glob in stage.trainable)]
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -34,9 +26,8 @@ def check_recipe(recipe: Recipe) -> None:
     _check_sources(recipe)
     if not recipe.stages:
         raise recipe_error(recipe, "stages", "a recipe needs at least one stage")
-    for name, stage in recipe.stages.items():
-        _check_stage(recipe, f"stages.{name}", stage)
-        _check_strategy(recipe, stage)
+    for stage in recipe.stages.values():
+        check_stage(recipe, stage)
     _check_tasks(recipe)
     _check_best(recipe)
     _check_patience(recipe)
@@ -115,75 +106,6 @@ def _check_sources(recipe: Recipe) -> None:
             Selection(source.sample, source.filter)
         except DataError as error:
             raise recipe_error(recipe, f"data.sources.{name}.filter", f"data.sources.{name}: {error}") from error
-
-
-def _check_stage(recipe: Recipe, key: str, stage: StageConfig) -> None:
-    if not stage.mixture:
-        raise recipe_error(recipe, f"{key}.mixture", f"{key}.mixture is empty: name at least one source and its weight")
-    for source in stage.mixture:
-        if source not in recipe.data.sources:
-            hint = nearest(source, recipe.data.sources)
-            raise recipe_error(
-                recipe, f"{key}.mixture.{source}", f"{key}.mixture names the unknown source {source!r}: {hint}"
-            )
-    if max(stage.mixture.values()) > MAX_RATIO * min(stage.mixture.values()):
-        raise recipe_error(
-            recipe,
-            f"{key}.mixture",
-            f"{key}.mixture has weights from {min(stage.mixture.values()):g} to {max(stage.mixture.values()):g}: an "
-            f"epoch would draw some samples more than {MAX_RATIO:,} times as often as others",
-        )
-    if not stage.trainable:
-        raise recipe_error(
-            recipe, f"{key}.trainable", f"{key}.trainable is empty: a stage must train something ('*' is everything)"
-        )
-    for index, glob in enumerate(stage.trainable):
-        _check_glob(recipe, f"{key}.trainable[{index}]", glob)
-    for part in stage.lr:
-        if part not in (*PARTS, "default"):
-            hint = nearest(part, (*PARTS, "default"))
-            raise recipe_error(recipe, f"{key}.lr.{part}", f"{key}.lr names the unknown part {part!r}: {hint}")
-    for part in trainable_parts(stage):
-        if part not in stage.lr and "default" not in stage.lr:
-            raise recipe_error(
-                recipe,
-                f"{key}.lr",
-                f"{key}.lr has no entry for {part!r}, which is trainable: add {part} or default to it",
-            )
-    if stage.max_text_tokens is not None and stage.max_text_tokens > stage.sequence_length:
-        raise recipe_error(
-            recipe,
-            f"{key}.max_text_tokens",
-            f"{key}.max_text_tokens is {stage.max_text_tokens}, more than the sequence_length {stage.sequence_length}",
-        )
-    if stage.global_batch_packs % stage.micro_batch_packs:
-        raise recipe_error(
-            recipe,
-            f"{key}.global_batch_packs",
-            f"{key}.global_batch_packs is {stage.global_batch_packs}, but must be a multiple of micro_batch_packs "
-            f"({stage.micro_batch_packs})",
-        )
-
-
-def _check_strategy(recipe: Recipe, stage: StageConfig) -> None:
-    """A strategy of ours exists; a file of the user's is read when it is needed (checks.py)."""
-    key = f"stages.{stage.name}.deepspeed"
-    key = key if key in recipe.places else "train.deepspeed"
-    if not is_strategy_file(stage.deepspeed):
-        try:
-            find_deepspeed_config(stage.deepspeed)
-        except UserError as error:
-            raise recipe_error(recipe, key, f"{key}: {error}") from error
-
-
-def _check_glob(recipe: Recipe, key: str, glob: str) -> None:
-    head = _head(glob)
-    if not any(fnmatch.fnmatchcase(part, head) for part in PARTS):
-        raise recipe_error(
-            recipe, key, f"{key} is {glob!r}, but no part of the model is called {head!r}: {nearest(head, PARTS)}"
-        )
-    if glob in PARTS:
-        raise recipe_error(recipe, key, f"{key} is {glob!r}, which matches no parameter; write '{glob}.*'")
 
 
 def _check_tasks(recipe: Recipe) -> None:
@@ -312,7 +234,3 @@ def _check_patience(recipe: Recipe) -> None:
 def canonical(folder: str) -> str:
     """A folder or URL as one and the same text, however it is written."""
     return folder.rstrip("/") if "://" in folder else os.path.realpath(folder)
-
-
-def _head(glob: str) -> str:
-    return glob.partition(".")[0]

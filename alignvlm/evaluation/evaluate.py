@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from alignvlm.config.evaluation import EvaluationConfig, TaskConfig
 from alignvlm.config.schema import Recipe, SourceConfig
+from alignvlm.config.sections.evaluation import EvaluationConfig, TaskConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import Answerer, ModelAnswerer
 from alignvlm.evaluation.batches import ahead, prepare_batch

@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from alignvlm.config.evaluation import TextConfig
 from alignvlm.config.schema import Recipe
+from alignvlm.config.sections.evaluation import TextConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import find_device, load_export
 from alignvlm.progress import Progress

@@ -17,8 +17,8 @@ from PIL import Image
 
 from alignvlm import stage_data
 from alignvlm.config import with_names
-from alignvlm.config.evaluation import EvaluationConfig, HeldOutLossConfig, TaskConfig
 from alignvlm.config.schema import DataConfig, Recipe, SourceConfig, StageConfig
+from alignvlm.config.sections.evaluation import EvaluationConfig, HeldOutLossConfig, TaskConfig
 from alignvlm.errors import UserError
 from data_pipeline.errors import DataError
 from data_pipeline.loading.ledger import Ledger

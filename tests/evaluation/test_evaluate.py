@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from alignvlm.config import with_names
-from alignvlm.config.evaluation import EvaluationConfig, TaskConfig
 from alignvlm.config.schema import DataConfig, Recipe, SourceConfig
+from alignvlm.config.sections.evaluation import EvaluationConfig, TaskConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.evaluate import _read_part, evaluate
 from alignvlm.evaluation.items import Item, items_of, spread

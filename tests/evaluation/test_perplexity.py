@@ -15,8 +15,8 @@ import torch
 
 from alignvlm.cli.evaluation.evaluate import show_texts
 from alignvlm.config import load_recipe
-from alignvlm.config.evaluation import TextConfig
 from alignvlm.config.schema import Recipe
+from alignvlm.config.sections.evaluation import TextConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import load_export
 from alignvlm.evaluation.perplexity import documents, measure_texts, read_texts, windows
