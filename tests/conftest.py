@@ -5,6 +5,6 @@ import os
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers of tests are on loopback
 
 pytest_plugins = [
-    "tests.fixtures.buckets", "tests.fixtures.command", "tests.fixtures.gpu", "tests.fixtures.hub",
-    "tests.fixtures.letters", "tests.fixtures.made_up_run",
+    "tests.fixtures.browser", "tests.fixtures.buckets", "tests.fixtures.command", "tests.fixtures.gpu",
+    "tests.fixtures.hub", "tests.fixtures.letters", "tests.fixtures.made_up_run",
 ]  # fmt: skip

@@ -52,6 +52,12 @@ def top_tokens(
     return torch.cat(values), torch.cat(ids), torch.cat(entropies)
 
 
+def has_view(model: Any, processor: Any) -> bool:
+    """Whether the connector is ALIGN and its visual tokens are a grid: others have no such view."""
+    num_tokens = processor.spec.tokens_per_tile
+    return model.config.connector_config["kind"] == "align" and math.isqrt(num_tokens) ** 2 == num_tokens
+
+
 def vocabulary_view(model: Any, processor: Any, image: Image.Image, k: int = 5) -> dict[str, Any] | None:
     """Top-k tokens of every visual token of an image, with the place of each tile on the image.
 
@@ -59,12 +65,12 @@ def vocabulary_view(model: Any, processor: Any, image: Image.Image, k: int = 5) 
         {"tiles": [{"box": [x0, y0, x1, y1] as fractions of the image, where the tokens of the tile lie (the last of a
         row or column may reach beyond the tile: `tiles.merge`), "side": visual tokens per tile side,
         "cells": row by row {"top": [[text, probability], …], "entropy": nats}}], "entropy": mean,
-        "vocabulary": V}; None when the connector is not ALIGN or its tokens are not a grid.
+        "vocabulary": V}; None without such a view (`has_view`).
     """
+    if not has_view(model, processor):
+        return None
     spec: TilingSpec = processor.spec
     side = math.isqrt(spec.tokens_per_tile)
-    if model.config.connector_config["kind"] != "align" or side**2 != spec.tokens_per_tile:
-        return None
     image = decode_image(image)
     tiles, boxes = spec.cut(image), tile_boxes(spec, *image.size)
     shown = slice(1, None) if spec.overview and len(tiles) > 1 else slice(None)
