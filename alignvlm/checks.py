@@ -5,6 +5,7 @@ What the recipe says by itself is checked when it is loaded (config/validate.py)
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import logging
 import os
@@ -32,7 +33,7 @@ MAX_PARAMETERS = 10**13
 
 
 def check_files(recipe: Recipe) -> None:
-    """Folders, DeepSpeed strategies and weights that the recipe names, and the arguments of its generators.
+    """Folders, DeepSpeed strategies, weights and trackers that the recipe names, and the arguments of its generators.
 
     Raises:
         UserError: for the first that cannot be used, with its file and line.
@@ -60,6 +61,7 @@ def check_files(recipe: Recipe) -> None:
             raise recipe_error(recipe, key, f"{key}: {error}") from error
         for what in experimental_settings(strategy):
             log.warning("%s: %s %r is experimental: %s", place(recipe, key), key, stage.deepspeed, what)
+    _check_trackers(recipe)
     _check_weights(recipe)
     _check_generators(recipe)
 
@@ -161,6 +163,14 @@ def _check_folder(recipe: Recipe, key: str, folder: str) -> None:
         if os.path.lexists(parent):
             what = "is a file" if os.path.exists(parent) else "is a link to nothing"
             raise recipe_error(recipe, key, f"{key} needs the folder {shown(folder)}, but {str(parent)!r} {what}")
+
+
+def _check_trackers(recipe: Recipe) -> None:
+    for package in recipe.tracking.also:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:  # a folder of that name is no package
+            why = f"tracking.also: {package} is not installed here: pip install {package}, or leave it out"
+            raise recipe_error(recipe, "tracking.also", why)
 
 
 def _check_weights(recipe: Recipe) -> None:

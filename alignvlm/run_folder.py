@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
-import os
-import platform
 import re
-import subprocess
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,6 +13,7 @@ from alignvlm.config import diff_recipes, recipe_to_dict, recipe_to_yaml
 from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.config.tree import read_tree
 from alignvlm.errors import UserError
+from alignvlm.system.environment import describe_environment
 from data_pipeline.files import must_write, read_json, write_atomic
 
 FREE_TO_CHANGE = (
@@ -46,7 +42,6 @@ RECOMPUTATION = {"vision": int, "language": int, "circumstances": dict}
 ENVIRONMENT = {"packages": {str: str}, "git_commit?": str, "started?": str}
 """What every line of metrics.jsonl, attempts.jsonl and timeline.jsonl and the objects in recomputation.json and
 environment.json have, for their readers."""
-PACKAGES = ("alignvlm", "torch", "deepspeed", "transformers", "webdataset", "mlflow", "flash-attn", "numpy")
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +147,9 @@ class RunFolder:
         self.lost_steps = self.path / "lost_steps.jsonl"
         self.quarantine = self.path / "quarantine.jsonl"
         self.mlflow_state = self.path / "mlflow.json"
+        self.wandb_state = self.path / "wandb.json"
+        self.wandb = self.path / "wandb"
+        self.tensorboard = self.path / "tensorboard"
         self.logs = self.path / "logs"
         self.report = self.path / "report"
         self.report_page = self.report / "index.html"
@@ -317,32 +315,6 @@ def checkpoint_folders(checkpoints: Path) -> list[Path]:
 def checkpoint_step(checkpoint: Path) -> int:
     """Steps after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix("step-"))
-
-
-def describe_environment() -> dict[str, Any]:
-    """Package versions, git commit (of this code, where it is a checkout and git is installed), machine and time."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "packages": versions,
-        "python": platform.python_version(),
-        "git_commit": _git_commit(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _git_commit() -> str | None:
-    try:
-        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    except OSError:  # no git here
-        return None
-    return git.stdout.strip() or None
 
 
 def _is_free(change: str) -> bool:

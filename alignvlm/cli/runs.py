@@ -106,11 +106,12 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_track(args: argparse.Namespace) -> int:
-    """Upload, and print where the run is found."""
+    """Upload, and print where the run is found in every tracker."""
     from alignvlm.config import load_recipe
     from alignvlm.run_folder import Run
     from alignvlm.training.tracking.upload import upload
 
     run = Run(load_recipe(args.recipe, args.overrides))
-    print(f"{run.folder.path} is up to date at {upload(run)}")
+    for place in upload(run):
+        print(f"{run.folder.path} is up to date at {place}")
     return 0

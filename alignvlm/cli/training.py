@@ -87,6 +87,10 @@ def print_locations(recipe: Any) -> None:
     print(f"  model    {export}")
     uri = Target.of(run).shown_uri
     print(f"  MLflow   {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}")
+    if "tensorboard" in recipe.tracking.also:
+        print(f"  also     tensorboard --logdir {run.folder.tensorboard}")
+    for folder in sorted(run.folder.wandb.glob("offline-run-*")) if "wandb" in recipe.tracking.also else []:
+        print(f"  also     wandb sync {folder}")
     print(f"  chat     alignvlm chat {export} --image FILE")
     sys.stdout.flush()
 

@@ -259,7 +259,7 @@ class ResilienceConfig:
 
 @settings
 class TrackingConfig:
-    """MLflow tracking."""
+    """Where the numbers of a run go, besides its folder."""
 
     uri: str | None = None
     """MLflow tracking URI; null is a SQLite file beside the runs; `MLFLOW_TRACKING_URI` wins. Its password is masked
@@ -267,7 +267,9 @@ class TrackingConfig:
     experiment: str | None = None
     """MLflow experiment; null takes the run's name."""
     interval: PositiveInt = 10
-    """Steps per batch of metrics sent to MLflow."""
+    """Steps per batch of metrics sent to MLflow and the others."""
+    also: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    """Further trackers beside MLflow, each a package to install (docs/tracking.md)."""
 
 
 @settings
@@ -302,6 +304,6 @@ class Recipe:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Held-out tasks."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """MLflow."""
+    """MLflow and other trackers."""
     places: dict[str, str] = field(default_factory=dict, compare=False, repr=False, metadata={FILLED: True})
     """Dotted key -> file and line where it was written, for errors."""

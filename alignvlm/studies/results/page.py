@@ -9,10 +9,10 @@ from pathlib import Path
 
 from alignvlm.report.page import render_template
 from alignvlm.report.report import format_duration
-from alignvlm.run_folder import describe_environment
 from alignvlm.studies.results.common import Chosen, common_sections
 from alignvlm.studies.results.records import NUMBERS, Results
 from alignvlm.studies.results.tables import markdown
+from alignvlm.system.environment import describe_environment
 from data_pipeline.files import must_write, to_json, write_atomic
 from data_pipeline.masking import mask
 

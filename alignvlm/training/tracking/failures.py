@@ -16,7 +16,7 @@ LOGIN = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_
 
 
 class Failure(NamedTuple):
-    """`MLflow at URI <verb>: <reason>`."""
+    """`MLflow at URI <verb>: <reason>`, or another tracker."""
 
     verb: str
     reason: str
@@ -24,13 +24,13 @@ class Failure(NamedTuple):
 
 def explain(target: Target, error: BaseException, consequence: str) -> str:
     """`MLflow at URI does not answer; <consequence>: <reason>`, one line without secrets."""
-    verb, reason = _failure(error)
-    return one_line(target, f"MLflow at {target.shown_uri} {verb}; {consequence}: {reason}")
+    verb, reason = _failure(error) if target.tracker == "mlflow" else _other_failure(error)
+    return one_line(target, f"{target.shown} {verb}; {consequence}: {reason}")
 
 
 def too_late(target: Target, seconds: float, consequence: str) -> str:
     """The line for a call that did not end within its limit."""
-    return one_line(target, f"MLflow at {target.shown_uri} does not answer within {seconds:g} s; {consequence}")
+    return one_line(target, f"{target.shown} does not answer within {seconds:g} s; {consequence}")
 
 
 def one_line(target: Target, text: str) -> str:
@@ -52,6 +52,12 @@ def is_refusal(error: BaseException) -> bool:
 def is_missing(error: BaseException) -> bool:
     """Whether the database holds no such run."""
     return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+
+
+def _other_failure(error: BaseException) -> Failure:
+    """Of a tracker that has no server of its own kind of errors."""
+    is_plain = isinstance(error, UserError | DataError | OSError)
+    return Failure("cannot be used", first_line(error) if is_plain else f"{type(error).__name__}: {first_line(error)}")
 
 
 def _failure(error: BaseException) -> Failure:

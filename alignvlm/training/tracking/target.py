@@ -7,13 +7,24 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
+
+import yaml
 
 from alignvlm.errors import UserError
 from alignvlm.run_folder import Run, RunFolder, StageFolder
+from data_pipeline.files import read_needed
 from data_pipeline.masking import is_masked, mask
 
-SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_TOKEN", "DATABRICKS_CLIENT_SECRET")
+NAMES = {"mlflow": "MLflow", "tensorboard": "TensorBoard", "wandb": "Weights & Biases"}
+SECRET_VARIABLES = (
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "DATABRICKS_TOKEN",
+    "DATABRICKS_CLIENT_SECRET",
+    "WANDB_API_KEY",
+)
 
 
 @dataclass(frozen=True)
@@ -32,9 +43,16 @@ class Target:
     """Folder of MLflow's artifacts when the tracking URI is a database of ours."""
     uri: str = field(repr=False)
     """Tracking URI, secrets included."""
+    tracker: str = "mlflow"
+    """Which one of `mirrors.MIRRORS` it is delivered to."""
 
     @classmethod
-    def of(cls, run: Run) -> Target:
+    def all_of(cls, run: Run) -> list[Target]:
+        """MLflow, and what the recipe names beside it."""
+        return [cls.of(run, tracker) for tracker in ("mlflow", *dict.fromkeys(run.recipe.tracking.also))]
+
+    @classmethod
+    def of(cls, run: Run, tracker: str = "mlflow") -> Target:
         """The run's, with what MLflow's environment variables say."""
         recipe = run.recipe
         return cls(
@@ -44,6 +62,7 @@ class Target:
             experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or recipe.tracking.experiment or recipe.name,
             artifacts=str((Path(recipe.runs) / "mlartifacts").resolve()),
             uri=tracking_uri(run),
+            tracker=tracker,
         )
 
     @property
@@ -54,6 +73,15 @@ class Target:
     def shown_uri(self) -> str:
         """The tracking URI for messages and files."""
         return mask(self.uri)
+
+    @property
+    def shown(self) -> str:
+        """The tracker in messages."""
+        return f"MLflow at {self.shown_uri}" if self.tracker == "mlflow" else NAMES[self.tracker]
+
+    def read_config(self) -> dict[str, Any]:
+        """The resolved recipe as the run's folder has it, without secrets. DataError: the file is damaged."""
+        return read_needed(self.folder.config, _read_yaml, "start the run again with its recipe, which writes it anew")
 
     def stage_folders(self) -> list[StageFolder]:
         """Folders of the initial model and of all stages, whether they exist or not."""
@@ -68,6 +96,10 @@ class Target:
         """Raise UserError when the URI comes from a file of a run, where its password is masked."""
         if is_masked(self.uri):
             raise UserError("the secret is masked in this copy of a recipe; set MLFLOW_TRACKING_URI")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def tracking_uri(run: Run) -> str:

@@ -1,6 +1,6 @@
-"""The worker's end in the training process: it starts the worker, wakes it, and waits for it at the end of the run.
+"""The workers' end in the training process: it starts one per tracker, wakes them, and waits at the end of the run.
 
-While the server is away the worker tries again, and a next start (or `alignvlm track`) delivers the rest.
+While a server is away its worker tries again, and a next start (or `alignvlm track`) delivers the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from alignvlm.run_folder import Run
 from alignvlm.training.tracking import worker
 from alignvlm.training.tracking.client import CALL_SECONDS
 from alignvlm.training.tracking.failures import too_late
-from alignvlm.training.tracking.target import Target
+from alignvlm.training.tracking.target import NAMES, Target
 
 RETRY_SECONDS = 30.0
 CLOSE_SECONDS = 60.0
@@ -23,40 +23,64 @@ CLOSE_SECONDS = 60.0
 
 
 class Tracker:
-    """A worker process of rank 0: `notify` asks for a delivery and returns at once."""
+    """The trackers of a run: `notify` asks all of them for a delivery and returns at once."""
 
     def __init__(self, run: Run) -> None:
-        self._target = Target.of(run)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started = -math.inf
-        self._complained = False
+        self._deliveries = [Delivery(target) for target in Target.all_of(run)]
 
     def notify(self) -> None:
-        """There is something new in the run folder. Starts the worker, also one in place of one that ended."""
-        if not self._is_running() and time.monotonic() > self._started + RETRY_SECONDS:
-            self._start()
-        self._tell(worker.NEW)
+        """There is something new in the run folder."""
+        for delivery in self._deliveries:
+            delivery.notify()
 
     def close(self) -> bool:
         """Make a last delivery; after `CLOSE_SECONDS` the rest is left for the next start or `alignvlm track`.
 
         Returns:
-            Whether MLflow has everything.
+            Whether all trackers have everything.
         """
+        for delivery in self._deliveries:
+            delivery.end()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        delivered = [delivery.wait(deadline) for delivery in self._deliveries]
+        return all(delivered)
+
+
+class Delivery:
+    """A worker process of rank 0, for one tracker."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = -math.inf
+        self._complained = False
+
+    def notify(self) -> None:
+        """Starts the worker, also one in place of one that ended, and wakes it."""
+        if not self._is_running() and time.monotonic() > self._started + RETRY_SECONDS:
+            self._start()
+        self._tell(worker.NEW)
+
+    def end(self) -> None:
+        """Ask for the last delivery."""
         if not self._is_running():
             self._start()
         self._tell(worker.END)
+
+    def wait(self, deadline: float) -> bool:
+        """Until the last delivery is made, or the deadline; whether the tracker has everything."""
         if self._process is None:
             return False
+        name = NAMES[self._target.tracker]
         try:
-            code = self._process.wait(CLOSE_SECONDS)
+            code = self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
             self._complain(too_late(self._target, CLOSE_SECONDS, worker.CONSEQUENCE))
         else:
             if code not in (0, worker.FAILED, worker.OVERDUE):
-                self._complain(f"the process that talks to MLflow died (exit code {code}); {worker.CONSEQUENCE}")
+                self._complain(f"the process that talks to {name} died (exit code {code}); {worker.CONSEQUENCE}")
         return self._process.returncode == 0
 
     def _is_running(self) -> bool:
@@ -75,7 +99,9 @@ class Tracker:
                 bufsize=0,
             )
         except OSError as error:  # no memory, no process left
-            self._complain(f"the process that talks to MLflow cannot start; {worker.CONSEQUENCE}: {error}")
+            self._complain(
+                f"the process that talks to {NAMES[self._target.tracker]} cannot start; {worker.CONSEQUENCE}: {error}"
+            )
             return
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)

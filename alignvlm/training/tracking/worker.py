@@ -1,4 +1,4 @@
-"""The process that delivers to MLflow while a run trains: whatever MLflow does or does not do, training never waits.
+"""The process that delivers to one tracker while a run trains: whatever that does or does not do, training never waits.
 
 Its standard input is a line of JSON (`Order`), and then a line for everything new and for the end of the run. It says
 one line on standard error when a delivery fails; whatever libraries print is dropped.
@@ -17,14 +17,15 @@ from typing import IO, Any
 
 from alignvlm.training.tracking.client import TimeLimit, quiet_mlflow
 from alignvlm.training.tracking.failures import explain, first_line, too_late
-from alignvlm.training.tracking.mirror import Mirror
-from alignvlm.training.tracking.target import Target
+from alignvlm.training.tracking.mirrors import MIRRORS, Mirror
+from alignvlm.training.tracking.mirrors.mlflow import MLflow
+from alignvlm.training.tracking.target import NAMES, Target
 from data_pipeline.parallel import end_with_parent
 
 FAILED = 1
 """Exit code: the last delivery failed, and a line said so."""
 OVERDUE = 3
-"""Exit code: MLflow did not answer in time, and a line said so; another process may try again."""
+"""Exit code: the tracker did not answer in time, and a line said so; another process may try again."""
 NEW, END = b"new\n", b"end\n"
 CONSEQUENCE = "metrics wait on disk"
 
@@ -35,7 +36,7 @@ class Order:
 
     target: Target
     call_seconds: float
-    """Time limit of one call to MLflow."""
+    """Time limit of one call to the tracker."""
     retry_seconds: float
     """Pause after a failure."""
     complained: bool
@@ -88,15 +89,18 @@ class Worker:
         if self._monitor is not None:
             with self._limit():
                 self._monitor.finish()
-        return 0 if self.deliver() else FAILED
+        return 0 if self.deliver(last=True) else FAILED
 
-    def deliver(self) -> bool:
-        """Whether MLflow has everything now."""
+    def deliver(self, last: bool = False) -> bool:
+        """Whether the tracker has everything now."""
         target = self._order.target
         try:
-            self._mirror = self._mirror or Mirror(target, self._limit)
+            self._mirror = self._mirror or MIRRORS[target.tracker](target, self._limit)
             self._mirror.sync()
-        except Exception as error:  # MLflow hands on whatever its drivers, its plugins and its server's texts raise
+            if last:
+                with self._limit():
+                    self._mirror.close()
+        except Exception as error:  # trackers hand on whatever their drivers, plugins and servers' texts raise
             self._mirror = None  # the next attempt begins anew, from the files
             self._complain(explain(target, error, CONSEQUENCE))
             return False
@@ -108,7 +112,7 @@ class Worker:
 
     def _monitor_system(self) -> None:
         """Let MLflow record the use of CPU, memory and GPU in the parent run."""
-        if self._monitor is None and self._mirror is not None:
+        if self._monitor is None and isinstance(self._mirror, MLflow):
             mlflow = quiet_mlflow()
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -131,10 +135,11 @@ class Worker:
 
 
 def show_warnings(target: Target, output: IO[str]) -> None:
-    """Say that mlflow.json is damaged; what is wrong with other files the training says itself."""
+    """Say that mlflow.json or wandb.json is damaged; what is wrong with other files the training says itself."""
     handler = logging.StreamHandler(output)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    handler.addFilter(lambda record: str(target.folder.mlflow_state) in record.getMessage())
+    states = [str(path) for path in (target.folder.mlflow_state, target.folder.wandb_state)]
+    handler.addFilter(lambda record: any(state in record.getMessage() for state in states))
     logging.getLogger("data_pipeline").addHandler(handler)
 
 
@@ -154,7 +159,8 @@ def main() -> int:
     try:
         return worker.work()
     except Exception as error:  # standard error is closed to tracebacks
-        print(f"MLflow cannot be used; {CONSEQUENCE}: {type(error).__name__}: {first_line(error)}", file=output)
+        name = NAMES[order.target.tracker]
+        print(f"{name} cannot be used; {CONSEQUENCE}: {type(error).__name__}: {first_line(error)}", file=output)
         return FAILED
 
 

@@ -19,7 +19,7 @@ import pytest
 from alignvlm.config import load_recipe
 from alignvlm.run_folder import Run
 from alignvlm.training.tracking.client import TimeLimit
-from alignvlm.training.tracking.mirror import Mirror
+from alignvlm.training.tracking.mirrors.mlflow import MLflow
 from alignvlm.training.tracking.target import Target
 from tests.jobs import TINY, copy_store
 
@@ -60,11 +60,11 @@ def log_steps(run: Run, first: int, last: int, stage: str = "connector", **more:
             file.write(json.dumps(record | more) + "\n")
 
 
-def mirror_of(run: Run) -> Mirror:
-    return Mirror(Target.of(run), TimeLimit(lambda: None, 60))
+def mirror_of(run: Run) -> MLflow:
+    return MLflow(Target.of(run), TimeLimit(lambda: None, 60))
 
 
-def delivered(mirror: Mirror, stage: str = "connector", key: str = "loss") -> list[tuple[int, float]]:
+def delivered(mirror: MLflow, stage: str = "connector", key: str = "loss") -> list[tuple[int, float]]:
     history = mirror.client.get_metric_history(mirror.state["stages"][stage], key)
     return sorted((m.step, m.value) for m in history)
 

@@ -95,8 +95,9 @@ def test_a_trickling_server_is_given_up(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{LOGIN}{address}")
         tracker = Tracker(run_folder)
         tracker.notify()
-        assert tracker._process is not None
-        assert tracker._process.wait(60) == OVERDUE
+        (delivery,) = tracker._deliveries
+        assert delivery._process is not None
+        assert delivery._process.wait(60) == OVERDUE
         began = time.monotonic()
         tracker.close()
         assert time.monotonic() - began < 8
@@ -119,8 +120,9 @@ def test_no_process_and_no_thread_is_left(
     assert set(threading.enumerate()) == before  # loader processes are forked while it works
     log_steps(run_folder, 6, 10)
     tracker.close()
-    assert tracker._process is not None
-    assert tracker._process.returncode == 0
+    (delivery,) = tracker._deliveries
+    assert delivery._process is not None
+    assert delivery._process.returncode == 0
     assert [step for step, _ in delivered(mirror_of(run_folder))] == list(range(1, 11))
     assert capfd.readouterr() == ("", "")
 
@@ -155,8 +157,9 @@ def test_the_worker_ends_with_a_training_that_is_killed(run_folder: Run) -> None
         try:
             tracker = Tracker(run_folder)
             tracker.notify()
-            assert tracker._process is not None
-            os.write(writer, str(tracker._process.pid).encode())
+            (delivery,) = tracker._deliveries
+            assert delivery._process is not None
+            os.write(writer, str(delivery._process.pid).encode())
             if os.fork() == 0:
                 time.sleep(20)
         finally:

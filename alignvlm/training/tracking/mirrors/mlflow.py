@@ -15,17 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from alignvlm.errors import UserError
 from alignvlm.report.goodput import goodput_of
-from alignvlm.run_folder import METRICS_LINE, EvaluationFolder, StageFolder
+from alignvlm.run_folder import METRICS_LINE, StageFolder
 from alignvlm.training.tracking.client import Client, TimeLimit
 from alignvlm.training.tracking.database import prepare_database, sqlite_file
-from alignvlm.training.tracking.entries import MAX_PARAM, MAX_TAG, clean_key, clean_text, flatten, metrics_of, number
+from alignvlm.training.tracking.entries import MAX_PARAM, MAX_TAG, clean_key, clean_text, flatten, metrics_of
 from alignvlm.training.tracking.failures import first_line, is_missing, is_refusal, one_line
+from alignvlm.training.tracking.records import Records
+from alignvlm.training.tracking.scores import mark, scores_of, tasks_of
 from alignvlm.training.tracking.target import Target
-from data_pipeline.files import read_json, read_json_lines, read_needed, read_new_lines, to_json, write_atomic
+from data_pipeline.files import read_json, read_json_lines, to_json, write_atomic
 
 METRICS_PER_REQUEST = 900
 """MLflow takes at most 1,000."""
@@ -40,7 +40,7 @@ CREATION_SECONDS = 120.0
 """What the tables of a new database may take, in addition to the limit: seconds on a disk, a minute on a slow one."""
 
 
-class Mirror:
+class MLflow:
     """Brings MLflow to the state of one run folder. Every method may be called again after a failure."""
 
     def __init__(self, target: Target, limit: TimeLimit) -> None:
@@ -50,8 +50,12 @@ class Mirror:
         self.state = self._remembered()
         self._client: Client | None = None
         self._experiment_id: str | None = None
-        self._read = (0, 0)
-        self._unsent: dict[str, list[dict[str, Any]]] = {}
+        self._records = Records(self.folder.metrics)
+
+    @property
+    def place(self) -> str:
+        """Where the run is found."""
+        return f"{self.target.shown_uri}, run {self.state['parent']}"
 
     @property
     def client(self) -> Client:
@@ -67,10 +71,10 @@ class Mirror:
         parent = self._ensure_parent()
         starts = self._send_attempts(parent)
         self._once(f"goodput {starts}", lambda: self._send_goodput(parent, starts))
-        self._read_records()
+        self._records.read()
         folders = self.target.stage_folders()
         evaluated = {f.name for f in folders if f.evaluation.results.exists() or f.benchmarks.results.exists()}
-        started = [f for f in folders if f.name in self._unsent or f.name in evaluated]
+        started = [f for f in folders if f.name in self._records.unsent or f.name in evaluated]
         for folder in started:
             child = self._ensure_stage(folder.name, parent)
             self._send_metrics(folder.name, child)
@@ -80,19 +84,22 @@ class Mirror:
         page = self.folder.report_page
         is_finished = page.exists() and folders[-1].has_export
         if is_finished:
-            self._once(f"goodput {_mark(page)}", lambda: self._send_goodput(parent, starts + 1))
+            self._once(f"goodput {mark(page)}", lambda: self._send_goodput(parent, starts + 1))
             self._finish(parent, "finished")
         # Files last: a store of artifacts that cannot be reached keeps no number back.
         self._upload(parent, [self.folder.config, self.folder.environment], "recipe")
         for folder in started:
             evaluation, child = folder.evaluation, self.state["stages"][folder.name]
             if evaluation.results.exists():
-                files = [evaluation.predictions(task) for task in _scores(evaluation)]
-                self._upload(child, files, _mark(evaluation.results), "predictions")
+                files = [evaluation.predictions(task) for task in tasks_of(evaluation)]
+                self._upload(child, files, mark(evaluation.results), "predictions")
             if folder.benchmarks.results.exists():
-                self._upload(child, [folder.benchmarks.paper], _mark(folder.benchmarks.results), "benchmarks")
+                self._upload(child, [folder.benchmarks.paper], mark(folder.benchmarks.results), "benchmarks")
         if is_finished:
-            self._upload(parent, [page, self.folder.report_results], _mark(page), "report")
+            self._upload(parent, [page, self.folder.report_results], mark(page), "report")
+
+    def close(self) -> None:
+        """Nothing is open between two deliveries."""
 
     def _remembered(self) -> dict[str, Any]:
         """What mlflow.json says when it fits this tracking URI; else only the key, by which runs are found again."""
@@ -114,7 +121,7 @@ class Mirror:
             if not is_missing(error) or "parent" not in self.state:
                 raise
         self.state = self._fresh(self.state["key"])  # the database was lost or made anew: it gets everything again
-        self._read = (0, 0)
+        self._records.forget()
         return self._find_parent()
 
     def _find_parent(self) -> str:
@@ -169,8 +176,7 @@ class Mirror:
             tags = {}
             self._note("MLFLOW_TAGS", "it is not a JSON object")
         self._log(parent, tags=[RunTag(str(key), clean_text(value, MAX_TAG)) for key, value in tags.items()])
-        way_out = "start the run again with its recipe, which writes it anew"
-        flat = flatten(read_needed(self.folder.config, _read_yaml, way_out))
+        flat = flatten(self.target.read_config())
         named = {clean_key(key): self.target.mask(clean_text(value)) for key, value in sorted(flat.items())}
         params = [Param(key, value[:MAX_PARAM]) for key, value in named.items()]
         for i in range(0, len(params), PARAMS_PER_REQUEST):
@@ -196,27 +202,13 @@ class Mirror:
             moment = int(time.time() * 1000)
             self._log(parent, metrics=[Metric(f"goodput/{k}", value, moment, starts) for k, value in values.items()])
 
-    def _read_records(self) -> None:
-        """Add new lines of metrics.jsonl to what is unsent, by stage; the file is read anew when it was rewritten."""
-        path = self.folder.metrics
-        if not path.exists():
-            return
-        with path.open("rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            if inode != self._read[0]:
-                self._read, self._unsent = (inode, 0), {}
-            records, end = read_new_lines(file, self._read[1], {"stage": str, "step": int})
-            self._read = (inode, end)
-        for record in records:
-            self._unsent.setdefault(record["stage"], []).append(record)
-
     def _send_metrics(self, name: str, child: str) -> None:
         from mlflow.entities import Metric
 
         if name not in self.state["delivered"]:
             history = self.client.get_metric_history(child, "loss")
             self.state["delivered"][name] = max((m.step for m in history), default=0)
-        fresh = [r for r in self._unsent.get(name, []) if r["step"] > self.state["delivered"][name]]
+        fresh = [r for r in self._records.unsent.get(name, []) if r["step"] > self.state["delivered"][name]]
         batch: list[Metric] = []
         for i, record in enumerate(fresh):
             batch += [Metric(key, value, moment, record["step"]) for key, value, moment in metrics_of(record)]
@@ -225,21 +217,16 @@ class Mirror:
                 batch = []
                 self.state["delivered"][name] = record["step"]
                 self._remember()
-        self._unsent.pop(name, None)
+        self._records.unsent.pop(name, None)
 
     def _send_scores(self, folder: StageFolder, child: str) -> None:
         from mlflow.entities import Metric
 
         step = self.state["delivered"].get(folder.name, 0)
-        for results, scores in (
-            (folder.evaluation.results, _task_scores(folder)),
-            (folder.benchmarks.results, _benchmark_scores(folder)),
-            (folder.evaluation.text, _text_scores(folder)),
-        ):
-            if scores:
-                moment = int(results.stat().st_mtime * 1000)
-                metrics = [Metric(clean_key(key), score, moment, step) for key, score in scores.items()]
-                self._once(f"scores {_mark(results)}", partial(self._log, child, metrics=metrics))
+        for results, scores in scores_of(folder):
+            moment = int(results.stat().st_mtime * 1000)
+            metrics = [Metric(clean_key(key), score, moment, step) for key, score in scores.items()]
+            self._once(f"scores {mark(results)}", partial(self._log, child, metrics=metrics))
 
     def _upload(self, run_id: str, files: Sequence[Path], mark: str, into: str | None = None) -> None:
         """Send the files that exist as artifacts, once."""
@@ -287,50 +274,3 @@ class Mirror:
             action()
             self.state["sent"].append(mark)
             self._remember()
-
-
-def _scores(evaluation: EvaluationFolder) -> dict[str, dict[str, Any]]:
-    """Scores by task; none when there are no results yet, or when the file is damaged."""
-    return read_json(evaluation.results, {"tasks": {str: dict}}).get("tasks", {})
-
-
-def _task_scores(folder: StageFolder) -> dict[str, float]:
-    """Every number of the tasks' results, as `eval/<task>/<name>`."""
-    return {
-        f"eval/{task}/{key}": score
-        for task, scores in _scores(folder.evaluation).items()
-        for key, value in scores.items()
-        if (score := number(value)) is not None
-    }
-
-
-def _text_scores(folder: StageFolder) -> dict[str, float]:
-    """Every number of the held-out texts, as `text/<text>/<name>`."""
-    texts = read_json(folder.evaluation.text, {"texts": {str: dict}}).get("texts", {})
-    return {
-        f"text/{name}/{key}": score
-        for name, entry in texts.items()
-        for key, value in entry.items()
-        if (score := number(value)) is not None
-    }
-
-
-def _benchmark_scores(folder: StageFolder) -> dict[str, float]:
-    """Every score of the benchmarks in percent, as `benchmark/<benchmark>/<name>`, and the paper's average."""
-    results = read_json(folder.benchmarks.results, {"benchmarks": {str: {"scores": {str: float}}}})
-    scores = {
-        f"benchmark/{name}/{key}": float(value)
-        for name, entry in results.get("benchmarks", {}).items()
-        for key, value in entry["scores"].items()
-    }
-    average = number(results.get("paper_average"))
-    return scores if average is None else scores | {"benchmark/paper_average": average}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-
-
-def _mark(file: Path) -> str:
-    """What a file is called among those that were sent; another one after it was written anew."""
-    return f"{file.parent.parent.name}/{file.name} {file.stat().st_mtime_ns}"

@@ -1,0 +1,39 @@
+"""What a run, a report and a study say about where they were made: package versions, git commit, machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("alignvlm", "torch", "deepspeed", "transformers", "webdataset", "mlflow", "flash-attn", "numpy")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Package versions, git commit (of this code, where it is a checkout and git is installed), machine and time."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "packages": versions,
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:  # no git here
+        return None
+    return git.stdout.strip() or None
