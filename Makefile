@@ -17,7 +17,7 @@ export PIP_ROOT_USER_ACTION := ignore
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-browser test-cluster test-harness check gpu-check gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
+.PHONY: help quickstart test test-fast test-browser test-cluster test-harness check check-hf gpu-check gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ check: $(VENV)/installed-test ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+check-hf: $(VENV)/installed-test ## transformers' own tests on our classes, downloaded; TESTS=FOLDER/tests takes those of a checkout
+	$(BIN)/python scripts/check_hf.py $(if $(TESTS),--tests $(TESTS))
+
 # Each part takes under nine minutes and uses the Python that is there; what that lacks is named in one line.
 # RESULTS is the folder of logs and results; TINY=1 rehearses without a GPU.
 GPU_CHECK = $(PYTHON) scripts/gpu_check.py $(if $(TINY),--tiny) $(if $(RESULTS),--results $(RESULTS))
@@ -74,7 +77,7 @@ release: $(VENV)/installed-test ## test the wheel, build and tag this version; p
 	PYTHON=$(BIN)/python bash scripts/release.sh
 
 clean: ## remove what these commands installed and built; runs and data stay
-	rm -rf $(VENV) $(HARNESS) build dist *.egg-info
+	rm -rf $(VENV) $(HARNESS) .check-hf build dist *.egg-info
 
 $(VENV)/installed-quickstart: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("alignvlm needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'

@@ -23,6 +23,7 @@ class AlignVLMConfig(FoundInPackage, PreTrainedConfig):
         final_norm: whether features pass the final norm of the vision model.
         text_config: config (or its dict, with `model_type`) of any causal LM of transformers.
         connector_config: `kind` of the connector and the options of that kind.
+        connector_vocab_size: rows of the embedding for which the connector was built; None: all. More were added then.
         tiles_config: `max_tiles`, `min_coverage`, `overview`, `merge`, the fields of `TilesConfig`.
         image_token_id: id that marks a visual token in `input_ids`. It may lie beyond the LM's embedding rows: it is
             never embedded and never predicted.
@@ -38,6 +39,7 @@ class AlignVLMConfig(FoundInPackage, PreTrainedConfig):
     final_norm: bool = True
     text_config: Any = None
     connector_config: Any = None
+    connector_vocab_size: int | None = None
     tiles_config: Any = None
     image_token_id: int = 0
     image_mean: list[float] | None = None

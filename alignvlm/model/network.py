@@ -114,7 +114,7 @@ class Network:
     def run_connector(self, num_tiles: int, needs_grad: bool) -> torch.Tensor:
         """Visual tokens [K, T', D]; `needs_grad`: the vision encoder learns too."""
         shape = (num_tiles, self.dims.features_per_tile, self.dims.feature_size)
-        return self.connector(self.empty(*shape, needs_grad=needs_grad), self.embedding)
+        return self.connector(self.empty(*shape, needs_grad=needs_grad), self.model.model.connector_embedding)
 
     def run_decoder(self, num_tokens: int, needs_grad: bool) -> torch.Tensor:
         """Last hidden states [1, T, D] of one document; `needs_grad`: something before the decoder learns."""

@@ -69,7 +69,7 @@ def measure_scale(model: Any, processor: Any, images: Iterable[Image.Image]) -> 
     for image in images:
         for part in _tiles(model, processor, image):
             features = model.model.encode_tiles(part).double()
-            tokens = model.model.connector(features.to(model.dtype), model.get_input_embeddings().weight).double()
+            tokens = model.model.connector(features.to(model.dtype), model.model.connector_embedding).double()
             total, squares = total + float(features.sum()), squares + float(features.square().sum())
             num_features += features.numel()
             outputs = outputs + tokens.flatten(0, 1).sum(0).cpu()

@@ -124,19 +124,35 @@ def test_features_computed_before_stand_for_pixels(model: AlignVLMForConditional
     seen = {"image": model.get_image_features(inputs["pixel_values"])}
     again = model(input_ids=inputs["input_ids"], mm_encoder_outputs=seen)
     assert torch.equal(again.logits, model(**inputs).logits)
-    for wrong in ({"mm_encoder_outputs": seen}, {"inputs_embeds": torch.zeros(1, 3, 32), "input_ids": None}):
-        with pytest.raises(ValueError, match="give pixel_values with input_ids and without mm_encoder_outputs"):
-            model(**inputs | wrong)
+    with pytest.raises(ValueError, match="give pixel_values or mm_encoder_outputs, not both"):
+        model(**inputs, mm_encoder_outputs=seen)
     for wrong in ({}, {"input_ids": inputs["input_ids"], "inputs_embeds": torch.zeros(1, 3, 32)}):
         with pytest.raises(ValueError, match="give either input_ids or inputs_embeds"):
             model(**wrong)
 
 
+@torch.no_grad()
+def test_images_go_to_their_placeholders_in_embeddings_too(
+    model: AlignVLMForConditionalGeneration, inputs: Batch
+) -> None:
+    expected, embedding = model(**inputs).logits, model.get_input_embeddings()
+    embeds = {"inputs_embeds": embedding(inputs["input_ids"])}
+    assert torch.equal(model(**embeds, pixel_values=inputs["pixel_values"]).logits, expected)
+    seen = {"image": model.get_image_features(inputs["pixel_values"])}
+    assert torch.equal(model(**embeds, mm_encoder_outputs=seen).logits, expected)
+    with pytest.raises(ValueError, match="0 visual tokens in the input, but the tiles give"):
+        model(inputs_embeds=torch.zeros(1, 3, 32), pixel_values=inputs["pixel_values"])
+    outside = copy.deepcopy(model)
+    outside.config.image_token_id = embedding.num_embeddings
+    with pytest.raises(ValueError, match="no row for image_token_id"):
+        outside(**embeds, pixel_values=inputs["pixel_values"])
+
+
 def test_images_and_their_tokens_must_be_as_many(model: AlignVLMForConditionalGeneration, inputs: Batch) -> None:
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    with pytest.raises(ValueError, match=f"{visual} visual tokens in input_ids, but no tiles in pixel_values"):
+    with pytest.raises(ValueError, match=f"{visual} visual tokens in the input, but no tiles in pixel_values"):
         model(input_ids=inputs["input_ids"])
-    with pytest.raises(ValueError, match=f"{visual} visual tokens in input_ids, but the tiles give 16"):
+    with pytest.raises(ValueError, match=f"{visual} visual tokens in the input, but the tiles give 16"):
         model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"][:1])
 
 
@@ -192,13 +208,20 @@ def test_it_compiles_as_one_graph(
 
 @torch.no_grad()
 def test_more_rows_of_the_embedding_change_nothing_for_images(
-    model: AlignVLMForConditionalGeneration, inputs: Batch
+    model: AlignVLMForConditionalGeneration, inputs: Batch, tmp_path: Path
 ) -> None:
     model = copy.deepcopy(model)
     before = model(**inputs).logits
     rows = before.shape[-1]
     model.resize_token_embeddings(rows + 10, mean_resizing=False)
-    after = model(**inputs).logits
-    assert after.shape[-1] == rows + 10 == model.config.text_config.vocab_size
-    assert torch.equal(after[..., :rows], before)
-    assert model.lm_head.weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path)
+    for resized in (model, AlignVLMForConditionalGeneration.from_pretrained(tmp_path)):
+        after = resized(**inputs).logits
+        assert after.shape[-1] == rows + 10 == resized.config.text_config.vocab_size
+        assert torch.equal(after[..., :rows], before)
+        assert resized.lm_head.weight is resized.get_input_embeddings().weight
+        with pytest.raises(ValueError, match=f"the connector was built for {rows}, keep at least these"):
+            resized.resize_token_embeddings(rows - 1)
+        resized.resize_token_embeddings(rows)
+        assert resized.config.connector_vocab_size is None
+        assert torch.equal(resized(**inputs).logits, before)

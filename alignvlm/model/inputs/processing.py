@@ -170,9 +170,7 @@ class AlignVLMProcessor(FoundInPackage, ProcessorMixin):
             tiles += cut
         return self._batch(rows, tiles)
 
-    def __call__(
-        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
-    ) -> BatchFeature:
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
         """Images, and rendered text with one `<image>` for each, as inputs of the model.
 
         Control tokens in rendered text are control tokens, whoever wrote them: `prepare_generation` keeps them apart,
@@ -191,7 +189,7 @@ class AlignVLMProcessor(FoundInPackage, ProcessorMixin):
             ValueError: neither is given, an image cannot be read, or images and placeholders of a row do not match.
             TypeError: an argument that is not known.
         """
-        if videos is not None or audio is not None:
+        if any(kwargs.pop(kind, None) is not None for kind in ("videos", "audio")):  # transformers gives None
             raise ValueError("this model takes images and text, neither videos nor audio")
         check_arguments(kwargs)
         if text is not None and not (isinstance(text, str) or _is_list_of(str, text)):

@@ -43,6 +43,26 @@ class AlignVLMPreTrainedModel(FoundInPackage, PreTrainedModel):
         """
         super().save_pretrained(*args, **{"save_original_format": False, **kwargs})
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As in transformers; the connector keeps the rows for which it was built, and never takes a new one.
+
+        Raises:
+            ValueError: fewer rows than these.
+        """
+        base: Any = self.base_model
+        rows: int = base.connector.sizes.vocab_size
+        multiple = pad_to_multiple_of or 1
+        if new_num_tokens is not None and -(-new_num_tokens // multiple) * multiple < rows:
+            raise ValueError(
+                f"{new_num_tokens} rows of the embedding: the connector was built for {rows}, keep at least these "
+                f"(token ids below {rows} need no new row)"
+            )
+        embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.config.connector_vocab_size = rows if rows < self.config.text_config.vocab_size else None
+        return embedding
+
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         """As in transformers, which calls it after loading; weights that the connector lacks are an error here.
 
@@ -82,7 +102,8 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             remove_final_norm(self.vision_tower)
         keep_channels_last(self.vision_tower)
         feature_size = config.vision_config.hidden_size * merge**2
-        sizes = Sizes(feature_size, text.hidden_size, text.vocab_size, config.features_per_side)
+        rows = config.connector_vocab_size or text.vocab_size
+        sizes = Sizes(feature_size, text.hidden_size, rows, config.features_per_side)
         self.connector: Connector = build_connector(config.connector, sizes)
         self.post_init()
 
@@ -96,6 +117,13 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
     def part(self, name: str) -> nn.Module:
         """`vision`, `connector` or `language`: the encoder, the connector, the decoder."""
         return {"vision": self.vision_tower, "connector": self.connector, "language": self.language_model}[name]
+
+    @property
+    def connector_embedding(self) -> torch.Tensor:
+        """The rows [V, D] of the input embedding for which the connector was built."""
+        table: Any = self.get_input_embeddings().weight
+        rows = self.connector.sizes.vocab_size
+        return table[:rows] if len(table) > rows else table  # some were added, or a server pads the table
 
     def encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Vision features of tiles, neighbours merged: [K, 3, S, S] (uint8, or floats already normalised) to [K, T, d].
@@ -127,12 +155,9 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         The other fields are the vision encoder's own, `hidden_states` and `attentions` where `kwargs` ask for them.
         """
         seen = self._look_at(pixel_values, **kwargs)
-        table: Any = self.get_input_embeddings().weight
-        if len(table) > self.connector.sizes.vocab_size:  # rows were added, or a server pads it
-            table = table[: self.connector.sizes.vocab_size]
         return BaseModelOutputWithPooling(
             last_hidden_state=seen.last_hidden_state,
-            pooler_output=self.connector(self._merged(seen.last_hidden_state), table),
+            pooler_output=self.connector(self._merged(seen.last_hidden_state), self.connector_embedding),
             hidden_states=seen.get("hidden_states"),
             attentions=seen.get("attentions"),
         )
@@ -146,6 +171,38 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
     ) -> torch.Tensor:
         """Input embeddings [B, T, D]: text embeddings with the visual tokens put into their places.
 
+        Raises:
+            ValueError: when the visual tokens in `input_ids` are not as many as the tiles give.
+        """
+        is_visual = input_ids == self.config.image_token_id
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_visual, 0))
+        return self._with_images(embeds, is_visual, pixel_values, visual_positions, image_features)
+
+    def _is_placeholder(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Where embeddings [B, T, D] are those of the image's placeholder, bool [B, T].
+
+        Raises:
+            ValueError: the placeholder has no row in the embedding.
+        """
+        embedding: Any = self.get_input_embeddings()
+        placeholder = self.config.image_token_id
+        if placeholder >= embedding.num_embeddings:
+            raise ValueError(
+                f"pixel_values with inputs_embeds: the embedding has no row for image_token_id ({placeholder}), "
+                "where images would stand; give input_ids"
+            )
+        return (embeds == embedding(torch.tensor(placeholder, device=embeds.device)).to(embeds.dtype)).all(-1)
+
+    def _with_images(
+        self,
+        embeds: torch.Tensor,
+        is_visual: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        visual_positions: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embeddings [B, T, D] with the visual tokens where `is_visual` [B, T] holds.
+
         In training, and where `visual_positions` are given, the vision encoder and the connector are called exactly
         once whatever the batch holds: a dummy tile of weight zero stands in for images, so that all ranks make the
         same collective calls under ZeRO-3.
@@ -154,13 +211,8 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             visual_positions: int64 [N], the places of the visual tokens in the flattened `input_ids`; without it they
                 are looked up, for which the host waits for the GPU.
             image_features: visual tokens [K, T', D] that were computed before, instead of `pixel_values`.
-
-        Raises:
-            ValueError: when the visual tokens in `input_ids` are not as many as the tiles give.
         """
         needs_tiles = self.training or visual_positions is not None
-        is_visual = input_ids == self.config.image_token_id
-        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_visual, 0))
         if image_features is None and pixel_values is not None and len(pixel_values) > 0:
             image_features = self.get_image_features(pixel_values, return_dict=True).pooler_output
         visual = embeds.new_empty(0, embeds.shape[-1])
@@ -169,7 +221,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         torch_compilable_check(
             is_visual.sum() == len(visual) if visual_positions is None else len(visual_positions) == len(visual),
             lambda: (
-                f"{int(is_visual.sum())} visual tokens in input_ids, but "
+                f"{int(is_visual.sum())} visual tokens in the input, but "
                 + ("no tiles in pixel_values" if image_features is None else f"the tiles give {len(visual)}")
                 + ": encode text and images with this model's processor"
             ),
@@ -209,12 +261,15 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         seen = (mm_encoder_outputs or {}).get("image")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        if pixel_values is not None and (seen is not None or inputs_embeds is not None):
-            raise ValueError("give pixel_values with input_ids and without mm_encoder_outputs")
+        if pixel_values is not None and seen is not None:
+            raise ValueError("give pixel_values or mm_encoder_outputs, not both")
+        features = None if seen is None else seen.pooler_output
         if input_ids is not None:
-            features = None if seen is None else seen.pooler_output
             inputs_embeds = self.embed(input_ids, pixel_values, visual_positions, features)
         assert inputs_embeds is not None
+        if input_ids is None and (pixel_values is not None or features is not None):
+            placeholders = self._is_placeholder(inputs_embeds)
+            inputs_embeds = self._with_images(inputs_embeds, placeholders, pixel_values, None, features)
         if cu_seqlens is not None:
             if position_ids is None or attention_mask is not None or past_key_values is not None:
                 raise ValueError("cu_seqlens comes with position_ids, without attention_mask and past_key_values")

@@ -52,11 +52,12 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         name = next(name for name, module in decoder.named_modules() if module is embedding)
         if language._tied_weights_keys:  # whether they are tied is in the config
             self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{name}.weight"}
-        self._tp_plan = {key: plan for key, plan in (language._tp_plan or {}).items() if key == "lm_head"}
         self.model = AlignVLMModel(config, vision, decoder)
         self.lm_head: Any = language.get_output_embeddings()
         self.loss_chunk = 2048
         self.post_init()
+        head_plan = {key: plan for key, plan in (type(language)._tp_plan or {}).items() if key == "lm_head"}
+        self._tp_plan = {**(self._tp_plan or {}), **head_plan}
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """See `AlignVLMModel.get_image_features`."""
