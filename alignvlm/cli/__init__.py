@@ -28,8 +28,7 @@ MODULES = (
     "study",
     "analyze",
     "runs",
-    "chat",
-    "serve",
+    "serving",
     "config",
     "launch",
 )
