@@ -28,7 +28,17 @@ class Progress:
     Use as a context manager; call `advance` with whatever is worth showing.
     """
 
-    def __init__(self, title: str, total: int | None, *, start: int = 0, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int | None,
+        *,
+        start: int = 0,
+        enabled: bool = True,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`beat` is called whenever it advances, shown or not."""
+        self._beat = beat
         self.title, self.total, self.done, self.enabled = title, total, start, enabled
         self._first, self._began, self._said = start, time.monotonic(), time.monotonic()
         self._bar: Any = None
@@ -57,6 +67,7 @@ class Progress:
     def advance(self, steps: int = 1, notes: str = "") -> None:
         """One or more steps further."""
         self.done += steps
+        self._beat()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, notes=notes)
         elif self.enabled and time.monotonic() - self._said >= LOG_SECONDS:
@@ -77,9 +88,11 @@ class Progress:
 
 
 @contextmanager
-def data_progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def data_progress(
+    description: str, total: int | None, beat: Callable[[], None] = lambda: None
+) -> Iterator[Callable[[int], None]]:
     """The same bar in the form that data_pipeline asks for."""
-    with Progress(description, total) as bar:
+    with Progress(description, total, beat=beat) as bar:
         yield bar.advance
 
 

@@ -40,15 +40,18 @@ def run(arguments: argparse.Namespace) -> int:
         if is_finished(Run(recipe)):
             print_locations(recipe)
             return 0
-    import alignvlm.training  # noqa: F401  (says what is not installed before processes start)
-
     if not is_launched() and recipe.train.processes > 1:
         os.environ[STARTED] = str(job_start())
+        import alignvlm.training  # noqa: F401  (says what is not installed before processes start)
+
         command = [sys.executable, "-m", "alignvlm", "train", arguments.recipe, *arguments.overrides]
         return run_local(command, recipe.train.processes)
+    from alignvlm.system.monitor.start import Monitor
+
+    heart = Monitor(recipe.resilience.limits).__enter__()  # until this process has ended
     from alignvlm.training.run import train
 
-    code = train(recipe, began=job_start())
+    code = train(recipe, began=job_start(), heart=heart)
     if code == 0 and _is_main():
         print_locations(recipe)
     return code

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 
 from alignvlm.config.sections.evaluation import EvaluationConfig
+from alignvlm.config.sections.resilience import MINUTES, ResilienceConfig
 from alignvlm.config.sections.stages import PARTS as PARTS
 from alignvlm.config.sections.stages import Part as Part
 from alignvlm.config.sections.stages import StageConfig
@@ -29,9 +30,6 @@ from alignvlm.settings import (
     settings,
 )
 from data_pipeline.order.settings import LARGEST
-
-MINUTES = 525_600
-"""A year."""
 
 
 @settings
@@ -240,21 +238,6 @@ class CheckpointConfig:
     """For `patience`, only an improvement by more than this counts."""
     background: Bool = True
     """Write in the background while training continues, from a copy in host memory."""
-
-
-@settings
-class ResilienceConfig:
-    """What happens when a step goes wrong or does not end."""
-
-    max_bad_steps: PositiveInt = 10
-    """Stop after this many consecutive steps with a non-finite loss or gradient; such steps change no weight."""
-    spike_factor: Annotated[Float, Ge(1)] | None = None
-    """A loss above this multiple of the median of the last 50 steps sends the run back to the last checkpoint, and it
-    resumes without the packs since then; null disables this."""
-    watchdog_factor: Annotated[Float, Ge(2)] = 20.0
-    """A step that takes this many times the median step counts as hanging ..."""
-    watchdog_minutes: Annotated[Float, Gt(0), Le(MINUTES)] = 10.0
-    """... but not before this many minutes."""
 
 
 @settings

@@ -176,7 +176,9 @@ def _answer_part(job: _Job, load: Callable[[], Answerer], out: EvaluationFolder,
                 row = {"index": index, "turn": item.turn, "key": item.key, "task": task.name, "question": item.question}
                 yield row | {"answers": item.answers, "prediction": ""} | extra, item
 
-    with Progress(f"evaluate {task.name}", sum(map(len, mine)), enabled=progress and ranks.is_main) as bar:
+    with Progress(
+        f"evaluate {task.name}", sum(map(len, mine)), enabled=progress and ranks.is_main, beat=ranks.beat
+    ) as bar:
         entries = (batch for block in mine for batch in _batches(items(block), size))
         batches = ((batch, prepare_batch(answerer, [item for _, item in batch])) for batch in entries)
         for batch, prepared in ahead(batches):

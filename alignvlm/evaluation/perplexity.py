@@ -198,7 +198,7 @@ def _measure(
         raise UserError("the tokenizer has neither a token that begins a text nor one that ends it")
     most = min((n for n in (text.limit, limit) if n is not None), default=None)
     rows: list[list[float]] = []
-    with Progress(f"perplexity {text.name}", None, enabled=progress and ranks.is_main) as bar:
+    with Progress(f"perplexity {text.name}", None, enabled=progress and ranks.is_main, beat=ranks.beat) as bar:
         for number, document in islice(enumerate(documents(text)), ranks.rank, most, ranks.size):
             tokens = tokenizer(document, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             nats = [negative_log_likelihood(model, *window, device) for window in windows(tokens, first, text.window)]

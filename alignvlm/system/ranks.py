@@ -27,6 +27,9 @@ class Ranks(ABC):
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def beat(self) -> None:  # noqa: B027  (most have nobody who watches)
+        """This process has made progress, for whoever watches it."""
+
     @abstractmethod
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on all ranks."""

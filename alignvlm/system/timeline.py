@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import psutil
 
+from alignvlm.system.monitor.heart import Heart
 from data_pipeline.files import JsonLinesLog
 
 STARTED = "ALIGNVLM_STARTED"
@@ -31,18 +32,27 @@ the report; the last delivery to MLflow; nothing more."""
 
 
 class Timeline:
-    """`with Timeline(path, …):` notes a job's sections until its end; on ranks without a path, nothing."""
+    """`with Timeline(path, …):` notes a job's sections until its end; ranks without a path tell their monitor only."""
 
-    def __init__(self, path: Path | None = None, began: float = 0.0, imported: float = 0.0, **facts: Any) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        began: float = 0.0,
+        imported: float = 0.0,
+        heart: Heart | None = None,
+        **facts: Any,
+    ) -> None:
         """Nothing is written yet.
 
         Args:
         path: the file, or None on all ranks but 0.
         began: when the job was started, in seconds since 1970.
         imported: when its modules were there.
+        heart: tells this rank's monitor.
         facts: what describes the job in its first line.
         """
         self._log = None if path is None else JsonLinesLog(path)
+        self._heart = heart or Heart()
         self._began, self._imported, self._facts = began, imported, facts
         self._section: Section = "imports"
         self.finished = False
@@ -57,7 +67,7 @@ class Timeline:
         self.end()
 
     def enter(self, section: Section) -> None:
-        """From now on rank 0 is in this section."""
+        """From now on this rank is in this section."""
         self._note(section, time.time())
 
     @contextmanager
@@ -76,6 +86,7 @@ class Timeline:
 
     def _note(self, section: Section, moment: float, **facts: Any) -> None:
         self._section = section
+        self._heart.enter(section)
         if self._log is not None:
             self._log.append({"time": moment, "section": section, **facts})
 

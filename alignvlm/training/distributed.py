@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import socket
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch.distributed as dist
 
 from alignvlm.errors import UserError
 from alignvlm.launch.local import free_port, is_launched
+from alignvlm.system.monitor.heart import Heart
 from alignvlm.system.ranks import Ranks
 from data_pipeline.loading.malloc import keep_memory
 
@@ -33,10 +36,17 @@ class World(Ranks):
     """A gloo group over all ranks with the job's timeout, for what the host knows; None is the default group."""
     cpu_group: Any
     """The same with the timeout `SLOW_WORK`."""
+    heart: Heart = field(default_factory=Heart)
+    """Tells this rank's monitor that it makes progress, or waits for the others."""
+
+    def beat(self) -> None:
+        """This rank has made progress."""
+        self.heart.beat()
 
     def barrier(self) -> None:
         """Wait until all ranks are here, at most `SLOW_WORK`."""
-        dist.barrier(group=self.cpu_group)
+        with self.heart.waiting():
+            dist.barrier(group=self.cpu_group)
 
     def all_reduce_sum(self, *values: float) -> list[float]:
         """Each value summed over the ranks, in float64, by one collective of the hosts; no GPU takes part."""
@@ -51,31 +61,19 @@ class World(Ranks):
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on all ranks."""
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.cpu_group)
+        with self.heart.waiting():
+            dist.broadcast_object_list(box, src=0, group=self.cpu_group)
         return box[0]
 
     def all_gather(self, value: Any) -> list[Any]:
         """All ranks' values, in rank order, on all ranks."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.cpu_group)
+        with self.heart.waiting():
+            dist.all_gather_object(values, value, group=self.cpu_group)
         return values
 
-    def open_store(self, timeout: timedelta) -> dist.Store:
-        """A store of small values that rank 0's process serves to all ranks; every rank calls it.
 
-        Args:
-            timeout: of each later request.
-        """
-        host, server = os.environ["MASTER_ADDR"], None
-        if self.is_main:
-            server = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        port = self.broadcast(None if server is None else server.port)
-        store = dist.TCPStore(host, port, is_master=False) if server is None else server
-        store.set_timeout(timeout)
-        return store
-
-
-def start(timeout_minutes: float) -> World:
+def start(timeout_minutes: float, heart: Heart | None = None) -> World:
     """Join the process group that the launcher's environment describes; a lone process makes its own.
 
     Raises:
@@ -109,7 +107,18 @@ def start(timeout_minutes: float) -> World:
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False, auto_mpi_discovery=False)
     host_group = dist.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
     cpu_group = dist.new_group(backend="gloo", timeout=SLOW_WORK)
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, host_group, cpu_group)
+    heart = heart or Heart()
+    world = World(dist.get_rank(), dist.get_world_size(), local_rank, device, host_group, cpu_group, heart)
+    meet(world)
+    return world
+
+
+def meet(world: World) -> None:
+    """Tell this rank's monitor where that of rank 0 is, if it runs; every rank calls it."""
+    port, token = world.broadcast((world.heart.port, secrets.token_hex(8)))
+    if port:
+        host = socket.getaddrinfo(os.environ["MASTER_ADDR"], port, type=socket.SOCK_DGRAM)[0][4][0]
+        world.heart.join(str(host), port, token)
 
 
 def choose_gpu(local_rank: int, num_gpus: int, is_chosen: bool) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from alignvlm import stage_data
 from alignvlm.checks import check_files, check_model
 from alignvlm.config.places import recipe_error
@@ -33,15 +36,17 @@ def check(run: Run) -> None:
         check_model(run.recipe, for_training=True)
 
 
-def prepare(run: Run) -> None:
+def prepare(run: Run, beat: Callable[[], None] = lambda: None) -> None:
     """Make what is missing; a second call does nothing. The process that holds the run's lease calls it after `check`.
+
+    `beat` is called as it goes on.
 
     Raises:
         UserError: the run folder belongs to another recipe, shards are missing, a setting cannot work.
     """
     recipe = run.recipe
     run.open()
-    processor = stage_data.prepare(recipe, progress=data_progress)
+    processor = stage_data.prepare(recipe, progress=partial(data_progress, beat=beat))
     if not run.initial.has_export:
         model = build_model(recipe, processor)
         save_export(model, model.state_dict(), processor, run.initial.export)

@@ -23,6 +23,8 @@ from alignvlm.report.report import build_report
 from alignvlm.run_folder import Run, StageFolder
 from alignvlm.system.home import ensure_home
 from alignvlm.system.lease import Lease
+from alignvlm.system.monitor.heart import Heart
+from alignvlm.system.monitor.start import Monitor
 from alignvlm.system.signals import REQUEUE, Signals
 from alignvlm.system.timeline import Timeline
 from alignvlm.system.waiting import Waiting
@@ -36,8 +38,8 @@ from alignvlm.training.callbacks.held_out_loss import HeldOutLoss
 from alignvlm.training.callbacks.metrics_log import MetricsLog
 from alignvlm.training.callbacks.progress_bar import ProgressBar
 from alignvlm.training.callbacks.rank_times import RankTimes
+from alignvlm.training.callbacks.step_limit import StepLimit
 from alignvlm.training.callbacks.tracking import Tracking
-from alignvlm.training.callbacks.watchdog import Watchdog
 from alignvlm.training.checkpoints.masters import remove_masters
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import free_memory
@@ -48,7 +50,12 @@ from alignvlm.training.tracking.tracker import Tracker
 from data_pipeline.stores import hub
 
 
-def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = (), began: float | None = None) -> int:
+def train(
+    recipe: Recipe | str | Path,
+    callbacks: Sequence[Callback] = (),
+    began: float | None = None,
+    heart: Heart | None = None,
+) -> int:
     """Run a recipe to its end, or to an early stop with everything saved. Called again, it resumes.
 
     Every rank of a job calls it. It starts no processes: without a launcher it runs as one process, whatever
@@ -60,6 +67,8 @@ def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = (), began
             written, and checkpoints keep their state. The same objects serve all stages.
         began: when this job was started, in seconds since 1970, for the time that its start took (`alignvlm goodput`);
             None: now.
+        heart: of a monitor that watches this process already (`alignvlm train` starts it before everything else);
+            None: one is started, and ended before this returns.
 
     Returns:
         The exit code: 0 when the run is finished, 75 when it stopped early (a signal, a loss spike) and the same call
@@ -72,6 +81,12 @@ def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = (), began
     ensure_home()
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(str(recipe))
+    with Monitor(recipe.resilience.limits) if heart is None else nullcontext(heart) as heart:
+        heart.enter("prepare")
+        return _train_watched(recipe, callbacks, called if began is None else began, called, heart)
+
+
+def _train_watched(recipe: Recipe, callbacks: Sequence[Callback], began: float, called: float, heart: Heart) -> int:
     all_callbacks(None, callbacks)  # a mistake is reported before anything is prepared
     if recipe.train.processes > 1 and not is_launched():
         print(
@@ -86,11 +101,18 @@ def train(recipe: Recipe | str | Path, callbacks: Sequence[Callback] = (), began
     lease = Lease(run.folder.path)
     with hub.held() as commits, lease if is_main else nullcontext():
         file = run.folder.timeline if is_main else None
-        with Timeline(file, called if began is None else began, called, last_beat=lease.last_beat) as timeline:
-            return _job(run, lease, timeline, commits, callbacks)
+        with Timeline(file, began, called, heart, last_beat=lease.last_beat) as timeline:
+            return _job(run, lease, timeline, heart, commits, callbacks)
 
 
-def _job(run: Run, lease: Lease, timeline: Timeline, commits: dict[str, str], callbacks: Sequence[Callback]) -> int:
+def _job(
+    run: Run,
+    lease: Lease,
+    timeline: Timeline,
+    heart: Heart,
+    commits: dict[str, str],
+    callbacks: Sequence[Callback],
+) -> int:
     """Prepare on rank 0, meet the other ranks, train."""
 
     def leave() -> None:
@@ -103,13 +125,15 @@ def _job(run: Run, lease: Lease, timeline: Timeline, commits: dict[str, str], ca
     with Waiting() as waiting:
         if _is_main():
             with signals:
-                prepare(run)
+                prepare(run, heart.beat)
             timeline.enter("rendezvous")
             waiting.go_on()
         else:
-            waiting.wait()
+            with heart.waiting():
+                waiting.wait()
+            timeline.enter("rendezvous")
         # No handler of Python interrupts the code in which ranks meet: a signal has its default action.
-        world = distributed.start(run.recipe.train.timeout_minutes)
+        world = distributed.start(run.recipe.train.timeout_minutes, heart)
     try:
         world.barrier()
         commits.update(world.broadcast(commits))  # a branch may have moved since rank 0 has looked
@@ -173,7 +197,7 @@ def all_callbacks(tracker: Tracker | None, own: Sequence[Callback] = ()) -> list
     tracking = [Tracking(tracker)] if tracker is not None else []
     ordered: list[Callback] = [
         ConnectorStatistics(), RankTimes(), BadNumbers(), HeldOutLoss(), *own, EarlyEnd(), MetricsLog(), ProgressBar(),
-        Watchdog(), *tracking, Checkpoints(),
+        StepLimit(), *tracking, Checkpoints(),
     ]  # fmt: skip
     names = [callback.name for callback in ordered]
     for name in names:

@@ -193,7 +193,7 @@ def run_steps(state: StageState) -> None:
     gc.freeze()  # what lives now stays: no later collection walks through it, and loader processes share its pages
     try:
         # Loader processes are forked: a lock that another thread holds at that moment stays locked in them for ever.
-        # So they start before the callbacks' threads (the watchdog), which end with the stage.
+        # So they start before the callbacks' threads (the writer of checkpoints), which end with the stage.
         loader = start_loader(state)
         for callback in state.callbacks:
             callback.on_start(state)

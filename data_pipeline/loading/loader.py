@@ -99,7 +99,7 @@ class Loader:
         """Start the loader processes now; iterating does it otherwise.
 
         They are forked, since they share memory for the tiles: call this before the process starts threads that may
-        hold a lock at that moment (the watchdog).
+        hold a lock at that moment.
         """
         if self._results is None:
             self._results = iter(self._loader)

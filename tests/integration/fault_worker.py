@@ -28,7 +28,7 @@ def plant(faults: list[str]) -> None:
             handle = trainer.model.model.connector.register_forward_hook(lambda m, i, out: out * float("nan"))
         if "nan-forever" in faults and number >= 3:
             handle = trainer.model.model.connector.register_forward_hook(lambda m, i, out: out * float("inf"))
-        if "hang" in faults and number == FAULT_STEP and rank == 1:
+        if "hang" in faults and number == 24 and rank == 1:
             time.sleep(600)
         result = step_of(trainer, batches, *arguments)
         if handle is not None:

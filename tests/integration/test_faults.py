@@ -56,11 +56,15 @@ def test_nans_without_end_stop_the_run_and_keep_the_last_checkpoint(tmp_path: Pa
 
 
 def test_a_hanging_rank_is_named_with_its_samples(tmp_path: Path) -> None:
-    output = train_with("hang", tmp_path, "resilience.watchdog_minutes=0.1", "stages.connector.max_steps=14", code=76)
-    assert "step 12 of stage connector has taken" in output
-    assert "fields/" in output or "charts/" in output
+    limits = ["resilience.start_up_minutes=1", "resilience.step_minutes=0.1", "resilience.step_factor=2"]
+    output = train_with("hang", tmp_path, *limits, "stages.connector.max_steps=26", code=137)
+    assert re.search(r"rank 1 on \S+ hangs in steps, step 24 of stage connector, samples (fields|charts)/", output)
+    assert re.search(
+        r"^  lagging: rank 1 on \S+, in steps, step 24 .* its process is sleeping or waiting$", output, re.M
+    )
+    assert "lagging: rank 0" not in output
     assert "fault_worker.py" in output  # the stack of the sleeping rank
-    assert "finished: runs/tiny" in run("train", str(TINY), *SHORT, "stages.connector.max_steps=14", cwd=tmp_path)
+    assert "finished: runs/tiny" in run("train", str(TINY), *SHORT, "stages.connector.max_steps=26", cwd=tmp_path)
 
 
 def test_a_rank_whose_shards_cannot_be_read_says_so_in_one_line(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from alignvlm.config.schema import Recipe, StageConfig
 from alignvlm.run_folder import Run
+from alignvlm.system.monitor.heart import Heart
 from alignvlm.system.ranks import Ranks
 from alignvlm.training.callbacks import Callback, StageState
 from alignvlm.training.optim import Group
@@ -30,6 +30,7 @@ class FakeWorld(Ranks):
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     sums: list[tuple[float, ...]] = field(default_factory=list)
     reduced: list[float] = field(default_factory=list)
+    heart: Heart = field(default_factory=Heart)
 
     def barrier(self) -> None: ...
 
@@ -46,11 +47,6 @@ class FakeWorld(Ranks):
 
     def all_gather(self, value: Any) -> list[Any]:
         return [value]
-
-    def open_store(self, timeout: timedelta) -> Any:
-        store = torch.distributed.HashStore()
-        store.set_timeout(timeout)
-        return store
 
 
 class FakeEngine:
@@ -122,7 +118,6 @@ class FakeStore:
         self.calls: list[Any] = []
         self.is_written = False
         self.newest_step = 0
-        self.progress: int | None = None
         self.problem: str | None = None
         self.best = False
 

@@ -22,7 +22,7 @@ def test_the_users_own_see_a_complete_record_before_it_is_written_and_are_saved(
     names = [callback.name for callback in all_callbacks(None, [Mine()])]
     assert names == [
         "ConnectorStatistics", "RankTimes", "BadNumbers", "HeldOutLoss", "Mine", "EarlyEnd", "MetricsLog",
-        "ProgressBar", "Watchdog", "Checkpoints",
+        "ProgressBar", "StepLimit", "Checkpoints",
     ]  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def ask(
     mine = lambda number: number // (WINDOW * batch_size) % ranks.size == ranks.rank
     shown = job.end if job.end is None else sum(map(mine, range(job.end)))
     try:
-        with Progress(job.benchmark.title, shown, enabled=progress and ranks.is_main) as bar:
+        with Progress(job.benchmark.title, shown, enabled=progress and ranks.is_main, beat=ranks.beat) as bar:
             before = time.monotonic()
             for asked in ahead(batches(job, answerer, mine, done, batch_size)):
                 rows = asked.rows(job, answerer)

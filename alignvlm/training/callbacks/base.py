@@ -45,8 +45,6 @@ class StageState:
     """Seconds that training stood still for checkpoints since the last step."""
     shared: list[float] = field(default_factory=list)
     """Numbers that a callback sets before a step, equally many on all ranks; after it, their sums over the ranks."""
-    validated: int = 0
-    """Forward passes on held-out data: while they go on, the time between two steps is no hang."""
     scores: dict[str, float] = field(default_factory=dict)
     """Scores of the weights after this step (`loss/…`, `task/…`), empty at most steps; equal on all ranks. A checkpoint
     at this step keeps them, and `checkpoint.keep_best` chooses by them."""

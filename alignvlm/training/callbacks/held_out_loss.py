@@ -89,7 +89,7 @@ def measure(state: StageState, packs: HeldOutPacks) -> dict[str, float]:
                 output = trainer.engine(**inputs_of(batch.to(world.device)), num_items_in_batch=1)
                 totals[0, world.rank + number * world.size] = output.loss
                 totals[1, world.rank + number * world.size] = batch.num_supervised
-                state.validated += 1
+                world.beat()
     finally:
         trainer.engine.train()
     world.all_reduce(totals)

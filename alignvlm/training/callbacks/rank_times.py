@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from torch.distributed import Work
 
 from alignvlm.progress import say
+from alignvlm.system.monitor.heart import Heart
 from alignvlm.training.callbacks.base import Callback, StageState
 from alignvlm.training.record import StepRecord
 from data_pipeline.loading.collate import MicroBatch
@@ -67,7 +68,7 @@ class RankTimes(Callback):
             self._mine, self._named = Share(), set()
             self._window.clear()
             self._nodes = state.world.all_gather(socket.gethostname())
-            self._open.enter_context(self._timed_waits())
+            self._open.enter_context(self._timed_waits(state.world.heart))
 
     def on_end(self, state: StageState) -> None:
         self._open.close()
@@ -116,14 +117,15 @@ class RankTimes(Callback):
         self._named = slow
 
     @contextmanager
-    def _timed_waits(self) -> Iterator[None]:
+    def _timed_waits(self, heart: Heart) -> Iterator[None]:
         """Every wait for a collective, of DeepSpeed, of PyTorch or of ours, passes through `Work.wait`."""
         wait = Work.wait
 
         def timed(work: Any, *args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
             try:
-                return wait(work, *args, **kwargs)
+                with heart.waiting():  # the rank that does not wait is the one that the others wait for
+                    return wait(work, *args, **kwargs)
             finally:
                 self._waited += time.perf_counter() - began
 

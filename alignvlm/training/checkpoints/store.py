@@ -61,8 +61,6 @@ class CheckpointStore:
         self.keep_best = keep_best
         self._writer: BackgroundCheckpointEngine | None = None
         self._pending: Path | None = None
-        self._bytes = 0
-        self._is_waited_for = False
 
     def attach(self, engine: Any) -> None:
         """Make the engine write in the background."""
@@ -73,11 +71,6 @@ class CheckpointStore:
     def is_written(self) -> bool:
         """Whether this rank has a pending save whose files have all been written."""
         return self._pending is not None and self._writer is not None and self._writer.done
-
-    @property
-    def progress(self) -> int | None:
-        """Bytes that this rank has written and checked so far; None while training waits for no save."""
-        return self._bytes if self._is_waited_for else None
 
     def begin(self, engine: Any, state: dict[str, Any]) -> str | None:
         """Start writing a checkpoint; `state` is JSON with at least `step`. Every rank calls it, after `finish`.
@@ -115,7 +108,6 @@ class CheckpointStore:
         if self._pending is None:
             return None
         assert self._writer is not None
-        self._is_waited_for = True
         final, self._pending = self._pending, None
         partial = final.with_name(final.name + ".partial")
         problem = self._first(self._writer.result()) or self._seal(partial, final)
@@ -125,7 +117,6 @@ class CheckpointStore:
             else:
                 shutil.rmtree(partial, ignore_errors=True)
         self.world.barrier()
-        self._is_waited_for = False
         return problem
 
     def is_best(self, scores: Mapping[str, float], step: int) -> bool:
@@ -153,7 +144,7 @@ class CheckpointStore:
             self._writer.cleanup()
 
     def _advance(self, count: int) -> None:
-        self._bytes += count  # files are written before they are checked: never by two threads at once
+        self.world.beat()  # a save may take long while it writes or checks
 
     def _make_room(self, partial: Path) -> str | None:
         """Remove unfinished checkpoints, and check that another one of the last one's size fits on the disk."""

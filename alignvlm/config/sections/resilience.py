@@ -1,0 +1,48 @@
+"""The section `resilience` of a recipe: bad steps, and how long each part of a job may stand still."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+
+from alignvlm.settings import Float, PositiveInt, settings
+
+MINUTES = 525_600
+"""A year."""
+Minutes = Annotated[Float, Gt(0), Le(MINUTES)]
+
+
+@settings
+class ResilienceConfig:
+    """What happens when a step goes wrong, and how long anything may stand still before its rank is ended."""
+
+    max_bad_steps: PositiveInt = 10
+    """Stop after this many consecutive steps with a non-finite loss or gradient; such steps change no weight."""
+    spike_factor: Annotated[Float, Ge(1)] | None = None
+    """A loss above this multiple of the median of the last 50 steps sends the run back to the last checkpoint, and it
+    resumes without the packs since then; null disables this."""
+    step_factor: Annotated[Float, Ge(2)] = 20.0
+    """A step hangs that takes this many times the median of the last 50 steps ..."""
+    step_minutes: Minutes = 3.0
+    """... and at least this many minutes. Until 20 steps are done, and in the first one after a start, it may take
+    `start_up_minutes`."""
+    start_up_minutes: Minutes = 10.0
+    """Importing, meeting the other ranks, building a stage's engine, loading a checkpoint: each hangs after this many
+    minutes without progress. Here and below, whatever reads or writes 1 MiB per second makes progress."""
+    save_minutes: Minutes = 7.0
+    """The same for a save that training waits for; bytes that are written and checked are progress."""
+    evaluation_minutes: Minutes = 20.0
+    """The same for evaluation, the report and the last delivery to MLflow; every batch of answers is progress."""
+    export_minutes: Minutes = 20.0
+    """The same for an export."""
+    prepare_minutes: Minutes = 30.0
+    """The same for preparing, which may include a download; every step of a bar is progress."""
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Section of `system.timeline` -> seconds that it may go without progress."""
+        minutes = dict.fromkeys(("imports", "rendezvous", "engine", "load", "steps", "end"), self.start_up_minutes)
+        minutes |= dict.fromkeys(("evaluation", "report", "delivery"), self.evaluation_minutes)
+        minutes |= {"prepare": self.prepare_minutes, "save": self.save_minutes, "export": self.export_minutes}
+        return {section: 60 * value for section, value in minutes.items()}

@@ -1,0 +1,114 @@
+"""What a rank tells its monitor, through 4 KiB of shared memory: a few stores, no system call, no lock.
+
+Both sides use this file. The rank never looks at a clock: its monitor sees when something has changed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+SIZE = 4096
+_BEATS, _LIMIT, _WAITING, _PORT, _TEXT, _HUB = 0, 8, 16, 20, 64, 3072
+"""Where each field begins; texts have their length in front."""
+
+
+class Heart:
+    """A rank's side."""
+
+    def __init__(self, limits: Mapping[str, float] | None = None, file: int = -1) -> None:
+        """Tell a monitor that has the same file; without one it is memory that nobody reads.
+
+        `limits` says how many seconds each section may go without progress; those that it lacks: for ever.
+        """
+        self.limits = dict(limits or {})
+        self._memory = mmap.mmap(file, SIZE)
+        self._beats = 0
+        self._section = ""
+
+    def enter(self, section: str) -> None:
+        """From now on the rank is in this section."""
+        self._section = section
+        self.note("")
+
+    def note(self, text: str) -> None:
+        """Say in words what it is at within its section; this is progress."""
+        struct.pack_into("<d", self._memory, _LIMIT, self.limits.get(self._section, 0.0))
+        _write(self._memory, _TEXT, f"{self._section}\n{text}", _HUB - _TEXT)
+        self.beat()
+
+    def beat(self) -> None:
+        """It has made progress."""
+        self._beats += 1
+        struct.pack_into("<Q", self._memory, _BEATS, self._beats)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """It waits for other ranks meanwhile, and may do so as long as one of them makes progress."""
+        before = self._memory[_WAITING]
+        self._memory[_WAITING] = 1
+        try:
+            yield
+        finally:
+            self._memory[_WAITING] = before
+
+    @property
+    def port(self) -> int:
+        """Where the monitor of rank 0 listens for those of the others; 0 on other ranks, and before it has begun."""
+        return struct.unpack_from("<I", self._memory, _PORT)[0]
+
+    def join(self, host: str, port: int, token: str) -> None:
+        """Tell the monitor where that of rank 0 listens, and the word by which they know each other."""
+        _write(self._memory, _HUB, f"{host} {port} {token}", SIZE - _HUB)
+
+
+class Pulse:
+    """A monitor's side of the same memory."""
+
+    def __init__(self, file: int) -> None:
+        self._memory = mmap.mmap(file, SIZE)
+
+    @property
+    def beats(self) -> int:
+        """Changes with all that the rank does."""
+        return struct.unpack_from("<Q", self._memory, _BEATS)[0]
+
+    @property
+    def limit(self) -> float:
+        """Seconds that it may go without progress; 0: for ever."""
+        return struct.unpack_from("<d", self._memory, _LIMIT)[0]
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it waits for other ranks."""
+        return bool(self._memory[_WAITING])
+
+    @property
+    def text(self) -> tuple[str, str]:
+        """Its section, and what it is at there."""
+        section, _, text = _read(self._memory, _TEXT).partition("\n")
+        return section, text
+
+    @property
+    def hub(self) -> tuple[str, int, str] | None:
+        """Host, port and token of rank 0's monitor; None while there is only one rank or they have not met."""
+        words = _read(self._memory, _HUB).split(" ")
+        return (words[0], int(words[1]), words[2]) if len(words) == 3 else None
+
+    def listen(self, port: int) -> None:
+        """Tell the rank where its monitor listens."""
+        struct.pack_into("<I", self._memory, _PORT, port)
+
+
+def _write(memory: mmap.mmap, place: int, text: str, room: int) -> None:
+    data = text.encode(errors="replace")[: room - 4]
+    struct.pack_into("<I", memory, place, 0)
+    memory[place + 4 : place + 4 + len(data)] = data
+    struct.pack_into("<I", memory, place, len(data))
+
+
+def _read(memory: mmap.mmap, place: int) -> str:
+    (length,) = struct.unpack_from("<I", memory, place)
+    return memory[place + 4 : place + 4 + min(length, SIZE)].decode(errors="replace")
