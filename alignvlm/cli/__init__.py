@@ -20,7 +20,18 @@ from alignvlm.system.home import ensure_home
 from data_pipeline.errors import DataError, LoadError, UnreachableError
 from data_pipeline.masking import mask
 
-MODULES = ("data", "training", "estimate", "evaluation", "study", "analyze", "runs", "chat", "config", "launch")
+MODULES = (
+    "data",
+    "training",
+    "estimate",
+    "evaluation",
+    "study",
+    "analyze",
+    "runs",
+    "serving",
+    "config",
+    "launch",
+)
 """Each adds its commands, in the order of the help."""
 RANK_0_SECONDS = 10.0
 """How long other ranks wait with a mistake, which rank 0 usually met too."""

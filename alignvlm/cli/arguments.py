@@ -106,6 +106,11 @@ def count(text: str) -> int:
     return _whole(text, 0, MAX_COUNT)
 
 
+def port(text: str) -> int:
+    """A TCP port; 0 is any free one."""
+    return _whole(text, 0, 65535)
+
+
 def processes(text: str) -> int:
     """How many processes to start."""
     return _whole(text, 1, MAX_PROCESSES)

@@ -1,1 +1,1 @@
-"""Serving an exported model: chat in the terminal."""
+"""Serving an exported model: chat in the terminal, and a server with OpenAI's API."""

@@ -1,0 +1,67 @@
+"""`alignvlm serve`: an OpenAI-compatible server for an export."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from alignvlm.cli.arguments import path, port, positive, word
+from alignvlm.errors import UserError
+
+KEY_VARIABLE = "ALIGNVLM_API_KEY"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `serve` to the command line."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="answer requests to OpenAI's API with an exported model",
+        description="Serve POST /v1/chat/completions, GET /v1/models and GET /health until Ctrl-C. Images come inside "
+        f"requests, as data URLs. Where {KEY_VARIABLE} is set, clients must send it as their key.",
+    )
+    parser.add_argument("export", type=path, help="export folder of a model")
+    add_address(parser)
+    parser.add_argument("--max-context", type=positive, metavar="TOKENS", help="of prompt and answer together")
+    parser.add_argument(
+        "--max-requests", type=positive, default=16, help="answered or waiting at a time (default: %(default)s)"
+    )
+    parser.set_defaults(handler=run)
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """Add where to listen and to compute."""
+    parser.add_argument(
+        "--host", type=word, default="127.0.0.1", help="0.0.0.0 for all (default: %(default)s, only this machine)"
+    )
+    parser.add_argument("--port", type=port, default=8000, help="0 for any free one (default: %(default)s)")
+    parser.add_argument("--device", type=word, help="cpu, cuda, … (default: CUDA where there is a GPU)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    from alignvlm.exports import check_export
+
+    check_export(arguments.export)
+    try:
+        from alignvlm.serving.app import LOOPBACK, create_app
+        from alignvlm.serving.server import address_of, is_loopback, listen, serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise UserError(f"{error.name} is not installed: pip install 'alignvlm[serve]'") from error
+    from alignvlm.serving.engine import Engine
+    from alignvlm.serving.requests import Limits
+
+    bound = listen(arguments.host, arguments.port)
+    with bound:
+        engine = Engine.load(arguments.export, arguments.device, arguments.max_context)
+        app = create_app(
+            engine,
+            Limits(max_requests=arguments.max_requests),
+            hosts=LOOPBACK if is_loopback(bound) else None,
+            api_key=os.environ.get(KEY_VARIABLE) or None,
+        )
+        print(f"{engine.name} answers at {address_of(bound)}/v1 (Ctrl-C ends it)", flush=True)
+        serve(app, bound, engine.stop)
+    return 0

@@ -1,0 +1,101 @@
+"""The server's routes as an ASGI application, and who may ask it. Other pages come in through `routes`."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from alignvlm.serving.completions import ChatCompletions
+from alignvlm.serving.engine import Engine
+from alignvlm.serving.errors import RequestError
+from alignvlm.serving.requests import Limits
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+"""Names under which a client on this machine knows a server that only this machine reaches."""
+
+
+def create_app(
+    engine: Engine,
+    limits: Limits | None = None,
+    routes: Sequence[BaseRoute] = (),
+    hosts: Sequence[str] | None = None,
+    api_key: str | None = None,
+) -> Starlette:
+    """`/v1/chat/completions`, `/v1/models`, `/health`, and whatever else is given.
+
+    Args:
+        engine: the model; a route of your own computes with it by `await engine.run(function, …)`.
+        routes: of Starlette, for example a `Mount` of static files; they come after the server's own.
+        hosts: names by which the server may be called; without them any. Those of a server on loopback keep web pages
+            out that give it a name of their own (DNS rebinding).
+        api_key: what clients must send as `Authorization: Bearer …` to `/v1`; None lets all in.
+    """
+
+    async def models(request: Request) -> Response:
+        entry = {"id": engine.name, "object": "model", "created": engine.loaded_at, "owned_by": "alignvlm"}
+        return JSONResponse({"object": "list", "data": [{**entry, "max_model_len": engine.max_context}]})
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "stopping" if engine.is_stopping else "ok"}, 503 if engine.is_stopping else 200)
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        named = RequestError(f"{request.method} {request.url.path[:80]}: {error.detail}", status=error.status_code)
+        return JSONResponse(named.body, error.status_code, error.headers)
+
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", ChatCompletions(engine, limits or Limits()), methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/health", health),
+            *routes,
+        ],
+        middleware=[Middleware(_Door, hosts=hosts, api_key=api_key)],
+        exception_handlers={HTTPException: refuse},
+    )
+
+
+class _Door:
+    """Lets in who may ask."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str] | None, api_key: str | None) -> None:
+        self._app, self._hosts, self._key = app, hosts, api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["type"] == "http":
+                self._check(Headers(scope=scope), scope["path"])
+        except RequestError as error:
+            await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _check(self, headers: Headers, path: str) -> None:
+        host = headers.get("host", "")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        if self._hosts is not None and name.lower() not in self._hosts:
+            raise RequestError(
+                f"this server is called {self._hosts[0]}, not {name[:80]!r}: start it with --host to be reached "
+                "under other names",
+                status=403,
+            )
+        if self._key is None or PurePosixPath(path).parts[:2] != ("/", "v1"):
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key.encode()):
+            raise RequestError(
+                "this server wants its key as Authorization: Bearer …",
+                status=401,
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )

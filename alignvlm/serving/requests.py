@@ -1,0 +1,218 @@
+"""What a client asks, in OpenAI's form of `/v1/chat/completions`: checked, with the images that its messages carry."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from alignvlm.serving.errors import RequestError
+from data_pipeline.errors import did_you_mean
+from data_pipeline.samples.images import MAX_IMAGE_PIXELS, decode_image, image_size
+from data_pipeline.samples.schema import MAX_MESSAGES, SampleError
+
+LABELS = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user")
+"""Fields that say nothing about the answer: taken and left alone."""
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "presence_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+}
+"""Fields of OpenAI's that are not supported -> the values that ask for nothing."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request, and all of them together, may take."""
+
+    max_requests: int = 16
+    """Requests that are answered or wait; the next one is told to come back."""
+    max_body: int = 32 * 1024**2
+    """Bytes of a request."""
+    max_images: int = 64
+    max_pixels: int = MAX_IMAGE_PIXELS
+    """Of all images of a request together, before any is decoded."""
+    max_text: int = 4 * 1024**2
+    """Characters of all messages together."""
+    body_seconds: float = 60.0
+    """How long a client may take to send its request."""
+
+
+class _Form(BaseModel):
+    """A JSON object of known fields; null is the same as leaving a field out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+class _ImageURL(_Form):
+    url: str
+    detail: Literal["auto", "high"] = "auto"
+
+
+class _TextPart(_Form):
+    type: Literal["text"]
+    text: str
+
+
+class _ImagePart(_Form):
+    type: Literal["image_url"]
+    image_url: _ImageURL
+
+
+class _Message(_Form):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: list[Annotated[_TextPart | _ImagePart, Field(discriminator="type")]] = Field(min_length=1)
+    name: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_as_part(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("content"), str):
+            return {**value, "content": [{"type": "text", "text": value["content"]}]}
+        return value
+
+
+class _StreamOptions(_Form):
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class ChatRequest(_Form):
+    """A request's fields, as OpenAI has them."""
+
+    model: str = ""
+    messages: list[_Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    stream: bool = False
+    stream_options: _StreamOptions = _StreamOptions()
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field([], max_length=16)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        kept = {k: v for k, v in value.items() if k not in LABELS and v not in NEUTRAL.get(k, ())}
+        for name in kept.keys() & NEUTRAL.keys():
+            if kept[name] is not None:
+                raise RequestError(f"{name} is not supported: leave it out", param=name, code="unsupported_parameter")
+        return {**kept, "stop": [kept["stop"]]} if isinstance(kept.get("stop"), str) else kept
+
+    @classmethod
+    def parse(cls, body: bytes) -> ChatRequest:
+        """Raises RequestError for what is not such a request."""
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            raise _first_of(error) from error
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The longest answer, where the client says."""
+        return self.max_completion_tokens or self.max_tokens
+
+    def conversation(self, limits: Limits) -> tuple[list[dict[str, Any]], list[Image.Image]]:
+        """Messages as the processor takes them, and their images. Text stays text, whatever it spells.
+
+        Raises:
+            RequestError: an image that may not or cannot be used, or too much of something.
+        """
+        messages = []
+        sources: list[tuple[str, bytes]] = []
+        length = 0
+        for number, message in enumerate(self.messages):
+            parts: list[dict[str, str]] = []
+            for place, part in enumerate(message.content):
+                if isinstance(part, _TextPart):
+                    length += len(part.text)
+                    parts.append({"type": "text", "text": part.text})
+                else:
+                    param = f"messages[{number}].content[{place}].image_url.url"
+                    sources.append((param, _image_bytes(part.image_url.url, param)))
+                    parts.append({"type": "image"})
+            messages.append({"role": {"developer": "system"}.get(message.role, message.role), "content": parts})
+        if length > limits.max_text:
+            raise RequestError(
+                f"the messages have {length:,} characters; at most {limits.max_text:,} are taken", param="messages"
+            )
+        return messages, _decode(sources, limits)
+
+
+def _image_bytes(url: str, param: str) -> bytes:
+    """The file that a data URL holds; nothing else is opened or fetched."""
+    head, comma, data = url.partition(",")
+    if not (comma and head.startswith("data:") and head.endswith(";base64")):
+        raise RequestError(
+            "this server fetches no URLs and opens no files: send the image itself as "
+            "data:image/png;base64,… (or image/jpeg, …)",
+            param=param,
+            code="image_url_not_allowed",
+        )
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError("the data URL is not base64", param=param, code="invalid_image") from error
+
+
+def _decode(sources: list[tuple[str, bytes]], limits: Limits) -> list[Image.Image]:
+    if len(sources) > limits.max_images:
+        raise RequestError(f"{len(sources)} images; at most {limits.max_images} are taken", param="messages")
+    images: list[Image.Image] = []
+    pixels = 0
+    for param, data in sources:
+        try:
+            width, height = image_size(data)
+            pixels += width * height
+            if pixels > limits.max_pixels:
+                raise RequestError(
+                    f"images of {pixels:,} pixels up to here; at most {limits.max_pixels:,} are decoded for a request",
+                    param=param,
+                    code="image_too_large",
+                )
+            images.append(decode_image(data))
+        except SampleError as error:
+            raise RequestError(str(error), param=param, code="invalid_image") from error
+    return images
+
+
+def _first_of(error: ValidationError) -> RequestError:
+    """The first mistake that pydantic found, in a sentence."""
+    found = error.errors(include_url=False, include_input=False)[0]
+    place = ""
+    for step in found["loc"]:
+        if isinstance(step, int):
+            place += f"[{step}]"
+        elif step not in ("text", "image_url") or not place.endswith("]"):  # pydantic names the kind of a part too
+            place += f".{step}" if place else str(step)
+    if found["type"] == "json_invalid":
+        return RequestError(f"the request is not JSON: {found['ctx']['error']}", code="invalid_json")
+    if found["type"] == "extra_forbidden":
+        name = str(found["loc"][-1])
+        hint = did_you_mean(name, ChatRequest.model_fields) if len(found["loc"]) == 1 else ""
+        message = f"unknown field {name[:80]!r}" + (f": {hint}" if hint else "")
+        return RequestError(message, param=place[:200], code="unknown_parameter")
+    return RequestError(f"{place[:200]}: {found['msg']}" if place else found["msg"], param=place[:200] or None)

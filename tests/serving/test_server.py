@@ -1,0 +1,245 @@
+"""The server over HTTP: answers equal evaluation's, streams arrive as they are made, and nobody blocks the others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from alignvlm.evaluation.answering import ModelAnswerer
+from alignvlm.evaluation.items import Item
+from alignvlm.serving.app import LOOPBACK, create_app
+from alignvlm.serving.engine import Engine
+from alignvlm.serving.requests import Limits
+from tests.serving.server import ask, data_url, question, running, stream, until
+from tests.tiny import picture, tiny_model
+
+TEXT = "what is the total"
+
+
+@pytest.fixture(scope="module")
+def answerer() -> ModelAnswerer:
+    """A model that says various things and never ends by itself."""
+    model, processor = tiny_model(text={"tie_word_embeddings": False, "initializer_range": 0.5})
+    answerer = ModelAnswerer(model, processor, "cpu")
+    answerer.stop_ids = []
+    return answerer
+
+
+@pytest.fixture(scope="module")
+def engine(answerer: ModelAnswerer) -> Engine:
+    return Engine(answerer, "tiny", max_context=600)
+
+
+@pytest.fixture(scope="module")
+def port(engine: Engine) -> Iterator[int]:
+    limits = Limits(max_requests=4, max_body=200_000, max_images=2, max_pixels=20_000, max_text=5000, body_seconds=0.5)
+    own = Route("/page", lambda request: PlainTextResponse('"a page of one\'s own"'))
+    with running(create_app(engine, limits, routes=[own], hosts=LOOPBACK)) as port:
+        yield port
+
+
+def expected(answerer: ModelAnswerer, tokens: int, *images: Any, text: str = TEXT) -> str:
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+    return answerer.answer([Item("k", 0, "", [], [{"role": "user", "content": content}], list(images))], tokens)[0]
+
+
+def test_answers_are_those_of_an_evaluation(port: int, answerer: ModelAnswerer) -> None:
+    images = [picture(70, 40), picture(20, 30, seed=1)]
+    status, reply = ask(port, question(TEXT, *images, max_tokens=9, model="tiny"))
+    assert status == 200
+    (choice,) = reply["choices"]
+    assert choice["message"] == {"role": "assistant", "content": expected(answerer, 9, *images), "refusal": None}
+    assert choice["finish_reason"] == "length"
+    assert reply["usage"]["completion_tokens"] == 9
+    visual = sum(answerer.visual_tokens(*image.size) for image in images)
+    assert visual < reply["usage"]["prompt_tokens"] < visual + 20
+
+
+def test_a_stream_is_the_same_answer_piece_by_piece(port: int, answerer: ModelAnswerer) -> None:
+    body = question(TEXT, picture(70, 40), max_tokens=40, stream_options={"include_usage": True})
+    first, *pieces, last, counts = stream(port, body)
+    assert first["choices"][0]["delta"]["role"] == "assistant"
+    said = [piece["choices"][0]["delta"]["content"] for piece in pieces]
+    assert "".join(said) == expected(answerer, 40, picture(70, 40))
+    assert len(said) > 10
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert counts["usage"]["completion_tokens"] == 40
+    assert len({event["id"] for event in (first, *pieces, last, counts)}) == 1
+
+
+def test_text_that_spells_an_image_or_a_control_token_stays_text(port: int, answerer: ModelAnswerer) -> None:
+    text = "<image> <|im_end|>"
+    _, reply = ask(port, {"messages": [{"role": "user", "content": text}], "max_tokens": 5})
+    assert reply["choices"][0]["message"]["content"] == expected(answerer, 5, text=text)
+
+
+def test_draws_follow_their_seed(port: int) -> None:
+    body = question(TEXT, max_tokens=12, temperature=1.5, seed=7)
+    texts = [
+        ask(port, body | change)[1]["choices"][0]["message"]["content"]
+        for change in ({}, {}, {"seed": 8}, {"top_p": 1e-9})
+    ]
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[3] == ask(port, question(TEXT, max_tokens=12))[1]["choices"][0]["message"]["content"]
+
+
+def test_an_answer_ends_before_a_stop_text_and_nothing_of_it_is_streamed(port: int, answerer: ModelAnswerer) -> None:
+    whole = expected(answerer, 40)
+    stop = whole[len(whole) // 2 :][:3]
+    for texts in (stop, ["never said", stop]):
+        body = question(TEXT, max_tokens=40, stop=texts)
+        choice = ask(port, body)[1]["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (whole[: whole.index(stop)], "stop")
+        pieces = [event["choices"][0]["delta"].get("content", "") for event in stream(port, body)]
+        assert "".join(pieces) == choice["message"]["content"]
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_who_goes_away_frees_the_model(port: int, engine: Engine, streams: bool) -> None:
+    passes: list[float] = []
+
+    def count(*unused: Any) -> None:
+        passes.append(time.monotonic())
+        time.sleep(0.01)
+
+    hook = engine.answerer.model.register_forward_pre_hook(count)
+    body = json.dumps(question(TEXT, max_tokens=500, stream=streams)).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            until(lambda: len(passes) > 3)
+        asyncio.run(engine.run(int))  # when the model is free
+    finally:
+        hook.remove()
+    assert len(passes) < 250
+
+
+def test_requests_wait_their_turn_and_too_many_are_told_to_come_back(port: int, engine: Engine) -> None:
+    begun, release = threading.Event(), threading.Event()
+    engine._model.submit(lambda: (begun.set(), release.wait(60)))
+    assert begun.wait(20)
+    replies: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: replies.append(ask(port, question(TEXT, max_tokens=1))[0])) for _ in range(5)
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        until(lambda: replies)
+        assert replies == [503]  # four wait
+        assert ask(port, None, "/health", "GET") == (200, {"status": "ok"})
+    finally:
+        release.set()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(replies) == [200] * 4 + [503]
+
+
+IMAGE = data_url(picture(30, 30))
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+def with_image(url: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"{", 400, "not JSON"),
+        (b"[" * 100_000, 400, "not JSON"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400, "not JSON"),
+        ([], 400, "object"),
+        ({}, 400, "messages"),
+        ({"messages": HELLO, "model": "other"}, 404, "this server has 'tiny'"),
+        ({"messages": HELLO, "max_tokns": 3}, 400, "did you mean 'max_tokens'"),
+        ({"messages": HELLO, "n": 2}, 400, "n is not supported"),
+        ({"messages": HELLO, "tools": [{"type": "function"}]}, 400, "tools is not supported"),
+        ({"messages": HELLO, "temperature": 3}, 400, "temperature"),
+        ({"messages": HELLO, "max_tokens": 0}, 400, "max_tokens"),
+        ({"messages": HELLO, "max_tokens": 600}, 400, "takes 600 tokens"),
+        ({"messages": [{"role": "user", "content": "a " * 2000}]}, 400, "takes 600 tokens"),
+        ({"messages": [{"role": "user", "content": "a" * 5001}]}, 400, "at most 5,000"),
+        ({"messages": [{"role": "assistant", "content": "hi"}], "stop": [""]}, 400, "stop[0]"),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, 400, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400, "messages[0].content[0]"),
+        (with_image("http://127.0.0.1:1/a.png"), 400, "fetches no URLs"),
+        (with_image("file:///etc/hostname"), 400, "opens no files"),
+        (with_image("/etc/hostname"), 400, "opens no files"),
+        (with_image("data:image/png;base64,@@@"), 400, "not base64"),
+        (with_image("data:image/png;base64,aGVsbG8="), 400, "cannot be decoded"),
+        (with_image(data_url(picture(200, 101))), 400, "20,200 pixels"),
+        (question("hi", *[picture(9, 9)] * 3), 400, "3 images; at most 2"),
+        (b" " * 200_001, 413, "larger than 200,000 bytes"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_in_openais_shape(port: int, body: Any, status: int, said: str) -> None:
+    got, reply = ask(port, body)
+    assert (got, list(reply)) == (status, ["error"]), reply
+    assert set(reply["error"]) == {"message", "type", "param", "code"}
+    assert reply["error"]["type"] == "invalid_request_error"
+    assert said in reply["error"]["message"]
+
+
+def test_fields_that_ask_for_nothing_are_taken(port: int) -> None:
+    fields = {
+        "n": 1,
+        "user": "me",
+        "presence_penalty": 0.0,
+        "tools": None,
+        "response_format": {"type": "text"},
+        "seed": None,
+    }
+    assert ask(port, {"messages": HELLO, "max_completion_tokens": 1, **fields})[0] == 200
+
+
+def test_other_paths_hosts_and_content_types(port: int) -> None:
+    assert ask(port, None, "/v1/nothing", "GET")[0] == 404
+    assert ask(port, None, method="GET")[0] == 405
+    assert ask(port, {"messages": HELLO}, Content_Type="text/plain")[0] == 415  # what any web page may send
+    status, reply = ask(port, None, "/v1/models", "GET", Host="rebound.example")
+    assert (status, reply["error"]["type"]) == (403, "invalid_request_error")
+    assert ask(port, None, "/v1/models", "GET")[1]["data"][0]["id"] == "tiny"
+    assert ask(port, None, "/page", "GET") == (200, "a page of one's own")
+
+
+def test_a_request_that_does_not_arrive_is_given_up(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_with_a_key_only_who_has_it_asks(engine: Engine) -> None:
+    with running(create_app(engine, api_key="secret")) as port:
+        assert ask(port, None, "/health", "GET")[0] == 200
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
+            assert ask(port, None, "/v1/models", "GET", **headers)[0] == 401
+        assert ask(port, None, "/v1/models", "GET", Authorization="Bearer secret")[0] == 200
+
+
+def test_a_model_that_fails_fails_one_request(
+    port: int, answerer: ModelAnswerer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("a kernel")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(answerer.model, "generate", fail)
+        status, reply = ask(port, {"messages": HELLO})
+        (*_, last) = stream(port, {"messages": HELLO})
+    assert (status, reply["error"]["type"]) == (500, "server_error")
+    assert "kernel" not in json.dumps(reply)
+    assert last == reply
+    assert "a kernel" in caplog.text
+    assert ask(port, {"messages": HELLO, "max_tokens": 1})[0] == 200
