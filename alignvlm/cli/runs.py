@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alignvlm.cli.arguments import add_recipe, path, positive
+from alignvlm.cli.arguments import add_recipe, path, positive, word
+
+if TYPE_CHECKING:
+    from alignvlm.exports import Push
 
 
 def add_parser(subparsers: Any) -> None:
@@ -33,14 +36,16 @@ def add_parser(subparsers: Any) -> None:
         "export",
         help="convert a checkpoint into a Hugging Face folder",
         description="Convert a checkpoint into a Hugging Face folder. Every stage does this at its end; this command "
-        "is for the checkpoints before, for the best one, and for the mean of the last ones.",
+        "is for the checkpoints before, for the best one, and for the mean of the last ones. With --push, the folder "
+        "goes to the Hugging Face Hub as well; that of a stage does so without another copy: leave OUTPUT out.",
     )
     export.add_argument(
         "checkpoint",
         type=path,
-        help="runs/<name>/<n>-<stage>/checkpoints/step-…; with --best or --average also a run or a stage",
+        help="runs/<name>/<n>-<stage>/checkpoints/step-…; with --best or --average also a run or a stage; "
+        "with --push and no OUTPUT runs/<name>/<n>-<stage>/export",
     )
-    export.add_argument("output", type=path, help="new folder")
+    export.add_argument("output", type=path, nargs="?", help="new folder")
     which = export.add_mutually_exclusive_group()
     which.add_argument("--best", action="store_true", help="take the checkpoint that is best by checkpoint.keep_best")
     which.add_argument(
@@ -52,6 +57,10 @@ def add_parser(subparsers: Any) -> None:
     export.add_argument(
         "--dtype", choices=("bfloat16", "float32"), help="of the weights (default: the run's precision)"
     )
+    export.add_argument("--push", type=word, metavar="ORG/NAME", help="upload the folder to this repository of the Hub")
+    export.add_argument("--private", action="store_true", help="with --push: create it as a private repository")
+    export.add_argument("--revision", type=word, metavar="BRANCH", help="with --push: to this branch (default: main)")
+    export.add_argument("--dry-run", action="store_true", help="with --push: list what would go; changes nothing")
     export.set_defaults(handler=run_export)
 
     track = subparsers.add_parser(
@@ -83,10 +92,45 @@ def run_goodput(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Export the checkpoint that was asked for, or the mean of several, say which, and print the folder."""
+    """Export the checkpoint that was asked for, or the mean of several; push the folder where that is asked for."""
+    from alignvlm.errors import UserError
+    from alignvlm.exports import Push, check_token
+
+    if not args.push and (args.private or args.revision or args.dry_run):
+        raise UserError("--private, --revision and --dry-run belong to --push ORG/NAME")
+    converts = args.output is not None or not args.push
+    push = Push(args.output or args.checkpoint, args.push, args.private, args.revision) if args.push else None
+    if converts and args.dry_run:
+        raise UserError("--dry-run lists an export that is there: leave OUTPUT out and give its folder")
+    if converts:
+        if push:
+            check_token()  # before the work
+        _convert(args)
+    if push and args.dry_run:
+        _list_files(push)
+    elif push:
+        print(f"pushed {len(push.files)} files to {push.send()}")
+    return 0
+
+
+def _list_files(push: Push) -> None:
+    """Print what would go to the Hub."""
+    from alignvlm.exports import check_export
+
+    check_export(push.folder)
+    for name, size in push.files.items():
+        print(f"{size:>15,}  {name}")
+    kind = " (created as private)" if push.private else ""
+    print(f"{push.size:>15,}  bytes in {len(push.files)} files would go to {push.target}{kind}; nothing was sent")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    """Write the folder of the checkpoint that was asked for, or of the mean of several, and say which."""
     from alignvlm.best import best_checkpoint, last_checkpoints
     from alignvlm.errors import UserError
 
+    if args.output is None:
+        raise UserError(f"alignvlm export {args.checkpoint}: give the new folder as second argument")
     if args.output.exists():
         raise UserError(f"{args.output} already exists; give another folder")
     checkpoints = [args.checkpoint]
@@ -102,7 +146,6 @@ def run_export(args: argparse.Namespace) -> int:
 
     export_checkpoints(checkpoints, args.output, args.dtype)
     print(f"wrote {args.output}")
-    return 0
 
 
 def run_track(args: argparse.Namespace) -> int:

@@ -139,7 +139,11 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
     ],
     ("export",): [
         (["missing", "out"], "not a finished checkpoint"), (["file.txt", "out"], "not a finished checkpoint"),
-        (["missing", "empty"], "already exists"), (["missing"], "required: output"),
+        (["missing", "empty"], "already exists"), (["missing"], "give the new folder"),
+        (["made_model", "out", "--private"], "belong to --push"), ([], "required: checkpoint"),
+        (["made_model", "--push", "model"], "not ORGANISATION/NAME"),
+        (["missing", "--push", "a/b", "--dry-run"], "missing is not an export folder"),
+        (["missing", "out", "--push", "a/b", "--dry-run"], "leave OUTPUT out"),
     ],
     ("track",): [*RECIPE, (["tiny.yaml"], "no such run"), (["tiny.yaml", "runs=file.txt"], "file.txt")],
     ("chat",): [

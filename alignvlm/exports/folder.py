@@ -7,12 +7,12 @@ without an import of this package: in a file of one line, which imports them fro
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from alignvlm.errors import UserError
+from alignvlm.exports.card import CARD, STAGE_FOLDER, model_card
 from data_pipeline.files import has_shape, must_write, read_needed
 
 MODEL_TYPE = "alignvlm"
@@ -29,36 +29,6 @@ CLASSES = {
     "AutoProcessor": "AlignVLMProcessor",
 }
 """transformers' Auto class -> the class of `alignvlm.model` that it loads."""
-CARD = """---
-library_name: transformers
-pipeline_tag: image-text-to-text
-tags:
-- alignvlm
----
-
-# {name}
-
-A vision-language model for documents with {parameters:,} parameters.
-
-| vision encoder | connector | language model |
-|---|---|---|
-| {vision} | {connector} | {language} |
-
-```python
-# pip install alignvlm
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-folder = "."  # this folder, or its name on the hub
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
-question = [{{"type": "image"}}, {{"type": "text", "text": "What is the total?"}}]
-inputs = processor.prepare_generation([[{{"role": "user", "content": question}}]], [["page.png"]])
-tokens = model.generate(**inputs, do_sample=False)[:, inputs["input_ids"].shape[1] :]
-print(processor.batch_decode(tokens, skip_special_tokens=True)[0])
-```
-"""
-"""README.md of a folder, which the hub shows."""
-_STAGE_FOLDER = re.compile(r"(\d+)-(.+)")
 
 
 def auto_map(*kinds: str) -> dict[str, str]:
@@ -94,34 +64,16 @@ def save_export(model: Any, weights: dict[str, Any], processor: Any, folder: Pat
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
-            card = _card(model, weights, folder)  # before the weights are written, which empties the dictionary
+            card = model_card(model, weights, folder)  # before the weights are written, which empties the dictionary
             model.save_pretrained(partial, state_dict=weights)
             processor.save_pretrained(partial)
-            (partial / "README.md").write_text(card, encoding="utf-8")
+            (partial / CARD).write_text(card, encoding="utf-8")
             _follow_umask(partial)
             partial.rename(folder)
         except SafetensorError as error:
             raise OSError(str(error)) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def _card(model: Any, weights: dict[str, Any], folder: Path) -> str:
-    """A model card."""
-    config = model.config
-    parts = {"vision": config.vision_config.model_type, "language": config.text_config.model_type}
-    return CARD.format(
-        name=name_of_export(folder),
-        connector=config.connector_config["kind"],
-        parameters=sum(weights[name].numel() for name, _ in model.named_parameters()),
-        **parts,
-    )
-
-
-def name_of_export(folder: Path) -> str:
-    """The name of a model: that of the run where the folder is one of a run, else the folder's own."""
-    folder = folder.absolute()
-    return folder.parents[1].name if _STAGE_FOLDER.fullmatch(folder.parent.name) else folder.name
 
 
 def check_export(folder: Path) -> None:
@@ -147,7 +99,7 @@ def check_export(folder: Path) -> None:
 
 
 def _way_out(folder: Path) -> str:
-    match = _STAGE_FOLDER.fullmatch(folder.absolute().parent.name)
+    match = STAGE_FOLDER.fullmatch(folder.absolute().parent.name)
     if match is None:
         return "copy the export again"
     again = (
