@@ -162,8 +162,8 @@ class Bench:
         config = deepspeed_config(recipe, stage, self.world.size)
         changes = merged(config, variant.deepspeed)
         trainer = build_trainer(recipe, stage, export, self.world, changes, variant.whole_layers)
-        if variant.compiled is not None:
-            compile_layers(trainer.model.model.part(variant.compiled), "inductor" if self._cuda else "aot_eager")
+        for part in variant.compiled:
+            compile_layers(trainer.model.model.part(part), "inductor" if self._cuda else "aot_eager")
         return trainer
 
     def _measure_steps(self, recipe: Recipe, trainer: Trainer, pack: Pack, row: dict[str, Any], profiled: bool) -> None:
@@ -277,7 +277,7 @@ def compile_layers(part: torch.nn.Module, backend: str) -> None:
     On a CPU `aot_eager` traces and differentiates as `inductor` does, without a minute of compiling C++.
     """
     for layer in largest_list(part)[2]:
-        layer.forward = torch.compile(layer.forward, backend=backend)
+        layer.forward = torch.compile(layer.forward, backend=backend, dynamic=True)
 
 
 @contextmanager

@@ -39,8 +39,8 @@ class Variant:
     """Top-level entries of DeepSpeed's configuration; a dictionary is merged into the recipe's."""
     whole_layers: bool = True
     """Under ZeRO-3, gather the layers of the backbones as wholes."""
-    compiled: str | None = None
-    """Part of the model whose layers torch.compile compiles."""
+    compiled: tuple[str, ...] = ()
+    """Parts of the model whose layers torch.compile compiles."""
     loss: str | None = None
     """Implementation of `linear_cross_entropy`; null leaves the choice to it."""
     pack: str = "captions"
@@ -91,7 +91,8 @@ VARIANTS: dict[str, Variant] = {
     "connector-mlp": Variant(("model.connector.kind=mlp",)),
     "deepspeed-linear": Variant(deepspeed={"zero_optimization": {"memory_efficient_linear": True}}),
     "gradients-in-place": Variant(deepspeed={"zero_optimization": {"contiguous_gradients": False}}),
-    "compile-vision": Variant(compiled="vision"),
+    "compile-vision": Variant(compiled=("vision",)),
+    "compile-language": Variant(compiled=("language",)),
     "kept-logits": Variant(("train.kept_logits_gib=8",)),
     "zero1": Variant(("train.deepspeed=zero1",)),
     "zero2": Variant(("train.deepspeed=zero2",)),
@@ -125,7 +126,7 @@ def find_variant(name: str) -> Variant:
         overrides=tuple(override for part in parts for override in part.overrides),
         deepspeed=deepspeed,
         whole_layers=all(part.whole_layers for part in parts),
-        compiled=next((part.compiled for part in parts if part.compiled), None),
+        compiled=tuple(dict.fromkeys(name for part in parts for name in part.compiled)),
         loss=next((part.loss for part in parts if part.loss), None),
         pack=next((part.pack for part in parts if part.pack != Variant.pack), Variant.pack),
     )
