@@ -39,7 +39,7 @@ METRICS_LINE = {"stage": str, "step": int}
 ATTEMPTS_LINE = {"stage": str, "resumed_at": int, "world_size?": int, "ended_early?": str}
 TIMELINE_LINE = {"time": float, "section": str, "host?": str, "last_beat?": float, "finished?": bool}
 RECOMPUTATION = {"vision": int, "language": int, "circumstances": dict}
-ENVIRONMENT = {"packages": {str: str}, "git_commit?": str, "started?": str}
+ENVIRONMENT = {"packages": {str: str}, "git_commit?": str, "device?": str, "started?": str}
 """What every line of metrics.jsonl, attempts.jsonl and timeline.jsonl and the objects in recomputation.json and
 environment.json have, for their readers."""
 

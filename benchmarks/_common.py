@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignvlm.system.environment import processor_name
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -37,7 +39,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     """Date, device, cores, load, versions and commit of this measurement."""
     facts: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": _cpu_name(),
+        "device": processor_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
@@ -57,13 +59,6 @@ def write(name: str, content: dict[str, Any], device: str = "cpu", folder: Path 
     path = folder / f"{name}.json"
     path.write_text(json.dumps(environment(device) | content, indent=1) + "\n")
     return path
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -112,6 +112,8 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     best = _best(run)
     if best is not None:
         facts.append(("Best checkpoint", best))
+    if environment.get("device"):
+        facts.append(("Device", environment["device"]))
     if environment.get("git_commit"):
         facts.append(("Commit", str(environment["git_commit"])[:10]))
     recomputed = [

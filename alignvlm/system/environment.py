@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,24 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "git_commit": _git_commit(),
         "machine": platform.machine(),
+        "device": device_name(),
         "cpus": os.cpu_count(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def device_name() -> str:
+    """Name of the GPU of a process that computes on one, else of the processor."""
+    torch = sys.modules.get("torch")
+    return str(torch.cuda.get_device_name()) if torch is not None and torch.cuda.is_available() else processor_name()
+
+
+def processor_name() -> str:
+    """Name of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _git_commit() -> str | None:

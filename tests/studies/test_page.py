@@ -99,6 +99,16 @@ def test_a_missing_score_is_no_part_of_an_average(results: Results, tmp_path: Pa
     assert (average["count"], average["mean"]) == (1, pytest.approx((second.scores["test"] + 0.9) / 2))
 
 
+def test_the_page_names_the_devices_that_trained(results: Results, tmp_path: Path) -> None:
+    devices = ["a GPU", "a GPU", "a processor", None]
+    records = [replace(record, device=device) for record, device in zip(results.records, devices, strict=False)]
+    page = write_page(Results(results.grid, records), {}, tmp_path)
+    assert "Trained on a GPU (2), a processor (1)." in page.read_text()
+    variants = json.loads((tmp_path / "results.json").read_text())["variants"].values()
+    cells = [cell for each in variants for cell in each["cells"]]
+    assert sorted(cell["device"] for cell in cells if cell["device"]) == ["a GPU", "a GPU", "a processor"]
+
+
 def test_a_page_has_no_password_and_a_command_for_the_shell(results: Results, tmp_path: Path) -> None:
     overrides = ("tracking.uri=postgresql://me:secret@host/db", "description=two words")
     grid = replace(results.grid, overrides=overrides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,7 +93,7 @@ def _costs(results: Results, batches: Chosen) -> Section:
         "Cost",
         "What each variant took, mean over seeds.",
         [Table(head, rows)],
-        notes=[*_same(results, batches), *notes],
+        notes=[*_same(results, batches), *notes, *_devices(results)],
     )
 
 
@@ -124,6 +125,12 @@ def _same(results: Results, batches: Chosen) -> list[str]:
         f"Same samples in the same packs at every step, by the fingerprints of their plans: {', '.join(equal)}.",
         *fitted,
     ]
+
+
+def _devices(results: Results) -> list[str]:
+    """Which devices trained the runs, and how many each: their seconds compare only on one."""
+    known = Counter(record.device for record in results.records if record.device)
+    return [f"Trained on {', '.join(f'{device} ({count})' for device, count in known.items())}."] if known else []
 
 
 def _curves(results: Results) -> Section:

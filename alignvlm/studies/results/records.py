@@ -34,6 +34,8 @@ class Record:
     """Lines of metrics.jsonl."""
     analysis: dict[str, Any] = field(default_factory=dict)
     """What the study measured besides."""
+    device: str | None = None
+    """Name of the GPU or processor that trained it; None in runs of older versions."""
 
     def has(self, tasks: Iterable[str]) -> bool:
         """Whether there is a score of each of these tasks: there is none where an evaluation has crashed."""
@@ -41,7 +43,8 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, without the steps."""
-        known = {"run": self.cell.name, "seed": self.cell.seed, "scores": self.scores, **self.numbers}
+        known = {"run": self.cell.name, "seed": self.cell.seed, "device": self.device, "scores": self.scores}
+        known |= self.numbers
         return known | ({"analysis": self.analysis} if self.analysis else {})
 
 
@@ -147,7 +150,8 @@ def read_record(cell: Cell, analysis: dict[str, Any]) -> Record:
         if entry.get("score") is not None:
             scores[name], titles[name] = float(entry["score"]) / 100, str(entry["headline"])
     seconds = sum(entry.get("seconds", 0.0) for entry in last.results.values())
-    return Record(cell, scores, titles, _numbers(cell, run, seconds), run.steps, analysis)
+    device = run.environment.get("device")
+    return Record(cell, scores, titles, _numbers(cell, run, seconds), run.steps, analysis, device)
 
 
 def _numbers(cell: Cell, run: RunData, evaluation_seconds: float) -> dict[str, float]:
