@@ -1,4 +1,4 @@
-"""Where the files are that come with the code: recipes, DeepSpeed strategies, launch files, report templates."""
+"""Where the files are that come with the code: recipes, DeepSpeed strategies, launch files, templates, the demo."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _TOP_LEVEL = _BUNDLED if _BUNDLED.is_dir() else PACKAGE.parent
 FOLDERS = {
     "recipes": PACKAGE / "recipes",
     "templates": PACKAGE / "report" / "templates",
+    "page": PACKAGE / "serving" / "demo" / "page",
     "ds_configs": _TOP_LEVEL / "ds_configs",
     "launch": _TOP_LEVEL / "launch",
 }

@@ -1,0 +1,61 @@
+"""`alignvlm demo`: a page for the browser that asks an exported model about images."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from alignvlm.cli.arguments import path, web_address
+from alignvlm.cli.serve import add_address, serving_errors
+from alignvlm.errors import UserError
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `demo` to the command line."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="ask an exported model about images in a browser",
+        description="Serve a page that asks about images and shows which text tokens the connector turned their "
+        "patches into, with the export's API beside it. Examples come from the gallery of the export's evaluation.",
+    )
+    parser.add_argument("export", type=path, nargs="?", help="export folder of a model; with --server only for tokens")
+    parser.add_argument(
+        "--server",
+        type=web_address,
+        metavar="URL",
+        help=f"a server with OpenAI's API that answers instead, such as vLLM; {KEY_VARIABLE} holds its key if any",
+    )
+    add_address(parser)
+    parser.set_defaults(handler=run, port=8080)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve the page until Ctrl-C."""
+    from alignvlm.exports import check_export, name_of_export
+
+    if arguments.export is None and arguments.server is None:
+        raise UserError("give an export folder, such as runs/quickstart/3-instruct/export, or --server URL, or both")
+    if arguments.export is not None:
+        check_export(arguments.export)
+    with serving_errors():
+        from alignvlm.serving.app import LOOPBACK, create_app
+        from alignvlm.serving.demo.app import demo_routes
+        from alignvlm.serving.demo.relay import relay_routes
+        from alignvlm.serving.server import address_of, is_loopback, listen, serve
+    from alignvlm.serving.demo.examples import find_examples
+    from alignvlm.serving.engine import Engine
+
+    with listen(arguments.host, arguments.port) as bound:
+        engine = Engine.load(arguments.export, arguments.device) if arguments.export else None
+        title = name_of_export(arguments.export) if arguments.export else arguments.server.partition("://")[2]
+        routes = demo_routes(title, find_examples(arguments.export) if arguments.export else [], engine)
+        if arguments.server:
+            routes += relay_routes(arguments.server, os.environ.get(KEY_VARIABLE))
+        hosts = LOOPBACK if is_loopback(bound) else None
+        app = create_app(None if arguments.server else engine, routes=routes, hosts=hosts)
+        print(f"{title}: open {address_of(bound)} in a browser (Ctrl-C ends it)", flush=True)
+        serve(app, bound, engine.stop if engine else lambda: None)
+    return 0

@@ -1,0 +1,121 @@
+"""The routes of the demo page: its files, what it has to know, examples, and what patches were turned into.
+
+Questions go to `/v1/chat/completions` beside them, of this process or of another server (relay.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from alignvlm.evaluation.vocabulary_view import has_view
+from alignvlm.resources import resource
+from alignvlm.serving.bodies import read_body
+from alignvlm.serving.demo.examples import Example
+from alignvlm.serving.demo.vocabulary import lay_vocabulary
+from alignvlm.serving.engine import Engine
+from alignvlm.serving.errors import RequestError
+from alignvlm.serving.requests import Limits
+from data_pipeline.samples.images import image_bytes, image_extension
+from data_pipeline.samples.schema import SampleError
+
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+"""What a browser lets the page do: nothing of another origin, nothing that is written inside the markup."""
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+BYTES = "application/octet-stream"
+"""Content type of an image to be read: a foreign web page cannot send it without asking."""
+
+log = logging.getLogger(__name__)
+
+
+def demo_routes(
+    title: str, examples: Sequence[Example] = (), engine: Engine | None = None, limits: Limits | None = None
+) -> list[BaseRoute]:
+    """Routes for `create_app`.
+
+    Args:
+        title: name of the model, as the page shows it.
+        examples: questions that the page offers.
+        engine: the model whose connector is looked into; without one, or with another connector than ALIGN, the page
+            shows no text tokens.
+        limits: of a request.
+    """
+    taken = limits or Limits()
+    shows_tokens = engine is not None and has_view(engine.answerer.model, engine.answerer.processor)
+    config = {
+        "title": title,
+        "vocabulary": shows_tokens,
+        "examples": [_described(number, example) for number, example in enumerate(examples)],
+        # Images travel in base64, four bytes for three, beside the text.
+        "limits": {"bytes": (taken.max_body - taken.max_body // 16) * 3 // 4, "images": taken.max_images},
+    }
+    files = {path.name: path for path in [*resource("page").iterdir(), resource("templates", "report.css")]}
+
+    async def page(request: Request) -> Response:
+        return _file("index.html")
+
+    async def part(request: Request) -> Response:
+        return _file(request.path_params["name"])
+
+    def _file(name: str) -> Response:
+        path = files.get(name)
+        if path is None:
+            return JSONResponse(RequestError("the page has no such file", 404).body, 404)
+        return Response(path.read_bytes(), media_type=TYPES[path.suffix], headers=HEADERS)
+
+    async def configuration(request: Request) -> Response:
+        return JSONResponse(config, headers=HEADERS)
+
+    async def picture(request: Request) -> Response:
+        number, image = request.path_params["number"], request.path_params["image"]
+        try:
+            data = image_bytes(examples[number].images[image])
+            return Response(data, media_type=f"image/{image_extension(data)}", headers=HEADERS)
+        except (IndexError, SampleError) as error:
+            return JSONResponse(RequestError(f"this example has no such image ({error})", 404).body, 404)
+
+    async def vocabulary(request: Request) -> Response:
+        try:
+            if engine is None:
+                raise RequestError("no export is loaded here: start alignvlm demo with one", 404)
+            data = await read_body(request, taken, BYTES)
+            return JSONResponse(await engine.run(_laid, engine, data), headers=HEADERS)
+        except RequestError as error:
+            return JSONResponse(error.body, error.status, error.headers)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody is there
+
+    return [
+        Route("/", page),
+        Route("/demo/config.json", configuration),
+        Route("/demo/page/{name}", part),
+        Route("/demo/examples/{number:int}/{image:int}", picture),
+        Route("/demo/vocabulary", vocabulary, methods=["POST"]),
+    ]
+
+
+def _described(number: int, example: Example) -> dict[str, Any]:
+    images = [f"demo/examples/{number}/{image}" for image in range(len(example.images))]
+    return {"task": example.task, "question": example.question, "answers": example.answers, "images": images}
+
+
+def _laid(engine: Engine, data: bytes) -> dict[str, Any]:
+    """In the model's thread."""
+    try:
+        return lay_vocabulary(engine.answerer, data)
+    except SampleError as error:
+        raise RequestError(str(error), code="invalid_image") from error

@@ -1,0 +1,186 @@
+// The page: images, a question, an answer that streams, and what the connector read in the image.
+
+import { ask, getBlob, getConfig, getModels, getVocabulary } from "./api.js";
+import { alert, clearAlerts, find, make } from "./dom.js";
+import { dataUrl, Images } from "./images.js";
+import { Overlay } from "./overlay.js";
+
+const overlay = new Overlay();
+const views = new WeakMap(); // image -> promise of its view
+let config = null, images = null, turns = [], running = null;
+
+async function start() {
+  try {
+    config = await getConfig();
+  } catch (error) {
+    return setServer("not reached", "bad", error.message);
+  }
+  document.title = `${config.title} · AlignVLM demo`;
+  find("model").textContent = config.title;
+  find("hint").hidden = find("tokens-switch").hidden = !config.vocabulary;
+  images = new Images(config.limits, startAnew, show);
+  for (const id of ["add", "drop", "ask"]) find(id).disabled = false;
+  showExamples(config.examples);
+  await connect();
+}
+
+/** Which models the server has; asked again before a question while it has not answered. */
+async function connect() {
+  try {
+    const models = await getModels();
+    find("choice").replaceChildren(...models.map((id) => make("option", { value: id }, id)));
+    find("models").hidden = models.length < 2;
+    setServer("ready", "done");
+  } catch (error) {
+    setServer("not reached", "bad", error.message);
+  }
+}
+
+function setServer(text, kind, problem = null) {
+  find("server").textContent = text;
+  find("server").className = `state ${kind}`;
+  if (problem) alert(problem);
+}
+
+async function show(image) {
+  overlay.show(image);
+  if (image === null || !config.vocabulary) return;
+  try {
+    if (!views.has(image)) views.set(image, getVocabulary(image.file));
+    const view = await views.get(image);
+    if (images.shown === image && view.cells.length) overlay.lay(view);
+  } catch (error) {
+    views.delete(image);
+    if (images.shown === image) alert(`${image.name}: ${error.message}`);
+  }
+}
+
+/** Answers about other images are no longer part of the conversation; they stay on the page. */
+function startAnew() {
+  stop();
+  if (turns.length) find("log").append(make("p", { class: "divide" }, "New conversation"));
+  turns = [];
+  find("fresh").hidden = true;
+}
+
+async function submit(expected = null) {
+  const question = find("question").value.trim();
+  if (running) return;
+  clearAlerts();
+  if (!question) {
+    alert("Write a question first.");
+    return find("question").focus();
+  }
+  if (!find("choice").value) await connect();
+  if (!find("choice").value) return;
+  const controller = (running = new AbortController());
+  const conversation = turns;
+  const [about, answer] = addTurn(question);
+  find("question").value = "";
+  const started = performance.now();
+  const said = () => answer.textContent.trim();
+  setRunning();
+  try {
+    const { reason, tokens } = await ask(await body(question), (text) => answer.append(text), controller.signal);
+    const seconds = `${((performance.now() - started) / 1000).toFixed(1)} s`;
+    const notes = [seconds, tokens === null ? null : `${tokens} tokens`, reason === "length" ? "cut at the longest answer (Settings)" : null];
+    about.textContent = notes.filter(Boolean).join(" · ");
+    if (expected) about.append(`\nExpected: ${expected}`);
+    conversation.push({ question, answer: said() });
+    if (!said()) answer.textContent = "(empty answer)";
+    find("status").textContent = `Answer: ${said()}`;
+    setServer("ready", "done");
+  } catch (error) {
+    if (error.name === "AbortError") {
+      about.textContent = "stopped";
+      find("status").textContent = "The answer was stopped.";
+      if (said()) conversation.push({ question, answer: said() });
+    } else {
+      about.textContent = "no complete answer";
+      if (!find("question").value) find("question").value = question;
+      alert(error.message);
+    }
+  } finally {
+    answer.setAttribute("aria-busy", "false");
+    if (running === controller) running = null;
+    find("fresh").hidden = turns.length === 0;
+    setRunning();
+  }
+}
+
+function stop() {
+  running?.abort();
+  running = null;
+}
+
+/** The request: the images stand in the first message of the conversation. */
+async function body(question) {
+  const asked = [...(find("history").checked ? turns : []), { question }];
+  const parts = await Promise.all(images.list.map(async ({ file }) => ({ type: "image_url", image_url: { url: await dataUrl(file) } })));
+  const messages = asked.flatMap((turn, number) => {
+    const user = { role: "user", content: [...(number ? [] : parts), { type: "text", text: turn.question }] };
+    return turn.answer === undefined ? [user] : [user, { role: "assistant", content: turn.answer }];
+  });
+  const number = (id, otherwise) => (Number.isFinite(find(id).valueAsNumber) ? find(id).valueAsNumber : otherwise);
+  return { model: find("choice").value, messages, max_tokens: number("longest", 256), temperature: number("temperature", 0) };
+}
+
+function addTurn(question) {
+  const count = images.list.length;
+  const pictures = count ? make("small", {}, count === 1 ? "1 image" : `${count} images`) : null;
+  const answer = make("p", { class: "answer", "aria-busy": "true" });
+  const about = make("p", { class: "about" });
+  const turn = make("article", { class: "turn" }, make("p", { class: "asked" }, question, pictures), answer, about);
+  find("log").append(turn);
+  turn.scrollIntoView({ block: "nearest" });
+  return [about, answer];
+}
+
+/** Ask or Stop, whichever there is to do; the keyboard stays where it is. */
+function setRunning() {
+  const [hidden, shown] = running ? [find("ask"), find("stop")] : [find("stop"), find("ask")];
+  const hadFocus = document.activeElement === hidden;
+  hidden.hidden = true;
+  shown.hidden = false;
+  if (hadFocus) shown.focus({ preventScroll: true });
+}
+
+function showExamples(examples) {
+  find("examples").hidden = examples.length === 0;
+  find("cards").replaceChildren(
+    ...examples.map((example) => {
+      const pictures = example.images.map((path) => make("img", { src: path, alt: "", loading: "lazy" }));
+      const card = make("button", { type: "button", click: () => tryExample(example) }, make("span", { class: "pictures" }, ...pictures), make("span", { class: "question" }, example.question), make("small", {}, example.task));
+      return make("li", {}, card);
+    }),
+  );
+}
+
+async function tryExample(example) {
+  stop();
+  try {
+    const blobs = await Promise.all(example.images.map(getBlob));
+    images.clear();
+    await images.add(blobs.map((blob, i) => new File([blob], `${example.task} ${i + 1}`, { type: blob.type })));
+  } catch (error) {
+    return alert(error.message);
+  }
+  find("question").value = example.question;
+  window.scrollTo({ top: 0 });
+  await submit(example.answers.join(" / "));
+}
+
+find("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+find("question").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    submit();
+  }
+});
+find("stop").addEventListener("click", () => running?.abort());
+find("fresh").addEventListener("click", startAnew);
+
+start();
