@@ -180,6 +180,14 @@ def endpoint(text: str) -> str:
     return text
 
 
+def web_address(text: str) -> str:
+    """http://HOST[:PORT] or https://, with a path or without; a `/v1` or `/` at its end is left out."""
+    found = re.fullmatch(r"https?://(?:[^\s/@]+@)?(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::[0-9]{1,5})?(?:/[^\s?#]*)?", text)
+    if found is None:
+        raise ArgumentTypeError(f"{text[:80]!r}: must be the address of a server, such as http://127.0.0.1:8000")
+    return text.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
 def device_resource(text: str) -> tuple[str, int]:
     """NAME or NAME=NUMBER of a Kubernetes resource, such as rdma/hca_shared_devices_a."""
     match = re.fullmatch(

@@ -25,7 +25,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 def create_app(
-    engine: Engine,
+    engine: Engine | None,
     limits: Limits | None = None,
     routes: Sequence[BaseRoute] = (),
     hosts: Sequence[str] | None = None,
@@ -34,19 +34,17 @@ def create_app(
     """`/v1/chat/completions`, `/v1/models`, `/health`, and whatever else is given.
 
     Args:
-        engine: the model; a route of your own computes with it by `await engine.run(function, …)`.
+        engine: the model; a route of your own computes with it by `await engine.run(function, …)`. None: `routes` have
+            `/v1` themselves, from elsewhere.
         routes: of Starlette, for example a `Mount` of static files; they come after the server's own.
         hosts: names by which the server may be called; without them any. Those of a server on loopback keep web pages
             out that give it a name of their own (DNS rebinding).
         api_key: what clients must send as `Authorization: Bearer …` to `/v1`; None lets all in.
     """
 
-    async def models(request: Request) -> Response:
-        entry = {"id": engine.name, "object": "model", "created": engine.loaded_at, "owned_by": "alignvlm"}
-        return JSONResponse({"object": "list", "data": [{**entry, "max_model_len": engine.max_context}]})
-
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "stopping" if engine.is_stopping else "ok"}, 503 if engine.is_stopping else 200)
+        is_stopping = engine is not None and engine.is_stopping
+        return JSONResponse({"status": "stopping" if is_stopping else "ok"}, 503 if is_stopping else 200)
 
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -55,14 +53,22 @@ def create_app(
 
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatCompletions(engine, limits or Limits()), methods=["POST"]),
-            Route("/v1/models", models),
+            *([] if engine is None else _api(engine, limits or Limits())),
             Route("/health", health),
             *routes,
         ],
         middleware=[Middleware(_Door, hosts=hosts, api_key=api_key)],
         exception_handlers={HTTPException: refuse},
     )
+
+
+def _api(engine: Engine, limits: Limits) -> list[BaseRoute]:
+    async def models(request: Request) -> Response:
+        entry = {"id": engine.name, "object": "model", "created": engine.loaded_at, "owned_by": "alignvlm"}
+        return JSONResponse({"object": "list", "data": [{**entry, "max_model_len": engine.max_context}]})
+
+    completions = Route("/v1/chat/completions", ChatCompletions(engine, limits), methods=["POST"])
+    return [completions, Route("/v1/models", models)]
 
 
 class _Door:

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from alignvlm.evaluation.items import Item
+from alignvlm.serving.bodies import read_body
 from alignvlm.serving.engine import Answer, Engine
 from alignvlm.serving.errors import RequestError
 from alignvlm.serving.generation import Outcome, Settings
@@ -60,7 +61,7 @@ class ChatCompletions:
             self._num_requests -= 1
 
     async def _answer(self, request: Request, send: Send) -> None:
-        asked = ChatRequest.parse(await _body(request, self._limits))
+        asked = ChatRequest.parse(await read_body(request, self._limits, "application/json"))
         if asked.model not in ("", self._engine.name):
             raise RequestError(
                 f"model {asked.model[:80]!r} is not here; this server has {self._engine.name!r}",
@@ -123,31 +124,6 @@ class ChatCompletions:
         except RequestError as error:  # too late for a status
             await say(event(error.body))
         await say(END_OF_STREAM, more=False)
-
-
-async def _body(request: Request, limits: Limits) -> bytes:
-    """The request's bytes, as many as are allowed."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # what a foreign web page can send without asking
-        raise RequestError("send the request as Content-Type: application/json", status=415)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for part in request.stream():
-                body += part
-                if len(body) > limits.max_body:
-                    raise RequestError(
-                        f"the request is larger than {limits.max_body:,} bytes, the most that are taken; "
-                        "send smaller images",
-                        status=413,
-                        code="request_too_large",
-                        headers={"Connection": "close"},
-                    )
-    except TimeoutError as error:
-        raise RequestError(
-            f"the request did not arrive within {limits.body_seconds:g} s", status=408, headers={"Connection": "close"}
-        ) from error
-    return bytes(body)
 
 
 @asynccontextmanager

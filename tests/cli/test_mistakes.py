@@ -37,6 +37,7 @@ WRONG: dict[Callable[[str], object], list[str]] = {
     types.hosts: ["", "0", "x", "2:1", "1:2:3"],
     types.device_resource: ["", "rdma", "rdma/", "a b/c", "rdma/hca=0", "rdma/hca=x", NUL],
     types.endpoint: ["", "host:", "host:99999", "a b", NUL],
+    types.web_address: ["", "host", "host:8000", "ftp://host", "http://", "http://a b", "http://host?x=1", NUL],
 }
 """Type of an argument -> what it refuses. The type of every argument that takes a value is one of these."""
 
@@ -157,6 +158,11 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
         (["made_model", "--host", "no host"], "--host no host: no address of this machine"),
         (["made_model", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 8000"),
         (["made_model", "--port", "0", "--device", "meta"], "device 'meta' cannot be used"),
+    ],
+    ("demo",): [
+        *EXPORT, ([], "give an export folder"), (["--server", "host:8000"], "must be the address of a server"),
+        (["made_model", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 8080"),
+        (["missing", "--server", "http://127.0.0.1:9"], "missing is not an export folder"),
     ],
     ("config", "show"): RECIPE,
     ("config", "check"): [*RECIPE, (["tiny.yaml", "train.deepspeed=zreo3"], "did you mean 'zero3'")],

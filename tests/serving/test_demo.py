@@ -146,9 +146,7 @@ def test_questions_are_passed_on_with_the_key_and_a_lost_server_is_said() -> Non
     async def completions(request: Request) -> Response:
         return JSONResponse({"error": {"message": "too long"}, "got": await request.json()}, 422)
 
-    far = Starlette(
-        routes=[Route("/v1/models", models), Route("/v1/chat/completions", completions, methods=["POST"])]
-    )
+    far = Starlette(routes=[Route("/v1/models", models), Route("/v1/chat/completions", completions, methods=["POST"])])
     with running(far) as server:
         routes = relay_routes(f"http://127.0.0.1:{server}", api_key="k")
         with running(create_app(None, routes=routes)) as port:

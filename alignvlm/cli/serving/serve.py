@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from alignvlm.cli.arguments import path, port, positive, word
@@ -38,18 +40,25 @@ def add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=word, help="cpu, cuda, … (default: CUDA where there is a GPU)")
 
 
+@contextmanager
+def serving_errors() -> Iterator[None]:
+    """Names the extra of packages that serving needs and that are not here."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise UserError(f"{error.name} is not installed: pip install 'alignvlm[serve]'") from error
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     from alignvlm.exports import check_export
 
     check_export(arguments.export)
-    try:
+    with serving_errors():
         from alignvlm.serving.app import LOOPBACK, create_app
         from alignvlm.serving.server import address_of, is_loopback, listen, serve
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
-            raise
-        raise UserError(f"{error.name} is not installed: pip install 'alignvlm[serve]'") from error
     from alignvlm.serving.engine import Engine
     from alignvlm.serving.requests import Limits
 

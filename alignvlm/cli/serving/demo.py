@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from alignvlm.cli.arguments import path, web_address
-from alignvlm.cli.serve import add_address, serving_errors
+from alignvlm.cli.serving.serve import add_address, serving_errors
 from alignvlm.errors import UserError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
