@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ("charts", "tables")
 """Tasks whose example is asked, the first that there is."""
 PICTURES: dict[str, dict[str, Any]] = {
-    "demo": {"viewport": {"width": 1180, "height": 900}},
-    "demo-dark": {"viewport": {"width": 1180, "height": 900}, "color_scheme": "dark"},
+    "demo": {"viewport": {"width": 1180, "height": 1150}},
+    "demo-dark": {"viewport": {"width": 1180, "height": 1150}, "color_scheme": "dark"},
     "demo-phone": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True},
 }
 

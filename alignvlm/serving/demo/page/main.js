@@ -167,7 +167,7 @@ async function tryExample(example) {
   }
   find("question").value = example.question;
   window.scrollTo({ top: 0 });
-  await submit(example.answers.join(" / "));
+  await submit(example.answers.map((answer) => answer.replaceAll("\n", " · ")).join(" / "));
 }
 
 find("form").addEventListener("submit", (event) => {
