@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from alignvlm.config.deepspeed import DEFAULT_BUCKET
 from alignvlm.config.schema import PARTS, Recipe, RecomputeConfig, StageConfig
 from alignvlm.estimates.activations import Activations
 from alignvlm.kernels.align import default_block
@@ -24,7 +25,6 @@ RUNTIME = 2 * GIB
 """CUDA context, NCCL's buffers and cuBLAS' workspace on an H100: our figure, rounded up."""
 HEADROOM = 0.92
 """Part of a GPU's memory that a run may use: the rest is lost to fragmentation (our figure)."""
-DEFAULT_BUCKET = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,9 @@ def _buffers(
         gathered = min(weights, live) * bytes_each
     else:
         gathered = min(weights, zero.get("allgather_bucket_size", DEFAULT_BUCKET)) * bytes_each
-    bucket = zero.get("reduce_bucket_size", DEFAULT_BUCKET) * bytes_each
-    if level < 3:
-        bucket = min(learning * bytes_each, bucket) * (2 if zero.get("overlap_comm", False) else 1)
+    bucket = min(learning, zero.get("reduce_bucket_size", DEFAULT_BUCKET)) * bytes_each
+    if level < 3 and zero.get("overlap_comm", False):
+        bucket *= 2
     partition = learning / world_size if level >= 1 else learning
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     group = zero.get("sub_group_size", 1e9) if level >= 3 else partition

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignvlm.config.deepspeed import deepspeed_config
+from alignvlm.config.deepspeed import deepspeed_config, fit_reduce_bucket
 from alignvlm.config.schema import Recipe, RecomputeConfig, StageConfig
 from alignvlm.kernels.fused_layers import choose_fused_layers, fuse_layers
 from alignvlm.kernels.linear import keep_parameters
@@ -85,6 +85,7 @@ def build_trainer(
     fused = fuse_layers(model) if choose_fused_layers(recipe.model.fused_layers, world.device) else {}
     set_trainable(model, stage)
     groups = parameter_groups(model, stage)
+    fit_reduce_bucket(config, sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad))
     if config["zero_optimization"].get("stage") == 3:
         if config["zero_optimization"].get("memory_efficient_linear") is False:
             keep_parameters(model)

@@ -177,6 +177,8 @@ def main(folder: Path) -> None:
     for strategy in ("zero1", "zero2", "cpu_zero3"):
         trainer = trainer_of(folder / "model", strategy, world, *SETTINGS, accumulation=MICRO_BATCHES)
         results[strategy] = take_bad_step(trainer, micro_batches(MICRO_BATCHES)[world.rank :: world.size], world)
+        learning = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
+        results[f"bucket, {strategy}"] = [trainer.engine.optimizer.reduce_bucket_size, learning]
         trainer.close()
     distributed.stop()
     if not world.is_main:

@@ -71,6 +71,12 @@ def tensor_bytes(checkpoint: Path) -> int:
     return sum(found.values())
 
 
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "cpu_zero3"])
+def test_the_bucket_of_gradients_is_no_larger_than_all_of_them(folder: Path, strategy: str) -> None:
+    bucket, learning = json.loads((folder / "results.json").read_text())[f"bucket, {strategy}"]
+    assert bucket == learning
+
+
 @pytest.mark.parametrize("strategy", ["zero2", "cpu_zero3"])
 def test_a_stage_starts_from_the_masters_of_the_stage_before(folder: Path, strategy: str) -> None:
     kept = load_file(folder / f"{strategy}.safetensors")
