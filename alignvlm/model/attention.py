@@ -24,6 +24,8 @@ from transformers.utils import is_flash_attn_2_available
 SDPA = "alignvlm_sdpa"
 VARLEN = "alignvlm_varlen"
 FLASH = "alignvlm_flash"
+PACKED = (SDPA, VARLEN, FLASH)
+"""The implementations that keep packed documents apart, in any language model that lets transformers choose."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ LMS = {
     "llama-untied": {"tie_word_embeddings": False},
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3", "head_dim": 8},
+    "opt": {"model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0},
 }
 
 
@@ -67,15 +68,20 @@ def test_a_document_cannot_see_another() -> None:
 
 
 @torch.no_grad()
-def test_documents_stay_apart_without_targets_in_an_attention_of_transformers() -> None:
+def test_documents_stay_apart_without_targets_or_are_refused() -> None:
     model, processor = tiny_model()
     documents = [processor.encode(s) for s in samples()]
     inputs = lambda batch: {name: value for name, value in batch.items() if name != "labels"}
     expected = torch.cat([model.eval()(**inputs(alone(d))).logits for d in documents], dim=1)
     batch = inputs(pack(documents))
-    for implementation in ("sdpa", "eager", SDPA):
-        model.model.language_model.set_attn_implementation(implementation)
-        torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-5, atol=1e-5)
+    for implementation in ("sdpa", "eager"):  # not all models have a mask for documents there: OPT has none
+        model.get_decoder().set_attn_implementation(implementation)
+        with pytest.raises(ValueError, match=rf"in the attention '{implementation}' .*\('alignvlm_sdpa'\)"):
+            model(**batch)
+        one = inputs(pack(documents[2:]))
+        torch.testing.assert_close(model(**one).logits, expected[:, -one["max_seqlen"] :], rtol=1e-5, atol=1e-5)
+    model.get_decoder().set_attn_implementation(SDPA)
+    torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-5, atol=1e-5)
     for wrong in ({"position_ids": None}, {"attention_mask": torch.ones_like(batch["input_ids"])}):
         with pytest.raises(ValueError, match="cu_seqlens comes with position_ids, without attention_mask"):
             model(**batch | wrong)
@@ -89,7 +95,7 @@ def test_documents_stay_apart_without_targets_in_an_attention_of_transformers() 
 @pytest.mark.parametrize("images", [True, False])
 def test_vision_and_connector_run_once_whatever_the_batch_holds(images: bool) -> None:
     model, processor = tiny_model()
-    model.train()
+    model.train().get_decoder().set_attn_implementation(SDPA)
     calls = []
     model.model.vision_tower.register_forward_hook(lambda *a: calls.append("vision"))
     model.model.connector.register_forward_hook(lambda *a: calls.append("connector"))

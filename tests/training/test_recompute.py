@@ -18,6 +18,7 @@ from alignvlm.estimates.automatic import noted_recomputation
 from alignvlm.estimates.memory import HEADROOM, stage_memory
 from alignvlm.exports import save_export
 from alignvlm.model import AlignVLMConfig
+from alignvlm.model.attention import SDPA
 from alignvlm.model.network import largest_list, network_of
 from alignvlm.run_folder import Run
 from alignvlm.training import stage as stage_module
@@ -33,7 +34,7 @@ def plain() -> tuple[Any, dict[str, Any], float, dict[str, torch.Tensor]]:
     """A model with five language layers, a packed batch, and its loss and gradients without recomputation."""
     model, processor = tiny_model(text={"num_hidden_layers": 5})
     batch = pack([processor.encode(s) for s in samples()])
-    model.train()
+    model.train().get_decoder().set_attn_implementation(SDPA)
     return model, batch, *step(model, batch)
 
 

@@ -15,7 +15,7 @@ from alignvlm.connectors import Connector, Sizes, build_connector
 from alignvlm.connectors.windows import join_windows
 from alignvlm.errors import UserError
 from alignvlm.exports import FoundInPackage
-from alignvlm.model.attention import Documents
+from alignvlm.model.attention import PACKED, SDPA, Documents
 from alignvlm.model.backbones import keep_channels_last, remove_final_norm
 from alignvlm.model.configuration import AlignVLMConfig
 from alignvlm.parts import part_of, public_name
@@ -294,6 +294,11 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
                 f"{type(self.language_model).__name__} has an attention of its own, where packed documents would see "
                 "each other: take a language model that lets transformers choose its attention"
             )
-        documents = Documents.of(cu_seqlens, max_seqlen, self.language_model.config._attn_implementation)
-        # With a cache, transformers' own attention would not look for documents in the positions.
+        implementation = self.language_model.config._attn_implementation
+        if len(cu_seqlens) > 2 and implementation not in PACKED:
+            raise ValueError(
+                f"packed documents (cu_seqlens) would see each other in the attention {implementation!r} of some "
+                f"language models: call model.get_decoder().set_attn_implementation({SDPA!r})"
+            )
+        documents = Documents.of(cu_seqlens, max_seqlen, implementation)
         return {"documents": documents.to(device), "use_cache": False}
