@@ -118,15 +118,16 @@ def test_a_patch_shows_what_it_was_turned_into(address: str, engine: Engine, ope
         return [[text, f"{100 * weight:.1f} %"] for text, weight in cell["top"]]
 
     cells.nth(4).hover()  # the fifth in the first row of eight: the second tile's first
-    assert page.get_by_role("heading", name="Patch in row 1, column 5").is_visible()
+    page.get_by_role("heading", name="Patch in row 1, column 5").wait_for()
     assert told() == expected(second_tile[0])
     page.locator("h1").hover()
+    page.get_by_role("heading", name="What the patches became").wait_for()
     assert told() == []
     cells.first.focus()
     for key in ("ArrowDown", "ArrowRight", "ArrowRight", "ArrowRight", "ArrowRight", "Enter"):
         page.keyboard.press(key)
     page.locator("h1").hover()
-    assert told() == expected(second_tile[4]), "what is chosen by the keyboard stays"
+    until(lambda: told() == expected(second_tile[4]))  # what is chosen by the keyboard stays
     focused = page.locator(":focus").get_attribute("aria-label") or ""
     assert focused.startswith("Row 2, column 5: ")
     assert second_tile[4]["top"][0][0] in focused
@@ -146,12 +147,12 @@ def test_answers_stream_and_can_be_stopped(relayed: str, scripted: Scripted, ope
     page.get_by_text("forty", exact=True).wait_for()
     assert page.locator(".answer").get_attribute("aria-busy") == "true"
     page.get_by_role("button", name="Stop").click()
-    assert page.get_by_text("stopped", exact=True).is_visible()
-    assert scripted.left.wait(10), "the model would go on for nobody"
+    page.get_by_text("stopped", exact=True).wait_for()
+    assert scripted.left.wait(60), "the model would go on for nobody"
     scripted.go.set()
     ask(page, "second")
     page.get_by_text("forty-two", exact=True).wait_for()
-    assert page.get_by_role("button", name="Ask").is_visible()
+    page.get_by_role("button", name="Ask").wait_for()
 
 
 def test_several_images_and_earlier_questions_go_along(relayed: str, scripted: Scripted, open_page: OpenPage) -> None:

@@ -48,12 +48,12 @@ def test_a_chart_tells_its_values_under_the_pointer(run_folder: Path, open_page:
     tip = chart.locator(".tip")
     assert not tip.is_visible()
     chart.locator("svg").hover()
-    assert tip.is_visible()
+    tip.wait_for()
     stage, *values = tip.inner_text().splitlines()
     assert stage.startswith(("connector", "joint", "instruct"))
     assert values[0].startswith("loss")
     page.locator("h1").hover()
-    assert not tip.is_visible()
+    tip.wait_for(state="hidden")
 
 
 def test_markup_in_questions_and_answers_stays_text(run_folder: Path, open_page: OpenPage) -> None:

@@ -19,12 +19,14 @@ from alignvlm.cli import build_parser
 from alignvlm.evaluation.answering import ModelAnswerer
 from alignvlm.evaluation.vocabulary_view import vocabulary_view
 from alignvlm.resources import resource
+from alignvlm.serving import server
 from alignvlm.serving.app import LOOPBACK, create_app
 from alignvlm.serving.demo.app import BYTES, demo_routes
 from alignvlm.serving.demo.examples import MAX_EXAMPLES, find_examples
 from alignvlm.serving.demo.relay import relay_routes
 from alignvlm.serving.engine import Engine
 from data_pipeline.files import read_json_lines, write_json_lines
+from tests.fixtures.command import Command
 from tests.serving.server import ask, question, running
 from tests.tiny import picture, tiny_model
 
@@ -147,17 +149,41 @@ def test_questions_are_passed_on_with_the_key_and_a_lost_server_is_said() -> Non
         return JSONResponse({"error": {"message": "too long"}, "got": await request.json()}, 422)
 
     far = Starlette(routes=[Route("/v1/models", models), Route("/v1/chat/completions", completions, methods=["POST"])])
-    with running(far) as server:
-        routes = relay_routes(f"http://127.0.0.1:{server}", api_key="k")
+    with running(far) as address:
+        routes = relay_routes(f"http://127.0.0.1:{address}", api_key="k")
         with running(create_app(None, routes=routes)) as port:
             assert json.loads(get(port, "/v1/models")[2]) == {"data": [{"id": "far"}], "key": "Bearer k"}
             assert ask(port, question("x")) == (422, {"error": {"message": "too long"}, "got": question("x")})
             assert ask(port, b"{}", Content_Type="text/plain")[0] == 415
-    with running(create_app(None, routes=relay_routes(f"http://user:secret@127.0.0.1:{server}"))) as port:
+    with running(create_app(None, routes=relay_routes(f"http://user:secret@127.0.0.1:{address}"))) as port:
         for status, body in (ask(port, question("x")), ask(port, None, "/v1/models", "GET")):
             assert status == 502
             assert "does not answer" in body["error"]["message"]
             assert "secret" not in body["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "given", [["tiny"], ["--server", "http://127.0.0.1:9"], ["tiny", "--server", "http://127.0.0.1:9"]]
+)
+def test_the_command_serves_what_it_was_given(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for part in tiny_model():
+        part.save_pretrained("tiny")
+    served: list[Starlette] = []
+    monkeypatch.setattr(server, "serve", lambda app, bound, stop: served.append(app))
+    said = command("demo", *given, "--port", "0", "--device", "cpu")
+    title = "tiny" if given[0] == "tiny" else "127.0.0.1:9"
+    assert re.fullmatch(rf"{title}: open http://127\.0\.0\.1:\d+ in a browser \(Ctrl-C ends it\)\n", said)
+    with running(served[0]) as port:
+        config = json.loads(get(port, "/demo/config.json")[2])
+        assert (config["title"], config["vocabulary"]) == (title, given[0] == "tiny")
+        status, models = ask(port, None, "/v1/models", "GET")
+        if "--server" in given:
+            assert status == 502, "nobody is there"
+        else:
+            assert [model["id"] for model in models["data"]] == ["tiny"]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ function startAnew() {
 
 async function submit(expected = null) {
   const question = find("question").value.trim();
-  if (running) return;
+  if (running || !config) return;
   clearAlerts();
   if (!question) {
     alert("Write a question first.");
