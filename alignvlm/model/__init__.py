@@ -22,7 +22,11 @@ AutoConfig.register(AlignVLMConfig.model_type, AlignVLMConfig, exist_ok=True)
 AutoModel.register(AlignVLMConfig, AlignVLMModel, exist_ok=True)
 AutoModelForImageTextToText.register(AlignVLMConfig, AlignVLMForConditionalGeneration, exist_ok=True)
 AutoModelForMultimodalLM.register(AlignVLMConfig, AlignVLMForConditionalGeneration, exist_ok=True)
-AutoImageProcessor.register(AlignVLMConfig, AlignVLMImageProcessor, exist_ok=True)
+AutoImageProcessor.register(  # for both: where torchvision is installed transformers asks for one of that name
+    AlignVLMConfig,
+    image_processor_classes=dict.fromkeys(("pil", "torchvision"), AlignVLMImageProcessor),
+    exist_ok=True,
+)
 AutoProcessor.register(AlignVLMConfig, AlignVLMProcessor, exist_ok=True)
 register_checkpoint_conversion_mapping(
     AlignVLMConfig.model_type, [WeightRenaming(*names) for names in RENAMINGS], overwrite=True

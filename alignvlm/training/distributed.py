@@ -157,6 +157,8 @@ def _quiet() -> None:
     """Libraries' progress notes and known warnings stay out of the job's output; their errors do not."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch|deepspeed")
     warnings.filterwarnings("ignore", message=".*torch.distributed.*", category=FutureWarning)
+    # DeepSpeed's barriers: each process has chosen its GPU by then.
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device under current context")
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     for name in ("DeepSpeed", "torch.distributed", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -16,7 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alignvlm.exports import CLASSES, CLASSES_FILE, save_export
-from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMModel, AlignVLMProcessor
+from alignvlm.model import (
+    AlignVLMForConditionalGeneration,
+    AlignVLMImageProcessor,
+    AlignVLMModel,
+    AlignVLMProcessor,
+)
 from alignvlm.parts import module_name, part_of, public_name
 from tests.tiny import picture, tiny_model
 
@@ -82,6 +87,18 @@ def test_every_folder_names_the_package(tmp_path: Path) -> None:
 
 
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4}
+
+
+def test_a_machine_with_torchvision_loads_the_image_processor_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers.models.auto import image_processing_auto as auto
+
+    tiny_model()[1].save_pretrained(tmp_path)
+    monkeypatch.setattr(auto, "is_torchvision_available", lambda: True)
+    monkeypatch.setattr(auto.logger, "propagate", True)
+    assert type(auto.AutoImageProcessor.from_pretrained(tmp_path)) is AlignVLMImageProcessor
+    assert "backend" not in caplog.text
 
 
 @pytest.mark.parametrize("text", [{}, {"tie_word_embeddings": False}, GPT2 | {"tie_word_embeddings": True}])
