@@ -80,6 +80,7 @@ def test_wheel_brings_every_file_of_the_checkout_that_runs_need(run: Run, instal
     in_checkout = {
         "recipes": ROOT / "alignvlm" / "recipes",
         "templates": ROOT / "alignvlm" / "report" / "templates",
+        "page": ROOT / "alignvlm" / "serving" / "demo" / "page",
         "ds_configs": ROOT / "ds_configs",
         "launch": ROOT / "launch",
     }

@@ -133,7 +133,7 @@ export class Overlay {
     panel.replaceChildren(
       make("h2", {}, `Patch in row ${cell.row + 1}, column ${cell.column + 1}`, make("small", {}, `entropy ${cell.entropy.toFixed(2)} nats`)),
       make("ol", {}, ...cell.top.map(([text, weight]) => make("li", {}, this._token(text, weight)))),
-      make("p", {}, `All other tokens together: ${percent(Math.max(0, rest))}.`, this.heat === null ? " Choose a token to see where else it is." : " "),
+      make("p", {}, `All other tokens together: ${percent(Math.max(0, rest))}.`, " Choose a token to see where else it is, once more to see all."),
       ...(this.heat === null ? [] : [this._stopHeat()]),
     );
   }
