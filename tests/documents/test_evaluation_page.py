@@ -1,6 +1,7 @@
-"""The commands of docs/evaluation.md run as they stand, beside a tiny export, tiny files and a model that says `a`.
+"""The commands of docs/evaluation.md and benchmarks.md run as they stand, beside a tiny export and tiny files.
 
-Exports of checkpoints are in tests/integration/test_bf16.py, harnesses in tests/harness and tests/evaluation.
+The model says `a`. Exports of checkpoints are in tests/integration/test_bf16.py, harnesses in tests/harness and
+tests/evaluation.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from tests.fixtures.command import Command
 from tests.fixtures.made_up_run import write_run
 from tests.tiny import conversation, picture, tiny_model
 
-PAGE = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+PAGES = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("evaluation.md", "benchmarks.md"))
 SENTENCES = ("eval RECIPE", "report RUN", "score --vectors FILE")
 """Commands inside sentences that have all of their arguments."""
 
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with everything that the page names under the name that it has there."""
+    """The working directory, with everything that the pages name under the name that it has there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ModelAnswerer, "load", lambda folder, device=None: Known(defaultdict(lambda: "a")))
     write_run(tmp_path / "RUN", steps_per_stage=2)
@@ -60,8 +61,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_command_of_the_page_runs(desk: Path, command: Command) -> None:
-    lines = [line for line in lines_of(PAGE) if line.program == "alignvlm"]
+def test_every_command_of_the_pages_runs(desk: Path, command: Command) -> None:
+    lines = [line for line in lines_of(PAGES) if line.program == "alignvlm"]
     whole = [line.words for line in lines if line.whole and line.words[0] != "export"]
     named = [line.words for line in lines if not line.whole and " ".join(line.words) in SENTENCES]
     assert (len(whole), len(named)) == (4, 3)

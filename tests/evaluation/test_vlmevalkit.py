@@ -82,7 +82,7 @@ def test_run_py_asks_the_export_by_name(checkout: Path) -> None:
     text = [{"type": "text", "value": words} for words in ("what is the total", "read the field")]
     messages = [[image[0], text[0]], [text[0], image[0], text[1], image[1]], [text[1]]]
     Path("DocVQA_VAL").write_text(json.dumps(messages))
-    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     (words,) = (line.words for line in lines_of(page) if "alignvlm.evaluation.harness.run_vlmevalkit" in line.words)
     main([*words[2:], "--max-new-tokens", "6", "--device", "cpu"])
     replies = json.loads(Path("replies.json").read_text())

@@ -48,7 +48,7 @@ def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model.save_pretrained("export")
     processor.save_pretrained("export")
     Path("tasks").mkdir()
-    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     (task,) = re.findall(r"^```yaml\n(task: docvqa_local\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
     Path("tasks/docvqa_local.yaml").write_text(task)
     return Path("export")

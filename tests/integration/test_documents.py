@@ -1,4 +1,4 @@
-"""docs/data.md as a newcomer follows it: its recipe, and its commands one after the other."""
+"""docs/data.md, datasets.md and storage.md as a newcomer follows them: the recipe, and one command after the other."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tests.jobs import ROOT, job_environment
 from tests.stores.faults import Faults
 from tests.stores.servers import CREDENTIALS, MemoryS3, serve_memory
 
-PAGE = (ROOT / "docs" / "data.md").read_text()
+PAGES = "".join((ROOT / "docs" / name).read_text() for name in ("data.md", "datasets.md", "storage.md"))
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
-    """A folder with what the page starts from: images and conversations, in the page's own form."""
+    """A folder with what the pages start from: images and conversations, in the form of data.md."""
     (example,) = blocks("json")
     row = json.loads(example)
     (tmp_path / "images").mkdir()
@@ -56,7 +56,7 @@ def store() -> Iterator[tuple[MemoryS3, dict[str, str]]]:
         yield memory, {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
 
 
-def test_the_page_about_your_own_data_works_as_written(desk: Path, store: tuple[MemoryS3, dict[str, str]]) -> None:
+def test_the_pages_about_data_work_as_written(desk: Path, store: tuple[MemoryS3, dict[str, str]]) -> None:
     bucket, keys = store
     environment = job_environment(**keys, ALIGNVLM_CACHE=str(desk / "cache"))
     program = f"alignvlm() {{ '{sys.executable}' -m alignvlm \"$@\"; }}\nset -e\n"
@@ -73,7 +73,7 @@ def test_the_page_about_your_own_data_works_as_written(desk: Path, store: tuple[
             for tar in (desk / "data").rglob("*.tar"):
                 bucket.objects[f"bucket/corpus/{tar.relative_to(desk / 'data').as_posix()}"] = tar.read_bytes()
         outputs.append(done.stdout)
-    written, indexed, published, shared, far, planned, trained = outputs
+    written, indexed, planned, trained, published, shared, far = outputs
     assert "data/mine: 40 samples in 1 shards" in written
     assert "data/copied: 40 samples" in indexed
     assert "data/mine: OK" in indexed

@@ -33,7 +33,7 @@ class BenchmarkConfig:
     """A published benchmark."""
 
     path: str
-    """File or folder of its data, in any of its layouts (docs/evaluation.md)."""
+    """File or folder of its data, in any of its layouts (docs/benchmarks.md)."""
     limit: PositiveInt | None = None
     """Ask only this many questions, the first ones."""
     flavour: str | None = None
