@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the tests marked `cluster` need from the system: Slurm, munge, ssh, pdsh, network namespaces, nginx, openssl; and
-# Azurite and s3rver, servers that npm brings, in .venv/node. Debian or Ubuntu, as root.
+# What the tests marked `cluster` need from the system: Slurm, munge, ssh, pdsh, network namespaces, nginx, openssl,
+# PostgreSQL; and Azurite and s3rver, servers that npm brings, in .venv/node. Debian or Ubuntu, as root.
 set -euo pipefail
 
 node=.venv/node
@@ -17,6 +17,10 @@ missing=()
 for program in "${programs[@]}"; do
     command -v "$program" >/dev/null || [[ -x /usr/sbin/$program ]] || missing+=("$program")
 done
+if ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && ! command -v initdb >/dev/null; then
+    missing+=(initdb)
+    packages+=(postgresql)
+fi
 if ((${#missing[@]} > 0)); then
     echo "installing for: ${missing[*]}"
     sudo=()
