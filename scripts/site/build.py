@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,6 +37,7 @@ BORROWED = {
 """File of the repository -> page of the site."""
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 CODE = re.compile(r"^```(?s:.*?)^```|^(?:    .*\n)+|`[^`\n]+`", re.MULTILINE)
+FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$(?=\S)([^$\n]+)(?<=\S)\$")
 
 
 class Site:
@@ -72,11 +74,27 @@ class Site:
                 shutil.copy(ROOT / target, self.folder / place)
             return f"{match[1]}{os.path.relpath(place, PurePosixPath(page).parent)}{match[3]}"
 
-        parts, end = [], 0
-        for code in CODE.finditer(text):
-            parts += [LINK.sub(turned, text[end : code.start()]), code[0]]
-            end = code.end()
-        return "".join([*parts, LINK.sub(turned, text[end:])])
+        return outside_code(text, lambda part: LINK.sub(turned, part))
+
+
+def outside_code(text: str, change: Callable[[str], str]) -> str:
+    """A Markdown text whose parts outside of code are changed."""
+    parts, end = [], 0
+    for code in CODE.finditer(text):
+        parts += [change(text[end : code.start()]), code[0]]
+        end = code.end()
+    return "".join([*parts, change(text[end:])])
+
+
+def draw_formulas(text: str) -> str:
+    """`$…$` and `$$…$$` as MathML, which browsers draw by themselves."""
+    from latex2mathml.converter import convert
+
+    def drawn(match: re.Match[str]) -> str:
+        block, inline = match.groups()
+        return f"<div>{convert(block, display='block')}</div>" if block else f"<span>{convert(inline)}</span>"
+
+    return FORMULA.sub(drawn, text)
 
 
 def expand(nav: Any, rest: list[str], known: set[str]) -> Any:
@@ -122,6 +140,8 @@ def main() -> int:
     for folder in ("docs", "site"):
         shutil.rmtree(build / folder, ignore_errors=True)
     pages = Site(build / "docs").write()
+    for page in ((build / "docs" / name) for name in pages):
+        page.write_text(outside_code(page.read_text(encoding="utf-8"), draw_formulas), encoding="utf-8")
     settings = yaml.safe_load((HERE / "mkdocs.yml").read_text(encoding="utf-8"))
     named = set(names(settings["nav"]))
     rest = sorted(pages - named)
