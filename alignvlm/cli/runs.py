@@ -30,6 +30,12 @@ def add_parser(subparsers: Any) -> None:
     )
     goodput.add_argument("run", type=path, metavar="RUN", help="run folder, such as runs/quickstart")
     goodput.add_argument("--json", action="store_true", help="print JSON: all times in seconds")
+    goodput.add_argument(
+        "--failure-every",
+        type=positive,
+        metavar="MINUTES",
+        help="say too what the ratio would be with a failure every so many minutes, as costly as those of this run",
+    )
     goodput.set_defaults(handler=run_goodput)
 
     export = subparsers.add_parser(
@@ -84,10 +90,15 @@ def run_goodput(args: argparse.Namespace) -> int:
     """Print the table, or JSON."""
     import json
 
+    from alignvlm.report.failures import project
     from alignvlm.report.goodput import read_goodput, table
 
     found = read_goodput(args.run)
-    print(json.dumps(found.to_json(), indent=2) if args.json else table(found))
+    projected = project(found, 60 * args.failure_every) if args.failure_every else None
+    if args.json:
+        print(json.dumps(found.to_json() | ({"projected": projected.to_json()} if projected else {}), indent=2))
+    else:
+        print(table(found) + (f"\n\n{projected}" if projected else ""))
     return 0
 
 

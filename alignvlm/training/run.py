@@ -34,11 +34,12 @@ from alignvlm.training.callbacks.bad_numbers import BadNumbers
 from alignvlm.training.callbacks.checkpoints import Checkpoints
 from alignvlm.training.callbacks.connector_statistics import ConnectorStatistics
 from alignvlm.training.callbacks.early_end import EarlyEnd
+from alignvlm.training.callbacks.health.replay import Replay
+from alignvlm.training.callbacks.health.step_limit import StepLimit
 from alignvlm.training.callbacks.held_out_loss import HeldOutLoss
 from alignvlm.training.callbacks.metrics_log import MetricsLog
 from alignvlm.training.callbacks.progress_bar import ProgressBar
 from alignvlm.training.callbacks.rank_times import RankTimes
-from alignvlm.training.callbacks.step_limit import StepLimit
 from alignvlm.training.callbacks.tracking import Tracking
 from alignvlm.training.checkpoints.masters import remove_masters
 from alignvlm.training.distributed import World
@@ -196,8 +197,8 @@ def all_callbacks(tracker: Tracker | None, own: Sequence[Callback] = ()) -> list
             raise UserError(f"callbacks: {callback!r} is not an instance of alignvlm.Callback")
     tracking = [Tracking(tracker)] if tracker is not None else []
     ordered: list[Callback] = [
-        ConnectorStatistics(), RankTimes(), BadNumbers(), HeldOutLoss(), *own, EarlyEnd(), MetricsLog(), ProgressBar(),
-        StepLimit(), *tracking, Checkpoints(),
+        ConnectorStatistics(), RankTimes(), BadNumbers(), Replay(), HeldOutLoss(), *own, EarlyEnd(), MetricsLog(),
+        ProgressBar(), StepLimit(), *tracking, Checkpoints(),
     ]  # fmt: skip
     names = [callback.name for callback in ordered]
     for name in names:

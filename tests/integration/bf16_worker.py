@@ -162,7 +162,7 @@ def held_out(trainer: Trainer, world: World) -> dict[str, float]:
     """The held-out loss on packs of which some have images and some have none."""
     filler = collate([], [], step=0, epoch=0)
     mine = [*micro_batches(len(HELD_OUT)), *[filler] * (-len(HELD_OUT) % world.size)][world.rank :: world.size]
-    state: Any = SimpleNamespace(trainer=trainer, world=world, validated=0)
+    state: Any = SimpleNamespace(trainer=trainer, world=world)
     return measure(state, HeldOutPacks(HELD_OUT, mine))
 
 

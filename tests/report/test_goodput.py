@@ -12,6 +12,7 @@ import pytest
 
 from alignvlm.cli import main
 from alignvlm.errors import UserError
+from alignvlm.report.failures import project
 from alignvlm.report.goodput import PARTS, Goodput, read_goodput
 from alignvlm.report.report import build_report
 from alignvlm.run_folder import RunFolder
@@ -169,3 +170,26 @@ def test_times_that_are_none_are_passed_over(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither timeline\.jsonl nor metrics\.jsonl says when it trained"):
         read_goodput(tmp_path)
+
+
+def test_the_cost_of_a_failure_is_that_of_the_run_and_the_rest_keeps_its_shares(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run of two attempts, of which one was killed; every number by hand."""
+    run = write(tmp_path / "run", FIRST + SECOND, KEPT, LOST)
+    found = read_goodput(run.path)
+    steps = found.parts["steps"]
+    projected = project(found, 20 * 60.0)
+    start_up = (5 + 20 + 2 + 4 + 3 + 4 + 1 + 1 + 4) / 2
+    assert projected.costs == {"start_up": start_up, "retaken": found.parts["retaken"], "waiting": 119.0}
+    rest = found.wall - sum(found.parts[part] for part in ("start_up", "retaken", "waiting"))
+    lost = start_up + found.parts["retaken"]
+    assert projected.ettr == pytest.approx(steps / rest * (1 - (lost + 119.0) / 1200))
+    assert projected.ettr_without_waiting == pytest.approx(steps / rest * (1 - lost / (1200 - 119.0)))
+    assert sum(projected.shares.values()) == pytest.approx(1)
+    assert project(found, 60.0).ettr == 0
+    assert main(["goodput", str(run.path), "--failure-every", "20"]) == 0
+    assert f"with a failure every 20 min 00 s: ETTR {100 * projected.ettr:.1f} %" in capsys.readouterr().out
+    finished = write(tmp_path / "finished", SECOND, KEPT[2:])
+    assert main(["goodput", str(finished.path), "--failure-every", "20"]) == 2
+    assert "no attempt of this run has ended early" in capsys.readouterr().err

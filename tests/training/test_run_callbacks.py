@@ -21,7 +21,7 @@ class MetricsLog(Callback):
 def test_the_users_own_see_a_complete_record_before_it_is_written_and_are_saved() -> None:
     names = [callback.name for callback in all_callbacks(None, [Mine()])]
     assert names == [
-        "ConnectorStatistics", "RankTimes", "BadNumbers", "HeldOutLoss", "Mine", "EarlyEnd", "MetricsLog",
+        "ConnectorStatistics", "RankTimes", "BadNumbers", "Replay", "HeldOutLoss", "Mine", "EarlyEnd", "MetricsLog",
         "ProgressBar", "StepLimit", "Checkpoints",
     ]  # fmt: skip
 

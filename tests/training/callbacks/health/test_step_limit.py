@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alignvlm.config.schema import Recipe
 from alignvlm.system.monitor.heart import SIZE, Heart, Pulse
-from alignvlm.training.callbacks.step_limit import StepLimit
+from alignvlm.training.callbacks.health.step_limit import StepLimit
 from tests.training.fakes import FakeWorld, micro_batch, record, stage_state
 
 START, STEP, FACTOR = 600.0, 180.0, 20.0
