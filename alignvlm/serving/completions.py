@@ -93,15 +93,16 @@ class ChatCompletions:
         wanted = asked.most_tokens
         usual = self._engine.answerer.model.generation_config.max_new_tokens or DEFAULT_TOKENS
         most = self._engine.max_context
-        if most is not None and prompt_tokens + (wanted or 1) > most:
+        if prompt_tokens + (wanted or 1) > most:
             raise RequestError(
                 f"this model takes {most:,} tokens; the prompt has {prompt_tokens:,}, images included, and "
                 f"{wanted or 1:,} were wanted as an answer",
                 param="messages",
                 code="context_length_exceeded",
             )
-        room = usual if most is None else min(usual, most - prompt_tokens)
-        return Settings(wanted or room, asked.temperature, asked.top_p, asked.seed, tuple(asked.stop))
+        return Settings(
+            wanted or min(usual, most - prompt_tokens), asked.temperature, asked.top_p, asked.seed, tuple(asked.stop)
+        )
 
     async def _stream(self, answer: Answer, asked: ChatRequest, send: Send) -> None:
         reply = Reply(self._engine.name)

@@ -16,6 +16,9 @@ from alignvlm.serving.generation import Outcome, Settings, answer
 
 T = TypeVar("T")
 
+FALLBACK_CONTEXT = 32_768
+"""Most tokens for a language model without a number of positions."""
+
 
 class Engine:
     """A model for use from an event loop. What is asked of it waits its turn; `stop` ends what runs and what waits.
@@ -29,8 +32,8 @@ class Engine:
     def __init__(self, answerer: ModelAnswerer, name: str, max_context: int | None = None) -> None:
         self.answerer, self.name = answerer, name
         config = answerer.model.config.text_config
-        positions = getattr(config, "max_position_embeddings", None)
-        self.max_context: int | None = min(filter(None, (max_context, positions)), default=None)
+        positions = getattr(config, "max_position_embeddings", None) or FALLBACK_CONTEXT
+        self.max_context: int = min(max_context or positions, positions)
         self.loaded_at = int(time.time())
         self._model = ThreadPoolExecutor(1, "model")
         self._images = ThreadPoolExecutor(1, "images")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from alignvlm.serving.errors import RequestError
+from alignvlm.serving.images import decode_all, read_source
 from data_pipeline.errors import did_you_mean
-from data_pipeline.samples.images import MAX_IMAGE_PIXELS, decode_image, image_size
-from data_pipeline.samples.schema import MAX_MESSAGES, SampleError
+from data_pipeline.samples.images import MAX_IMAGE_PIXELS
+from data_pipeline.samples.schema import MAX_MESSAGES
 
 LABELS = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user")
 """Fields that say nothing about the answer: taken and left alone."""
@@ -51,6 +51,10 @@ class Limits:
     """Characters of all messages together."""
     body_seconds: float = 60.0
     """How long a client may take to send its request."""
+    image_hosts: tuple[str, ...] = ()
+    """Web servers from which images are fetched that a request names by URL."""
+    image_folder: Path | None = None
+    """Where files lie that a request may name by `file:` URL."""
 
 
 class _Form(BaseModel):
@@ -152,61 +156,24 @@ class ChatRequest(_Form):
                     parts.append({"type": "text", "text": part.text})
                 else:
                     param = f"messages[{number}].content[{place}].image_url.url"
-                    sources.append((param, _image_bytes(part.image_url.url, param)))
+                    sources.append((param, read_source(part.image_url.url, param, limits)))
                     parts.append({"type": "image"})
             messages.append({"role": {"developer": "system"}.get(message.role, message.role), "content": parts})
         if length > limits.max_text:
             raise RequestError(
                 f"the messages have {length:,} characters; at most {limits.max_text:,} are taken", param="messages"
             )
-        return messages, _decode(sources, limits)
-
-
-def _image_bytes(url: str, param: str) -> bytes:
-    """The file that a data URL holds; nothing else is opened or fetched."""
-    head, comma, data = url.partition(",")
-    if not (comma and head.startswith("data:") and head.endswith(";base64")):
-        raise RequestError(
-            "this server fetches no URLs and opens no files: send the image itself as "
-            "data:image/png;base64,… (or image/jpeg, …)",
-            param=param,
-            code="image_url_not_allowed",
-        )
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError("the data URL is not base64", param=param, code="invalid_image") from error
-
-
-def _decode(sources: list[tuple[str, bytes]], limits: Limits) -> list[Image.Image]:
-    if len(sources) > limits.max_images:
-        raise RequestError(f"{len(sources)} images; at most {limits.max_images} are taken", param="messages")
-    images: list[Image.Image] = []
-    pixels = 0
-    for param, data in sources:
-        try:
-            width, height = image_size(data)
-            pixels += width * height
-            if pixels > limits.max_pixels:
-                raise RequestError(
-                    f"images of {pixels:,} pixels up to here; at most {limits.max_pixels:,} are decoded for a request",
-                    param=param,
-                    code="image_too_large",
-                )
-            images.append(decode_image(data))
-        except SampleError as error:
-            raise RequestError(str(error), param=param, code="invalid_image") from error
-    return images
+        return messages, decode_all(sources, limits)
 
 
 def _first_of(error: ValidationError) -> RequestError:
     """The first mistake that pydantic found, in a sentence."""
     found = error.errors(include_url=False, include_input=False)[0]
-    place = ""
-    for step in found["loc"]:
+    place, loc = "", found["loc"]
+    for number, step in enumerate(loc):
         if isinstance(step, int):
             place += f"[{step}]"
-        elif step not in ("text", "image_url") or not place.endswith("]"):  # pydantic names the kind of a part too
+        elif number < 2 or loc[number - 2] != "content":  # what comes there is the kind of a part
             place += f".{step}" if place else str(step)
     if found["type"] == "json_invalid":
         return RequestError(f"the request is not JSON: {found['ctx']['error']}", code="invalid_json")

@@ -154,7 +154,8 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
         (["made_model", "--question", "?", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
     ],
     ("serve",): [
-        *EXPORT, ([], "required: export"), (["made_model", "--port", "http"], "must be a whole number"),
+        *EXPORT, ([], "required: export"), (["made_model", "--image-folder", "file.txt"], "a file, not a folder"),
+        (["made_model", "--port", "http"], "must be a whole number"),
         (["made_model", "--host", "no host"], "--host no host: no address of this machine"),
         (["made_model", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 8000"),
         (["made_model", "--port", "0", "--device", "meta"], "device 'meta' cannot be used"),

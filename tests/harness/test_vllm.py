@@ -113,7 +113,8 @@ def test_answers_to_text_and_to_several_images_and_streams(port: int, stage: Pat
         body = question(WORDS[0], *shown, **model)
         status, reply = ask(port, body)
         assert status == 200, reply
-        assert reply["choices"][0]["message"]["content"] == said(answerer, WORDS[0], *shown)
+        expected = said(answerer, WORDS[0], *shown).rstrip("\ufffd")  # half a character, which vLLM leaves out
+        assert reply["choices"][0]["message"]["content"] == expected
         deltas: list[dict[str, Any]] = [event["choices"][0]["delta"] for event in stream(port, body)]
-        assert "".join(delta.get("content") or "" for delta in deltas) == said(answerer, WORDS[0], *shown)
+        assert "".join(delta.get("content") or "" for delta in deltas) == expected
         assert len(deltas) > 4

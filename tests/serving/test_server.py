@@ -64,6 +64,14 @@ def test_answers_are_those_of_an_evaluation(port: int, answerer: ModelAnswerer) 
     assert visual < reply["usage"]["prompt_tokens"] < visual + 20
 
 
+def test_a_connector_with_a_part_of_the_vocabulary_answers_likewise() -> None:
+    text = {"tie_word_embeddings": False, "initializer_range": 0.5}
+    answerer = ModelAnswerer(*tiny_model({"num_active": 40}, text), "cpu")
+    with running(create_app(Engine(answerer, "part"))) as port:
+        _, reply = ask(port, question(TEXT, picture(70, 40), max_tokens=9))
+    assert reply["choices"][0]["message"]["content"] == expected(answerer, 9, picture(70, 40)) != ""
+
+
 def test_a_stream_is_the_same_answer_piece_by_piece(port: int, answerer: ModelAnswerer) -> None:
     body = question(TEXT, picture(70, 40), max_tokens=40, stream_options={"include_usage": True})
     first, *pieces, last, counts = stream(port, body)
@@ -173,9 +181,9 @@ def with_image(url: str) -> dict[str, Any]:
         ({"messages": [{"role": "assistant", "content": "hi"}], "stop": [""]}, 400, "stop[0]"),
         ({"messages": [{"role": "robot", "content": "hi"}]}, 400, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400, "messages[0].content[0]"),
-        (with_image("http://127.0.0.1:1/a.png"), 400, "fetches no URLs"),
-        (with_image("file:///etc/hostname"), 400, "opens no files"),
-        (with_image("/etc/hostname"), 400, "opens no files"),
+        (with_image("http://127.0.0.1:1/a.png"), 400, "fetches no such URL"),
+        (with_image("file:///etc/hostname"), 400, "opens no such file"),
+        (with_image("/etc/hostname"), 400, "opens no such file"),
         (with_image("data:image/png;base64,@@@"), 400, "not base64"),
         (with_image("data:image/png;base64,aGVsbG8="), 400, "cannot be decoded"),
         (with_image(data_url(picture(200, 101))), 400, "20,200 pixels"),

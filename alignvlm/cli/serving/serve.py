@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from alignvlm.cli.arguments import path, port, positive, word
+from alignvlm.cli.arguments import folder, path, port, positive, word
 from alignvlm.errors import UserError
 
 KEY_VARIABLE = "ALIGNVLM_API_KEY"
@@ -27,6 +27,17 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--max-context", type=positive, metavar="TOKENS", help="of prompt and answer together")
     parser.add_argument(
         "--max-requests", type=positive, default=16, help="answered or waiting at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--image-host",
+        type=word,
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="fetch images from this web server that requests name by URL; may be repeated (default: none)",
+    )
+    parser.add_argument(
+        "--image-folder", type=folder, help="read images in this folder that requests name by file: URL (default: none)"
     )
     parser.set_defaults(handler=run)
 
@@ -67,7 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
         engine = Engine.load(arguments.export, arguments.device, arguments.max_context)
         app = create_app(
             engine,
-            Limits(max_requests=arguments.max_requests),
+            Limits(
+                max_requests=arguments.max_requests,
+                image_hosts=tuple(arguments.image_host),
+                image_folder=arguments.image_folder,
+            ),
             hosts=LOOPBACK if is_loopback(bound) else None,
             api_key=os.environ.get(KEY_VARIABLE) or None,
         )
