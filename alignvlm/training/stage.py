@@ -21,7 +21,6 @@ from alignvlm.system.timeline import Timeline
 from alignvlm.training.batches import step_batches
 from alignvlm.training.callbacks import Callback, StageState
 from alignvlm.training.callbacks.bad_numbers import agreed_skips
-from alignvlm.training.checkpoints import elastic
 from alignvlm.training.checkpoints.export import export_stage
 from alignvlm.training.checkpoints.masters import load_masters, save_masters
 from alignvlm.training.checkpoints.store import CheckpointInfo, CheckpointStore
@@ -117,7 +116,7 @@ def resume_trainer(
     """Build the stage's engine and load the checkpoint, also one that another number of ranks saved.
 
     Raises:
-        UserError: when the data is not what the checkpoint was trained on.
+        UserError: when the data is not what the checkpoint was trained on, or its files are not as they should be.
         DataError: what the stage before has left is damaged.
     """
     before = run.folder_before(stage)
@@ -129,18 +128,11 @@ def resume_trainer(
         if run.recipe.train.precision == "bf16":
             load_masters(trainer.engine, before, world)
         return trainer
-    if found.state["world_size"] == world.size:
-        trainer = build_trainer(run.recipe, stage, before.export, world)
-        timeline.enter("load")
-        store.load(trainer.engine, found)
-        return trainer
-    if world.is_main:
-        say(f"{found.folder}: converting from {found.state['world_size']} to {world.size} ranks")
-    with timeline.during("load"):
-        universal = elastic.convert(found, world)
-    trainer = build_trainer(run.recipe, stage, before.export, world, elastic.UNIVERSAL)
+    trainer = build_trainer(run.recipe, stage, before.export, world)
     timeline.enter("load")
-    elastic.load(trainer.engine, universal, trainer.groups)
+    if world.is_main and found.state["world_size"] != world.size:
+        say(f"{found.folder}: converting from {found.state['world_size']} to {world.size} ranks")
+    store.load(trainer.engine, found)
     return trainer
 
 

@@ -29,3 +29,10 @@ def test_values_are_those_of_zlib(module: str, monkeypatch: pytest.MonkeyPatch) 
     finally:
         monkeypatch.undo()
         importlib.reload(checksums)
+
+
+def test_checksums_of_parts_give_that_of_the_whole() -> None:
+    data = random.Random(0).randbytes(5_000)
+    for first, second in ((0, 0), (5, 0), (0, 7), (1, 4_999), (3_000, 1_234)):
+        parts = data[:first], data[first : first + second]
+        assert checksums.crc32_combine(*map(zlib.crc32, parts), second) == zlib.crc32(b"".join(parts))

@@ -16,20 +16,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from deepspeed.utils import safe_get_full_grad
+from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.utils import safe_get_full_grad, safe_get_full_optimizer_state
 from safetensors.torch import save_file
 
 from alignvlm.config import load_recipe
 from alignvlm.model import AlignVLMForConditionalGeneration
 from alignvlm.model.attention import SDPA
-from alignvlm.run_folder import Run
+from alignvlm.run_folder import Run, checkpoint_folder
 from alignvlm.stage_data import HeldOutPacks
 from alignvlm.system.timeline import Timeline
 from alignvlm.training import distributed
 from alignvlm.training.callbacks.held_out_loss import measure
 from alignvlm.training.checkpoints.export import export_stage
-from alignvlm.training.checkpoints.masters import save_masters
-from alignvlm.training.checkpoints.store import CheckpointStore
+from alignvlm.training.checkpoints.masters import save_masters, trainable
+from alignvlm.training.checkpoints.store import CheckpointInfo, CheckpointStore
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
 from alignvlm.training.stage import resume_trainer
@@ -105,6 +106,25 @@ def save(run: Run, trainer: Trainer, world: World, step: int) -> None:
     store.close()
 
 
+def saved_by_two(run: Run) -> CheckpointInfo:
+    """The checkpoint of `hand_on`."""
+    folder = checkpoint_folder(run.stage_folder(run.recipe.stages["instruct"]).checkpoints, 1)
+    return CheckpointInfo(folder, {"step": 1, "world_size": 2})
+
+
+def learned(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """What training goes on from: fp32 weights, moments and steps of the optimizer, weights in bf16."""
+    found = {f"{name}/fp32": value for name, value in masters(trainer).items()}
+    for name, parameter in trainable(trainer.model).items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            found[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key).clone()
+    is_partitioned = trainer.engine.zero_optimization_stage() == 3
+    with GatheredParameters(list(trainer.model.parameters()), enabled=is_partitioned):
+        found |= {f"{name}/bf16": value.detach().clone() for name, value in trainer.model.named_parameters()}
+    steps = {float(state["step"]) for state in trainer.engine.optimizer.optimizer.state.values()}
+    return found | {"steps": torch.tensor(sorted(steps))}
+
+
 def note_errors(path: Path, calls: dict[str, Callable[[], None]]) -> None:
     """Write down which error each call ends with, which must be one of the data's, and the disk's error behind it."""
     found = {}
@@ -144,6 +164,7 @@ def hand_on(
     losses[strategy] = [held_out(trainer, world)]
     take_step(trainer, micro_batches(4)[world.rank :: world.size], world)
     kept |= {f"trained/{name}": value for name, value in masters(trainer).items()}
+    kept |= {f"saved/{name}": value for name, value in learned(trainer).items()}
     with full_disk(20_000) if world.is_main else nullcontext():
         note_errors(folder / f"{strategy}-{world.rank}.json", {
             "masters": lambda: save_masters(trainer.engine, connector, instruct, world),
@@ -193,6 +214,8 @@ def main(folder: Path) -> None:
         tensors |= {f"alone/{name}": value for name, value in masters(trainer).items()}
         losses[strategy].append(held_out(trainer, world))
         save(run, trainer, world, step=2)
+        CheckpointStore(run.folder.path, world, 9, None).load(trainer.engine, saved_by_two(run))
+        tensors |= {f"elastic/{name}": value for name, value in learned(trainer).items()}
         trainer.close()
         save_file(tensors, folder / f"{strategy}.safetensors")
     reference: dict[str, torch.Tensor] = {}

@@ -149,6 +149,19 @@ def test_an_export_is_the_mean_of_checkpoints_of_any_number_of_ranks(
     assert estimate <= tensor_bytes(checkpoints[0]) <= 1.01 * estimate  # parts of ranks are padded
 
 
+@pytest.mark.parametrize("strategy", ["zero2", "cpu_zero3"])
+def test_one_rank_goes_on_from_what_two_have_saved(folder: Path, strategy: str) -> None:
+    kept = load_file(folder / f"{strategy}.safetensors")
+    saved, loaded = (
+        {name.removeprefix(part): value for name, value in kept.items() if name.startswith(part)}
+        for part in ("saved/", "elastic/")
+    )
+    assert saved.keys() == loaded.keys()
+    assert [name for name in saved if not torch.equal(saved[name], loaded[name])] == []
+    assert saved["steps"].tolist() == [1.0]
+    assert all(value.any() for name, value in saved.items() if name.endswith("/exp_avg_sq") and "language" in name)
+
+
 def test_the_exports_of_the_evaluation_page(
     folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

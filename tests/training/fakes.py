@@ -131,8 +131,8 @@ class FakeStore:
     def is_best(self, scores: dict[str, float], step: int) -> bool:
         return self.best
 
-    def finish(self) -> None:
-        self.calls.append("finish")
+    def finish(self, wait: bool = True) -> None:
+        self.calls.append("finish" if wait else "go on")
 
     def close(self) -> None:
         self.calls.append("close")

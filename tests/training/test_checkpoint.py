@@ -7,14 +7,12 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from alignvlm.training.checkpoints import background
 from alignvlm.training.checkpoints import store as checkpoint
-from alignvlm.training.checkpoints.background import snapshot
+from alignvlm.training.checkpoints import written
 from alignvlm.training.checkpoints.store import MANIFEST, TAG, CheckpointStore
 from tests.fixtures.damage import full_disk
 from tests.training.fakes import FakeWorld
@@ -196,7 +194,8 @@ def test_a_real_disk_that_fills_up_gives_the_checkpoint_up(
     store: CheckpointStore, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyTorch's C++ writer never sees the error."""
-    monkeypatch.setattr(background, "PIECE", piece)
+    monkeypatch.setattr(written, "PIECE", piece)
+    monkeypatch.setattr(written, "BLOCK", piece)
     engine = Engine()
     store.attach(engine)
     with full_disk(3000):
@@ -209,22 +208,18 @@ def test_a_real_disk_that_fills_up_gives_the_checkpoint_up(
     assert store.newest_step == 30
 
 
-def test_what_reaches_the_disk_and_is_checked_is_progress(
-    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(background, "PIECE", 1000)
-    beats: list[int] = []
-    monkeypatch.setattr(FakeWorld, "beat", lambda self: beats.append(len(list(store.folder.glob("*.partial")))))
+def test_what_deepspeed_writes_itself_is_in_the_manifest(store: CheckpointStore) -> None:
     engine = Engine()
     store.attach(engine)
     store.begin(engine, {"step": 10})
-    store.finish()
-    written = sum(path.stat().st_size for path in (store.folder / "step-00000010").rglob("*.pt"))
-    assert len(beats) > written / 1000
-    assert set(beats) == {1}  # nothing else of a save is progress
+    (store.folder / "step-00000010.partial" / TAG / "offloaded").write_text("x")
+    assert store.finish() is None
+    assert checkpoint.first_difference(store.folder / "step-00000010") is None
+    (store.folder / "step-00000010" / TAG / "offloaded").write_text("y")
+    assert "offloaded: size or checksum" in str(checkpoint.first_difference(store.folder / "step-00000010"))
 
 
-@pytest.mark.parametrize("what", ["_checksum", "write_atomic", "_sync"])
+@pytest.mark.parametrize("what", ["_files", "write_atomic", "_sync"])
 def test_a_disk_that_fails_while_the_manifest_is_written_costs_the_checkpoint(
     store: CheckpointStore, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,24 +241,19 @@ def test_a_disk_that_fails_while_the_manifest_is_written_costs_the_checkpoint(
     assert store.newest_step == 30
 
 
-def test_a_file_that_one_host_does_not_see_yet_is_in_the_manifest(
+def test_files_of_ranks_on_hosts_that_rank_0_does_not_see_yet_are_in_the_manifest(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine()
     store.attach(engine)
     assert store.begin(engine, {"step": 10}) is None
-    listed = checkpoint._files
-    seen_by_another_host = [checkpoint.STATE, f"{checkpoint.TAG}/model.pt"]
-
-    def gather(value: Any) -> list[Any]:
-        return [seen_by_another_host, value] if isinstance(value, list) else [value]
-
-    monkeypatch.setattr(store.world, "all_gather", gather)
-    monkeypatch.setattr(checkpoint, "_files", lambda folder: [n for n in listed(folder) if n != checkpoint.STATE])
+    of_another = {f"{TAG}/model-1.pt": {"size": 3, "crc32": 4}}
+    monkeypatch.setattr(store.world, "all_gather", lambda value: [value, of_another if value else None])
     assert store.finish() is None
-    manifest = json.loads((store.folder / "step-00000010" / checkpoint.MANIFEST).read_text())
+    manifest = json.loads((store.folder / "step-00000010" / MANIFEST).read_text())
     assert list(manifest["files"]) == sorted(manifest["files"])
-    assert set(seen_by_another_host) | {f"{checkpoint.TAG}/optimizer.pt"} < manifest["files"].keys()
+    assert manifest["files"].items() > of_another.items()
+    assert {checkpoint.STATE, "random-00000.pt", f"{TAG}/model.pt", f"{TAG}/optimizer.pt"} < manifest["files"].keys()
 
 
 def test_old_checkpoints_that_cannot_be_removed_stay(
@@ -291,14 +281,6 @@ def test_deepspeed_writes_nothing_by_itself(store: CheckpointStore) -> None:
     assert engine.checkpoint_engine is not None
     assert engine.checkpoint_engine.is_decoupled()
     assert engine.checkpoint_engine.get_commit_info() is None
-
-
-def test_snapshot_keeps_structure_and_shared_storage() -> None:
-    shared = torch.zeros(3)
-    copied = snapshot({"a": shared, "b": [shared, (1, "x")], "empty": torch.zeros(0)}, {})
-    assert copied["a"] is copied["b"][0]
-    assert copied["a"] is not shared
-    assert copied["b"][1] == (1, "x")
 
 
 def test_the_format_is_announced() -> None:

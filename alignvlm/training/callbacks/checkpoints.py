@@ -14,7 +14,8 @@ from alignvlm.training.record import StepRecord
 class Checkpoints(Callback):
     """Begins saves on time and finishes them when all ranks have written; a failed one never ends the training.
 
-    The sum that every step makes anyway tells the ranks when all of them have written (`state.is_written`).
+    The sum that every step makes anyway tells the ranks when all of them have written, and when rank 0 has made a
+    checkpoint of it (`state.is_written`).
     """
 
     def on_start(self, state: StageState) -> None:
@@ -28,7 +29,7 @@ class Checkpoints(Callback):
             return
         began = time.perf_counter()
         with state.timeline.during("save"):
-            self._complain(state, state.store.finish())
+            self._complain(state, state.store.finish(wait=due or must or is_scored))
             best = is_scored and state.store.is_best(state.scores, state.step)
             if (due or must or best) and not state.discard:
                 self._complain(state, state.store.begin(state.trainer.engine, describe(state)))

@@ -2,7 +2,7 @@
 
 A checkpoint holds DeepSpeed's shards (weights, optimizer), `state.json` (step, data position, world size, state of the
 callbacks) and the random state of every rank. It is written under another name, and its manifest is written last: a
-folder without one is no checkpoint. The content belongs to `training.stage`; this file knows folders and checksums.
+folder without one is no checkpoint. The content belongs to `training.stage`; this file knows folders and manifests.
 
 A disk that is full or fails costs the checkpoint, never the training: the problem is returned, equal on all ranks.
 """
@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,10 @@ import torch
 from alignvlm.best import STATE, find_best, is_better, read_scores
 from alignvlm.run_folder import checkpoint_folder, checkpoint_folders, checkpoint_step
 from alignvlm.training.checkpoints.background import BackgroundCheckpointEngine
-from alignvlm.training.checkpoints.renaming import names_of_modules
+from alignvlm.training.checkpoints.loading import load
+from alignvlm.training.checkpoints.written import Entry, checked
 from alignvlm.training.distributed import World
-from data_pipeline.files import crc32_of, has_shape, reason, write_atomic
+from data_pipeline.files import has_shape, reason, write_atomic
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -33,7 +36,7 @@ FORMAT = 1
 TAG = "deepspeed"
 MANIFEST = "manifest.json"
 UNIVERSAL_SUFFIX = ".universal"
-"""Suffix of the converted copy that a run with another number of ranks loads."""
+"""Suffix of the converted copy that earlier versions wrote for another number of ranks; it goes with its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,11 @@ class CheckpointInfo:
 
 
 class CheckpointStore:
-    """The checkpoints of one stage. A save starts with `begin` and ends with `finish`, some steps later."""
+    """The checkpoints of one stage. A save starts with `begin` and ends with `finish`, some steps later.
+
+    On the training thread it costs the copy to host memory and three small collectives. Files are written, summed up
+    and flushed by threads of each rank; one of rank 0's writes the manifest, renames the folder and removes old ones.
+    """
 
     def __init__(
         self, folder: Path, world: World, keep_last: int, keep_every: int | None, keep_best: str | None = None
@@ -61,16 +68,22 @@ class CheckpointStore:
         self.keep_best = keep_best
         self._writer: BackgroundCheckpointEngine | None = None
         self._pending: Path | None = None
+        self._is_collected = False
+        self._sealing: Future[str | None] | None = None
 
     def attach(self, engine: Any) -> None:
         """Make the engine write in the background."""
-        self._writer = engine.checkpoint_engine = BackgroundCheckpointEngine(engine._config, self._advance)
+        writer = BackgroundCheckpointEngine(engine._config, self.world.device, self._advance)
+        self._writer = engine.checkpoint_engine = writer
         engine._copy_recovery_script = lambda folder: None  # `alignvlm export` converts checkpoints
+        engine._get_param_fragment_func = _fragment  # DeepSpeed's copies each frozen one to fresh memory
 
     @property
     def is_written(self) -> bool:
-        """Whether this rank has a pending save whose files have all been written."""
-        return self._pending is not None and self._writer is not None and self._writer.done
+        """Whether what this rank's threads have to do for a pending save is done, up to the next call of `finish`."""
+        if self._pending is None or self._writer is None:
+            return False
+        return self._writer.done and (self._sealing is None or self._sealing.done())
 
     def begin(self, engine: Any, state: dict[str, Any]) -> str | None:
         """Start writing a checkpoint; `state` is JSON with at least `step`. Every rank calls it, after `finish`.
@@ -93,30 +106,47 @@ class CheckpointStore:
         self._writer.save(_random_state(), str(partial / f"random-{self.world.rank:05d}.pt"))
         if self.world.is_main:
             self._writer.save_text(partial / STATE, text)
-        self._pending = final
+        self._pending, self._is_collected = final, False
         return None
 
-    def finish(self) -> str | None:
-        """Wait for all ranks' files, checksum them, write the manifest and give the folder its name.
+    def finish(self, wait: bool = True) -> str | None:
+        """Bring a pending save to its end; every rank calls it, and without one it does nothing.
 
-        Until it returns, the previous checkpoint is the newest valid one. Every rank calls it; without a pending save
-        it does nothing.
+        Until then, the previous checkpoint is the newest valid one.
+
+        Args:
+            wait: until the checkpoint is valid or abandoned. False takes one of two parts, each of which is to be
+                called when all ranks are `is_written`: rank 0 hears of all files; then all hear of the checkpoint.
 
         Returns:
             Why the checkpoint was abandoned (a rank could not write), equal on all ranks.
         """
         if self._pending is None:
             return None
+        problem = None
+        if not self._is_collected:
+            problem = self._collect(self._pending)
+            self._is_collected = True
+            if problem is None and not wait:
+                return None
+        if problem is None:
+            problem = self.world.broadcast(self._sealing.result() if self._sealing is not None else None)
+        self._pending = self._sealing = None
+        return problem
+
+    def _collect(self, final: Path) -> str | None:
+        """Wait for all ranks' files and let rank 0's thread make a checkpoint of them; the first problem of any."""
         assert self._writer is not None
-        final, self._pending = self._pending, None
         partial = final.with_name(final.name + ".partial")
-        problem = self._first(self._writer.result()) or self._seal(partial, final)
+        entries, problem = self._writer.result()
+        parts = self.world.all_gather({str(path.relative_to(partial)): entry for path, entry in entries.items()})
+        problem = self._first(problem)
         if self.world.is_main:
             if problem is None:
-                self._remove_old()
+                files = {name: entry for part in parts for name, entry in part.items()}
+                self._sealing = self._writer.submit(self._seal, partial, final, files)
             else:
                 shutil.rmtree(partial, ignore_errors=True)
-        self.world.barrier()
         return problem
 
     def is_best(self, scores: Mapping[str, float], step: int) -> bool:
@@ -144,7 +174,7 @@ class CheckpointStore:
             self._writer.cleanup()
 
     def _advance(self, count: int) -> None:
-        self.world.beat()  # a save may take long while it writes or checks
+        self.world.beat()  # a save may take long while the disk takes it
 
     def _make_room(self, partial: Path) -> str | None:
         """Remove unfinished checkpoints, and check that another one of the last one's size fits on the disk."""
@@ -174,44 +204,35 @@ class CheckpointStore:
         return None
 
     def load(self, engine: Any, checkpoint: CheckpointInfo) -> None:
-        """Restore engine and random state; the checkpoint must have been saved by as many ranks."""
-        with names_of_modules(engine):
-            engine.load_checkpoint(str(checkpoint.folder), tag=TAG)
-        _restore_random_state(checkpoint.folder / f"random-{self.world.rank:05d}.pt")
+        """Restore the engine, and the random state where as many ranks have saved it.
+
+        Raises:
+            UserError: on all ranks, when the files are not laid out as they should be.
+        """
+        load(engine, checkpoint.folder / TAG, self.world)
+        if checkpoint.state["world_size"] == self.world.size:
+            _restore_random_state(checkpoint.folder / f"random-{self.world.rank:05d}.pt")
 
     def _first(self, problem: str | None) -> str | None:
         """The first problem of any rank, on all ranks."""
         return next((found for found in self.world.all_gather(problem) if found is not None), None)
 
-    def _seal(self, partial: Path, final: Path) -> str | None:
-        """Checksum all files, each rank its share, write the manifest and give the folder its name; or why not."""
-        mine: dict[str, dict[str, int]] = {}
-        listed: list[str] = []
-        problem = None
+    def _seal(self, partial: Path, final: Path, files: dict[str, Entry]) -> str | None:
+        """Write the manifest, give the folder its name and remove old checkpoints; or why the save is abandoned."""
         try:
-            listed = _files(partial)
+            for name in set(_files(partial)) - files.keys():  # DeepSpeed's own, such as what it offloads to a disk
+                files[name] = _checksum(partial, name)
+            content = {"format": FORMAT, "files": dict(sorted(files.items()))}
+            write_atomic(partial / MANIFEST, json.dumps(content, indent=1) + "\n")
+            _sync(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            _sync(self.folder)
         except OSError as error:
-            problem = reason(error)
-        # A host may not see the newest files of the others yet; every rank sees its own.
-        names = sorted(set().union(*self.world.all_gather(listed)))
-        try:
-            for name in names[self.world.rank :: self.world.size]:
-                mine[name] = _checksum(partial, name, self._advance)
-        except OSError as error:
-            problem = problem or reason(error)
-        parts = self.world.all_gather(mine)
-        problem = self._first(problem)
-        if problem is None and self.world.is_main:
-            files = {name: entry for part in parts for name, entry in part.items()}
-            try:
-                write_atomic(partial / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
-                _sync(partial)
-                shutil.rmtree(final, ignore_errors=True)
-                partial.rename(final)
-                _sync(self.folder)
-            except OSError as error:
-                problem = f"{final}: {reason(error)}"
-        return self.world.broadcast(problem)
+            shutil.rmtree(partial, ignore_errors=True)
+            return f"{final}: {reason(error)}"
+        self._remove_old()
+        return None
 
     def _remove_old(self) -> None:
         found = checkpoint_folders(self.folder)
@@ -236,7 +257,7 @@ def first_difference(folder: Path, rank: int = 0, world_size: int = 1) -> str | 
         return f"its format is {manifest.get('format')}, this version reads {FORMAT}"
     if not has_shape(manifest, {"files": {str: {"size": int, "crc32": int}}}) or STATE not in manifest["files"]:
         return "manifest: it does not list the files of a checkpoint"
-    for name in sorted(manifest["files"])[rank::world_size]:
+    for name in sorted(manifest["files"], key=_by_kind_and_rank)[rank::world_size]:
         try:
             actual = _checksum(folder, name)
         except (OSError, ValueError) as error:
@@ -252,19 +273,20 @@ def _files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in paths)
 
 
-def _checksum(folder: Path, name: str, advance: Callable[[int], object] = lambda count: None) -> dict[str, int]:
-    """Size and CRC-32 of a checkpoint's file, which is also flushed to disk; `advance` hears of the bytes read.
+def _by_kind_and_rank(name: str) -> tuple[str, list[int]]:
+    """So that each of as many ranks as there were checks the large files that it loads: a host reads them once."""
+    return re.sub(r"\d+", "", name), [int(number) for number in re.findall(r"\d+", name)]
+
+
+def _checksum(folder: Path, name: str) -> Entry:
+    """Size and CRC-32 of a checkpoint's file.
 
     Raises OSError when it cannot be read, or is no regular file inside the folder: a device might have no end.
     """
     path = folder / name
     if path.resolve() != folder.resolve() / name or not path.is_file():
         raise OSError("it is missing or no regular file in the folder")
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        checksum = crc32_of(file, size, advance)
-        os.fsync(file.fileno())
-    return {"size": size, "crc32": checksum}
+    return checked(path)
 
 
 def _sync(folder: Path) -> None:
@@ -274,6 +296,11 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _fragment(parameter: Any) -> torch.Tensor:
+    """This rank's part of a frozen parameter, which DeepSpeed asks for in a save."""
+    return (parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter).detach()
 
 
 def _random_state() -> dict[str, torch.Tensor]:

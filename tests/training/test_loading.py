@@ -1,0 +1,128 @@
+"""Loading by any number of ranks, from files laid out here as DeepSpeed does; names of earlier versions."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from alignvlm.errors import UserError
+from alignvlm.training.checkpoints.loading import load
+from tests.training.fakes import FakeWorld
+
+SHAPES = [{"a": (3, 5), "b": (7,)}, {"c": (2, 2, 2), "d": (1,)}]
+"""Groups of parameters; nothing is divided by 2 or 3 evenly."""
+KEYS = ("fp32", "exp_avg", "exp_avg_sq")
+
+
+def value(name: str, key: str) -> torch.Tensor:
+    """What a parameter is to be: other numbers everywhere."""
+    shape = {**SHAPES[0], **SHAPES[1]}[name]
+    first = 1000 * "abcd".index(name) + 100 * KEYS.index(key) + 1
+    return torch.arange(first, first + math.prod(shape), dtype=torch.float32)
+
+
+def padded(flat: torch.Tensor, parts: int, alignment: int = 1) -> torch.Tensor:
+    return torch.cat([flat, torch.zeros(-len(flat) % (parts * alignment))])
+
+
+def flats(stage: int, group: int, key: str, rank: int, size: int) -> torch.Tensor:
+    """A rank's part of a group under this ZeRO stage."""
+    values = [value(name, key) for name in SHAPES[group]]
+    if stage == 3:
+        return torch.cat([padded(each, size).chunk(size)[rank] for each in values])
+    return padded(torch.cat(values), size, alignment=2).chunk(size)[rank]
+
+
+def write_files(folder: Path, stage: int, size: int, prefix: str = "") -> None:
+    """The files of so many ranks."""
+    folder.mkdir(parents=True)
+    shapes = [{prefix + name: torch.Size(shape) for name, shape in group.items()} for group in SHAPES]
+    counters = {"global_steps": 7, "global_samples": 28, "skipped_steps": 1}
+    for rank in range(size):
+        state = {
+            group: {key: flats(stage, group, key, rank, size) for key in KEYS[1:]} | {"step": torch.tensor(6.0)}
+            for group in range(2)
+        }
+        inner = {"state": state, "param_groups": [{"lr": 9.0, "params": [0]}, {"lr": 9.0, "params": [1]}]}
+        weights = [flats(stage, group, "fp32", rank, size) for group in range(2)]
+        optimizer: dict[str, Any] = {"zero_stage": stage, "optimizer_state_dict": inner, "fp32_flat_groups": weights}
+        if stage < 3:
+            real = [sum(map(math.prod, group.values())) for group in SHAPES]
+            lengths = [max(0, min(len(w), n - rank * len(w))) for w, n in zip(weights, real, strict=True)]
+            cut = [weight[:length] for weight, length in zip(weights, lengths, strict=True)]
+            optimizer = {"zero_stage": stage, "base_optimizer_state": inner, "single_partition_of_fp32_groups": cut}
+        name = f"zero_pp_rank_{rank}_mp_rank_00"
+        torch.save({"optimizer_state_dict": optimizer}, folder / f"{name}_optim_states.pt")
+        if stage == 3 or rank == 0:
+            model = f"{name if stage == 3 else 'mp_rank_00'}_model_states.pt"
+            torch.save({"param_shapes": shapes, **counters}, folder / model)
+
+
+class Engine:
+    """An engine of this ZeRO stage on one of `size` ranks, with the attributes of DeepSpeed's that are needed."""
+
+    def __init__(self, stage: int, rank: int, size: int) -> None:
+        self.stage = stage
+        self.flats = [torch.nn.Parameter(flats(stage, group, "fp32", rank, size) * 0) for group in range(2)]
+        groups = [{"params": [flat], "lr": 1.0, "weight_decay": 0.1, "fused": True} for flat in self.flats]
+        self.calls: list[Any] = []
+        self.optimizer = SimpleNamespace(
+            optimizer=SimpleNamespace(param_groups=groups, state={}), loss_scaler=None, dynamic_loss_scale=False,
+            round_robin_bit16_padding=[[0, 0], [0, 0]], load_state_dict=lambda all, **options: self.calls.append(all),
+            update_lp_params=lambda: self.calls.append("update"), checkpoint_event_epilogue=lambda: None,
+            **{"fp32_partitioned_groups_flat" if stage == 3 else "single_partition_of_fp32_groups": self.flats},
+        )  # fmt: skip
+
+    def zero_optimization_stage(self) -> int:
+        return self.stage
+
+    def _get_zero_param_shapes(self) -> list[dict[str, Any]]:
+        return SHAPES
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 3), (1, 11), (11, 1), (2, 2)])
+def test_every_rank_gets_its_share(stage: int, before: int, after: int, tmp_path: Path) -> None:
+    folder = tmp_path / "deepspeed"
+    write_files(folder, stage, before)
+    for rank in range(after):
+        engine = Engine(stage, rank, after)
+        load(engine, folder, FakeWorld(rank=rank, size=after))
+        state = engine.optimizer.optimizer.state
+        for group, flat in enumerate(engine.flats):
+            assert torch.equal(flat, flats(stage, group, "fp32", rank, after))
+            for key in KEYS[1:]:
+                assert torch.equal(state[flat][key], flats(stage, group, key, rank, after)), f"{key} of rank {rank}"
+        steps = [state[flat]["step"] for flat in engine.flats]
+        assert [float(step) for step in steps] == [6.0, 6.0]
+        assert steps[0] is not steps[1]
+        assert (engine.global_steps, engine.global_samples, engine.skipped_steps) == (7, 28, 1)
+        assert [group["lr"] for group in engine.optimizer.optimizer.param_groups] == [1.0, 1.0]
+        (call,) = engine.calls
+        assert call == "update" if stage == 2 else call[rank]["fp32_flat_groups"] is engine.flats
+
+
+def test_only_files_with_something_in_them_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "step-00000007" / "deepspeed"
+    write_files(folder, 3, 4)
+    (folder / "zero_pp_rank_3_mp_rank_00_optim_states.pt").write_bytes(b"of another host")
+    load(Engine(3, 0, 2), folder, FakeWorld(rank=0, size=2))
+    with pytest.raises(UserError, match=r"deepspeed: rank 1 of 2 cannot .* \(.*rank_3_.*\); remove .*-00000007 to"):
+        load(Engine(3, 1, 2), folder, FakeWorld(rank=1, size=2))
+
+
+def test_weights_of_earlier_versions_get_their_modules_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "deepspeed"
+    write_files(folder, 3, 2, prefix="vision.")
+    engine = Engine(3, 0, 1)
+    monkeypatch.setattr(
+        engine, "_get_zero_param_shapes",
+        lambda: [{f"model.vision_tower.{name}": shape for name, shape in group.items()} for group in SHAPES],
+    )  # fmt: skip
+    load(engine, folder, FakeWorld())
+    assert torch.equal(engine.flats[1], torch.cat([value("c", "fp32"), value("d", "fp32")]))
