@@ -112,17 +112,22 @@ def saved_by_two(run: Run) -> CheckpointInfo:
     return CheckpointInfo(folder, {"step": 1, "world_size": 2})
 
 
-def learned(trainer: Trainer) -> dict[str, torch.Tensor]:
+def learned(trainer: Trainer, world: World) -> dict[str, torch.Tensor]:
     """What training goes on from: fp32 weights, moments and steps of the optimizer, weights in bf16."""
     found = {f"{name}/fp32": value for name, value in masters(trainer).items()}
-    for name, parameter in trainable(trainer.model).items():
-        for key in ("exp_avg", "exp_avg_sq"):
-            found[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key).clone()
     is_partitioned = trainer.engine.zero_optimization_stage() == 3
+    states = trainer.engine.optimizer.optimizer.state
+    for key in ("exp_avg", "exp_avg_sq"):
+        if is_partitioned:
+            for name, parameter in trainable(trainer.model).items():
+                found[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key).clone()
+        else:
+            for number, flat in enumerate(trainer.engine.optimizer.single_partition_of_fp32_groups):
+                size = sum(parameter.numel() for parameter in trainer.engine.optimizer.bit16_groups[number])
+                found[f"{number}/{key}"] = torch.cat(world.all_gather(states[flat][key]))[:size]
     with GatheredParameters(list(trainer.model.parameters()), enabled=is_partitioned):
         found |= {f"{name}/bf16": value.detach().clone() for name, value in trainer.model.named_parameters()}
-    steps = {float(state["step"]) for state in trainer.engine.optimizer.optimizer.state.values()}
-    return found | {"steps": torch.tensor(sorted(steps))}
+    return found | {"steps": torch.tensor(sorted({float(state["step"]) for state in states.values()}))}
 
 
 def note_errors(path: Path, calls: dict[str, Callable[[], None]]) -> None:
@@ -164,7 +169,7 @@ def hand_on(
     losses[strategy] = [held_out(trainer, world)]
     take_step(trainer, micro_batches(4)[world.rank :: world.size], world)
     kept |= {f"trained/{name}": value for name, value in masters(trainer).items()}
-    kept |= {f"saved/{name}": value for name, value in learned(trainer).items()}
+    kept |= {f"saved/{name}": value for name, value in learned(trainer, world).items()}
     with full_disk(20_000) if world.is_main else nullcontext():
         note_errors(folder / f"{strategy}-{world.rank}.json", {
             "masters": lambda: save_masters(trainer.engine, connector, instruct, world),
@@ -215,7 +220,7 @@ def main(folder: Path) -> None:
         losses[strategy].append(held_out(trainer, world))
         save(run, trainer, world, step=2)
         CheckpointStore(run.folder.path, world, 9, None).load(trainer.engine, saved_by_two(run))
-        tensors |= {f"elastic/{name}": value for name, value in learned(trainer).items()}
+        tensors |= {f"elastic/{name}": value for name, value in learned(trainer, world).items()}
         trainer.close()
         save_file(tensors, folder / f"{strategy}.safetensors")
     reference: dict[str, torch.Tensor] = {}

@@ -159,7 +159,9 @@ def test_one_rank_goes_on_from_what_two_have_saved(folder: Path, strategy: str) 
     assert saved.keys() == loaded.keys()
     assert [name for name in saved if not torch.equal(saved[name], loaded[name])] == []
     assert saved["steps"].tolist() == [1.0]
-    assert all(value.any() for name, value in saved.items() if name.endswith("/exp_avg_sq") and "language" in name)
+    moments = [value for name, value in saved.items() if name.endswith("/exp_avg_sq")]
+    assert moments
+    assert any(value.any() for value in moments)
 
 
 def test_the_exports_of_the_evaluation_page(

@@ -107,6 +107,13 @@ def test_every_rank_gets_its_share(stage: int, before: int, after: int, tmp_path
         assert call == "update" if stage == 2 else call[rank]["fp32_flat_groups"] is engine.flats
 
 
+def test_without_zero_deepspeed_loads(tmp_path: Path) -> None:
+    engine = Engine(0, 0, 1)
+    engine.load_checkpoint = lambda folder, tag: engine.calls.append((folder, tag))  # type: ignore[attr-defined]
+    load(engine, tmp_path / "step-00000007" / "deepspeed", FakeWorld())
+    assert engine.calls == [(str(tmp_path / "step-00000007"), "deepspeed")]
+
+
 def test_only_files_with_something_in_them_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "step-00000007" / "deepspeed"
     write_files(folder, 3, 4)

@@ -33,6 +33,9 @@ def load(engine: Any, folder: Path, world: World) -> None:
     Raises:
         UserError: on all ranks, when a file of the checkpoint is missing or not as it should be.
     """
+    if engine.zero_optimization_stage() == 0:  # a strategy of the user's own: every rank has saved all of it
+        engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        return
     optimizer = engine.optimizer
     if hasattr(optimizer, "checkpoint_event_prologue"):
         optimizer.checkpoint_event_prologue()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import mmap
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -58,14 +59,19 @@ class Staging:
         if size and (self._memory is None or len(self._memory) < size):
             self.close()
             self._memory = mmap.mmap(-1, size)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(AttributeError, OSError):  # a system that has no large pages
                 self._memory.madvise(mmap.MADV_HUGEPAGE)
             if self._device.type == "cuda":
-                result = int(torch.cuda.cudart().cudaHostRegister(_address(self._memory), size, 0))
-                self._is_pinned = result == 0
-                if not self._is_pinned:
-                    log.warning("saves are slower: %d bytes of host memory cannot be page-locked (%d)", size, result)
+                self._pin(self._memory)
         return self._memory
+
+    def _pin(self, memory: mmap.mmap) -> None:
+        result = int(torch.cuda.cudart().cudaHostRegister(_address(memory), len(memory), 0))
+        self._is_pinned = result == 0
+        if not self._is_pinned:
+            log.warning("saves are slower: %d bytes of host memory cannot be page-locked (%d)", len(memory), result)
+            with suppress(RuntimeError):  # CUDA tells the next caller of the error, who is not concerned
+                torch.zeros(1, device=self._device)
 
 
 def _address(memory: mmap.mmap) -> int:
