@@ -26,7 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from _common import RESULTS, TENSORS, Problem, Shape, exact_solution, largest_difference, write
-from _floors import Floor, PlainFloor, TokenChunksFloor, VocabBlocksFloor
+from softmax.floors import Floor, PlainFloor, TokenChunksFloor, VocabBlocksFloor
 
 from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
 from alignvlm.kernels.align import vocab_softmax_reference
