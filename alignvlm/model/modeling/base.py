@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
-from transformers.utils import can_return_tuple, torch_compilable_check
+from transformers.utils import can_return_tuple
 
 from alignvlm.connectors import Connector, Sizes, build_connector
 from alignvlm.connectors.windows import join_windows
@@ -220,14 +220,15 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         visual = embeds.new_empty(0, embeds.shape[-1])
         if image_features is not None:
             visual = image_features.flatten(0, 1).to(embeds.device, embeds.dtype)  # [N, D]
-        torch_compilable_check(
-            is_visual.sum() == len(visual) if visual_positions is None else len(visual_positions) == len(visual),
-            lambda: (
-                f"{int(is_visual.sum())} visual tokens in the input, but "
-                + ("no tiles in pixel_values" if image_features is None else f"the tiles give {len(visual)}")
-                + ": encode text and images with this model's processor"
-            ),
-        )
+        # A compiled graph would end here, and be compiled anew for each way to come to its parts.
+        if not torch.compiler.is_compiling():
+            wanted = is_visual.sum() if visual_positions is None else len(visual_positions)
+            if wanted != len(visual):
+                given = "no tiles in pixel_values" if image_features is None else f"the tiles give {len(visual)}"
+                raise ValueError(
+                    f"{int(wanted)} visual tokens in the input, but {given}: encode text and images with this model's "
+                    "processor"
+                )
         if image_features is None:
             return embeds + self._dummy_tile(embeds) if needs_tiles else embeds
         if visual_positions is None:
