@@ -48,7 +48,7 @@ test-harness: $(HARNESS)/installed ## lmms-eval, in an environment of its own, o
 	$(HARNESS)/bin/python -m pytest -m harness tests/harness
 
 test-vllm: $(VLLM)/installed ## vLLM's build for CPUs, in an environment of its own, serves a tiny export
-	$(VLLM)/bin/python -m pytest -m vllm tests/harness
+	$(VLLM)/bin/python -m pytest -m vllm tests/harness/test_vllm.py
 
 check: $(VENV)/installed-test ## ruff and mypy
 	$(BIN)/ruff check .
