@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
+from torch._dynamo.utils import counters
+from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, CompileConfig
 
 from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMModel
 from alignvlm.model.inputs.processing import AlignVLMProcessor
@@ -204,6 +205,23 @@ def test_it_compiles_as_one_graph(
     with torch.no_grad():
         compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(**inputs, use_cache=False).logits, model(**inputs).logits)
+
+
+def test_generating_compiles_once_for_all_inputs(
+    made: tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor],
+) -> None:
+    model, processor = made
+    settings = CompileConfig(backend="aot_eager", mode=None, fullgraph=True, dynamic=None)
+    settings._compile_all_devices = True  # transformers compiles on GPUs only, unless told
+    torch._dynamo.reset()
+    counters.clear()
+    for number in (2, 1, 2):  # five tiles, one tile
+        inputs = {
+            name: tensor for name, tensor in alone(processor.encode(samples()[number])).items() if name != "labels"
+        }
+        compiled = model.generate(**inputs, **GREEDY, cache_implementation="static", compile_config=settings)
+        assert torch.equal(compiled, model.generate(**inputs, **GREEDY))
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @torch.no_grad()
