@@ -204,6 +204,33 @@ def _check_generators(recipe: Recipe) -> None:
                 ) from error
 
 
+def _check_adapters(recipe: Recipe, network: Network) -> None:
+    """Stages' adapters: where they go, and that the layers that have them are called."""
+    from alignvlm.model.lora import LoraError, find_targets
+
+    for stage in recipe.stages.values():
+        if stage.lora is None:
+            continue
+        try:
+            layers = find_targets(network.model, stage)
+        except LoraError as error:
+            raise recipe_error(recipe, error.key, str(error)) from error
+        try:
+            uncalled = network.uncalled(layers)
+        except Exception as error:  # as below
+            if "meta" not in str(error).lower():
+                raise
+            continue
+        if uncalled:
+            key = f"stages.{stage.name}.lora.targets"
+            raise recipe_error(
+                recipe,
+                key,
+                f"{key}: {public_name(uncalled[0] + '.')[:-1]} is never called, so an adapter would have no effect; "
+                "leave it out",
+            )
+
+
 def _check_network(recipe: Recipe, network: Network) -> None:
     """Its size, what it makes of a tile, and that every stage trains what it names."""
     from alignvlm.model.backbones import model_error
@@ -218,6 +245,7 @@ def _check_network(recipe: Recipe, network: Network) -> None:
                 key = f"stages.{stage.name}.trainable[{number}]"
                 message = f"{key} is {glob!r}, which matches no parameter; parts are {', '.join(PARTS)}"
                 raise recipe_error(recipe, key, message)
+    _check_adapters(recipe, network)
     try:
         network.try_out()
     except Exception as error:  # layers of any model type: whatever they raise is about their sizes

@@ -101,6 +101,14 @@ def test_good_recipes_pass(override: str) -> None:
             "stages.connector.trainable[0] is 'language.layerz.*', which",
         ),
         (
+            "stages.connector={trainable: [connector.*], lora: {targets: [language.lm_head]}}",
+            "stages.connector.lora.targets[0] is 'language.lm_head', the LM head: the loss reads its weight",
+        ),
+        (
+            "stages.connector={trainable: ['language.*q_proj.*'], lora: {}}",
+            "stages.connector.trainable has 'language.*q_proj.*', which trains language.model.layers.0.",
+        ),
+        (
             "model.language.chat_template='{% for m in messages %}'",
             "model.language.chat_template is not a Jinja template",
         ),

@@ -74,7 +74,7 @@ def dry_run(recipe: Any) -> int:
             status = "would start"
         mixture = ", ".join(f"{source} {weight:g}" for source, weight in stage.mixture.items())
         length = f"{stage.epochs} epoch(s)" + (f", at most {stage.max_steps} steps," if stage.max_steps else "")
-        print(f"  {stage.number} {stage.name}: {status}; {length} of {mixture}; trains {', '.join(stage.trainable)}")
+        print(f"  {stage.number} {stage.name}: {status}; {length} of {mixture}; trains {', '.join(stage.trained)}")
     return 0
 
 

@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Annotated, Any, Literal, Union
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from alignvlm.connectors.options import AlignOptions, ConnectorOptions, options_class
 from alignvlm.settings import FILLED
@@ -74,6 +74,7 @@ def describe(kind: Any) -> str:
         kind, *marks = typing.get_args(kind)
         limits += [f"at least {mark.ge:,}" for mark in marks if isinstance(mark, Ge)]
         limits += [f"more than {mark.gt:,}" for mark in marks if isinstance(mark, Gt)]
+        limits += [f"less than {mark.lt:,}" for mark in marks if isinstance(mark, Lt)]
         most: list[Any] = [mark.le for mark in marks if isinstance(mark, Le)]
         limits += [f"at most {min(most):,}"] if most else []
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

@@ -7,16 +7,20 @@ import fnmatch
 from alignvlm.config.deepspeed import find_deepspeed_config, is_strategy_file
 from alignvlm.config.places import recipe_error
 from alignvlm.config.schema import PARTS, Part, Recipe, StageConfig
+from alignvlm.config.sections.stages import LoraConfig
 from alignvlm.errors import UserError
 from data_pipeline.errors import nearest
 
 MAX_RATIO = 1_000_000
 """Between the largest and the smallest weight of a mixture."""
+INITS = ("kaiming", "gaussian")
+DATA_DEPENDENT = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")
+"""Initialisations of PEFT that are refused."""
 
 
 def trainable_parts(stage: StageConfig) -> list[Part]:
     """Parts of the model of which at least one parameter is trained in this stage."""
-    return [part for part in PARTS if any(fnmatch.fnmatchcase(part, _head(glob)) for glob in stage.trainable)]
+    return [part for part in PARTS if any(fnmatch.fnmatchcase(part, _head(glob)) for glob in stage.trained)]
 
 
 def check_stage(recipe: Recipe, stage: StageConfig) -> None:
@@ -37,7 +41,9 @@ def check_stage(recipe: Recipe, stage: StageConfig) -> None:
             f"{key}.mixture has weights from {min(stage.mixture.values()):g} to {max(stage.mixture.values()):g}: an "
             f"epoch would draw some samples more than {MAX_RATIO:,} times as often as others",
         )
-    if not stage.trainable:
+    if stage.lora is not None:
+        _check_lora(recipe, stage, stage.lora)
+    elif not stage.trainable:
         raise recipe_error(
             recipe, f"{key}.trainable", f"{key}.trainable is empty: a stage must train something ('*' is everything)"
         )
@@ -68,6 +74,40 @@ def check_stage(recipe: Recipe, stage: StageConfig) -> None:
             f"({stage.micro_batch_packs})",
         )
     _check_strategy(recipe, stage)
+
+
+def _check_lora(recipe: Recipe, stage: StageConfig, lora: LoraConfig) -> None:
+    """What needs no model to be seen; `model/lora.py` finds the rest."""
+    key = f"stages.{stage.name}.lora"
+    if not lora.targets:
+        raise recipe_error(recipe, f"{key}.targets", f"{key}.targets is empty: name layers, such as 'language.*'")
+    for index, glob in enumerate(lora.targets):
+        here, head = f"{key}.targets[{index}]", _head(glob)
+        if head == "connector":
+            raise recipe_error(
+                recipe, here, f"{here} is {glob!r}: a connector is small and is trained in full; add it to trainable"
+            )
+        if head not in PARTS:
+            hint = nearest(head, [part for part in PARTS if part != "connector"])
+            raise recipe_error(recipe, here, f"{here} is {glob!r}, which begins with no part that has adapters: {hint}")
+        for trained in stage.trainable:
+            if fnmatch.fnmatchcase(glob, trained):
+                raise recipe_error(
+                    recipe,
+                    f"stages.{stage.name}.trainable",
+                    f"stages.{stage.name}.trainable has {trained!r}, which are the weights that {key} leaves as they "
+                    "are: state what is trained in full beside the adapters, [connector.*] or []",
+                )
+    if any(lora.init.startswith(name) for name in DATA_DEPENDENT):
+        raise recipe_error(
+            recipe,
+            f"{key}.init",
+            f"{key}.init is {lora.init!r}, which computes adapters from weights or data and changes the weights: "
+            "no rank has them whole under ZeRO-3, and the adapters would not fit the export before them; take "
+            + " or ".join(INITS),
+        )
+    if lora.init not in INITS:
+        raise recipe_error(recipe, f"{key}.init", f"{key}.init is {lora.init!r}: {nearest(lora.init, INITS)}")
 
 
 def _check_strategy(recipe: Recipe, stage: StageConfig) -> None:

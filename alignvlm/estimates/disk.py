@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignvlm.config.schema import CheckpointConfig, Recipe, StageConfig
+from alignvlm.model.lora import adapted_weights
 from alignvlm.model.network import Network
 
 
@@ -37,15 +38,18 @@ def estimate_disk(
 ) -> Disk:
     """The disk of a stage of so many steps; `strategy` is the parsed DeepSpeed file."""
     bytes_each = 2 if recipe.train.precision == "bf16" else 4
-    everything, learns = network.total(), network.total(stage.trainable)
+    trained = network.of_stage(stage)
+    everything, learns = trained.total(), trained.total(stage.trained)
+    adapters = everything - network.total()
     zero_stage = strategy.get("zero_optimization", {}).get("stage", 0)
     so_far = list(recipe.stages.values())[: stage.number]
+    changed = [glob for each in so_far for glob in (*each.trainable, *adapted_weights(network.model, each))]
     hands_on = recipe.train.precision == "bf16" and stage.number < len(recipe.stages)
     return Disk(
         checkpoint=checkpoint_bytes(learns, everything - learns, zero_stage, bytes_each),
         num_checkpoints=num_checkpoints(recipe.checkpoint, steps),
-        export=float(everything * bytes_each),
-        masters=4.0 * network.total([glob for each in so_far for glob in each.trainable]) if hands_on else 0.0,
+        export=float(network.total() * bytes_each + adapters * 4),  # merged, and the adapters once more
+        masters=4.0 * network.total(changed) if hands_on else 0.0,
     )
 
 

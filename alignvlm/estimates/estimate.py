@@ -176,7 +176,7 @@ def _estimate_stage(
     rate: float,
     least: Recomputation | None,
 ) -> StageEstimate:
-    dims = network.dims
+    dims, trained = network.dims, network.of_stage(stage)
     strategy = read_strategy(stage)
     if recipe.train.gradient_checkpointing == "auto":
         recompute = automatic(recipe, stage, network, world_size, available) or RecomputeConfig(1, 1)
@@ -188,7 +188,7 @@ def _estimate_stage(
         accumulation = accumulation_steps(stage, world_size)
     except UserError as error:
         problems.append(str(error))
-    flops = count_flops(network, stage.trainable, recipe.train.recompute).of(volume.work)
+    flops = count_flops(trained, stage.trained, recipe.train.recompute).of(volume.work)
     memory = estimate_memory(recipe, stage, network, strategy, world_size)
     fit = _fit(recipe, stage, network, world_size, available, memory, least)
     if not fit.fits:
@@ -206,7 +206,7 @@ def _estimate_stage(
     return StageEstimate(
         name=stage.name,
         strategy=stage.deepspeed,
-        trainable={part: network.parameters(part, stage.trainable) for part in PARTS},
+        trainable={part: trained.parameters(part, stage.trained) for part in PARTS},
         volume=volume,
         samples_per_step=volume.samples / volume.steps,
         accumulation=accumulation,

@@ -105,21 +105,22 @@ def stage_memory(
         strategy: the parsed DeepSpeed file.
         work: of a micro-batch; null takes the fullest one.
     """
+    network = network.of_stage(stage)
     work = work or fullest_work(network, stage)
     bytes_each = network.model.dtype.itemsize
-    standing, host = _states(network, stage.trainable, strategy, world_size, bytes_each)
-    buffers, update = _buffers(network, stage.trainable, strategy, world_size, bytes_each)
+    standing, host = _states(network, stage.trained, strategy, world_size, bytes_each)
+    buffers, update = _buffers(network, stage.trained, strategy, world_size, bytes_each)
     standing |= {"gathered weights, buckets": buffers, "runtime": RUNTIME}
     num_visual, budget = int(work.tiles) * network.dims.tokens_per_tile, recipe.train.kept_logits_gib * GIB
     return StageMemory(
         network=network,
-        vision_learns=network.parameters("vision", stage.trainable) > 0,
+        vision_learns=network.parameters("vision", stage.trained) > 0,
         work=work,
         standing={kind: float(size) for kind, size in standing.items()},
         host={kind: float(size) for kind, size in host.items()},
         kept_logits=network.connector.kept_logits_bytes(num_visual, budget),
         loss=_loss(network, stage, work, recipe.train.loss_chunk, bytes_each),
-        whole_gradients=_whole_gradients(network, stage.trainable, strategy, bytes_each),
+        whole_gradients=_whole_gradients(network, stage.trained, strategy, bytes_each),
         update=update,
     )
 
@@ -210,8 +211,7 @@ def _whole_gradients(
     head = network.head.numel() if network.learns(network.head, trainable) else 0
     for part in PARTS:
         layers = largest_list(network.part(part))[2]
-        layer = max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0)
-        found[part] = float(layer) if network.parameters(part, trainable) else 0.0
+        found[part] = float(max((network.learning(layer, trainable) for layer in layers), default=0))
     found["language"] += head
     found["connector"] += head + network.parameters("connector", trainable)
     return {part: size * bytes_each for part, size in found.items()}
@@ -223,7 +223,7 @@ def _loss(network: Network, stage: StageConfig, work: Work, chunk: int, bytes_ea
     The hidden states' gradient; one chunk of logits (as computed, in fp32, and its gradient) with the LM head's
     gradient, where the head learns; then that gradient and the scaled one. Several chunks are summed in fp32.
     """
-    head = network.head.numel() if network.learns(network.head, stage.trainable) else 0
+    head = network.head.numel() if network.learns(network.head, stage.trained) else 0
     rows = min(chunk, work.supervised)
     wide = bytes_each if work.supervised <= chunk else 4
     logits = rows * network.dims.vocab_size * (4 + 2 * bytes_each)

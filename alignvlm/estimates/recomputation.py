@@ -45,7 +45,9 @@ def least_recomputation(
         works: stages and what each of them computes.
     """
     memories = [stage_memory(recipe, stage, network, read_strategy(stage), world_size) for stage, _ in works]
-    whole = [count_flops(network, stage.trainable, RecomputeConfig(1, 1)).of(work) for stage, work in works]
+    whole = [
+        count_flops(network.of_stage(stage), stage.trained, RecomputeConfig(1, 1)).of(work) for stage, work in works
+    ]
     tried = []
     for recompute in itertools.starmap(RecomputeConfig, itertools.product(DEGREES, DEGREES)):
         shares = {part: _share(network, part, every) for part, every in asdict(recompute).items()}

@@ -18,6 +18,8 @@ from data_pipeline.files import has_shape, must_write, read_needed
 MODEL_TYPE = "alignvlm"
 """What `config.json` of an export says."""
 NEEDED = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
+ADAPTER = "adapter"
+"""Folder in an export with the adapters of its stage, where it had any, as PEFT saves them."""
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 CLASSES_FILE = "alignvlm_classes.py"
 CLASSES = {
@@ -51,8 +53,11 @@ class FoundInPackage:
         return saved
 
 
-def save_export(model: Any, weights: dict[str, Any], processor: Any, folder: Path) -> None:
+def save_export(model: Any, weights: dict[str, Any], processor: Any, folder: Path, adapters: Any = None) -> None:
     """Write the folder under another name and rename it: it is complete or does not exist.
+
+    Args:
+        adapters: those that are merged into the weights (`model.lora.Adapters`); they get a folder in this one.
 
     Raises:
         DataError: it cannot be written, for example because the disk is full.
@@ -65,6 +70,8 @@ def save_export(model: Any, weights: dict[str, Any], processor: Any, folder: Pat
         try:
             partial.mkdir(parents=True)
             card = model_card(model, weights, folder)  # before the weights are written, which empties the dictionary
+            if adapters is not None:
+                adapters.save(partial / ADAPTER, model, weights)
             model.save_pretrained(partial, state_dict=weights)
             processor.save_pretrained(partial)
             (partial / CARD).write_text(card, encoding="utf-8")
@@ -144,5 +151,6 @@ def read_tensor_places(path: Path) -> tuple[int, dict[str, Any]]:
 def _follow_umask(folder: Path) -> None:
     """Give all files the mode that a new file gets here: safetensors creates its own readable for the owner only."""
     mode = (folder / "config.json").stat().st_mode & 0o777
-    for path in folder.iterdir():
-        path.chmod(mode)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)

@@ -9,14 +9,14 @@ import contextlib
 import copy
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from alignvlm.config.schema import PARTS, Recipe
+from alignvlm.config.schema import PARTS, Recipe, StageConfig
 from alignvlm.connectors import Connector
 from alignvlm.errors import UserError, shown
 from alignvlm.model.attention import SDPA, Documents
@@ -30,6 +30,7 @@ from alignvlm.model.backbones import (
     vision_config,
 )
 from alignvlm.model.configuration import AlignVLMConfig
+from alignvlm.model.lora import add_adapters
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
 from alignvlm.parts import public_name
 
@@ -58,6 +59,38 @@ class Network:
 
     model: AlignVLMForConditionalGeneration
     dims: Dimensions
+    _adapted: dict[str, Network] = field(default_factory=dict, compare=False, repr=False)
+
+    def of_stage(self, stage: StageConfig) -> Network:
+        """The network that the stage trains: with its adapters, or this one where it has none.
+
+        Raises:
+            UserError: adapters cannot be what the stage says.
+        """
+        if stage.lora is None:
+            return self
+        key = repr((stage.name, stage.lora, stage.trainable))
+        if key not in self._adapted:
+            model = copy.deepcopy(self.model)
+            with torch.device("meta"):
+                add_adapters(model, stage)
+            self._adapted[key] = Network(model, self.dims)
+        return self._adapted[key]
+
+    def uncalled(self, layers: Sequence[str]) -> list[str]:
+        """Of the encoder's and the decoder's layers with these names, those that computing a document does not call."""
+        left = set(layers)
+        hooks = [
+            self.model.get_submodule(name).register_forward_hook(lambda *_, name=name: left.discard(name))
+            for name in layers
+        ]
+        try:
+            self.run_vision(1)
+            self.run_decoder(1, needs_grad=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [name for name in layers if name in left]
 
     def part(self, name: str) -> nn.Module:
         """`vision`, `connector` or `language`: the encoder, the connector, the decoder without its head."""
@@ -89,6 +122,11 @@ class Network:
             for name, parameter in self._named_parameters()
             if name.startswith(f"{part}.") and matches(name, trainable)
         )
+
+    def learning(self, module: nn.Module, trainable: Sequence[str]) -> int:
+        """Elements of the parameters of a module of the model whose names match one of the globs."""
+        mine = {id(parameter) for parameter in module.parameters()}
+        return sum(p.numel() for name, p in self._named_parameters() if id(p) in mine and matches(name, trainable))
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """By their public names; tied ones once."""

@@ -18,9 +18,11 @@ from alignvlm.kernels.fused_layers import choose_fused_layers, fuse_layers
 from alignvlm.kernels.linear import keep_parameters
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm.model.attention import choose_attention
+from alignvlm.model.lora import add_adapters
 from alignvlm.model.network import largest_list
 from alignvlm.training.distributed import World
 from alignvlm.training.optim import Group, optimizer_groups, parameter_groups, set_trainable
+from data_pipeline.order.hashing import hash_key
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Trainer:
     """transformers' name of the attention implementation in use."""
     fused_layers: dict[str, int] = field(default_factory=dict)
     """Kind of layer -> how many of them Liger's kernels compute; empty where none is asked to."""
+    seed: int = 0
+    """Of what is random in a forward pass (dropout), together with the step and the micro-batch."""
 
     @property
     def model(self) -> AlignVLMForConditionalGeneration:
@@ -83,6 +87,8 @@ def build_trainer(
     model.model.connector.kept_bytes = int(recipe.train.kept_logits_gib * 2**30)
     recompute_layers(model, recipe.train.recompute)
     fused = fuse_layers(model) if choose_fused_layers(recipe.model.fused_layers, world.device) else {}
+    if stage.lora is not None:
+        add_adapters(model, stage, recipe.seed)
     set_trainable(model, stage)
     groups = parameter_groups(model, stage)
     fit_reduce_bucket(config, sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad))
@@ -97,7 +103,7 @@ def build_trainer(
         )
     look_at_the_norm_only(engine.optimizer)
     share_embeddings(model)
-    return Trainer(engine, groups, attention, fused)
+    return Trainer(engine, groups, attention, fused, hash_key(recipe.seed, stage.name))
 
 
 def free_memory() -> None:

@@ -27,7 +27,7 @@ class Group:
 
 
 def set_trainable(model: nn.Module, stage: StageConfig) -> None:
-    """Freeze everything but the parameters that the stage's globs name.
+    """Freeze everything but the parameters that the stage's globs name, and its adapters.
 
     Raises:
         UserError: when a glob names nothing, or nothing is left to train.
@@ -39,7 +39,7 @@ def set_trainable(model: nn.Module, stage: StageConfig) -> None:
                 f"stages.{stage.name}.trainable: {glob!r} matches no parameter; parts are {', '.join(PARTS)}"
             )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(fnmatchcase(public_name(name), glob) for glob in stage.trainable))
+        parameter.requires_grad_(any(fnmatchcase(public_name(name), glob) for glob in stage.trained))
 
 
 def parameter_groups(model: nn.Module, stage: StageConfig) -> list[Group]:

@@ -22,6 +22,7 @@ from alignvlm.training.batches import step_batches
 from alignvlm.training.callbacks import Callback, StageState
 from alignvlm.training.callbacks.bad_numbers import agreed_skips
 from alignvlm.training.checkpoints.export import export_stage
+from alignvlm.training.checkpoints.gathering import gather_adapters
 from alignvlm.training.checkpoints.masters import load_masters, save_masters
 from alignvlm.training.checkpoints.store import CheckpointInfo, CheckpointStore
 from alignvlm.training.distributed import World, gpu_bytes
@@ -85,9 +86,11 @@ def train_stage(
             if state.ended_early and world.is_main:
                 planned = plan.num_steps
                 say(f"stage {stage.name} ends early, at step {state.step} of {planned}: {state.ended_early}")
+            before = run.folder_before(stage)
+            adapters = gather_adapters(trainer.model, stage, before.export, world)
             if recipe.train.precision == "bf16" and stage.number < len(recipe.stages):
-                save_masters(trainer.engine, run.folder_before(stage), folder, world)
-            export_stage(trainer.model, processor, folder.export, world)
+                save_masters(trainer.engine, before, folder, world, adapters)
+            export_stage(trainer.model, processor, folder.export, world, adapters)
     finally:
         trainer.close()
     return state.stop_reason

@@ -15,6 +15,7 @@ from alignvlm.training.engine import Trainer
 from alignvlm.training.optim import set_lr
 from data_pipeline.errors import DataError, LoadError, UnreachableError
 from data_pipeline.loading.collate import MicroBatch
+from data_pipeline.order.hashing import hash_key
 
 
 class StepCounts(NamedTuple):
@@ -106,6 +107,9 @@ def train_step(
     of ranks nor of micro-batches, nor how the tokens fall to them, enters. DeepSpeed divides gradients by ranks and
     micro-batches, so each loss is divided by tokens / (ranks x micro-batches).
 
+    Dropout is a function of the seed, the step and the micro-batch's number in the global batch: a resumed run draws
+    what one without a stop draws, and so does another number of ranks that has the same micro-batches.
+
     Args:
         votes: of this rank.
         failure: why this rank has no micro-batches; then all ranks stop before any of them computes.
@@ -125,7 +129,8 @@ def train_step(
     divisor = max(1.0, counts.supervised) / num_losses
     total = torch.zeros(1 + len(sources), dtype=torch.float64, device=world.device)  # the loss, that of every source
     with trainer.same_weights():
-        for micro_batch in micro_batches:
+        for number, micro_batch in enumerate(micro_batches):
+            torch.manual_seed(hash_key(trainer.seed, micro_batch.step, number * world.size + world.rank))
             b = micro_batch.to(world.device)
             output = trainer.engine(**inputs_of(b), num_items_in_batch=divisor)
             trainer.engine.backward(output.loss)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +55,7 @@ class Throughput:
         """Every rank calls it; `cache` keeps the FLOPs of the stage for the next start."""
         self._world = world
         self._process = psutil.Process()
-        self._flops = world.of_main(counted_flops, cache, config, stage.trainable)
+        self._flops = world.of_main(counted_flops, cache, config, stage)
         self._peak = peak_flops(world.device, recipe.train.precision) * world.size
 
     def measure(self, counts: StepCounts, seconds: float, data_wait: float) -> Speed:
@@ -78,13 +78,14 @@ class Throughput:
         return self._process.memory_info().rss
 
 
-def counted_flops(cache: Path, config: AlignVLMConfig, trainable: Sequence[str]) -> TrainingFlops:
-    """`count_flops` of a model, from the cache where that holds them: counting takes 1.5 s of CPU time.
+def counted_flops(cache: Path, config: AlignVLMConfig, stage: StageConfig) -> TrainingFlops:
+    """`count_flops` of a stage, from the cache where that holds them: counting takes 1.5 s of CPU time.
 
     A disk that does not take the cache is a warning.
     """
     versions = {"alignvlm": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
-    made_from = {**versions, "trainable": list(trainable), "model": json.loads(config.to_json_string())}
+    trained = {"trainable": stage.trained} | ({"lora": asdict(stage.lora)} if stage.lora else {})
+    made_from = {**versions, **trained, "model": json.loads(config.to_json_string())}
 
     def read(path: Path) -> TrainingFlops | None:
         found = json.loads(path.read_bytes())
@@ -96,7 +97,7 @@ def counted_flops(cache: Path, config: AlignVLMConfig, trainable: Sequence[str])
         return TrainingFlops(rates)
 
     def make() -> TrainingFlops:
-        flops = count_flops(network_of(config), trainable)
+        flops = count_flops(network_of(config).of_stage(stage), stage.trained)
         rates = {part: rates.tolist() for part, rates in flops.rates.items()}
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)

@@ -120,6 +120,15 @@ def test_mistake_names_file_line_key_and_what_is_allowed(
         ("model.language.tokenizer.vocab=1", ["did you mean 'vocab_size'?"]),
         ("stages.connector.max_text_tokens=4096", ["max_text_tokens is 4096, more than the sequence_length 2048"]),
         ("stages.connector.micro_batch_packs=3", ["a multiple of micro_batch_packs (3)"]),
+        ("stages.connector.lora={rnk: 8}", ["unknown key 'stages.connector.lora.rnk'", "did you mean 'rank'?"]),
+        ("stages.connector.lora={dropout: 1}", ["lora.dropout is 1", "at least 0 and less than 1"]),
+        ("stages.connector.lora={}", ["stages.connector.lr has no entry for 'language', which is trainable"]),
+        ("stages.connector.lora={targets: []}", ["stages.connector.lora.targets is empty"]),
+        ("stages.connector.lora={targets: [connector.*]}", ["targets[0] is 'connector.*': a connector is small"]),
+        ("stages.connector.lora={targets: [langage.*]}", ["'langage.*'", "did you mean 'language'?"]),
+        ("stages.connector={lora: {}, trainable: ['*']}", ["trainable has '*'", "state what is trained in full"]),
+        ("stages.connector.lora={init: pissa}", ["lora.init is 'pissa'", "from weights or data", "kaiming or gauss"]),
+        ("stages.connector.lora={init: kaming}", ["lora.init is 'kaming'", "did you mean 'kaiming'?"]),
     ],
 )
 def test_mistaken_override_names_itself(base: Path, override: str, parts: list[str]) -> None:

@@ -139,6 +139,21 @@ def test_kept_logits_fill_their_budget_with_whole_blocks() -> None:
     assert "kept logits" not in memory(2, f"train.kept_logits_gib={row / 2**30}")[0].gpu
 
 
+def test_of_a_lora_stage_adapters_alone_learn() -> None:
+    """Weights once more the adapters' own, gradients and states of these only."""
+    shape = {"rank": 4, "targets": ["language.*q_proj", "language.*down_proj"]}
+    stage = next(iter(load_recipe("quickstart").stages))
+    overrides = [f"stages.{stage}={json.dumps({'trainable': [], 'lora': shape, 'lr': {'default': 1e-3}})}"]
+    found, parameters = memory(4, "train.deepspeed=zero3", *overrides)
+    text = load_recipe("quickstart").model.language.config
+    width, heads = text["hidden_size"], text["num_attention_heads"]
+    query = heads * text.get("head_dim", width // heads)
+    adapters = 4 * text["num_hidden_layers"] * (width + query + text["intermediate_size"] + width)
+    assert found.gpu["weights"] == pytest.approx(2 * (parameters + adapters) / 4)
+    assert found.gpu["gradients"] == found.gpu["fp32 masters"] == pytest.approx(4 * adapters / 4)
+    assert found.gpu["optimizer states"] == pytest.approx(8 * adapters / 4)
+
+
 def test_checkpointing_and_frozen_vision_keep_less() -> None:
     plain, _ = memory(2)
     checkpointed, _ = memory(2, "train.gradient_checkpointing=true")

@@ -1,17 +1,27 @@
-"""Two ZeRO-3 processes against one process without DeepSpeed: losses, every gradient, weights after three steps."""
+"""Two ZeRO-3 processes against one process without DeepSpeed: losses, every gradient, weights after three steps.
+
+And a LoRA stage with dropout, on two processes and on one: the same numbers, its checkpoints, and what it exports.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from alignvlm.best import last_checkpoints
 from alignvlm.launch.local import free_port
+from alignvlm.parts import part_of, public_name
+from tests.fixtures.command import Command
+from tests.integration import lora_worker
 from tests.integration.zero3_worker import CASES, LR, STEPS
-from tests.jobs import ROOT, job_environment
+from tests.jobs import ROOT, job_environment, weights
+from tests.one_rank import differing
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +39,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     finally:
         for process in processes:
             process.kill()
-    return torch.load(output, weights_only=True)
+    return torch.load(output, weights_only=True) | {"folder": str(output.with_suffix(".lora"))}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -52,3 +62,81 @@ def test_zero3_equals_a_single_process(name: str, results: dict[str, dict[str, A
         optimizer.zero_grad()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(result["weights"][name], parameter.detach(), rtol=0, atol=5e-5)
+
+
+@pytest.fixture(scope="module")
+def lora_runs(results: dict[str, dict[str, Any]]) -> Path:
+    """Folder of the runs of lora_worker.py."""
+    return Path(results["folder"])
+
+
+@pytest.fixture(scope="module")
+def lora(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What lora_worker.py found, by strategy."""
+    return results["lora"]
+
+
+@pytest.mark.parametrize("strategy", lora_worker.CASES)
+def test_a_lora_stage_resumes_bit_for_bit_dropout_included(strategy: str, lora: dict[str, dict[str, Any]]) -> None:
+    whole, resumed = lora[strategy]["whole"], lora[strategy]["resumed"]
+    assert whole["curve"][lora_worker.SAVED :] == resumed["curve"]
+    assert whole["held_out"] == resumed["held_out"]
+    assert differing(whole["weights"], resumed["weights"]) == []
+    assert {name.rpartition(".lora_")[0] != "" or part_of(name) == "connector" for name in whole["weights"]} == {True}
+
+
+@pytest.mark.parametrize(("strategy", "within"), [("cpu_zero3", 2e-6), ("zero2", 1e-3)])
+def test_a_lora_stage_is_the_same_on_one_rank_and_after_a_change(
+    strategy: str, within: float, lora: dict[str, dict[str, Any]]
+) -> None:
+    """ZeRO-3 in fp32, and ZeRO-2 in bf16, where sums of two ranks are rounded otherwise."""
+    whole, alone, elastic = (lora[strategy][name] for name in ("whole", "alone", "elastic"))
+    losses = lambda found: [loss for loss, _ in found["curve"]]
+    assert losses(alone) == pytest.approx(losses(whole), abs=within)
+    assert losses(elastic) == pytest.approx(losses(whole)[lora_worker.SAVED :], abs=within)
+    if strategy == "cpu_zero3":
+        for found in (alone, elastic):
+            for name, value in whole["weights"].items():
+                torch.testing.assert_close(found["weights"][name], value, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("strategy", lora_worker.CASES)
+def test_a_lora_stage_exports_merged_weights(
+    strategy: str, lora: dict[str, dict[str, Any]], lora_runs: Path, tmp_path: Path, command: Command
+) -> None:
+    """Base and adapter added up here are the export, the best checkpoint's export, and what the next stage has."""
+    run, scale = lora_runs / strategy, lora_worker.LORA["alpha"] / lora_worker.LORA["rank"]
+    whole, after = lora[strategy]["whole"], lora[strategy]["next"]
+    assert abs(whole["held_out"] - lora[strategy]["before"]) > 0.1  # the held-out loss of a stage sees its adapters
+    assert after["held_out"] == pytest.approx(whole["held_out"], abs=2e-6 if strategy == "cpu_zero3" else 2e-3)
+    base, export = (weights(run / stage / "export") for stage in ("0-init", "1-connector"))
+    adapter = load_file(run / "1-connector" / "export" / "adapter" / "adapter_model.safetensors")
+    assert base.keys() == export.keys()
+    is_half = lora_worker.CASES[strategy] == "bf16"
+    for name, value in export.items():
+        key = "base_model.model." + name.removesuffix("weight")
+        if key + "lora_A.weight" in adapter:
+            added = scale * adapter[key + "lora_B.weight"] @ adapter[key + "lora_A.weight"]
+            assert added.abs().max() > 0
+            rounding = 2**-8 if is_half else 0
+            torch.testing.assert_close(value.float(), base[name].float() + added, rtol=rounding, atol=1e-6)
+            assert torch.equal(after["weights"][public_name(name)].to(value.dtype), value)  # of the next stage
+        elif part_of(name) == "connector":
+            assert torch.equal(value, whole["weights"][public_name(name)].to(value.dtype))
+        else:
+            assert torch.equal(value, base[name])
+    command("export", last_checkpoints(run, 1)[0], tmp_path / "last")
+    assert not [name for name, value in weights(tmp_path / "last").items() if not torch.equal(value, export[name])]
+    assert (tmp_path / "last" / "adapter" / "adapter_config.json").is_file()
+
+
+def test_a_mean_and_the_best_of_a_lora_stage(lora_runs: Path, tmp_path: Path, command: Command) -> None:
+    """A mean is one of merged weights, which has no adapter; the first of two checkpoints is the best."""
+    run = lora_runs / "cpu_zero3"
+    command("export", run, tmp_path / "best", "--best")
+    command("export", run, tmp_path / "mean", "--average", "2")
+    folders = (tmp_path / "best", run / "1-connector" / "export", tmp_path / "mean")
+    best, last, mean = map(weights, folders)
+    for name, value in mean.items():
+        torch.testing.assert_close(value, (best[name] + last[name]) / 2)
+    assert [(tmp_path / name / "adapter").exists() for name in ("best", "mean")] == [True, False]

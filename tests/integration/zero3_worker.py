@@ -1,10 +1,12 @@
 """A rank of the ZeRO-3 comparison: trains a few steps per case; rank 0 writes losses, gradients and weights.
 
-Argument: the output file. Started by test_zero3.py.
+Then both ranks train a LoRA stage (lora_worker.py), and rank 0 once more alone. Argument: the output file. Started by
+test_zero3.py.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 from alignvlm.training import distributed
 from alignvlm.training.checkpoints.export import consolidate
 from alignvlm.training.engine import Trainer, gather_whole_layers, share_embeddings, zero3_construction
+from tests.integration.lora_worker import on_one_rank, on_two_ranks
 from tests.tiny import CONNECTORS, pack, samples, tiny_model
 
 STEPS = 3
@@ -68,9 +71,14 @@ def main(output: Path) -> None:
             case.model().save_pretrained(folder)
         world.barrier()
         found[name] = train(case, folder, world)
-    if world.is_main:
-        torch.save(found, output)
+    lora = on_two_ranks(output.with_suffix(".lora"), world)
     distributed.stop()
+    if world.is_main:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name)
+        on_one_rank(output.with_suffix(".lora"), distributed.start(timeout_minutes=2), lora)
+        distributed.stop()
+        torch.save(found | {"lora": lora}, output)
 
 
 def train(case: Case, folder: Path, world: distributed.World) -> dict[str, Any]:

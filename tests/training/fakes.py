@@ -78,6 +78,7 @@ def fake_trainer(*sums: float, overflow: bool = False) -> Any:
         engine=FakeEngine(*sums, overflow=overflow),
         groups=[Group("connector", 0.5, 0.1, ("connector.w",))],
         same_weights=nullcontext,
+        seed=0,
     )
 
 

@@ -5,13 +5,34 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from alignvlm.settings import Count, Float, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, filled, settings
 from data_pipeline.order.settings import LARGEST
 
 Part = Literal["vision", "connector", "language"]
 PARTS: tuple[Part, ...] = ("vision", "connector", "language")
+
+
+@settings
+class LoraConfig:
+    """Low-rank adapters of linear layers: a weight W stays as it is, the layer computes with W + alpha/rank BA."""
+
+    rank: Annotated[PositiveInt, Le(4096)] = 16
+    """Rows of A and columns of B, an adapter's two factors."""
+    alpha: PositiveFloat = 32.0
+    """What the adapters add is scaled by alpha / rank."""
+    dropout: Annotated[Float, Ge(0), Lt(1)] = 0.05
+    """Share of a layer's input that its adapter does not see, drawn anew for every micro-batch."""
+    targets: list[str] = field(default_factory=lambda: ["language.*"])
+    """Globs over names of linear layers of `language.*` and `vision.*`; the LM head has no adapter."""
+    init: str = "kaiming"
+    """How A begins, `kaiming` or `gaussian`; B begins with zeros, so the first step computes what the model did."""
+
+    @property
+    def scale(self) -> float:
+        """The factor of what the adapters add."""
+        return self.alpha / self.rank
 
 
 @settings
@@ -25,7 +46,10 @@ class StageConfig:
     mixture: dict[str, PositiveFloat] = field(default_factory=dict)
     """Source name -> weight; weights are normalised."""
     trainable: list[str] = field(default_factory=lambda: ["*"])
-    """Globs over parameter names; parts are `vision.*`, `connector.*`, `language.*`."""
+    """Globs over parameter names; parts are `vision.*`, `connector.*`, `language.*`. With `lora`, what is
+    trained in full beside the adapters: [connector.*], or [] for the adapters alone."""
+    lora: LoraConfig | None = None
+    """Adapters for layers whose weights stay as they are; null trains no adapters. Stages export merged weights."""
     lr: dict[str, Annotated[Float, Gt(0), Le(1000)]] = field(default_factory=dict)
     """Part (`vision`, `connector`, `language`, or `default`) -> peak learning rate."""
     epochs: Annotated[PositiveInt, Le(LARGEST["epochs"])] = 1
@@ -54,3 +78,8 @@ class StageConfig:
     """Gradients are clipped to this norm; 0 does not clip."""
     deepspeed: str = ""
     """Name of a file in ds_configs/, or a path; default: `train.deepspeed`."""
+
+    @property
+    def trained(self) -> list[str]:
+        """Globs over the names of everything that is trained, adapters included."""
+        return self.trainable + [f"{glob}.lora_*" for glob in (self.lora.targets if self.lora else ())]

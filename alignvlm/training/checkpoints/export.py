@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from alignvlm.config.schema import StageConfig
+from alignvlm.config.sections.stages import LoraConfig
 from alignvlm.errors import UserError
 from alignvlm.exports import check_export, save_export
 from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
+from alignvlm.model.lora import Adapters
 from alignvlm.progress import Progress
-from alignvlm.run_folder import INITIAL, run_of_checkpoint
+from alignvlm.run_folder import INITIAL, RunFolder, run_of_checkpoint
+from alignvlm.training.checkpoints.gathering import whole
 from alignvlm.training.checkpoints.store import MANIFEST, TAG, first_difference
 from alignvlm.training.checkpoints.weights import CheckpointWeights
 from alignvlm.training.distributed import World
 from data_pipeline.files import reason
 
 
-def consolidate(model: torch.nn.Module, world: World) -> dict[str, torch.Tensor] | None:
+def consolidate(
+    model: torch.nn.Module, world: World, adapters: Adapters | None = None
+) -> dict[str, torch.Tensor] | None:
     """All weights on rank 0's CPU, gathered one by one where ZeRO-3 partitions them; None on other ranks.
 
-    Every rank must call it. Tied weights appear under each of their names.
+    Every rank must call it. Tied weights appear under each of their names, weights with adapters merged.
     """
-    import deepspeed
-
     weights: dict[str, torch.Tensor] = {}
     tied = dict(model.named_parameters(remove_duplicate=False))
     copies: dict[int, torch.Tensor] = {}
     for name, parameter in tied.items():
         if id(parameter) not in copies:
-            partitioned = [parameter] if hasattr(parameter, "ds_id") else []
-            with deepspeed.zero.GatheredParameters(partitioned):
-                copies[id(parameter)] = parameter.detach().cpu().clone() if world.is_main else parameter
+            copy = whole(parameter)
+            if world.is_main and adapters is not None:
+                copy = adapters.merge(name, copy).to(copy.dtype)
+            copies[id(parameter)] = copy if world.is_main else parameter
         weights[name] = copies[id(parameter)]
     for name, buffer in persistent_buffers(model):
         weights[name] = buffer.detach().cpu().clone()
@@ -50,14 +57,19 @@ def persistent_buffers(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]
     return found
 
 
-def export_stage(model: Any, processor: AlignVLMProcessor, folder: Path, world: World) -> None:
+def export_stage(
+    model: Any, processor: AlignVLMProcessor, folder: Path, world: World, adapters: Adapters | None = None
+) -> None:
     """Consolidate a model in training and save it; every rank calls it, rank 0 writes.
+
+    Args:
+        adapters: of the stage (`gather_adapters`); they are merged into the weights, and lie in a folder of their own.
 
     Raises:
         DataError: on all ranks, when rank 0 cannot write.
     """
-    weights = consolidate(model, world) or {}  # on rank 0
-    world.of_main(lambda: save_export(model, weights, processor, folder))
+    weights = consolidate(model, world, adapters) or {}  # on rank 0
+    world.of_main(lambda: save_export(model, weights, processor, folder, adapters))
 
 
 def export_checkpoints(checkpoints: Sequence[Path], output: Path, dtype: str | None = None) -> None:
@@ -82,7 +94,8 @@ def export_checkpoints(checkpoints: Sequence[Path], output: Path, dtype: str | N
     model = AlignVLMForConditionalGeneration.from_pretrained(initial, dtype=getattr(torch, dtype) if dtype else "auto")
     weights = model.state_dict()
     try:
-        sources = [CheckpointWeights(checkpoint / TAG) for checkpoint in checkpoints]
+        split_off = _adapters_of(run, checkpoints[-1])
+        sources = [CheckpointWeights(checkpoint / TAG, split_off) for checkpoint in checkpoints]
     except ValueError as error:
         raise UserError(f"{checkpoints[-1]}: not laid out as this version's checkpoints ({reason(error)})") from error
     for checkpoint, source in zip(checkpoints, sources, strict=True):
@@ -95,7 +108,22 @@ def export_checkpoints(checkpoints: Sequence[Path], output: Path, dtype: str | N
         for name, weight in weights.items():
             weight.copy_(_mean(sources, name))
             bar.advance()
-    save_export(model, weights, AlignVLMProcessor.from_pretrained(initial), output)
+    adapters = sources[-1].adapters if len(sources) == 1 else None  # a mean of merged weights has no such factors
+    save_export(model, weights, AlignVLMProcessor.from_pretrained(initial), output, adapters)
+
+
+def _adapters_of(run: RunFolder, checkpoint: Path) -> Callable[[dict[str, Any], Any], Adapters] | None:
+    """What takes the adapters out of a checkpoint's weights; None where the run's recipe says of none."""
+    if not run.config.exists():
+        return None
+    stages = run.read_config().get("stages", {})
+    folders = [run.stage(number, name) for number, name in enumerate([INITIAL, *stages])]
+    for before, folder in itertools.pairwise(folders):
+        if folder.path.name == checkpoint.absolute().parents[1].name and stages[folder.name].get("lora"):
+            said = stages[folder.name]
+            stage = StageConfig(name=folder.name, trainable=said["trainable"], lora=LoraConfig(**said["lora"]))
+            return functools.partial(Adapters.split_off, stage, before.export)
+    return None
 
 
 def _mean(sources: Sequence[CheckpointWeights], name: str) -> torch.Tensor:

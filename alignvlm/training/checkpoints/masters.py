@@ -8,6 +8,7 @@ masters by themselves.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 import os
@@ -22,9 +23,11 @@ import torch
 from torch import nn
 
 from alignvlm.exports import read_tensor_places
+from alignvlm.model.lora import Adapters
 from alignvlm.parts import public_name
 from alignvlm.progress import say
 from alignvlm.run_folder import StageFolder
+from alignvlm.training.checkpoints.gathering import master, merged
 from alignvlm.training.distributed import World
 from data_pipeline.errors import DataError
 from data_pipeline.files import must_write, open_atomic, read_needed, reason
@@ -35,16 +38,23 @@ Places = dict[str, tuple[int, tuple[int, ...]]]
 """Name -> (byte in the file, shape)."""
 
 
-def save_masters(engine: Any, before: StageFolder, folder: StageFolder, world: World) -> None:
+def save_masters(
+    engine: Any, before: StageFolder, folder: StageFolder, world: World, adapters: Adapters | None = None
+) -> None:
     """Write the masters of what the stage has trained, and those of `before` that it left frozen; all ranks call it.
 
-    It is written before the export, which ends the stage.
+    It is written before the export, which ends the stage. Layers that had `adapters` count as trained: their masters
+    are the weights that the adapters were trained with, in the training's precision, with the adapters' masters.
 
     Raises:
         DataError: on all ranks, when rank 0 cannot write, for example because the disk is full.
     """
     trained = trainable(engine.module)
-    values = gathered(trained.values())
+    values = gathered(list(trained.values()))
+    if adapters is not None:
+        layers = {f"{name}.weight": engine.module.get_submodule(name).weight for name in adapters.factors}
+        trained |= {public_name(name): weight for name, weight in layers.items()}
+        values = itertools.chain(values, (each.numpy() for each in merged(engine.module, adapters, world)))
     problem = None
     if world.is_main:
         shapes = {name: (0, tuple(_shape(parameter))) for name, parameter in trained.items()}
@@ -61,11 +71,8 @@ def save_masters(engine: Any, before: StageFolder, folder: StageFolder, world: W
 
 def gathered(parameters: Iterable[Any]) -> Iterator[np.ndarray]:
     """The fp32 master of each, whole and in the host's memory; all ranks take all of them, one after the other."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
     for parameter in parameters:
-        value = safe_get_full_fp32_param(parameter)  # one tensor on the device at a time
-        yield value.cpu().numpy().astype(FLOAT, copy=False)
+        yield master(parameter).numpy().astype(FLOAT, copy=False)
 
 
 def _save(values: Iterable[np.ndarray], trained: Places, before: StageFolder, folder: StageFolder) -> None:

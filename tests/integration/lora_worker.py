@@ -1,0 +1,125 @@
+"""A LoRA stage with dropout: steps, resumes, checkpoints, exports and fp32 masters, on two ranks and then on one.
+
+Part of the job of zero3_worker.py; test_zero3.py looks at what it leaves.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from alignvlm.config import load_recipe
+from alignvlm.run_folder import Run
+from alignvlm.system.timeline import Timeline
+from alignvlm.training.checkpoints.export import export_stage
+from alignvlm.training.checkpoints.gathering import gather_adapters
+from alignvlm.training.checkpoints.masters import save_masters
+from alignvlm.training.checkpoints.store import CheckpointInfo, CheckpointStore
+from alignvlm.training.distributed import World
+from alignvlm.training.engine import Trainer
+from alignvlm.training.stage import resume_trainer
+from data_pipeline.loading.collate import MicroBatch
+from tests.integration.bf16_worker import held_out
+from tests.jobs import TINY
+from tests.one_rank import masters, micro_batches, take_step
+from tests.tiny import tiny_model
+
+CASES = {"cpu_zero3": "fp32", "zero2": "bf16"}
+"""DeepSpeed strategy -> precision."""
+STEPS, SAVED = 3, 1
+LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.3}
+
+
+def run_of(folder: Path, strategy: str) -> Run:
+    """A run whose first stage trains adapters and the connector, with four packs a step."""
+    return Run(load_recipe(str(TINY), [
+        f"name={strategy}", f"runs={folder}", f"train.deepspeed={strategy}", f"train.precision={CASES[strategy]}",
+        "stages.connector.global_batch_packs=4", f"stages.connector.lora={json.dumps(LORA)}",
+        "stages.connector.trainable=[connector.*]", "stages.connector.lr={connector: 1.0e-3, language: 1.0e-2}",
+        "checkpoint.keep_best=loss/test", "evaluation.loss={sources: [test]}",
+    ]))  # fmt: skip
+
+
+def begin(run: Run, world: World, found: CheckpointInfo | None = None, stage: str = "connector") -> Trainer:
+    """The engine of a stage, from a checkpoint where there is one."""
+    plan: Any = SimpleNamespace(position=lambda step: SimpleNamespace(to_json=lambda: None))
+    return resume_trainer(run, run.recipe.stages[stage], world, plan, store_of(run, world), found, Timeline())
+
+
+def store_of(run: Run, world: World) -> CheckpointStore:
+    return CheckpointStore(run.stage_folder(run.recipe.stages["connector"]).checkpoints, world, 9, None)
+
+
+def save(run: Run, trainer: Trainer, world: World, step: int) -> None:
+    """A checkpoint after `step` steps; the first one is the best."""
+    store = store_of(run, world)
+    store.attach(trainer.engine)
+    state = {"step": step, "world_size": world.size, "position": None, "scores": {"loss/test": float(step)}}
+    assert store.begin(trainer.engine, state) is None
+    assert store.finish() is None
+    store.close()
+
+
+def first_checkpoint(run: Run) -> CheckpointInfo:
+    folder = run.stage_folder(run.recipe.stages["connector"]).checkpoint_folders()[0]
+    return CheckpointInfo(folder, json.loads((folder / "state.json").read_bytes()))
+
+
+def train(run: Run, trainer: Trainer, world: World, first: int = 0) -> dict[str, Any]:
+    """Steps from `first` on: losses and norms, the held-out loss behind them, and everything that was trained."""
+    curve = []
+    for step in range(first, STEPS):
+        result = take_step(trainer, batches(step, world), world)
+        curve.append((result.loss, result.grad_norm))
+        if first == 0 and world.size == 2 and step + 1 in (SAVED, STEPS):
+            save(run, trainer, world, step + 1)
+    return {"curve": curve, "held_out": held_out(trainer, world)["loss/held_out"], "weights": masters(trainer)}
+
+
+def batches(step: int, world: World) -> list[MicroBatch]:
+    """This rank's micro-batches of a step."""
+    return [replace(batch, step=step) for batch in micro_batches(4)[world.rank :: world.size]]
+
+
+def on_two_ranks(folder: Path, world: World) -> dict[str, dict[str, Any]]:
+    """Strategy -> what the stage found in one go, and resumed; it leaves checkpoints, export and masters."""
+    results: dict[str, dict[str, Any]] = {}
+    for strategy, precision in CASES.items():
+        run = run_of(folder, strategy)
+        stage = run.recipe.stages["connector"]
+        if world.is_main:
+            model, processor = tiny_model()
+            (model.bfloat16() if precision == "bf16" else model).save_pretrained(run.initial.export)
+            processor.save_pretrained(run.initial.export)
+            run.open()
+        world.barrier()
+        trainer = begin(run, world)
+        found: dict[str, Any] = {"before": held_out(trainer, world)["loss/held_out"]}
+        found["whole"] = train(run, trainer, world)
+        adapters = gather_adapters(trainer.model, stage, run.initial.export, world)
+        if precision == "bf16":
+            save_masters(trainer.engine, run.initial, run.stage_folder(stage), world, adapters)
+        export_stage(trainer.model, tiny_model()[1], run.stage_folder(stage).export, world, adapters)
+        trainer.close()
+        trainer = begin(run, world, first_checkpoint(run))
+        found["resumed"] = train(run, trainer, world, SAVED)
+        trainer.close()
+        results[strategy] = found
+    return results
+
+
+def on_one_rank(folder: Path, world: World, results: dict[str, dict[str, Any]]) -> None:
+    """Adds the same on one rank, from the beginning and from the checkpoint of two, and how the next stage begins."""
+    for strategy, found in results.items():
+        run = run_of(folder, strategy)
+        starts = {"alone": None, "elastic": first_checkpoint(run)}
+        for name, checkpoint in starts.items():
+            trainer = begin(run, world, checkpoint)
+            found[name] = train(run, trainer, world, SAVED if checkpoint else 0)
+            trainer.close()
+        trainer = begin(run, world, stage="instruct")
+        found["next"] = {"held_out": held_out(trainer, world)["loss/held_out"], "weights": masters(trainer)}
+        trainer.close()
