@@ -206,12 +206,13 @@ def _check_generators(recipe: Recipe) -> None:
 
 def _check_adapters(recipe: Recipe, network: Network) -> None:
     """Stages' adapters: where they go, and that the layers that have them are called."""
-    from alignvlm.model.lora import LoraError, find_targets
+    from alignvlm.model.lora import LoraError, check_peft, find_targets
 
     for stage in recipe.stages.values():
         if stage.lora is None:
             continue
         try:
+            check_peft(stage)
             layers = find_targets(network.model, stage)
         except LoraError as error:
             raise recipe_error(recipe, error.key, str(error)) from error

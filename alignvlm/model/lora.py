@@ -42,10 +42,14 @@ def lora_of(stage: StageConfig) -> LoraConfig:
     return stage.lora
 
 
-def require_peft() -> Any:
-    """The module. Raises UserError where it is not installed."""
+def check_peft(stage: StageConfig) -> None:
+    """Raise LoraError where the package is not installed that puts adapters into models."""
     if importlib.util.find_spec("peft") is None:
-        raise UserError("stages.*.lora needs the package peft; install it with: pip install 'alignvlm[train]'")
+        raise LoraError(f"stages.{stage.name}.lora", "needs the package peft: pip install 'alignvlm[train]'")
+
+
+def _peft(stage: StageConfig) -> Any:
+    check_peft(stage)
     import peft  # takes seconds of CPU time, which other stages need not wait for
 
     return peft
@@ -114,7 +118,7 @@ def add_adapters(model: Any, stage: StageConfig, seed: int = 0) -> None:
     Raises:
         UserError: PEFT is not installed, or as `find_targets` raises it.
     """
-    peft, targets = require_peft(), find_targets(model, stage)
+    peft, targets = _peft(stage), find_targets(model, stage)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(hash_key(seed, stage.name, "lora"))
         peft.inject_adapter_in_model(_peft_config(stage, model, targets), model)
@@ -200,7 +204,7 @@ def _trained_modules(model: Any, trainable: Sequence[str]) -> list[str]:
 
 def _peft_config(stage: StageConfig, model: nn.Module, layers: list[str]) -> Any:
     lora = lora_of(stage)
-    return require_peft().LoraConfig(
+    return _peft(stage).LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,

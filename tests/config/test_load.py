@@ -122,7 +122,10 @@ def test_mistake_names_file_line_key_and_what_is_allowed(
         ("stages.connector.micro_batch_packs=3", ["a multiple of micro_batch_packs (3)"]),
         ("stages.connector.lora={rnk: 8}", ["unknown key 'stages.connector.lora.rnk'", "did you mean 'rank'?"]),
         ("stages.connector.lora={dropout: 1}", ["lora.dropout is 1", "at least 0 and less than 1"]),
-        ("stages.connector.lora={}", ["stages.connector.lr has no entry for 'language', which is trainable"]),
+        (
+            "stages.connector={lora: {}, lr: {default: null, connector: 1}}",
+            ["lr has no entry for 'language', which is"],
+        ),
         ("stages.connector.lora={targets: []}", ["stages.connector.lora.targets is empty"]),
         ("stages.connector.lora={targets: [connector.*]}", ["targets[0] is 'connector.*': a connector is small"]),
         ("stages.connector.lora={targets: [langage.*]}", ["'langage.*'", "did you mean 'language'?"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -158,3 +159,9 @@ def test_some_layers_only() -> None:
     assert list(take_out(model)) == names
     assert len(names) == 7
     assert {name.split(".")[3] for name in names} == {"1"}
+
+
+def test_without_peft_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LoraError, match=r"stages\.tune\.lora needs the package peft: pip install 'alignvlm\[train\]'"):
+        add_adapters(tiny_model()[0], stage_of([]))
