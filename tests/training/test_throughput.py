@@ -38,17 +38,17 @@ def test_flops_are_counted_once_for_a_stage(
     calls, work, cache = [], Work(120, 3, 40, 2400), tmp_path / "1-joint" / "flops.json"
     monkeypatch.setattr(throughput, "count_flops", lambda *given: calls.append(given) or count_flops(*given))
     config = tiny_model()[0].config
-    first = counted_flops(cache, config, ["connector.*"]).of(work)
-    assert counted_flops(cache, config, ["connector.*"]).of(work) == first  # all bits
+    first = counted_flops(cache, config, StageConfig(trainable=["connector.*"])).of(work)
+    assert counted_flops(cache, config, StageConfig(trainable=["connector.*"])).of(work) == first  # all bits
     assert len(calls) == 1
-    assert counted_flops(cache, config, ["*"]).of(work) != first
+    assert counted_flops(cache, config, StageConfig()).of(work) != first
     assert len(calls) == 2
     cache.write_text(cache.read_text().replace('"language": [[', '"language": [[1.0], ['))
-    assert counted_flops(cache, config, ["*"]).of(work) == count_flops(network_of(config), ["*"]).of(work)
+    assert counted_flops(cache, config, StageConfig()).of(work) == count_flops(network_of(config), ["*"]).of(work)
     assert "flops.json cannot be read and is made anew" in caplog.text
     caplog.clear()
     with full_disk(20):
-        counted_flops(tmp_path / "flops.json", config, ["*"])
+        counted_flops(tmp_path / "flops.json", config, StageConfig())
     assert "the next start counts again" in caplog.text
 
 
