@@ -55,6 +55,7 @@ class Site:
         for file, page in self.pages.items():
             made[page] = self._turn_links(file, page, (ROOT / file).read_text(encoding="utf-8"))
         made["examples.md"] += code_pages.sources(ROOT / "examples")
+        made["changelog.md"] = f"---\nsearch: {{exclude: true}}\n---\n{made['changelog.md']}"
         for name, text in made.items():
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_text(text, encoding="utf-8")
