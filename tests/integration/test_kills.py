@@ -1,7 +1,6 @@
 """`kill -9` of a random rank at a random moment, twenty times in one run; the weights equal the uninterrupted run's.
 
-What that costs is scaled to a kill every 20 minutes: steps, their waits and a kill's cost stay, and saves come as often
-as a recipe has them by default.
+What the kills cost is scaled to one every 20 minutes (tests/cluster/goodput.py).
 """
 
 from __future__ import annotations
@@ -15,14 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignvlm.config.schema import CheckpointConfig
-from alignvlm.report.failures import project
-from alignvlm.report.goodput import read_goodput, table
+from tests.cluster.goodput import scaled_ettr
 from tests.integration.test_elastic import ranks_of
 from tests.jobs import TINY, curve, kill, metrics, run, start, weights
 
 KILLS = 20
-EVERY = 20 * 60.0
 SAVE_STEPS = 2
 RECIPE = [
     str(TINY),
@@ -62,17 +58,4 @@ def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
         ours = weights(folder / "runs" / "tiny" / stage / "export")
         theirs = weights(reference / "runs" / "tiny" / stage / "export")
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert scaled_ettr(folder / "runs" / "tiny") >= 0.90
-
-
-def scaled_ettr(folder: Path) -> float:
-    """The effective training time ratio of this run with a kill every 20 minutes of steps; its parts are printed."""
-    found, steps = read_goodput(folder), len(metrics(folder))
-    costs = project(found, EVERY).costs
-    each = {part: found.parts[part] / steps for part in ("steps", "data_wait", "unknown")}
-    save = found.parts["save"] / (steps / SAVE_STEPS)
-    training = each["steps"] / (sum(each.values()) + save / CheckpointConfig().every_steps)
-    ettr = training * (1 - sum(costs.values()) / EVERY)
-    print(f"{table(found)}\n\nseconds per kill: {costs}\nseconds per step: {each}\nper save: {save:.3g} s")
-    print(f"ETTR with a kill every 20 minutes: {ettr:.3f}", flush=True)
-    return ettr
+    assert scaled_ettr(folder / "runs" / "tiny", SAVE_STEPS) >= 0.90

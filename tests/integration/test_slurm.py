@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 
 from alignvlm.config import load_recipe
 from alignvlm.launch.slurm import SlurmArray, SlurmJob
+from tests.cluster.goodput import scaled_ettr
 from tests.cluster.slurm import SlurmCluster
 from tests.cluster.watch import RECIPE, STAGE, attempts, step, wait
 from tests.jobs import ROOT, curve, metrics, run, weights
@@ -66,6 +67,8 @@ def test_time_limit_requeue_and_a_lost_node_leave_no_trace(
     exports = [weights(folder / STAGE / "export") for folder in (ours, theirs)]
     assert exports[0].keys() == exports[1].keys()
     assert all(torch.equal(exports[0][name], exports[1][name]) for name in exports[0])
+
+    assert scaled_ettr(ours, save_steps=20, with_waiting=False) >= 0.90
 
     stopped = re.findall(r"stopped in stage connector: signal (\w+)", (logs / "rank-0.log").read_text())
     assert len(stopped) == 3, say()

@@ -14,6 +14,7 @@ import torch
 
 from alignvlm.model import AlignVLMForConditionalGeneration
 from alignvlm.model.attention import SDPA
+from alignvlm.training.callbacks.health.replay import loss_and_norm
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
 from data_pipeline.loading.collate import collate
@@ -96,6 +97,19 @@ def test_a_step_with_nan_changes_no_weight(strategy: str, export: Path, world: W
         found = take_bad_step(trainer, micro_batches(4), world)
     assert found["skipped"] == [True, False]
     assert found["changed"][0] == 0 < found["changed"][1]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_replay_gives_the_same_bits_and_leaves_no_trace(strategy: str, export: Path, world: World) -> None:
+    with training(export, strategy, world) as trainer:
+        expected = [take_step(trainer, micro_batches(4), world).loss for _ in range(2)]
+    with training(export, strategy, world) as trainer:
+        found, losses = [], []
+        for _ in range(2):
+            found += [{loss_and_norm(trainer, batch, world.device) for _ in range(3)} for batch in micro_batches(3)]
+            losses.append(take_step(trainer, micro_batches(4), world).loss)
+    assert [len(same) for same in found] == [1] * 6
+    assert losses == expected
 
 
 def test_a_stage_gives_its_memory_back(export: Path, world: World) -> None:

@@ -23,8 +23,8 @@ class ResilienceConfig:
     """A loss above this multiple of the median of the last 50 steps sends the run back to the last checkpoint, and it
     resumes without the packs since then; null disables this."""
     replay_every: PositiveInt | None = None
-    """Compute a micro-batch of every so many steps twice, before its step: when a bit of the loss or of the gradient's
-    norm differs, the run ends and names the rank, whose device is broken. null never looks."""
+    """Compute a micro-batch of every so many steps twice, before its step: when a bit of the loss or (not under ZeRO-3)
+    of the gradient's norm differs, the run ends and names the rank, whose device is broken. null never looks."""
     step_factor: Annotated[Float, Ge(2)] = 20.0
     """A step hangs that takes this many times the median of the last 50 steps ..."""
     step_minutes: Minutes = 3.0

@@ -1,8 +1,9 @@
 """Compute one micro-batch twice every so many steps (`resilience.replay_every`): a bit that differs is a broken device.
 
 Compared are the loss and the norm of its gradient at the first places of each backbone that have one: the whole forward
-pass, and of the backward pass all but the products that give gradients of weights. Those would take a second copy of
-all gradients, which ZeRO-3 has no room for. Nothing of the training is touched: no weight, gradient or random number.
+pass, and of the backward pass all but the products that give gradients of weights. Under ZeRO-3 it is the forward pass
+alone: DeepSpeed 0.19.8 reduces gradients in hooks of the backward pass, whoever began it (`reduce_leaf_module_grads`).
+Nothing of the training is touched: no weight, gradient or random number.
 """
 
 from __future__ import annotations
@@ -51,12 +52,20 @@ class Replay(Callback):
 
 
 def loss_and_norm(trainer: Trainer, batch: MicroBatch, device: torch.device) -> tuple[float, float]:
-    """The loss per supervised token of a micro-batch, and the norm of its gradient; every rank calls it."""
+    """Loss per supervised token of a micro-batch and norm of its gradient (0 under ZeRO-3); every rank calls it."""
+    tokens = max(1, batch.num_supervised)
+    if trainer.engine.zero_optimization_partition_weights():
+        trainer.engine.eval()
+        try:
+            with torch.no_grad(), _deterministic(), trainer.same_weights():
+                return trainer.engine(**inputs_of(batch.to(device)), num_items_in_batch=tokens).loss.item(), 0.0
+        finally:
+            trainer.engine.train()
     with torch.random.fork_rng([device] if device.type == "cuda" else []), _deterministic(), trainer.same_weights():
         torch.manual_seed(0)
         with _first_places(trainer.model) as places:
             inputs = inputs_of(batch.to(device))
-            loss = trainer.model(**inputs, num_items_in_batch=max(1, batch.num_supervised)).loss
+            loss = trainer.model(**inputs, num_items_in_batch=tokens).loss
         gradients = torch.autograd.grad(loss, list(places.values()), allow_unused=True) if places else ()
         norms = [gradient.double().norm() for gradient in gradients if gradient is not None]
         total = torch.stack([loss.detach().double(), *norms]).tolist()

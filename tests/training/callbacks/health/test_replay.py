@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from alignvlm.config.schema import Recipe
+from alignvlm.model.attention import SDPA
 from alignvlm.training.callbacks.health.replay import Replay, loss_and_norm
 from alignvlm.training.step import inputs_of
 from data_pipeline.errors import DataError
@@ -24,7 +25,10 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def trainer() -> Any:
-    return SimpleNamespace(model=tiny_model()[0].train(), same_weights=nullcontext)
+    engine = SimpleNamespace(zero_optimization_partition_weights=lambda: False)
+    model = tiny_model()[0].train()
+    model.get_decoder().set_attn_implementation(SDPA)
+    return SimpleNamespace(model=model, same_weights=nullcontext, engine=engine)
 
 
 def test_the_loss_and_the_norm_are_those_of_plain_autograd(trainer: Any) -> None:

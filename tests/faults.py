@@ -1,0 +1,229 @@
+"""Twelve kinds of faults planted in real jobs: where a rank starts, in a step, in a save, in an evaluation.
+
+Ranks are forked from a process that has imported everything, so that a job of tiny models takes two seconds: everything
+behind the imports is the program as users run it, its monitors and the waiting of `alignvlm.launch.local` included.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.jobs import copy_store, job_environment
+
+PLACES = ("start", "step", "save", "evaluation")
+SECTION = {"start": "engine", "step": "steps", "save": "save", "evaluation": "evaluation"}
+"""Place -> section of the timeline."""
+SAVED = 75
+CODES = {
+    "exception": 1,
+    "exception in a signal handler": 1,
+    "abort": 128 + signal.SIGABRT,
+    "segfault": 128 + signal.SIGSEGV,
+    "SIGKILL": 128 + signal.SIGKILL,
+    "SIGINT": SAVED,
+    "SIGTERM": SAVED,
+    "GIL held": 128 + signal.SIGKILL,
+    "SIGSTOP": 128 + signal.SIGKILL,
+}
+"""Fault that ends a job -> exit code of the rank that has it."""
+HANGS = ("GIL held", "SIGSTOP")
+HARMLESS = ("slow rank", "exception in a thread")
+"""What a job survives."""
+
+
+class PlantedError(RuntimeError):
+    """Stands for any error of a rank's own."""
+
+
+def fail(*arguments: object) -> None:
+    raise PlantedError("planted")
+
+
+def fail_in_a_thread() -> None:
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+
+
+def fail_in_a_handler() -> None:
+    signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    time.sleep(60)
+
+
+def hold_the_gil() -> None:
+    while True:
+        ctypes.PyDLL(None).sleep(600)  # the C library's, without letting the GIL go
+
+
+def fail_on_the_gpu() -> None:
+    import torch
+
+    torch.zeros(2, device="cuda")[torch.tensor([7], device="cuda")].sum().item()
+
+
+def send(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+FAULTS: dict[str, Callable[[], Any]] = {
+    "CUDA error": fail_on_the_gpu,
+    "slow rank": lambda: time.sleep(0.2),
+    "exception": fail,
+    "exception in a thread": fail_in_a_thread,
+    "exception in a signal handler": fail_in_a_handler,
+    "abort": os.abort,
+    "GIL held": hold_the_gil,
+    "segfault": lambda: ctypes.string_at(0),
+    "SIGINT": send(signal.SIGINT),
+    "SIGKILL": send(signal.SIGKILL),
+    "SIGTERM": send(signal.SIGTERM),
+    "SIGSTOP": send(signal.SIGSTOP),
+}
+
+
+def plant(fault: str, place: str) -> None:
+    """Let this process have a fault in a place: once, or as often as it comes there where the fault is harmless.
+
+    In steps it is the second one: the first is done when it comes.
+    """
+    from alignvlm.evaluation.answering import ModelAnswerer
+    from alignvlm.training import stage
+    from alignvlm.training.checkpoints.store import CheckpointStore
+
+    passed = 0
+
+    def before(function: Callable[..., Any], is_due: Callable[..., bool]) -> Callable[..., Any]:
+        def faulty(*arguments: Any, **named: Any) -> Any:
+            nonlocal passed
+            if is_due(*arguments):
+                passed += 1
+                if passed == 1:
+                    print(f"planted: {fault} in {place}", flush=True)
+                if passed == 1 or fault in HARMLESS:
+                    FAULTS[fault]()
+            return function(*arguments, **named)
+
+        return faulty
+
+    if place == "start":
+        stage.build_trainer = before(stage.build_trainer, lambda *arguments: True)
+    elif place == "step":
+        first = []
+        second = lambda trainer, *rest: bool(first) or bool(first.append(trainer))
+        stage.train_step = before(stage.train_step, second)
+    elif place == "save":
+        CheckpointStore.finish = before(CheckpointStore.finish, lambda store: store._pending is not None)  # type: ignore[method-assign]
+    else:
+        ModelAnswerer.generate = before(ModelAnswerer.generate, lambda *arguments: True)  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a job."""
+
+    codes: list[int]
+    """Exit code of every rank."""
+    output: str
+    seconds: float
+
+
+class Jobs:
+    """`with Jobs(folder) as jobs:` starts jobs of two ranks in a folder."""
+
+    def __init__(self, folder: Path, processes: int = 2) -> None:
+        self._folder, self._processes, self._number = folder, processes, 0
+
+    def __enter__(self) -> Jobs:
+        copy_store(self._folder / "runs")
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults"], cwd=self._folder, env=job_environment(), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.killpg(self._server.pid, signal.SIGKILL)
+        self._server.communicate()
+
+    def train(self, arguments: Sequence[str], faults: Sequence[tuple[str, str]] = (), rank: int = 0) -> Ended:
+        """`alignvlm train` with these arguments, and with (fault, place) in a rank."""
+        self._number += 1
+        output, began = self._folder / f"job-{self._number}.log", time.monotonic()
+        job = {"arguments": list(arguments), "faults": list(faults), "rank": rank, "output": str(output)}
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(job | {"processes": self._processes}) + "\n")
+        self._server.stdin.flush()
+        answer = self._server.stdout.readline()
+        assert answer, "the server of jobs has ended"
+        return Ended(json.loads(answer), output.read_text(errors="replace"), time.monotonic() - began)
+
+
+class Rank:
+    """A forked rank as `alignvlm.launch.local` sees a started one."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.returncode = pid, None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def serve() -> int:
+    """Run the jobs that are asked for on the standard input; in a forked rank, its exit code."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+
+    import deepspeed  # noqa: F401  (what a rank imports)
+
+    from alignvlm.cli import main
+    from alignvlm.launch import local
+    from alignvlm.training import run  # noqa: F401
+
+    local.RANK_0_SECONDS, local.GRACE_SECONDS = 0.5, 5.0
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    gc.freeze()  # a collection in a rank would copy every page of these imports
+    for line in iter(sys.stdin.readline, ""):
+        job = json.loads(line)
+        port, ranks = local.free_port(), []
+        for number in range(job["processes"]):
+            pid = os.fork()
+            if pid == 0:
+                file = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(file, 1)
+                os.dup2(file, 2)
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                world = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": job["processes"], "MASTER_PORT": port}
+                os.environ |= {name: str(value) for name, value in world.items()} | {"MASTER_ADDR": "127.0.0.1"}
+                for fault, place in job["faults"] if number == job["rank"] else ():
+                    plant(fault, place)
+                return main(["train", *job["arguments"]])
+            ranks.append(Rank(pid))
+        local._wait(ranks, [], 60)  # type: ignore[arg-type]
+        print(json.dumps([local._exit_code(rank.returncode or 0) for rank in ranks]), file=answers, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(serve())
