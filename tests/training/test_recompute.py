@@ -147,3 +147,15 @@ def test_a_run_of_a_version_without_a_key_says_how_to_finish_it(tmp_path: Path) 
     run.folder.config.write_text(text.replace("    feature_layer: -1\n", ""))
     with pytest.raises(UserError, match=r"feature_layer: \(absent\) → -1\n.*with the version that began it"):
         run.open()
+
+
+def test_a_run_of_a_version_without_a_key_goes_on_where_it_asks_for_nothing(tmp_path: Path) -> None:
+    run = Run(load_recipe(str(TINY), [f"runs={tmp_path}"]))
+    run.open()
+    text = run.folder.config.read_text()
+    assert "    lora: null\n" in text
+    run.folder.config.write_text(text.replace("    lora: null\n", ""))
+    run.open()
+    wanted = ["stages.connector.lora={rank: 4}", "stages.connector.trainable=[connector.*]"]
+    with pytest.raises(UserError, match=r"lora.rank: \(absent\) → 4"):
+        Run(load_recipe(str(TINY), [f"runs={tmp_path}", *wanted])).open()
