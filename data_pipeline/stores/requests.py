@@ -202,13 +202,18 @@ class Tree:
 Request = Get | Head | Put | Upload | Delete | Listing | Download | Tree
 
 
+def patience_seconds() -> float:
+    """How long a store that does not answer is waited for."""
+    return float(os.environ.get(PATIENCE, "300"))
+
+
 async def patiently(url: str, work: Callable[[], Awaitable[T]]) -> T:
     """What `work` gives, tried again for some minutes while the store does not answer.
 
     Raises:
         UnreachableError: it never did.
     """
-    began, patience = time.monotonic(), float(os.environ.get(PATIENCE, "300"))
+    began, patience = time.monotonic(), patience_seconds()
     while True:
         try:
             return await work()

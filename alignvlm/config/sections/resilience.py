@@ -28,7 +28,8 @@ class ResilienceConfig:
     step_factor: Annotated[Float, Ge(2)] = 20.0
     """A step hangs that takes this many times the median of the last 50 steps ..."""
     step_minutes: Minutes = 3.0
-    """... and at least this many minutes. Until 20 steps are done, and in the first one after a start, it may take
+    """... and at least this many minutes; where data lies in a store, a minute longer than one that does not answer is
+    waited for (`ALIGNVLM_PATIENCE`). Until 20 steps are done, and in the first one after a start, it may take
     `start_up_minutes`."""
     start_up_minutes: Minutes = 10.0
     """Importing, meeting the other ranks, building a stage's engine, loading a checkpoint: each hangs after this many

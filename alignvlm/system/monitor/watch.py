@@ -22,6 +22,8 @@ BYTES_PER_SECOND = 1 << 20
 """What a section other than the steps must move, by files and connections, to count as progress."""
 STACK_SECONDS = 1.5
 """For the rank to print its stacks."""
+STOPPED_SECONDS = 0.5
+"""The same for a stopped one, which goes on for so long."""
 PY_SPY_SECONDS = 20
 HUB_SECONDS = 6.0
 """How long the monitor of rank 0 still answers the others before it ends its rank and so itself."""
@@ -114,6 +116,8 @@ class Watch:
         os.kill(self._pid, STACKS)
         if mine["state"] == "T":
             os.kill(self._pid, signal.SIGCONT)  # a stopped process prints nothing
+            time.sleep(STOPPED_SECONDS)
+            os.kill(self._pid, signal.SIGSTOP)  # it would train on, and might be ended in anything
         time.sleep(STACK_SECONDS)
         program = shutil.which("py-spy")
         if program is not None:

@@ -13,9 +13,12 @@ from typing import Any
 from alignvlm.training.callbacks.base import Callback, StageState
 from alignvlm.training.record import StepRecord
 from data_pipeline.loading.collate import MicroBatch
+from data_pipeline.stores.requests import patience_seconds
 
 KNOWN = 20
 """Steps after which the usual one is known."""
+STORE_SECONDS = 60.0
+"""How much longer than the patience with a store a step may take: its readers give up first."""
 MAX_KEYS = 20
 """Samples of a step that are named."""
 
@@ -55,7 +58,13 @@ class StepLimit(Callback):
         wanted = state.recipe.resilience
         usual = wanted.step_factor * median(self._seconds) if self._seconds else 0.0
         at_least = wanted.start_up_minutes if self._is_first or len(self._seconds) < KNOWN else wanted.step_minutes
-        state.world.heart.limits["steps"] = max(60 * at_least, usual)
+        state.world.heart.limits["steps"] = max(60 * at_least, usual, _outage(state))
+
+
+def _outage(state: StageState) -> float:
+    """How long a store of the stage's data may not answer; 0 where all of it lies in local folders."""
+    is_far = any("://" in state.recipe.data.sources[name].folder for name in state.stage.mixture)
+    return patience_seconds() + STORE_SECONDS if is_far else 0.0
 
 
 def _name(state: StageState) -> str:

@@ -7,6 +7,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from alignvlm.config.schema import Recipe
 from alignvlm.system.monitor.heart import SIZE, Heart, Pulse
 from alignvlm.training.callbacks.health.step_limit import StepLimit
@@ -43,6 +45,19 @@ def test_the_limit_is_learned_and_kept_and_forgotten_with_another_number_of_rank
     again.on_start(more)
     again.on_step(more, replace(record(), seconds=1.0))
     assert more.world.heart.limits["steps"] == START
+
+
+def test_a_store_that_does_not_answer_is_no_hang_before_its_readers_give_up(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNVLM_PATIENCE", "500")
+    state, callback = stage_state(recipe, tmp_path), StepLimit()
+    sources, name = state.recipe.data.sources, next(iter(state.stage.mixture))
+    monkeypatch.setitem(sources, name, replace(sources[name], folder="s3://bucket/shards"))
+    callback.on_start(state)
+    for _ in range(20):
+        callback.on_step(state, replace(record(), seconds=2.0))
+    assert state.world.heart.limits["steps"] > 500
 
 
 def test_the_monitor_hears_of_every_step_with_its_samples(recipe: Recipe, tmp_path: Path) -> None:
