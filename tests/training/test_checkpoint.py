@@ -275,6 +275,22 @@ def test_old_checkpoints_that_cannot_be_removed_stay(
     assert store.newest_step == 30
 
 
+def test_a_disk_that_fails_while_old_ones_are_looked_for_costs_nothing(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    engine = Engine()
+    store.attach(engine)
+    assert store.begin(engine, {"step": 10}) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "checkpoint_folders", fail)
+        assert store.finish() is None
+    assert "old checkpoints cannot be found and stay: Input/output error" in caplog.text
+    assert store.newest_step == 10
+
+
 def test_deepspeed_writes_nothing_by_itself(store: CheckpointStore) -> None:
     engine = Engine()
     store.attach(engine)

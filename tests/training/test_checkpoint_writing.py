@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import random
 import threading
@@ -73,6 +75,33 @@ def test_a_checkpoint_comes_to_be_in_two_parts_while_training_goes_on(store: Che
     store.begin(engine, {"step": 20})
     assert store.finish() is None
     assert store.newest_step == 20
+
+
+def test_a_lack_of_host_memory_costs_the_checkpoint(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(store, 10)
+    engine = Engine()
+    store.attach(engine)
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mmap, "mmap", fail)
+        assert store.begin(engine, {"step": 20}) is None
+    assert "Cannot allocate memory" in str(store.finish())
+    assert store.newest_step == 10
+    assert store.begin(engine, {"step": 30}) is None
+    assert store.finish() is None
+    assert store.newest_step == 30
+
+
+def test_looking_at_a_large_checkpoint_is_progress(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(store, 10)
+    monkeypatch.setattr(written, "PIECE", 1000)
+    beats: list[int] = []
+    monkeypatch.setattr(FakeWorld, "beat", lambda self: beats.append(1))
+    assert store.newest(pytest.fail) is not None
+    assert len(beats) >= sum(path.stat().st_size for path in store.folder.rglob("*.pt")) / 1000
 
 
 @pytest.mark.parametrize("size", [0, 1, 300, 301, 2_000])

@@ -71,6 +71,8 @@ class Engine:
         self.flats = [torch.nn.Parameter(flats(stage, group, "fp32", rank, size) * 0) for group in range(2)]
         groups = [{"params": [flat], "lr": 1.0, "weight_decay": 0.1, "fused": True} for flat in self.flats]
         self.calls: list[Any] = []
+        self.module = torch.nn.BatchNorm1d(3)
+        self.on_nvme = False
         self.optimizer = SimpleNamespace(
             optimizer=SimpleNamespace(param_groups=groups, state={}), loss_scaler=None, dynamic_loss_scale=False,
             round_robin_bit16_padding=[[0, 0], [0, 0]], load_state_dict=lambda all, **options: self.calls.append(all),
@@ -80,6 +82,9 @@ class Engine:
 
     def zero_optimization_stage(self) -> int:
         return self.stage
+
+    def zero_nvme_offload_optimizer(self) -> bool:
+        return self.on_nvme
 
     def _get_zero_param_shapes(self) -> list[dict[str, Any]]:
         return SHAPES
@@ -105,6 +110,32 @@ def test_every_rank_gets_its_share(stage: int, before: int, after: int, tmp_path
         assert [group["lr"] for group in engine.optimizer.optimizer.param_groups] == [1.0, 1.0]
         (call,) = engine.calls
         assert call == "update" if stage == 2 else call[rank]["fp32_flat_groups"] is engine.flats
+
+
+def test_buffers_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "deepspeed"
+    write_files(folder, 3, 1)
+    (file,) = folder.glob("*_model_states.pt")
+    buffers = {"running_mean": torch.tensor([1.0, 2.0, 3.0]), "num_batches_tracked": torch.tensor(9)}
+    model = torch.load(file, weights_only=False)
+    torch.save(model | {"buffer_names": list(buffers), "module": buffers}, file)
+    engine = Engine(3, 0, 1)
+    load(engine, folder, FakeWorld())
+    assert engine.module.running_mean.tolist() == [1, 2, 3]
+    assert int(engine.module.num_batches_tracked) == 9
+    assert engine.module.running_var.tolist() == [1, 1, 1]
+
+
+def test_what_is_on_nvme_deepspeed_loads_for_as_many_ranks(tmp_path: Path) -> None:
+    folder = tmp_path / "step-00000007" / "deepspeed"
+    write_files(folder, 3, 2)
+    engine = Engine(3, 0, 2)
+    engine.on_nvme = True
+    engine.load_checkpoint = lambda folder, tag: engine.calls.append((folder, tag))  # type: ignore[attr-defined]
+    load(engine, folder, FakeWorld(rank=0, size=2))
+    assert engine.calls == [(str(folder.parent), "deepspeed")]
+    with pytest.raises(UserError, match="as many ranks as have saved them: 2, not 3"):
+        load(engine, folder, FakeWorld(rank=0, size=3))
 
 
 def test_without_zero_deepspeed_loads(tmp_path: Path) -> None:

@@ -44,9 +44,14 @@ class BackgroundCheckpointEngine(TorchCheckpointEngine):
         self._writes: dict[Path, Future[Entry]] = {}
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Copy the tensors to host memory and return; a thread writes the file."""
+        """Copy the tensors to host memory and return; a thread writes the file. A lack of memory is an error of it."""
         staging = self._staging.setdefault(Path(path).name, Staging(self._device))
-        self._writes[Path(path)] = self.submit(self._write, staging.copy(state_dict), path)
+        try:
+            self._writes[Path(path)] = self.submit(self._write, staging.copy(state_dict), path)
+        except OSError as error:
+            failed: Future[Entry] = Future()
+            failed.set_exception(error)
+            self._writes[Path(path)] = failed
 
     def save_text(self, path: Path, text: str) -> None:
         """Write a small text file, also in a thread."""

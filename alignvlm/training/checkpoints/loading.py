@@ -17,7 +17,8 @@ import torch
 from deepspeed.checkpoint import constants as keys
 
 from alignvlm.errors import UserError
-from alignvlm.training.checkpoints.layout import MASTER, SavedOptimizer
+from alignvlm.parts import module_name
+from alignvlm.training.checkpoints.layout import MASTER, SavedOptimizer, of_ranks
 from alignvlm.training.distributed import World
 from data_pipeline.files import reason
 
@@ -26,14 +27,19 @@ Slot = tuple[str, int, int, int]
 
 
 def load(engine: Any, folder: Path, world: World) -> None:
-    """Give an engine the weights, optimizer states and counters in a folder of DeepSpeed's files; all ranks call it.
+    """Give an engine the weights, buffers, optimizer states and counters in DeepSpeed's files; all ranks call it.
 
     Learning rates and weight decay stay those of the engine's own groups.
 
     Raises:
         UserError: on all ranks, when a file of the checkpoint is missing or not as it should be.
     """
-    if engine.zero_optimization_stage() == 0:  # a strategy of the user's own: every rank has saved all of it
+    on_nvme = engine.zero_nvme_offload_optimizer()
+    if on_nvme and (saved := len(of_ranks(folder, "*_optim_states.pt"))) != world.size:
+        raise UserError(
+            f"{folder}: optimizer states on NVMe load with as many ranks as have saved them: {saved}, not {world.size}"
+        )
+    if on_nvme or engine.zero_optimization_stage() == 0:  # strategies of the user's own
         engine.load_checkpoint(str(folder.parent), tag=folder.name)
         return
     optimizer = engine.optimizer
@@ -55,10 +61,14 @@ def load(engine: Any, folder: Path, world: World) -> None:
 
 
 def _read(engine: Any, folder: Path, world: World) -> None:
-    """Fill this rank's fp32 weights, make its optimizer states and set the engine's counters."""
+    """Fill this rank's fp32 weights, make its optimizer states, set the module's buffers and the engine's counters."""
     try:
         saved = SavedOptimizer(folder)
         _fill(engine, saved, world)
+        buffers = {module_name(name): saved.model["module"][name] for name in saved.model.get(keys.BUFFER_NAMES, ())}
+        for name, buffer in engine.module.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
         for name in ("global_steps", "global_samples", "skipped_steps"):
             setattr(engine, name, saved.model[name])
     except (ValueError, KeyError, IndexError) as error:
@@ -76,6 +86,7 @@ def _fill(engine: Any, saved: SavedOptimizer, world: World) -> None:
     for flat, slots in _groups(engine, world):
         values = {MASTER: flat.data} | {key: torch.zeros_like(flat.data) for key in moments}
         for name, begin, end, offset in slots:
+            world.beat()
             for key, target in values.items():
                 at = offset
                 for part in saved.read(name, key, begin, end):

@@ -26,7 +26,7 @@ from alignvlm.best import STATE, find_best, is_better, read_scores
 from alignvlm.run_folder import checkpoint_folder, checkpoint_folders, checkpoint_step
 from alignvlm.training.checkpoints.background import BackgroundCheckpointEngine
 from alignvlm.training.checkpoints.loading import load
-from alignvlm.training.checkpoints.written import Entry, checked
+from alignvlm.training.checkpoints.written import Advance, Entry, checked
 from alignvlm.training.distributed import World
 from data_pipeline.files import has_shape, reason, write_atomic
 
@@ -174,7 +174,7 @@ class CheckpointStore:
             self._writer.cleanup()
 
     def _advance(self, count: int) -> None:
-        self.world.beat()  # a save may take long while the disk takes it
+        self.world.beat()  # a save may take long while the disk takes it, and so may looking at an old one
 
     def _make_room(self, partial: Path) -> str | None:
         """Remove unfinished checkpoints, and check that another one of the last one's size fits on the disk."""
@@ -196,7 +196,7 @@ class CheckpointStore:
         """The newest checkpoint whose files are all there and undamaged; `warn` gets a line for each damaged one."""
         candidates = self.world.broadcast(checkpoint_folders(self.folder)[::-1] if self.world.is_main else None)
         for folder in candidates:
-            problem = self._first(first_difference(folder, self.world.rank, self.world.size))
+            problem = self._first(first_difference(folder, self.world.rank, self.world.size, self._advance))
             if problem is None:
                 return CheckpointInfo(folder, json.loads((folder / STATE).read_bytes()))
             if self.world.is_main:
@@ -222,16 +222,21 @@ class CheckpointStore:
         try:
             for name in set(_files(partial)) - files.keys():  # DeepSpeed's own, such as what it offloads to a disk
                 files[name] = _checksum(partial, name)
+                _sync(partial / name)
             content = {"format": FORMAT, "files": dict(sorted(files.items()))}
             write_atomic(partial / MANIFEST, json.dumps(content, indent=1) + "\n")
-            _sync(partial)
+            for folder in (*(path for path in partial.rglob("*") if path.is_dir()), partial):
+                _sync(folder)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             _sync(self.folder)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             return f"{final}: {reason(error)}"
-        self._remove_old()
+        try:
+            self._remove_old()
+        except OSError as error:
+            log.warning("%s: old checkpoints cannot be found and stay: %s", self.folder, reason(error))
         return None
 
     def _remove_old(self) -> None:
@@ -245,10 +250,16 @@ class CheckpointStore:
             except OSError as error:
                 log.warning("%s cannot be removed: %s", old, reason(error))
             shutil.rmtree(old.with_name(f"{old.name}{UNIVERSAL_SUFFIX}"), ignore_errors=True)
+            self._advance(1)
 
 
-def first_difference(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
-    """What is wrong with a checkpoint's manifest or with this rank's share of its files; None when nothing is."""
+def first_difference(
+    folder: Path, rank: int = 0, world_size: int = 1, advance: Advance = lambda count: None
+) -> str | None:
+    """What is wrong with a checkpoint's manifest or with this rank's share of its files; None when nothing is.
+
+    `advance` hears of the bytes that have been read.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -259,7 +270,7 @@ def first_difference(folder: Path, rank: int = 0, world_size: int = 1) -> str | 
         return "manifest: it does not list the files of a checkpoint"
     for name in sorted(manifest["files"], key=_by_kind_and_rank)[rank::world_size]:
         try:
-            actual = _checksum(folder, name)
+            actual = _checksum(folder, name, advance)
         except (OSError, ValueError) as error:
             return f"{name}: {reason(error)}"
         if actual != manifest["files"][name]:
@@ -278,7 +289,7 @@ def _by_kind_and_rank(name: str) -> tuple[str, list[int]]:
     return re.sub(r"\d+", "", name), [int(number) for number in re.findall(r"\d+", name)]
 
 
-def _checksum(folder: Path, name: str) -> Entry:
+def _checksum(folder: Path, name: str, advance: Advance = lambda count: None) -> Entry:
     """Size and CRC-32 of a checkpoint's file.
 
     Raises OSError when it cannot be read, or is no regular file inside the folder: a device might have no end.
@@ -286,12 +297,12 @@ def _checksum(folder: Path, name: str) -> Entry:
     path = folder / name
     if path.resolve() != folder.resolve() / name or not path.is_file():
         raise OSError("it is missing or no regular file in the folder")
-    return checked(path)
+    return checked(path, advance)
 
 
-def _sync(folder: Path) -> None:
-    """Flush a folder's directory entries to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder's directory entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

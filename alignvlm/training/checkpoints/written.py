@@ -93,8 +93,8 @@ class CheckedFile:
         self._advance(count)
 
 
-def checked(path: Path) -> Entry:
-    """Size and checksum of a file, read in several threads.
+def checked(path: Path, advance: Advance = lambda count: None) -> Entry:
+    """Size and checksum of a file, read in several threads; `advance` hears of the bytes that have been read.
 
     Raises:
         OSError: it cannot be read, or becomes shorter meanwhile.
@@ -106,7 +106,9 @@ def checked(path: Path) -> Entry:
         for begin, piece in zip(
             begins, threads.map(lambda begin: _of_piece(file.fileno(), begin), begins), strict=True
         ):
-            checksum = crc32_combine(checksum, piece, min(PIECE, size - begin))
+            count = min(PIECE, size - begin)
+            checksum = crc32_combine(checksum, piece, count)
+            advance(count)
     return {"size": size, "crc32": checksum}
 
 
