@@ -13,6 +13,7 @@ import torch
 from tests.faults import CODES, HANGS, HARMLESS, PLACES, SAVED, SECTION, Jobs
 from tests.jobs import TINY, curve, weights
 
+pytestmark = pytest.mark.cluster  # the short test takes 43 s of CPU time
 LIMITS = {
     "start": ["resilience.start_up_minutes=0.2"],
     "step": ["resilience.start_up_minutes=0.2", "resilience.step_minutes=0.1", "resilience.step_factor=2"],
@@ -87,7 +88,6 @@ def test_hangs_in_a_step_and_in_an_evaluation_are_named_and_leave_no_trace(jobs:
     run.check()
 
 
-@pytest.mark.cluster
 def test_no_fault_in_any_place_changes_a_bit_of_the_weights(jobs: Jobs, tmp_path: Path) -> None:
     run = Disturbed(jobs, tmp_path, steps=60)
     for place in PLACES[:-1]:
