@@ -82,6 +82,8 @@ def read_strategy(stage: StageConfig) -> dict[str, Any]:
     for section in ("zero_optimization", "optimizer"):
         if not isinstance(strategy.get(section, {}), dict):
             raise UserError(f"{path}: {section} is {shown(strategy[section])}, but must be a JSON object")
+    if zero := strategy.get("zero_optimization"):  # DeepSpeed leaves "auto" out and takes its default
+        strategy["zero_optimization"] = {key: value for key, value in zero.items() if value != "auto"}
     for key, owner in OWNED_BY_RECIPE.items():
         if key in strategy:
             raise UserError(f"{path}: remove {key!r}: the recipe's {owner} decides it")

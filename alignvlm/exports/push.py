@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignvlm.errors import UserError
 from alignvlm.exports.card import CARD, card_for
-from alignvlm.exports.folder import check_export
+from alignvlm.exports.folder import ADAPTER, check_export
 from alignvlm.progress import Progress
 from data_pipeline.masking import mask
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-STALE = ("*.safetensors", "*.safetensors.index.json")
-"""Files of weights that are in the repository and not in the export: transformers might load them instead."""
+STALE = ("*.safetensors", "*.safetensors.index.json", f"{ADAPTER}/*")
+"""Files of weights and adapters that are in the repository and not in the export: they might be loaded instead."""
 MEGABYTE = 2**20
 
 

@@ -179,7 +179,8 @@ class Adapters:
             tensors |= {f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b}
         modules = _trained_modules(model, self.stage.trainable)
         for module in modules:
-            tensors |= {name: weight for name, weight in weights.items() if name.startswith(f"{module}.")}
+            mine = (name for name in weights if name.startswith(f"{module}."))
+            tensors |= {name: weights[name].clone() for name in mine}  # the file may not hold tied ones as one
         config = _peft_config(self.stage, model, list(self.factors))
         config.base_model_name_or_path, config.inference_mode = str(self.base), True
         config.modules_to_save = modules or None

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from alignvlm.config import deepspeed_config, list_deepspeed_configs, load_recipe
+from alignvlm.config.deepspeed import fit_reduce_bucket, read_strategy
+from alignvlm.config.schema import StageConfig
 from alignvlm.errors import UserError
 
 STAGE = "alignment"
@@ -93,6 +95,16 @@ def test_a_strategy_may_not_state_what_the_recipe_states(tmp_path: Path, content
     message = error_of(8, f"train.deepspeed={path}")
     assert message.startswith(f"{path}: ")
     assert part in message
+
+
+def test_auto_is_deepspeeds_default(tmp_path: Path) -> None:
+    """Files written for other trainers say "auto"; the bucket is no larger than what learns there too."""
+    path = tmp_path / "zero2.json"
+    path.write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}', encoding="utf-8")
+    strategy = read_strategy(StageConfig(deepspeed=str(path)))
+    assert strategy == {"zero_optimization": {"stage": 2}}
+    fit_reduce_bucket(strategy, 1000)
+    assert strategy["zero_optimization"]["reduce_bucket_size"] == 1000
 
 
 def test_zeropp_needs_whole_nodes() -> None:

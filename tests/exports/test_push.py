@@ -123,11 +123,12 @@ def test_a_folder_becomes_a_repository(hub: ModelHub, export: Path, command: Com
 
 def test_a_push_takes_the_place_of_the_one_before(hub: ModelHub, export: Path, command: Command) -> None:
     before = {"README.md": b"mine", "LICENSE": b"mine", OLD: b"old", WEIGHTS_INDEX: b"{}", WEIGHTS: b"old"}
+    before["adapter/adapter_config.json"] = b"{}"
     hub.repositories["lab/letters"] = {"private": False, "main": dict(before)}
     command("export", export, "--push", "lab/letters", "--revision", "v2")
     assert hub.repositories["lab/letters"]["main"] == before
     after = hub.repositories["lab/letters"]["v2"]
-    assert after.keys() == names(export) | {"LICENSE"}  # no weights of before, which transformers might load
+    assert after.keys() == names(export) | {"LICENSE"}  # no weights of before, which might be loaded
     assert after["README.md"] == after["LICENSE"] == b"mine"
     assert after[WEIGHTS] == (export / WEIGHTS).read_bytes()
     command("export", export, "--push", "lab/letters", "--revision", "v2")  # the branch is there

@@ -170,6 +170,18 @@ def test_prefill_in_chunks_and_from_embeddings_gives_the_same_tokens(
     assert beams.shape == (2, length + 5)
 
 
+def test_an_assistant_sees_the_images(model: AlignVLMForConditionalGeneration, inputs: Batch) -> None:
+    """Assisted decoding gives the same tokens, and a copy as assistant guesses all of them."""
+    assistant = copy.deepcopy(model)
+    assistant.generation_config.assistant_confidence_threshold = 0.0
+    passes: list[int] = []
+    hook = model.register_forward_hook(lambda *_: passes.append(1))
+    assisted = model.generate(**inputs, **GREEDY, assistant_model=assistant)
+    hook.remove()
+    assert torch.equal(assisted, model.generate(**inputs, **GREEDY))
+    assert len(passes) == 1
+
+
 def test_a_cache_goes_on_with_another_image(
     made: tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor],
 ) -> None:

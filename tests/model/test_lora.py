@@ -89,14 +89,16 @@ def find_adapters(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "trainable", [[], ["connector.*", "language.model.norm.*"]], ids=["alone", "and the connector"]
+    ("trainable", "tied"),
+    [([], False), (["connector.*", "language.model.norm.*"], False), (["language.model.embed_tokens.*"], True)],
+    ids=["alone", "and the connector", "and tied embeddings"],
 )
-def test_merged_weights_and_peft_compute_what_training_did(trainable: list[str], tmp_path: Path) -> None:
+def test_merged_weights_and_peft_compute_what_training_did(trainable: list[str], tied: bool, tmp_path: Path) -> None:
     """Three ways to the same logits: the model in training, the export, and PEFT's own reading of `adapter/`."""
     from peft import PeftModel
 
     stage = stage_of(trainable, targets=["language.*", "vision.*mlp.fc1"])
-    model, processor = tiny_model(text={"tie_word_embeddings": False})
+    model, processor = tiny_model(text={"tie_word_embeddings": tied})
     save_export(model, model.state_dict(), processor, tmp_path / "base")
     batch = alone(processor.encode(samples()[2]))
     in_training = trained(model, stage).eval()(**batch).logits
@@ -114,7 +116,10 @@ def test_merged_weights_and_peft_compute_what_training_did(trainable: list[str],
 
     config = json.loads((export / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["bias"], config["peft_type"]) == (RANK, ALPHA, "none", "LORA")
-    assert config["modules_to_save"] == (["model.language_model.norm", "model.connector"] if trainable else None)
+    others = (
+        ["model.language_model.embed_tokens", "lm_head"] if tied else ["model.language_model.norm", "model.connector"]
+    )
+    assert config["modules_to_save"] == (others if trainable else None)
     plain = tiny_model()[0]
     # What vLLM's loader looks at: names that end with a factor, of layers of the model, factors of the rank.
     for name, tensor in load_file(export / "adapter" / "adapter_model.safetensors").items():

@@ -162,6 +162,30 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         """As in transformers; the model never says the placeholder of an image, for which there would be no pixels."""
         return super().generate(*args, **{"suppress_tokens": [self.config.image_token_id], **kwargs})  # type: ignore[misc]
 
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: Any = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers; whoever computes the prompt sees its images, an assistant in assisted decoding too.
+
+        Transformers counts no pass of an assistant as the first one, and would take the images out of it. It looks for
+        `inputs_embeds` in this signature.
+        """
+        if not is_first_iteration and past_key_values is not None and not past_key_values.is_compileable:
+            is_first_iteration = past_key_values.get_seq_length() == 0
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """As in PyTorch; weights may have public names, as in checkpoints of earlier versions."""
         for name in [name for name in state_dict if name.startswith(prefix)]:
