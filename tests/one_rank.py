@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,15 @@ from tests.jobs import TINY
 from tests.tiny import samples, tiny_model
 
 
+@functools.cache
+def _encoded() -> list[Any]:
+    processor = tiny_model()[1]
+    return [processor.encode(sample) for sample in samples()]
+
+
 def micro_batches(count: int) -> list[MicroBatch]:
     """Documents with and without images, one or two in each."""
-    encoded = [tiny_model()[1].encode(sample) for sample in samples()]
+    encoded = _encoded()
     chosen = [[i % 3, i % 2] if i % 4 else [i % 3] for i in range(count)]
     return [collate([encoded[i] for i in row], ["s/0/k"] * len(row), step=0, epoch=0) for row in chosen]
 

@@ -69,14 +69,14 @@ def first_checkpoint(run: Run) -> CheckpointInfo:
 
 
 def train(run: Run, trainer: Trainer, world: World, first: int = 0) -> dict[str, Any]:
-    """Steps from `first` on: losses and norms, the held-out loss behind them, and everything that was trained."""
+    """Steps from `first` on: losses and norms, and everything that was trained."""
     curve = []
     for step in range(first, STEPS):
         result = take_step(trainer, batches(step, world), world)
         curve.append((result.loss, result.grad_norm))
         if first == 0 and world.size == 2 and step + 1 in (SAVED, STEPS):
             save(run, trainer, world, step + 1)
-    return {"curve": curve, "held_out": held_out(trainer, world)["loss/held_out"], "weights": masters(trainer)}
+    return {"curve": curve, "weights": masters(trainer)}
 
 
 def batches(step: int, world: World) -> list[MicroBatch]:
@@ -99,6 +99,7 @@ def on_two_ranks(folder: Path, world: World) -> dict[str, dict[str, Any]]:
         trainer = begin(run, world)
         found: dict[str, Any] = {"before": held_out(trainer, world)["loss/held_out"]}
         found["whole"] = train(run, trainer, world)
+        found["after"] = held_out(trainer, world)["loss/held_out"]
         adapters = gather_adapters(trainer.model, stage, run.initial.export, world)
         if precision == "bf16":
             save_masters(trainer.engine, run.initial, run.stage_folder(stage), world, adapters)
@@ -112,14 +113,17 @@ def on_two_ranks(folder: Path, world: World) -> dict[str, dict[str, Any]]:
 
 
 def on_one_rank(folder: Path, world: World, results: dict[str, dict[str, Any]]) -> None:
-    """Adds the same on one rank, from the beginning and from the checkpoint of two, and how the next stage begins."""
+    """Adds the same on one rank from the checkpoint of two; in fp32 from the beginning too, and the next stage."""
     for strategy, found in results.items():
         run = run_of(folder, strategy)
-        starts = {"alone": None, "elastic": first_checkpoint(run)}
-        for name, checkpoint in starts.items():
-            trainer = begin(run, world, checkpoint)
-            found[name] = train(run, trainer, world, SAVED if checkpoint else 0)
-            trainer.close()
+        trainer = begin(run, world, first_checkpoint(run))
+        found["elastic"] = train(run, trainer, world, SAVED)
+        trainer.close()
+        if CASES[strategy] != "fp32":
+            continue
+        trainer = begin(run, world)
+        found["alone"] = train(run, trainer, world)
+        trainer.close()
         trainer = begin(run, world, stage="instruct")
         found["next"] = {"held_out": held_out(trainer, world)["loss/held_out"], "weights": masters(trainer)}
         trainer.close()

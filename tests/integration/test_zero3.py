@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from alignvlm.best import last_checkpoints
 from alignvlm.launch.local import free_port
+from alignvlm.model.attention import SDPA
 from alignvlm.parts import part_of, public_name
 from tests.fixtures.command import Command
 from tests.integration import lora_worker
@@ -48,6 +49,7 @@ def test_zero3_equals_a_single_process(name: str, results: dict[str, dict[str, A
     assert result["moments"] > 0 == result["alive"]  # closing a stage frees the optimizer's memory
 
     model = CASES[name].model().train()
+    model.get_decoder().set_attn_implementation(SDPA)
     optimizer = torch.optim.AdamW(model.parameters(), **LR)
     batches = CASES[name].micro_batches()
     tokens = sum(int((b["labels"] != -100).sum()) for b in batches)
@@ -80,7 +82,6 @@ def lora(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def test_a_lora_stage_resumes_bit_for_bit_dropout_included(strategy: str, lora: dict[str, dict[str, Any]]) -> None:
     whole, resumed = lora[strategy]["whole"], lora[strategy]["resumed"]
     assert whole["curve"][lora_worker.SAVED :] == resumed["curve"]
-    assert whole["held_out"] == resumed["held_out"]
     assert differing(whole["weights"], resumed["weights"]) == []
     assert {name.rpartition(".lora_")[0] != "" or part_of(name) == "connector" for name in whole["weights"]} == {True}
 
@@ -90,11 +91,12 @@ def test_a_lora_stage_is_the_same_on_one_rank_and_after_a_change(
     strategy: str, within: float, lora: dict[str, dict[str, Any]]
 ) -> None:
     """ZeRO-3 in fp32, and ZeRO-2 in bf16, where sums of two ranks are rounded otherwise."""
-    whole, alone, elastic = (lora[strategy][name] for name in ("whole", "alone", "elastic"))
+    whole, elastic = lora[strategy]["whole"], lora[strategy]["elastic"]
     losses = lambda found: [loss for loss, _ in found["curve"]]
-    assert losses(alone) == pytest.approx(losses(whole), abs=within)
     assert losses(elastic) == pytest.approx(losses(whole)[lora_worker.SAVED :], abs=within)
     if strategy == "cpu_zero3":
+        alone = lora[strategy]["alone"]
+        assert losses(alone) == pytest.approx(losses(whole), abs=within)
         for found in (alone, elastic):
             for name, value in whole["weights"].items():
                 torch.testing.assert_close(found["weights"][name], value, rtol=0, atol=2e-5)
@@ -104,15 +106,19 @@ def test_a_lora_stage_is_the_same_on_one_rank_and_after_a_change(
 def test_a_lora_stage_exports_merged_weights(
     strategy: str, lora: dict[str, dict[str, Any]], lora_runs: Path, tmp_path: Path, command: Command
 ) -> None:
-    """Base and adapter added up here are the export, the best checkpoint's export, and what the next stage has."""
+    """Base and adapter added up here are the export, a checkpoint's export, and what the next stage starts from."""
     run, scale = lora_runs / strategy, lora_worker.LORA["alpha"] / lora_worker.LORA["rank"]
-    whole, after = lora[strategy]["whole"], lora[strategy]["next"]
-    assert abs(whole["held_out"] - lora[strategy]["before"]) > 0.1  # the held-out loss of a stage sees its adapters
-    assert after["held_out"] == pytest.approx(whole["held_out"], abs=2e-6 if strategy == "cpu_zero3" else 2e-3)
+    whole, is_half = lora[strategy]["whole"], lora_worker.CASES[strategy] == "bf16"
+    # The held-out loss of a stage sees its adapters.
+    assert abs(lora[strategy]["after"] - lora[strategy]["before"]) > 0.1
+    if is_half:
+        following = load_file(run / "1-connector" / "masters.safetensors")  # not rounded to bf16
+    else:
+        following = lora[strategy]["next"]["weights"]
+        assert lora[strategy]["next"]["held_out"] == pytest.approx(lora[strategy]["after"], abs=2e-6)
     base, export = (weights(run / stage / "export") for stage in ("0-init", "1-connector"))
     adapter = load_file(run / "1-connector" / "export" / "adapter" / "adapter_model.safetensors")
     assert base.keys() == export.keys()
-    is_half = lora_worker.CASES[strategy] == "bf16"
     for name, value in export.items():
         key = "base_model.model." + name.removesuffix("weight")
         if key + "lora_A.weight" in adapter:
@@ -120,7 +126,8 @@ def test_a_lora_stage_exports_merged_weights(
             assert added.abs().max() > 0
             rounding = 2**-8 if is_half else 0
             torch.testing.assert_close(value.float(), base[name].float() + added, rtol=rounding, atol=1e-6)
-            assert torch.equal(after["weights"][public_name(name)].to(value.dtype), value)  # of the next stage
+            torch.testing.assert_close(following[public_name(name)], base[name].float() + added, rtol=0, atol=1e-6)
+            assert torch.equal(following[public_name(name)].to(value.dtype), value)
         elif part_of(name) == "connector":
             assert torch.equal(value, whole["weights"][public_name(name)].to(value.dtype))
         else:
