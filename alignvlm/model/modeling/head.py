@@ -162,9 +162,9 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         """As in transformers; the model never says the placeholder of an image, for which there would be no pixels."""
         return super().generate(*args, **{"suppress_tokens": [self.config.image_token_id], **kwargs})  # type: ignore[misc]
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
-        input_ids: torch.Tensor,
+        input_ids: Any,
         *,
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -178,7 +178,7 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         """
         if not is_first_iteration and past_key_values is not None and not past_key_values.is_compileable:
             is_first_iteration = past_key_values.get_seq_length() == 0
-        return super().prepare_inputs_for_generation(
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
