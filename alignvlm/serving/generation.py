@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from alignvlm.evaluation.answering import ModelAnswerer
 
+LOWEST_TEMPERATURE = 1e-5
+"""Logits divided by less may overflow, which on a GPU ends the whole process; vLLM takes the same bound."""
+
 Finish = Literal["stop", "length", "cancelled"]
 
 
@@ -19,7 +22,7 @@ class Settings:
 
     max_new_tokens: int
     temperature: float = 0.0
-    """0 takes the likeliest token; above, tokens are drawn."""
+    """From LOWEST_TEMPERATURE on tokens are drawn; below, the likeliest one is taken."""
     top_p: float = 1.0
     seed: int | None = None
     """Of the draws; None takes another one each time."""
@@ -56,7 +59,7 @@ def answer(
 
     spoken = _Spoken(answerer.processor.tokenizer, answerer.stop_ids, settings.stop, say, is_cancelled)
     sampling: dict[str, Any] = {}
-    if settings.temperature > 0:
+    if settings.temperature >= LOWEST_TEMPERATURE:
         torch.manual_seed(secrets.randbits(63) if settings.seed is None else settings.seed)
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     if not is_cancelled():

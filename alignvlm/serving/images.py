@@ -55,9 +55,7 @@ def read_source(url: str, param: str, limits: Limits) -> bytes:
 
 
 def decode_all(sources: list[tuple[str, bytes]], limits: Limits) -> list[Image.Image]:
-    """Images of (place in the request, file). Raises RequestError for too many, too large or damaged ones."""
-    if len(sources) > limits.max_images:
-        raise RequestError(f"{len(sources)} images; at most {limits.max_images} are taken", param="messages")
+    """Images of (place in the request, file). Raises RequestError for too large or damaged ones."""
     images: list[Image.Image] = []
     pixels = 0
     for param, data in sources:

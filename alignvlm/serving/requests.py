@@ -145,6 +145,9 @@ class ChatRequest(_Form):
         Raises:
             RequestError: an image that may not or cannot be used, or too much of something.
         """
+        num_images = sum(isinstance(part, _ImagePart) for message in self.messages for part in message.content)
+        if num_images > limits.max_images:  # before any is fetched
+            raise RequestError(f"{num_images} images; at most {limits.max_images} are taken", param="messages")
         messages = []
         sources: list[tuple[str, bytes]] = []
         length = 0

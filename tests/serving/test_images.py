@@ -67,6 +67,13 @@ def test_a_web_server_is_asked_only_by_its_name(web: str, page: bytes) -> None:
     assert refused("http://[", limits) == "invalid_image"
 
 
+def test_too_many_images_are_refused_before_the_first_is_read() -> None:
+    part = {"type": "image_url", "image_url": {"url": "file:///missing"}}
+    asked = ChatRequest.parse(json.dumps({"messages": [{"role": "user", "content": [part] * 3}]}).encode())
+    with pytest.raises(RequestError, match="3 images; at most 2 are taken"):
+        asked.conversation(Limits(max_images=2))
+
+
 def test_files_are_read_in_one_folder_only(tmp_path: Path, page: bytes) -> None:
     (tmp_path / "open").mkdir()
     for name in ("open/a b.png", "secret.png"):
