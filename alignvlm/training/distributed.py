@@ -104,10 +104,11 @@ def start(timeout_minutes: float, heart: Heart | None = None) -> World:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
-    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False, auto_mpi_discovery=False)
-    host_group = dist.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
-    cpu_group = dist.new_group(backend="gloo", timeout=SLOW_WORK)
     heart = heart or Heart()
+    with heart.waiting():  # nodes may come late: how long they are waited for is `timeout_minutes`
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False, auto_mpi_discovery=False)
+        host_group = dist.new_group(backend="gloo", timeout=timeout) if backend == "nccl" else None
+        cpu_group = dist.new_group(backend="gloo", timeout=SLOW_WORK)
     world = World(dist.get_rank(), dist.get_world_size(), local_rank, device, host_group, cpu_group, heart)
     meet(world)
     return world

@@ -32,8 +32,9 @@ class ResilienceConfig:
     waited for (`ALIGNVLM_PATIENCE`). Until 20 steps are done, and in the first one after a start, it may take
     `start_up_minutes`."""
     start_up_minutes: Minutes = 10.0
-    """Importing, meeting the other ranks, building a stage's engine, loading a checkpoint: each hangs after this many
-    minutes without progress. Here and below, whatever reads or writes 1 MiB per second makes progress."""
+    """Importing, building a stage's engine, loading a checkpoint: each hangs after this many minutes without progress.
+    Here and below, whatever reads or writes 1 MiB per second makes progress. How long ranks wait for the last one to
+    start is `train.timeout_minutes`."""
     save_minutes: Minutes = 7.0
     """The same for a save that training waits for; bytes that are written and checked are progress."""
     evaluation_minutes: Minutes = 20.0
