@@ -84,7 +84,7 @@ def test_no_value_is_read_within_a_step_and_one_at_its_end(
     monkeypatch.setattr(step, "_read", lambda *values: reads.append(values) or ([1.0] * 4, 1.0))
     groups = [Group("connector", 0.5, 0.1, ("connector.w",))]
     trainer: Any = SimpleNamespace(
-        engine=MetaEngine(model), groups=groups, same_weights=model.model.connector.same_weights
+        engine=MetaEngine(model), groups=groups, seed=0, same_weights=model.model.connector.same_weights
     )
     world: Any = MetaWorld(device=META)
     with Copies() as copies:
