@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 # A file's tests share a process; files are taken in order, so that the jobs of tests/integration are not left for the end.
 TEST_PROCESSES ?= 2
 PARALLEL := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
-SLOW := browser or cuda or cluster or harness or vllm or integration or slow
+SLOW := browser or cuda or cluster or faults or harness or vllm or integration or slow
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -19,7 +19,7 @@ export PIP_ROOT_USER_ACTION := ignore
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-browser test-cluster test-harness test-vllm check check-hf docs gpu-check gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
+.PHONY: help quickstart test test-fast test-browser test-cluster test-faults test-harness test-vllm check check-hf docs gpu-check gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ quickstart: $(VENV)/installed-quickstart ## train a small model that reads, on t
 	$(BIN)/alignvlm train quickstart $(OVERRIDES)
 
 test: $(VENV)/installed-test ## all tests that need neither a GPU nor a cluster; shows the 15 slowest
-	$(PARALLEL) -m "not browser and not cuda and not cluster and not harness and not vllm" --durations=15
+	$(PARALLEL) -m "not browser and not cuda and not cluster and not faults and not harness and not vllm" --durations=15
 
 test-fast: $(VENV)/installed-test ## the same without the slow ones and without training jobs: under 90 seconds
 	$(PARALLEL) -m "not ($(SLOW))"
@@ -38,6 +38,9 @@ test-cluster: $(VENV)/installed-test ## a real Slurm, a real Ray, two hosts, twe
 	bash tests/cluster/install.sh
 	$(INSTALL) -e '.[train,ray]'
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -m cluster tests/integration
+
+test-faults: $(VENV)/installed-test ## twelve faults in every place of a small run, some fifty restarts
+	$(BIN)/python -m pytest -m faults tests/integration
 
 test-browser: $(VENV)/installed-test ## the demo page and the report in chromium, which it installs, as root
 	bash tests/browser/install.sh

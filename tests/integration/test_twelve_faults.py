@@ -13,7 +13,6 @@ import torch
 from tests.faults import CODES, HANGS, HARMLESS, PLACES, SAVED, SECTION, Jobs
 from tests.jobs import TINY, curve, weights
 
-pytestmark = pytest.mark.cluster  # the short test takes 43 s of CPU time
 LIMITS = {
     "start": ["resilience.start_up_minutes=0.2"],
     "step": ["resilience.start_up_minutes=0.2", "resilience.step_minutes=0.1", "resilience.step_factor=2"],
@@ -80,6 +79,7 @@ class Disturbed:
         assert all(torch.equal(exports[0][name], exports[1][name]) for name in exports[0])
 
 
+@pytest.mark.cluster  # 43 s of CPU time
 def test_hangs_in_a_step_and_in_an_evaluation_are_named_and_leave_no_trace(jobs: Jobs, tmp_path: Path) -> None:
     run = Disturbed(jobs, tmp_path, steps=8)
     run.hit("SIGSTOP", "step", rank=1)
@@ -88,6 +88,7 @@ def test_hangs_in_a_step_and_in_an_evaluation_are_named_and_leave_no_trace(jobs:
     run.check()
 
 
+@pytest.mark.faults
 def test_no_fault_in_any_place_changes_a_bit_of_the_weights(jobs: Jobs, tmp_path: Path) -> None:
     run = Disturbed(jobs, tmp_path, steps=60)
     for place in PLACES[:-1]:
