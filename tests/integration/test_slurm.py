@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from alignvlm.config import load_recipe
 from alignvlm.launch.slurm import SlurmArray, SlurmJob
-from tests.cluster.goodput import scaled_ettr
+from tests.cluster.goodput import kept_of_failures
 from tests.cluster.slurm import SlurmCluster
 from tests.cluster.watch import RECIPE, STAGE, attempts, step, wait
 from tests.jobs import ROOT, curve, metrics, run, weights
@@ -68,7 +68,7 @@ def test_time_limit_requeue_and_a_lost_node_leave_no_trace(
     assert exports[0].keys() == exports[1].keys()
     assert all(torch.equal(exports[0][name], exports[1][name]) for name in exports[0])
 
-    assert scaled_ettr(ours, save_steps=20, with_waiting=False) >= 0.90
+    assert kept_of_failures(ours, with_waiting=False) >= 0.90
 
     stopped = re.findall(r"stopped in stage connector: signal (\w+)", (logs / "rank-0.log").read_text())
     assert len(stopped) == 3, say()
