@@ -30,6 +30,10 @@ class Records:
         for line in lines:
             self.unsent.setdefault(line["stage"], []).append(line)
 
+    def take(self, stage: str) -> dict[int, dict[str, Any]]:
+        """Step -> line of what a stage has unsent, taken out; of two lines of a step the last one counts."""
+        return {line["step"]: line for line in self.unsent.pop(stage, [])}
+
     def forget(self) -> None:
         """Read everything anew the next time."""
         self._inode, self._end = 0, 0

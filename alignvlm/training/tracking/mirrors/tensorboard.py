@@ -42,13 +42,13 @@ class TensorBoard:
         self._records.read()
         for folder in self._target.stage_folders():
             scores = [(file, values) for file, values in scores_of(folder) if mark(file) not in self._sent]
-            records = {record["step"]: record for record in self._records.unsent.pop(folder.name, [])}
+            records = self._records.take(folder.name)
             if not records and not scores:
                 continue
             if folder.name not in self._stages:
                 self._stages[folder.name] = EventFile(self._path(folder))
             events = self._stages[folder.name]
-            for record in records.values():  # of two lines of a step the last one counts
+            for record in records.values():
                 events.write_step(record)
             for file, values in scores:
                 events.write(values, max(events.step, 0), file.stat().st_mtime)

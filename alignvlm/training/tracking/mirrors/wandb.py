@@ -47,8 +47,7 @@ class WeightsAndBiases:
         self._records.read()
         before = 0
         for folder in self._target.stage_folders():
-            records = {record["step"]: record for record in self._records.unsent.pop(folder.name, [])}
-            for step, record in records.items():  # of two lines of a step the last one counts
+            for step, record in self._records.take(folder.name).items():
                 if step <= self._last.get(folder.name, 0):
                     continue
                 self._last[folder.name] = step
