@@ -43,6 +43,15 @@ class World(Ranks):
         """This rank has made progress."""
         self.heart.beat()
 
+    def seed(self, number: int) -> None:
+        """Seed what this rank draws random numbers from: its host's generator and its GPU's.
+
+        `torch.manual_seed` also leaves word for all kinds of devices that are not there, with a stack trace each.
+        """
+        torch.default_generator.manual_seed(number)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(number)
+
     def barrier(self) -> None:
         """Wait until all ranks are here, at most `SLOW_WORK`."""
         with self.heart.waiting():

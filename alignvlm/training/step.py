@@ -130,7 +130,7 @@ def train_step(
     total = torch.zeros(1 + len(sources), dtype=torch.float64, device=world.device)  # the loss, that of every source
     with trainer.same_weights():
         for number, micro_batch in enumerate(micro_batches):
-            torch.manual_seed(hash_key(trainer.seed, micro_batch.step, number * world.size + world.rank))
+            world.seed(hash_key(trainer.seed, micro_batch.step, number * world.size + world.rank))
             b = micro_batch.to(world.device)
             output = trainer.engine(**inputs_of(b), num_items_in_batch=divisor)
             trainer.engine.backward(output.loss)

@@ -12,7 +12,7 @@ import pytest
 from tests.jobs import TINY, curve, metrics, run, start, wait_for_step
 
 LONG = ["stages.connector.max_steps=26", "stages.connector.warmup_steps=4", "checkpoint.every_steps=50"]
-LONG += ["evaluation.tasks.test=null"]
+LONG += ["stages.instruct=null", "evaluation.tasks.test=null"]
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from alignvlm.training.checkpoints.layout import MASTER, SavedOptimizer, of_rank
 from alignvlm.training.distributed import World
 from data_pipeline.files import reason
 
+THREADS = 4
+"""That copy: memory that is new, and pages of a file, cost one processor more than the disk."""
+PIECE = 1 << 24
+"""Numbers that a thread copies at once."""
 Slot = tuple[str, int, int, int]
 """A parameter's name, and its numbers `begin` to `end` that a rank's flat group has from `offset` on."""
 
@@ -85,19 +90,27 @@ def _fill(engine: Any, saved: SavedOptimizer, world: World) -> None:
     shared = {key: value for key, value in saved.state().items() if key not in moments}
     for flat, slots in _groups(engine, world):
         values = {MASTER: flat.data} | {key: torch.zeros_like(flat.data) for key in moments}
-        for name, begin, end, offset in slots:
-            world.beat()
-            for key, target in values.items():
-                at = offset
-                for part in saved.read(name, key, begin, end):
-                    target[at : at + len(part)].copy_(part)
-                    at += len(part)
+        with ThreadPoolExecutor(THREADS, "load") as threads:
+            for _ in threads.map(lambda pair: pair[0].copy_(pair[1]), _pieces(saved, slots, values)):
+                world.beat()
         state = {key: _own(value, flat if is_fused else None) for key, value in shared.items()}
         if saved.state():
             inner.state[flat] = state | {key: values[key] for key in moments}
     for group in inner.param_groups:
         if "step" in saved.hyperparameters:  # optimizers that count there
             group["step"] = saved.hyperparameters["step"]
+
+
+def _pieces(
+    saved: SavedOptimizer, slots: Iterator[Slot], values: dict[str, torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Parts of these tensors, each with the part of a file that belongs there."""
+    for name, begin, end, offset in slots:
+        for key, target in values.items():
+            at = offset
+            for part in saved.read(name, key, begin, end):
+                yield from zip(target[at : at + len(part)].split(PIECE), part.split(PIECE), strict=True)
+                at += len(part)
 
 
 def _own(value: Any, like: torch.Tensor | None) -> Any:
