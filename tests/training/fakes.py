@@ -34,6 +34,9 @@ class FakeWorld(Ranks):
 
     def barrier(self) -> None: ...
 
+    def seed(self, number: int) -> None:
+        torch.default_generator.manual_seed(number)
+
     def all_reduce_sum(self, *values: float) -> list[float]:
         self.sums.append(values)
         others = self.others if len(self.others) == len(values) else [0.0] * len(values)
