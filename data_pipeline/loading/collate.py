@@ -82,7 +82,8 @@ def _is_small(value: Any) -> bool:
 
 
 def _received(*values: Any) -> MicroBatch:
-    return MicroBatch(*(torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in values))
+    received: list[Any] = [torch.from_numpy(value) if isinstance(value, np.ndarray) else value for value in values]
+    return MicroBatch(*received)
 
 
 class TileStack:
