@@ -176,7 +176,7 @@ def endpoint(text: str) -> str:
     """HOST or HOST:PORT."""
     match = re.fullmatch(r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::([0-9]{1,5}))?", text)
     if match is None or not 0 < int(match[1] or 1) < 65536:
-        raise ArgumentTypeError(f"{text!r}: must be HOST:PORT, such as host1:29400")
+        raise ArgumentTypeError(f"{text[:80]!r}: must be HOST or HOST:PORT, such as host1:29400")
     return text
 
 

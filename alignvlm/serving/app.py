@@ -17,8 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alignvlm.serving.completions import ChatCompletions
 from alignvlm.serving.engine import Engine
-from alignvlm.serving.errors import RequestError
-from alignvlm.serving.requests import Limits
+from alignvlm.serving.web.errors import RequestError
+from alignvlm.serving.web.guarded import Guarded
+from alignvlm.serving.web.limits import Limits
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 """Names under which a client on this machine knows a server that only this machine reaches."""
@@ -30,6 +31,7 @@ def create_app(
     routes: Sequence[BaseRoute] = (),
     hosts: Sequence[str] | None = None,
     api_key: str | None = None,
+    private: Sequence[str] = ("/v1",),
 ) -> Starlette:
     """`/v1/chat/completions`, `/v1/models`, `/health`, and whatever else is given.
 
@@ -39,7 +41,11 @@ def create_app(
         routes: of Starlette, for example a `Mount` of static files; they come after the server's own.
         hosts: names by which the server may be called; without them any. Those of a server on loopback keep web pages
             out that give it a name of their own (DNS rebinding).
-        api_key: what clients must send as `Authorization: Bearer …` to `/v1`; None lets all in.
+        api_key: what clients must send as `Authorization: Bearer …`; None lets all in.
+        private: paths that want the key, with everything below them.
+
+    Raises:
+        UserError: a host of `limits.image_hosts` is none.
     """
 
     async def health(request: Request) -> Response:
@@ -48,8 +54,11 @@ def create_app(
 
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        named = RequestError(f"{request.method} {request.url.path[:80]}: {error.detail}", status=error.status_code)
+        named = RequestError(f"{request.method} {request.scope['path'][:80]}: {error.detail}", status=error.status_code)
         return JSONResponse(named.body, error.status_code, error.headers)
+
+    async def fail(request: Request, error: Exception) -> Response:  # the log has its traceback
+        return RequestError("the server failed; its log says more", status=500, code="internal_error").response()
 
     return Starlette(
         routes=[
@@ -57,8 +66,8 @@ def create_app(
             Route("/health", health),
             *routes,
         ],
-        middleware=[Middleware(_Door, hosts=hosts, api_key=api_key)],
-        exception_handlers={HTTPException: refuse},
+        middleware=[Middleware(_Door, hosts=hosts, api_key=api_key, private=private)],
+        exception_handlers={HTTPException: refuse, Exception: fail},
     )
 
 
@@ -67,22 +76,23 @@ def _api(engine: Engine, limits: Limits) -> list[BaseRoute]:
         entry = {"id": engine.name, "object": "model", "created": engine.loaded_at, "owned_by": "alignvlm"}
         return JSONResponse({"object": "list", "data": [{**entry, "max_model_len": engine.max_context}]})
 
-    completions = Route("/v1/chat/completions", ChatCompletions(engine, limits), methods=["POST"])
-    return [completions, Route("/v1/models", models)]
+    completions = Guarded(ChatCompletions(engine, limits), "application/json", limits)
+    return [Route("/v1/chat/completions", completions, methods=["POST"]), Route("/v1/models", models)]
 
 
 class _Door:
     """Lets in who may ask."""
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str] | None, api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, hosts: Sequence[str] | None, api_key: str | None, private: Sequence[str]) -> None:
         self._app, self._hosts, self._key = app, hosts, api_key
+        self._private = [PurePosixPath(path) for path in private]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if scope["type"] == "http":
                 self._check(Headers(scope=scope), scope["path"])
         except RequestError as error:
-            await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
+            await error.response()(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -95,7 +105,7 @@ class _Door:
                 "under other names",
                 status=403,
             )
-        if self._key is None or PurePosixPath(path).parts[:2] != ("/", "v1"):
+        if self._key is None or not any(map(PurePosixPath(path).is_relative_to, self._private)):
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key.encode()):

@@ -1,88 +1,61 @@
-"""`POST /v1/chat/completions`: from a request to its answer, whole or as a stream, and what goes wrong between."""
+"""`POST /v1/chat/completions`: from a request to its answer, whole or as a stream."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
+from starlette.types import Send
 
 from alignvlm.evaluation.items import Item
-from alignvlm.serving.bodies import read_body
 from alignvlm.serving.engine import Answer, Engine
-from alignvlm.serving.errors import RequestError
 from alignvlm.serving.generation import Outcome, Settings
+from alignvlm.serving.images import decode_all, is_web, read_all
 from alignvlm.serving.replies import END_OF_STREAM, Reply, event
-from alignvlm.serving.requests import ChatRequest, Limits
+from alignvlm.serving.requests import ChatRequest
+from alignvlm.serving.web.errors import RequestError, failures
+from alignvlm.serving.web.fetching import Fetcher
+from alignvlm.serving.web.limits import Limits
 from data_pipeline.samples.schema import SampleError
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_TOKENS = 256
 """The longest answer where neither the client nor the export says one."""
 
 
 class ChatCompletions:
-    """The route as an ASGI application."""
+    """Answers the body of a request; `Guarded` makes a route of it. Raises UserError for image hosts that are none."""
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self._engine, self._limits = engine, limits
-        self._num_requests = 0
+        self._fetcher = Fetcher(limits)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with self._admitted():
-                await self._answer(Request(scope, receive), send)
-        except ClientDisconnect:
-            pass
-        except RequestError as error:
-            await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
-
-    @asynccontextmanager
-    async def _admitted(self) -> AsyncIterator[None]:
-        if self._engine.is_stopping:
+    async def __call__(self, body: bytes, send: Send) -> Response | None:
+        engine = self._engine
+        if engine.is_stopping:
             raise _stopping()
-        if self._num_requests >= self._limits.max_requests:
+        asked = await engine.prepare(ChatRequest.parse, body)
+        if asked.model not in ("", engine.name):
             raise RequestError(
-                f"{self._num_requests} requests are answered or wait already: try again later",
-                status=503,
-                code="overloaded",
-                headers={"Retry-After": "5"},
-            )
-        self._num_requests += 1
-        try:
-            yield
-        finally:
-            self._num_requests -= 1
-
-    async def _answer(self, request: Request, send: Send) -> None:
-        asked = ChatRequest.parse(await read_body(request, self._limits, "application/json"))
-        if asked.model not in ("", self._engine.name):
-            raise RequestError(
-                f"model {asked.model[:80]!r} is not here; this server has {self._engine.name!r}",
+                f"model {asked.model[:80]!r} is not here; this server has {engine.name!r}",
                 status=404,
                 param="model",
                 code="model_not_found",
             )
-        inputs = await self._engine.prepare(self._prepare, asked)
-        answer = self._engine.answer(inputs, self._settings(asked, inputs["input_ids"].shape[1]))
-        async with _while_connected(request.receive, answer.cancel):
-            if asked.stream:
-                await self._stream(answer, asked, send)
-            else:
-                with _failures():
-                    outcome = await answer.outcome()
-                reply = Reply(self._engine.name).whole(_whole(outcome))
-                await JSONResponse(reply)(request.scope, request.receive, send)
+        messages, urls = asked.conversation(self._limits)
+        fetched = await self._fetcher.fetch({param: url for param, url in urls.items() if is_web(url)})
+        inputs = await engine.prepare(self._prepare, messages, urls, fetched)
+        answer = engine.answer(inputs, self._settings(asked, inputs["input_ids"].shape[1]))
+        try:
+            if not asked.stream:
+                return JSONResponse(Reply(engine.name).whole(_whole(await answer.outcome())))
+            await self._stream(answer, asked, send)
+            return None
+        finally:
+            answer.cancel()  # nobody listens any more
 
-    def _prepare(self, asked: ChatRequest) -> Any:
+    def _prepare(self, messages: list[dict[str, Any]], urls: dict[str, str], fetched: dict[str, bytes]) -> Any:
         """Inputs of the model. Raises RequestError for a conversation that cannot be asked."""
-        messages, images = asked.conversation(self._limits)
+        images = decode_all(read_all(urls, fetched, self._limits), self._limits)
         try:
             return self._engine.answerer.prepare([Item("", 0, "", [], messages, images)])
         except SampleError as error:
@@ -114,7 +87,7 @@ class ChatCompletions:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await say(reply.chunk({"role": "assistant", "content": ""}))
         try:
-            with _failures():
+            with failures():
                 async for piece in answer:
                     await say(reply.chunk({"content": piece}))
                 outcome = await answer.outcome()
@@ -125,38 +98,6 @@ class ChatCompletions:
         except RequestError as error:  # too late for a status
             await say(event(error.body))
         await say(END_OF_STREAM, more=False)
-
-
-@asynccontextmanager
-async def _while_connected(receive: Receive, cancel: Callable[[], None]) -> AsyncIterator[None]:
-    """Calls `cancel` when the client goes away, and at the end."""
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        cancel()
-
-    watching = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        watching.cancel()
-        cancel()
-
-
-@contextmanager
-def _failures() -> Iterator[None]:
-    """Whatever the model raises, as a RequestError that says nothing of the server's inside."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise RequestError("no memory for this request: send less", status=500, code="out_of_memory") from error
-    except Exception as error:
-        logger.exception("a request failed")
-        raise RequestError("the model failed; the server's log says more", status=500, code="internal_error") from error
 
 
 def _whole(outcome: Outcome) -> Outcome:

@@ -4,61 +4,48 @@ from __future__ import annotations
 
 import base64
 import binascii
-import urllib.request
-from http.client import HTTPException
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from alignvlm.serving.errors import RequestError
+from alignvlm.serving.web.errors import RequestError
+from alignvlm.serving.web.fetching import not_allowed, too_many_bytes
+from alignvlm.serving.web.limits import Limits
 from data_pipeline.samples.images import decode_image, image_bytes, image_size
 from data_pipeline.samples.schema import SampleError
 
-if TYPE_CHECKING:
-    from alignvlm.serving.requests import Limits
 
-FETCH_SECONDS = 10
-"""How long a web server may stay silent."""
+def is_web(url: str) -> bool:
+    """Whether the image is on a web server (web/fetching.py)."""
+    return url.lower().startswith(("http:", "https:"))
 
 
-def read_source(url: str, param: str, limits: Limits) -> bytes:
-    """The file of an image, from a data URL; from a web server or a folder only if `limits` names it.
+def read_all(urls: Mapping[str, str], fetched: Mapping[str, bytes], limits: Limits) -> dict[str, bytes]:
+    """The files of images, from data URLs, a folder that `limits` names, or `fetched`.
+
+    Args:
+        urls: by their places in the request.
 
     Raises:
-        RequestError: it may not or cannot be read; `param` is the place of the URL in the request.
+        RequestError: one may not or cannot be read, or they are too large together.
     """
-    head, comma, data = url.partition(",")
-    if comma and head.startswith("data:") and head.endswith(";base64"):
-        try:
-            return base64.b64decode(data, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise RequestError("the data URL is not base64", param=param, code="invalid_image") from error
-    try:
-        parts = urlsplit(url)
-        if parts.scheme in ("http", "https") and parts.hostname in limits.image_hosts and "@" not in parts.netloc:
-            return _fetched(url, limits.max_body)
-        if parts.scheme == "file" and not parts.netloc and limits.image_folder is not None:
-            path = Path(unquote(parts.path)).resolve()
-            if path.is_relative_to(limits.image_folder.resolve()):
-                return image_bytes(path)
-    except (OSError, HTTPException, ValueError, SampleError) as error:  # of a strange URL, a server, a file
-        reason = " ".join(str(error).split())
-        raise RequestError(f"the image cannot be read: {reason}", param=param, code="invalid_image") from error
-    raise RequestError(
-        "this server fetches no such URL and opens no such file: send the image itself as "
-        "data:image/png;base64,… (or image/jpeg, …)",
-        param=param,
-        code="image_url_not_allowed",
-    )
+    files: dict[str, bytes] = {}
+    left = limits.max_body
+    for param, url in urls.items():
+        files[param] = fetched[param] if param in fetched else _read(url, param, limits, left)
+        left -= len(files[param])
+        if left < 0:
+            raise too_many_bytes(limits, param)
+    return files
 
 
-def decode_all(sources: list[tuple[str, bytes]], limits: Limits) -> list[Image.Image]:
-    """Images of (place in the request, file). Raises RequestError for too large or damaged ones."""
+def decode_all(files: Mapping[str, bytes], limits: Limits) -> list[Image.Image]:
+    """Images of files by their places in the request. Raises RequestError for too large or damaged ones."""
     images: list[Image.Image] = []
     pixels = 0
-    for param, data in sources:
+    for param, data in files.items():
         try:
             width, height = image_size(data)
             pixels += width * height
@@ -74,19 +61,22 @@ def decode_all(sources: list[tuple[str, bytes]], limits: Limits) -> list[Image.I
     return images
 
 
-def _fetched(url: str, most: int) -> bytes:
-    with _open(url, timeout=FETCH_SECONDS) as answer:
-        data = answer.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"it has more than {most:,} bytes, the most that are fetched")
-    return data
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A server that is allowed sends nobody on to one that is not."""
-
-    def redirect_request(self, *args: Any) -> None:
-        """None: the redirection becomes an error."""
-
-
-_open = urllib.request.build_opener(_NoRedirects).open
+def _read(url: str, param: str, limits: Limits, most: int) -> bytes:
+    head, comma, data = url.partition(",")
+    if comma and head.startswith("data:") and head.endswith(";base64"):
+        try:
+            return base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise RequestError("the data URL is not base64", param=param, code="invalid_image") from error
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "file" and not parts.netloc and limits.image_folder is not None:
+            path = Path(unquote(parts.path)).resolve()
+            if path.is_relative_to(limits.image_folder.resolve()):
+                if path.stat().st_size > most:
+                    raise too_many_bytes(limits, param)
+                return image_bytes(path)
+    except (OSError, ValueError, RuntimeError, SampleError) as error:  # of a strange URL, a circle of links, a file
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise RequestError(f"the image cannot be read: {reason}", param=param, code="invalid_image") from error
+    raise not_allowed(param)

@@ -1,21 +1,19 @@
-"""What a client asks, in OpenAI's form of `/v1/chat/completions`: checked, with the images that its messages carry."""
+"""What a client asks, in OpenAI's form of `/v1/chat/completions`: checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
-from alignvlm.serving.errors import RequestError
-from alignvlm.serving.images import decode_all, read_source
+from alignvlm.serving.web.errors import RequestError
+from alignvlm.serving.web.limits import Limits
 from data_pipeline.errors import did_you_mean
-from data_pipeline.samples.images import MAX_IMAGE_PIXELS
 from data_pipeline.samples.schema import MAX_MESSAGES
 
+MAX_PARTS = 256
+"""Of one message."""
 LABELS = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user")
 """Fields that say nothing about the answer: taken and left alone."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -36,27 +34,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 """Fields of OpenAI's that are not supported -> the values that ask for nothing."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one request, and all of them together, may take."""
-
-    max_requests: int = 16
-    """Requests that are answered or wait; the next one is told to come back."""
-    max_body: int = 32 * 1024**2
-    """Bytes of a request."""
-    max_images: int = 64
-    max_pixels: int = MAX_IMAGE_PIXELS
-    """Of all images of a request together, before any is decoded."""
-    max_text: int = 4 * 1024**2
-    """Characters of all messages together."""
-    body_seconds: float = 60.0
-    """How long a client may take to send its request."""
-    image_hosts: tuple[str, ...] = ()
-    """Web servers from which images are fetched that a request names by URL."""
-    image_folder: Path | None = None
-    """Where files lie that a request may name by `file:` URL."""
-
-
 class _Form(BaseModel):
     """A JSON object of known fields; null is the same as leaving a field out."""
 
@@ -64,8 +41,13 @@ class _Form(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+    def _told(cls, value: Any) -> Any:
+        """Without nulls, and of unknown fields the first only: an error takes a kilobyte, for each of millions."""
+        if not isinstance(value, dict):
+            return value
+        kept = {name: each for name, each in value.items() if each is not None}
+        unknown = next((name for name in kept if name not in cls.model_fields), None)
+        return {name: each for name, each in kept.items() if name in cls.model_fields or name == unknown}
 
 
 class _ImageURL(_Form):
@@ -83,9 +65,12 @@ class _ImagePart(_Form):
     image_url: _ImageURL
 
 
+_Part = Annotated[_TextPart | _ImagePart, Field(discriminator="type")]
+
+
 class _Message(_Form):
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[Annotated[_TextPart | _ImagePart, Field(discriminator="type")]] = Field(min_length=1)
+    content: Annotated[list[_Part], FailFast()] = Field(min_length=1, max_length=MAX_PARTS)
     name: str = ""
 
     @model_validator(mode="before")
@@ -105,7 +90,7 @@ class ChatRequest(_Form):
     """A request's fields, as OpenAI has them."""
 
     model: str = ""
-    messages: list[_Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Annotated[list[_Message], FailFast()] = Field(min_length=1, max_length=MAX_MESSAGES)
     stream: bool = False
     stream_options: _StreamOptions = _StreamOptions()
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -139,17 +124,14 @@ class ChatRequest(_Form):
         """The longest answer, where the client says."""
         return self.max_completion_tokens or self.max_tokens
 
-    def conversation(self, limits: Limits) -> tuple[list[dict[str, Any]], list[Image.Image]]:
-        """Messages as the processor takes them, and their images. Text stays text, whatever it spells.
+    def conversation(self, limits: Limits) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Messages as the processor takes them, and the URLs of images by their places. Text stays text.
 
         Raises:
-            RequestError: an image that may not or cannot be used, or too much of something.
+            RequestError: too much of something.
         """
-        num_images = sum(isinstance(part, _ImagePart) for message in self.messages for part in message.content)
-        if num_images > limits.max_images:  # before any is fetched
-            raise RequestError(f"{num_images} images; at most {limits.max_images} are taken", param="messages")
         messages = []
-        sources: list[tuple[str, bytes]] = []
+        urls: dict[str, str] = {}
         length = 0
         for number, message in enumerate(self.messages):
             parts: list[dict[str, str]] = []
@@ -158,15 +140,16 @@ class ChatRequest(_Form):
                     length += len(part.text)
                     parts.append({"type": "text", "text": part.text})
                 else:
-                    param = f"messages[{number}].content[{place}].image_url.url"
-                    sources.append((param, read_source(part.image_url.url, param, limits)))
+                    urls[f"messages[{number}].content[{place}].image_url.url"] = part.image_url.url
                     parts.append({"type": "image"})
             messages.append({"role": {"developer": "system"}.get(message.role, message.role), "content": parts})
+        if len(urls) > limits.max_images:
+            raise RequestError(f"{len(urls)} images; at most {limits.max_images} are taken", param="messages")
         if length > limits.max_text:
             raise RequestError(
                 f"the messages have {length:,} characters; at most {limits.max_text:,} are taken", param="messages"
             )
-        return messages, decode_all(sources, limits)
+        return messages, urls
 
 
 def _first_of(error: ValidationError) -> RequestError:
@@ -185,4 +168,5 @@ def _first_of(error: ValidationError) -> RequestError:
         hint = did_you_mean(name, ChatRequest.model_fields) if len(found["loc"]) == 1 else ""
         message = f"unknown field {name[:80]!r}" + (f": {hint}" if hint else "")
         return RequestError(message, param=place[:200], code="unknown_parameter")
-    return RequestError(f"{place[:200]}: {found['msg']}" if place else found["msg"], param=place[:200] or None)
+    said = found["msg"][:300]  # it may repeat what the client sent
+    return RequestError(f"{place[:200]}: {said}" if place else said, param=place[:200] or None)

@@ -14,11 +14,11 @@ from alignvlm.evaluation.answering import ModelAnswerer
 from alignvlm.evaluation.items import Item
 from alignvlm.evaluation.vocabulary_view import vocabulary_view
 from alignvlm.serving.app import create_app
-from alignvlm.serving.demo.app import demo_routes
+from alignvlm.serving.demo.app import PRIVATE, demo_routes
 from alignvlm.serving.demo.examples import find_examples
 from alignvlm.serving.demo.relay import relay_routes
 from alignvlm.serving.engine import Engine
-from alignvlm.serving.requests import Limits
+from alignvlm.serving.web.limits import Limits
 from tests.browser.scripted import Scripted
 from tests.fixtures.browser import OpenPage
 from tests.serving.server import running, until
@@ -153,6 +153,56 @@ def test_answers_stream_and_can_be_stopped(relayed: str, scripted: Scripted, ope
     ask(page, "second")
     page.get_by_text("forty-two", exact=True).wait_for()
     page.get_by_role("button", name="Ask").wait_for()
+
+
+def test_a_second_click_or_enter_neither_asks_again_nor_stops(
+    relayed: str, scripted: Scripted, open_page: OpenPage
+) -> None:
+    scripted.pieces = ["forty", None, "-two"]
+    page = open_page(relayed)
+    page.get_by_text("ready", exact=True).wait_for()
+    page.get_by_label("Question", exact=True).fill("first")
+    page.get_by_role("button", name="Ask").dblclick()
+    page.get_by_text("forty", exact=True).wait_for()
+    page.get_by_label("Question", exact=True).fill("second")
+    page.keyboard.press("Enter")
+    assert page.get_by_label("Question", exact=True).input_value() == "second", "it waits for the first"
+    scripted.go.set()
+    page.get_by_text("forty-two", exact=True).wait_for()
+    assert [asked["messages"][-1]["content"][-1]["text"] for asked in scripted.asked] == ["first"]
+
+
+def test_a_question_is_asked_once_while_the_server_is_looked_for(
+    relayed: str, scripted: Scripted, open_page: OpenPage
+) -> None:
+    page = open_page(relayed)
+    page.get_by_text("ready", exact=True).wait_for()
+    page.evaluate("document.getElementById('choice').replaceChildren()")  # as if it had not answered yet
+    page.get_by_label("Question", exact=True).fill("only")
+    page.evaluate("for (const i of [1, 2]) document.getElementById('form').requestSubmit()")
+    page.locator(".answer[aria-busy=false]").wait_for()
+    assert len(scripted.asked) == page.locator(".turn").count() == 1
+
+
+def test_the_key_is_asked_for_until_it_fits(run_folder: Path, scripted: Scripted, open_page: OpenPage) -> None:
+    examples = find_examples(run_folder / "3-instruct" / "export")
+    with running(scripted.app) as port:
+        routes = [*demo_routes("made up", examples), *relay_routes(f"http://127.0.0.1:{port}")]
+        with running(create_app(None, routes=routes, api_key="secret", private=PRIVATE)) as own:
+            page = open_page(f"http://127.0.0.1:{own}/")
+            key = page.get_by_label("The key of this server")
+            key.fill("guess")
+            page.get_by_role("button", name="Open").click()
+            page.get_by_role("alert").get_by_text("This is not the key").wait_for()
+            key.fill("secret")
+            page.keyboard.press("Enter")
+            page.get_by_text("ready", exact=True).wait_for()
+            assert not key.is_visible()
+            assert page.get_by_role("alert").inner_text() == ""
+            ask(page, "first")
+            page.get_by_text("forty-two", exact=True).wait_for()
+            pictures = page.get_by_role("region", name="Examples").locator("img")
+            until(lambda: pictures.evaluate_all("all => all.every((image) => image.naturalWidth > 0)"))
 
 
 def test_several_images_and_earlier_questions_go_along(relayed: str, scripted: Scripted, open_page: OpenPage) -> None:

@@ -155,6 +155,7 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
     ],
     ("serve",): [
         *EXPORT, ([], "required: export"), (["made_model", "--image-folder", "file.txt"], "a file, not a folder"),
+        (["made_model", "--image-host", "https://images.example/"], "must be HOST or HOST:PORT"),
         (["made_model", "--port", "http"], "must be a whole number"),
         (["made_model", "--host", "no host"], "--host no host: no address of this machine"),
         (["made_model", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 8000"),

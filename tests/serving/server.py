@@ -16,14 +16,14 @@ import uvicorn
 from PIL import Image
 from starlette.types import ASGIApp
 
-from alignvlm.serving.server import listen
+from alignvlm.serving.web.server import configuration, listen
 
 
 @contextlib.contextmanager
 def running(app: ASGIApp) -> Iterator[int]:
     """Serve an application; gives its port."""
     bound = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(configuration(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     port = bound.getsockname()[1]
     thread.start()
@@ -42,6 +42,12 @@ def until(condition: Any, timeout: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come true"
         time.sleep(0.01)
+
+
+def head(path: str, length: int, kind: str = "application/json") -> bytes:
+    """What comes before a request's body."""
+    lines = f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Type: {kind}", f"Content-Length: {length}", "", ""
+    return "\r\n".join(lines).encode()
 
 
 def data_url(image: Image.Image, kind: str = "png") -> str:

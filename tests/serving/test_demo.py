@@ -19,21 +19,21 @@ from alignvlm.cli import build_parser
 from alignvlm.evaluation.answering import ModelAnswerer
 from alignvlm.evaluation.vocabulary_view import vocabulary_view
 from alignvlm.resources import resource
-from alignvlm.serving import server
 from alignvlm.serving.app import LOOPBACK, create_app
-from alignvlm.serving.demo.app import BYTES, demo_routes
+from alignvlm.serving.demo.app import BYTES, PRIVATE, demo_routes
 from alignvlm.serving.demo.examples import MAX_EXAMPLES, find_examples
 from alignvlm.serving.demo.relay import relay_routes
 from alignvlm.serving.engine import Engine
+from alignvlm.serving.web import server
 from data_pipeline.files import read_json_lines, write_json_lines
 from tests.fixtures.command import Command
 from tests.serving.server import ask, question, running
 from tests.tiny import picture, tiny_model
 
 
-def get(port: int, path: str) -> tuple[int, dict[str, str], bytes]:
+def get(port: int, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("GET", path)
+    connection.request("GET", path, headers=headers)
     response = connection.getresponse()
     found = response.status, {name.lower(): value for name, value in response.headers.items()}, response.read()
     connection.close()
@@ -141,6 +141,17 @@ def test_examples_come_from_the_gallery_tasks_taking_turns(run_folder: Path) -> 
     assert find_examples(run_folder) == []
 
 
+def test_with_a_key_the_page_opens_and_everything_else_wants_it(engine: Engine) -> None:
+    routes = demo_routes("tiny", (), engine)
+    with running(create_app(engine, routes=routes, api_key="secret", private=PRIVATE)) as port:
+        for path in ("/", "/demo/page/main.js", "/health"):
+            assert get(port, path)[0] == 200
+        for path in ("/demo/config.json", "/v1/models", "/demo/examples/0/0", "/demo/%65xamples/0/0"):
+            assert get(port, path)[0] == 401
+            assert get(port, path, Authorization="Bearer secret")[0] in (200, 404)
+        assert ask(port, b"no image", "/demo/vocabulary", Content_Type=BYTES)[0] == 401
+
+
 def test_questions_are_passed_on_with_the_key_and_a_lost_server_is_said() -> None:
     async def models(request: Request) -> Response:
         return JSONResponse({"data": [{"id": "far"}], "key": request.headers.get("authorization")})
@@ -163,23 +174,32 @@ def test_questions_are_passed_on_with_the_key_and_a_lost_server_is_said() -> Non
 
 
 @pytest.mark.parametrize(
-    "given", [["tiny"], ["--server", "http://127.0.0.1:9"], ["tiny", "--server", "http://127.0.0.1:9"]]
+    ("given", "key"),
+    [
+        (["tiny"], ""),
+        (["--server", "http://me:password@127.0.0.1:9"], "secret"),
+        (["tiny", "--server", "http://127.0.0.1:9"], ""),
+    ],
 )
 def test_the_command_serves_what_it_was_given(
-    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+    given: list[str], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for part in tiny_model():
         part.save_pretrained("tiny")
     served: list[Starlette] = []
     monkeypatch.setattr(server, "serve", lambda app, bound, stop: served.append(app))
+    monkeypatch.setenv("ALIGNVLM_API_KEY", key)
     said = command("demo", *given, "--port", "0", "--device", "cpu")
-    title = "tiny" if given[0] == "tiny" else "127.0.0.1:9"
-    assert re.fullmatch(rf"{title}: open http://127\.0\.0\.1:\d+ in a browser \(Ctrl-C ends it\)\n", said)
+    title = "tiny" if given[0] == "tiny" else "me:***@127.0.0.1:9"
+    lines = rf"{re.escape(title)}: open http://127\.0\.0\.1:\d+ in a browser \(Ctrl-C ends it\)\n"
+    assert re.fullmatch(lines + ("the page asks for the key that ALIGNVLM_API_KEY holds\n" if key else ""), said)
     with running(served[0]) as port:
-        config = json.loads(get(port, "/demo/config.json")[2])
+        assert get(port, "/demo/config.json")[0] == (401 if key else 200)
+        allowed = {"Authorization": f"Bearer {key}"}
+        config = json.loads(get(port, "/demo/config.json", **allowed)[2])
         assert (config["title"], config["vocabulary"]) == (title, given[0] == "tiny")
-        status, models = ask(port, None, "/v1/models", "GET")
+        status, models = ask(port, None, "/v1/models", "GET", **allowed)
         if "--server" in given:
             assert status == 502, "nobody is there"
         else:

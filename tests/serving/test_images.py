@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,9 +15,12 @@ from typing import Any
 
 import pytest
 
-from alignvlm.serving.errors import RequestError
-from alignvlm.serving.images import read_source
-from alignvlm.serving.requests import ChatRequest, Limits
+from alignvlm.errors import UserError
+from alignvlm.serving.images import read_all
+from alignvlm.serving.requests import ChatRequest
+from alignvlm.serving.web.errors import RequestError
+from alignvlm.serving.web.fetching import Fetcher
+from alignvlm.serving.web.limits import Limits
 from tests.tiny import picture
 
 
@@ -26,16 +32,21 @@ def page() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def web(page: bytes) -> Iterator[str]:
-    """A web server with /page.png, and /away, which sends on to it under another name of this machine."""
+def web(page: bytes) -> Iterator[int]:
+    """The port of a web server with /page.png, /away, which sends on to it, and /drip, which never ends."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            away = self.path == "/away"
-            self.send_response(302 if away else 200)
+            self.send_response({"/away": 302, "/missing": 404}.get(self.path, 200))
             self.send_header("Location", f"http://localhost:{self.server.server_port}/page.png")  # type: ignore[attr-defined]
             self.end_headers()
-            self.wfile.write(b"" if away else page)
+            try:
+                while self.path == "/drip":
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
+                self.wfile.write(page)
+            except OSError:
+                pass  # the asker has left
 
         def log_message(self, *args: Any) -> None:
             pass
@@ -43,28 +54,65 @@ def web(page: bytes) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"127.0.0.1:{server.server_port}"
+    yield server.server_port
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def refused(url: str, limits: Limits) -> str | None:
+def fetched(limits: Limits, *urls: str) -> list[bytes]:
+    return list(asyncio.run(Fetcher(limits).fetch({str(i): url for i, url in enumerate(urls)})).values())
+
+
+def not_fetched(limits: Limits, *urls: str) -> str:
+    """Why the last of them is refused: its code and message."""
     with pytest.raises(RequestError) as caught:
-        read_source(url, "p", limits)
-    assert (caught.value.status, caught.value.param) == (400, "p")
-    return caught.value.code
+        fetched(limits, *urls)
+    assert (caught.value.status, caught.value.param) == (400, str(len(urls) - 1))
+    return f"{caught.value.code}: {caught.value.message}"
 
 
-def test_a_web_server_is_asked_only_by_its_name(web: str, page: bytes) -> None:
-    limits = Limits(image_hosts=("127.0.0.1",))
-    assert read_source(f"http://{web}/page.png", "p", limits) == page
-    assert refused(f"http://{web}/page.png", Limits()) == "image_url_not_allowed"
-    for other in ("localhost", "127.0.0.1@localhost", "me@127.0.0.1", "127.0.0.1.example"):
-        assert refused(f"http://{web.replace('127.0.0.1', other)}/page.png", limits) == "image_url_not_allowed"
-    assert refused(f"http://{web}/away", limits) == "invalid_image"
-    assert refused(f"http://{web}/page.png", Limits(image_hosts=("127.0.0.1",), max_body=100)) == "invalid_image"
-    assert refused("http://[", limits) == "invalid_image"
+def test_a_web_server_is_asked_only_by_its_name(web: int, page: bytes) -> None:
+    url, limits = f"http://127.0.0.1:{web}/page.png", Limits(image_hosts=(f"127.0.0.1:{web}",))
+    assert fetched(limits, url) == [page]
+    for hosts in ((), ("127.0.0.1",), (f"127.0.0.1:{web + 1}",)):  # without a port only those of http: and https:
+        assert "image_url_not_allowed" in not_fetched(Limits(image_hosts=hosts), url)
+    for other in ("localhost", "127.0.0.1@localhost", "me@127.0.0.1", "127.0.0.1.example", "2130706433"):
+        assert "image_url_not_allowed" in not_fetched(limits, url.replace("127.0.0.1", other))
+    assert "status 302" in not_fetched(limits, f"http://127.0.0.1:{web}/away")
+    assert "status 404" in not_fetched(limits, f"http://127.0.0.1:{web}/missing")
+
+
+@pytest.mark.parametrize("named", ["LOCALHOST:{}", "localhost.:{}", "[::ffff:127.0.0.1]:{}"])
+def test_hosts_are_compared_as_names_not_as_they_are_spelt(named: str, web: int, page: bytes) -> None:
+    host = named.format(web)
+    for url in (f"http://{host}/page.png", f"HTTP://{host.lower()}/page.png"):
+        assert fetched(Limits(image_hosts=(host,)), url) == [page]
+
+
+@pytest.mark.parametrize("host", ["http://a.example", "a/b", "a:", "me@a", ""])
+def test_what_is_no_host_is_said(host: str) -> None:
+    with pytest.raises(UserError, match="give HOST or HOST:PORT"):
+        Fetcher(Limits(image_hosts=(host,)))
+
+
+def test_a_name_that_begins_to_mean_this_machine_is_not_followed(web: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("127.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1", "0.0.0.0"):
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, a=address, **more: [(2, 1, 6, "", (a, web))])
+        said = not_fetched(Limits(image_hosts=(f"images.example:{web}",)), f"http://images.example:{web}/page.png")
+        assert "images.example leads to" in said
+
+
+def test_all_images_of_a_request_have_one_time_and_one_size(web: int, page: bytes) -> None:
+    host = f"127.0.0.1:{web}"
+    url = f"http://{host}/page.png"
+    begun = time.monotonic()
+    limits = Limits(image_hosts=(host,), fetch_seconds=0.3)
+    assert "within 0.3 s" in not_fetched(limits, url, f"http://{host}/drip")
+    assert time.monotonic() - begun < 10
+    limits = Limits(image_hosts=(host,), max_body=2 * len(page) + 1)
+    assert fetched(limits, url, url) == [page, page]
+    assert "image_too_large" in not_fetched(limits, url, url, url)
 
 
 def test_too_many_images_are_refused_before_the_first_is_read() -> None:
@@ -74,19 +122,37 @@ def test_too_many_images_are_refused_before_the_first_is_read() -> None:
         asked.conversation(Limits(max_images=2))
 
 
+def read(url: str, limits: Limits) -> bytes:
+    return read_all({"p": url}, {}, limits)["p"]
+
+
+def refused(url: str, limits: Limits) -> str | None:
+    with pytest.raises(RequestError) as caught:
+        read(url, limits)
+    assert (caught.value.status, caught.value.param) == (400, "p")
+    return caught.value.code
+
+
 def test_files_are_read_in_one_folder_only(tmp_path: Path, page: bytes) -> None:
     (tmp_path / "open").mkdir()
     for name in ("open/a b.png", "secret.png"):
         (tmp_path / name).write_bytes(page)
     (tmp_path / "open" / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "open" / "circle.png").symlink_to(tmp_path / "open" / "circle.png")
     limits = Limits(image_folder=tmp_path / "open")
-    assert read_source(f"file://{tmp_path}/open/a%20b.png", "p", limits) == page
-    assert refused(f"file://{tmp_path}/open/a%20b.png", Limits()) == "image_url_not_allowed"
+    url = f"file://{tmp_path}/open/a%20b.png"
+    assert read(url, limits) == page
+    assert refused(url, Limits()) == "image_url_not_allowed"
     for name in ("secret.png", "open/../secret.png", "open/%2e%2e/secret.png", "open/link.png"):
         assert refused(f"file://{tmp_path}/{name}", limits) == "image_url_not_allowed"
     assert refused(f"file://host{tmp_path}/open/a%20b.png", limits) == "image_url_not_allowed"
-    for name in ("missing.png", "%00"):
+    for name in ("missing.png", "circle.png", "%00"):
         assert refused(f"file://{tmp_path}/open/{name}", limits) == "invalid_image"
+    small = Limits(image_folder=tmp_path / "open", max_body=len(page))
+    assert read_all({"0": url}, {}, small) == {"0": page}
+    for fetched_before in ({}, {"0": page}):
+        with pytest.raises(RequestError, match="the most for all images"):
+            read_all({"0": url, "1": url}, fetched_before, small)
 
 
 @pytest.mark.parametrize(

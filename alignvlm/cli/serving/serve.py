@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from alignvlm.cli.arguments import folder, path, port, positive, word
+from alignvlm.cli.arguments import endpoint, folder, path, port, positive, word
 from alignvlm.errors import UserError
 
 KEY_VARIABLE = "ALIGNVLM_API_KEY"
@@ -30,11 +31,12 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--image-host",
-        type=word,
+        type=endpoint,
         action="append",
         default=[],
-        metavar="HOST",
-        help="fetch images from this web server that requests name by URL; may be repeated (default: none)",
+        metavar="HOST[:PORT]",
+        help="fetch images from this web server that requests name by URL; may be repeated; without PORT from ports 80 "
+        "and 443 (default: none)",
     )
     parser.add_argument(
         "--image-folder", type=folder, help="read images in this folder that requests name by file: URL (default: none)"
@@ -57,9 +59,17 @@ def serving_errors() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
+        if error.name not in ("httpx2", "starlette", "uvicorn"):
             raise
         raise UserError(f"{error.name} is not installed: pip install 'alignvlm[serve]'") from error
+
+
+def api_key() -> str | None:
+    """What clients must send; None lets all in. Raises UserError for a key that no HTTP header holds."""
+    key = os.environ.get(KEY_VARIABLE, "")
+    if not re.fullmatch(r"[!-~]*", key):
+        raise UserError(f"{KEY_VARIABLE}: give letters, digits and signs of ASCII, without spaces or line ends")
+    return key or None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -67,11 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
     from alignvlm.exports import check_export
 
     check_export(arguments.export)
+    key = api_key()
     with serving_errors():
         from alignvlm.serving.app import LOOPBACK, create_app
-        from alignvlm.serving.server import address_of, is_loopback, listen, serve
+        from alignvlm.serving.web.server import address_of, is_loopback, listen, serve
     from alignvlm.serving.engine import Engine
-    from alignvlm.serving.requests import Limits
+    from alignvlm.serving.web.limits import Limits
 
     bound = listen(arguments.host, arguments.port)
     with bound:
@@ -84,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
                 image_folder=arguments.image_folder,
             ),
             hosts=LOOPBACK if is_loopback(bound) else None,
-            api_key=os.environ.get(KEY_VARIABLE) or None,
+            api_key=key,
         )
         print(f"{engine.name} answers at {address_of(bound)}/v1 (Ctrl-C ends it)", flush=True)
         serve(app, bound, engine.stop)

@@ -5,22 +5,24 @@ Questions go to `/v1/chat/completions` beside them, of this process or of anothe
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from PIL import Image
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import Send
 
 from alignvlm.evaluation.vocabulary_view import has_view
 from alignvlm.resources import resource
-from alignvlm.serving.bodies import read_body
 from alignvlm.serving.demo.examples import Example
 from alignvlm.serving.demo.vocabulary import lay_vocabulary
 from alignvlm.serving.engine import Engine
-from alignvlm.serving.errors import RequestError
-from alignvlm.serving.requests import Limits
+from alignvlm.serving.images import decode_all
+from alignvlm.serving.web.errors import RequestError
+from alignvlm.serving.web.guarded import Guarded
+from alignvlm.serving.web.limits import Limits
 from data_pipeline.samples.images import image_bytes, image_extension
 from data_pipeline.samples.schema import SampleError
 
@@ -38,8 +40,8 @@ HEADERS = {
 }
 BYTES = "application/octet-stream"
 """Content type of an image to be read: a foreign web page cannot send it without asking."""
-
-log = logging.getLogger(__name__)
+PRIVATE = ("/v1", "/demo/config.json", "/demo/examples", "/demo/vocabulary")
+"""What wants the key where there is one: all but the page itself, which asks for it."""
 
 
 def demo_routes(
@@ -74,7 +76,7 @@ def demo_routes(
     def _file(name: str) -> Response:
         path = files.get(name)
         if path is None:
-            return JSONResponse(RequestError("the page has no such file", 404).body, 404)
+            return RequestError("the page has no such file", 404).response()
         return Response(path.read_bytes(), media_type=TYPES[path.suffix], headers=HEADERS)
 
     async def configuration(request: Request) -> Response:
@@ -86,25 +88,20 @@ def demo_routes(
             data = image_bytes(examples[number].images[image])
             return Response(data, media_type=f"image/{image_extension(data)}", headers=HEADERS)
         except (IndexError, SampleError) as error:
-            return JSONResponse(RequestError(f"this example has no such image ({error})", 404).body, 404)
+            return RequestError(f"this example has no such image ({error})", 404).response()
 
-    async def vocabulary(request: Request) -> Response:
-        try:
-            if engine is None:
-                raise RequestError("no export is loaded here: start alignvlm demo with one", 404)
-            data = await read_body(request, taken, BYTES)
-            return JSONResponse(await engine.run(_laid, engine, data), headers=HEADERS)
-        except RequestError as error:
-            return JSONResponse(error.body, error.status, error.headers)
-        except ClientDisconnect:
-            return Response(status_code=400)  # nobody is there
+    async def vocabulary(body: bytes, send: Send) -> Response:
+        if engine is None:
+            raise RequestError("no export is loaded here: start alignvlm demo with one", 404)
+        (image,) = await engine.prepare(decode_all, {"image": body}, taken)
+        return JSONResponse(await engine.run(_laid, engine, image), headers=HEADERS)
 
     return [
         Route("/", page),
         Route("/demo/config.json", configuration),
         Route("/demo/page/{name}", part),
         Route("/demo/examples/{number:int}/{image:int}", picture),
-        Route("/demo/vocabulary", vocabulary, methods=["POST"]),
+        Route("/demo/vocabulary", Guarded(vocabulary, BYTES, taken), methods=["POST"]),
     ]
 
 
@@ -113,9 +110,9 @@ def _described(number: int, example: Example) -> dict[str, Any]:
     return {"task": example.task, "question": example.question, "answers": example.answers, "images": images}
 
 
-def _laid(engine: Engine, data: bytes) -> dict[str, Any]:
+def _laid(engine: Engine, image: Image.Image) -> dict[str, Any]:
     """In the model's thread."""
     try:
-        return lay_vocabulary(engine.answerer, data)
+        return lay_vocabulary(engine.answerer, image)
     except SampleError as error:
         raise RequestError(str(error), code="invalid_image") from error

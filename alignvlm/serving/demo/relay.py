@@ -5,21 +5,22 @@ The browser asks this process only, so the other server needs no CORS, its key s
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-import httpx
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+import httpx2
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import Send
 
-from alignvlm.serving.bodies import read_body
-from alignvlm.serving.errors import RequestError
-from alignvlm.serving.requests import Limits
+from alignvlm.serving.web.errors import RequestError
+from alignvlm.serving.web.guarded import Guarded
+from alignvlm.serving.web.limits import Limits
 from data_pipeline.masking import mask
 
 JSON = "application/json"
-TIMEOUT = httpx.Timeout(10.0, read=600.0)
-"""Seconds: to connect and to send; between two pieces of an answer, which a busy server makes wait."""
+SECONDS = 10.0
+"""To connect, to send, and to say which models there are."""
+PATIENCE = httpx2.Timeout(SECONDS, read=600.0)
+"""Seconds between two pieces of an answer, which a busy server makes wait."""
 
 
 def relay_routes(server: str, api_key: str | None = None, limits: Limits | None = None) -> list[BaseRoute]:
@@ -30,44 +31,40 @@ def relay_routes(server: str, api_key: str | None = None, limits: Limits | None 
         api_key: what it wants as `Authorization: Bearer …`.
     """
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    client = httpx.AsyncClient(base_url=server.rstrip("/"), headers=headers, timeout=TIMEOUT, trust_env=False)
-    gone = f"{mask(server)} does not answer: is the model's server still running?"
+    client = httpx2.AsyncClient(base_url=server.rstrip("/"), headers=headers, timeout=PATIENCE, trust_env=False)
+
+    def gone() -> RequestError:
+        return RequestError(f"{mask(server)} does not answer: is the model's server still running?", 502)
 
     async def models(request: Request) -> Response:
         try:
-            found = await client.get("/v1/models")
-        except httpx.HTTPError:
-            return _refused(RequestError(gone, 502))
+            found = await client.get("/v1/models", timeout=SECONDS)
+        except httpx2.HTTPError:
+            return gone().response()
         return Response(found.content, found.status_code, media_type=found.headers.get("content-type", JSON))
 
-    async def completions(request: Request) -> Response:
+    async def completions(body: bytes, send: Send) -> None:
+        asked = client.build_request("POST", "/v1/chat/completions", content=body, headers={"Content-Type": JSON})
         try:
-            body = await read_body(request, limits or Limits(), JSON)
-            asked = client.build_request("POST", "/v1/chat/completions", content=body, headers={"Content-Type": JSON})
             answer = await client.send(asked, stream=True)
-        except RequestError as error:
-            return _refused(error)
-        except ClientDisconnect:
-            return Response(status_code=400)  # nobody is there
-        except httpx.HTTPError:
-            return _refused(RequestError(gone, 502))
-        return StreamingResponse(
-            _pieces(answer), answer.status_code, media_type=answer.headers.get("content-type", JSON)
-        )
+        except httpx2.HTTPError as error:
+            raise gone() from error
+        try:
+            await _pass_on(answer, send)
+        finally:
+            await answer.aclose()  # when the page is left, the other server is too
 
-    return [Route("/v1/models", models), Route("/v1/chat/completions", completions, methods=["POST"])]
+    guarded = Guarded(completions, JSON, limits or Limits())
+    return [Route("/v1/models", models), Route("/v1/chat/completions", guarded, methods=["POST"])]
 
 
-async def _pieces(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """The answer as it comes; when the page is left, the other server is too. What is cut off there is cut off here."""
+async def _pass_on(answer: httpx2.Response, send: Send) -> None:
+    """The answer as it comes. What is cut off there is cut off here: the page sees that no reason for the end came."""
+    kind = answer.headers.get("content-type", JSON).encode()
+    await send({"type": "http.response.start", "status": answer.status_code, "headers": [(b"content-type", kind)]})
     try:
         async for piece in answer.aiter_bytes():
-            yield piece
-    except httpx.HTTPError:
-        return  # the page sees that no reason for the end came
-    finally:
-        await answer.aclose()
-
-
-def _refused(error: RequestError) -> Response:
-    return JSONResponse(error.body, error.status, error.headers)
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    except httpx2.HTTPError:
+        pass
+    await send({"type": "http.response.body", "body": b""})

@@ -5,23 +5,23 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from PIL import Image
+
 from alignvlm.evaluation.answering import ModelAnswerer
 from alignvlm.evaluation.vocabulary_view import vocabulary_view
 from alignvlm.report.overlay import SHOWN_WIDTH, place_cells, shown_height
-from data_pipeline.samples.images import decode_image
 from data_pipeline.samples.schema import SampleError
 
 
-def lay_vocabulary(answerer: ModelAnswerer, data: bytes) -> dict[str, Any]:
-    """The strongest tokens of every patch of an image file.
+def lay_vocabulary(answerer: ModelAnswerer, image: Image.Image) -> dict[str, Any]:
+    """The strongest tokens of every patch of an image.
 
     Returns:
         {"width", "height" of the drawing, "cells": those of `place_cells`, "entropy": mean in nats, "vocabulary": V}.
 
     Raises:
-        SampleError: the bytes are no image that can be read, or the connector has no such view.
+        SampleError: the connector has no such view.
     """
-    image = decode_image(data)
     view = vocabulary_view(answerer.model, answerer.processor, image)
     if view is None:
         raise SampleError("this model's connector does not turn patches into text tokens")

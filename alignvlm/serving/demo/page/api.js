@@ -2,15 +2,24 @@
 
 const GONE = "The server does not answer. Is it still running? Your question is kept: ask again when it is back.";
 
+let key = null;
+
+/** What every request carries from now on. */
+export function setKey(given) {
+  key = given;
+}
+
+/** Errors have the response's status, where there was one. */
 async function request(path, options = {}) {
+  const headers = { ...options.headers, ...(key === null ? {} : { Authorization: `Bearer ${key}` }) };
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error(GONE);
   }
-  if (!response.ok) throw new Error(await explain(response));
+  if (!response.ok) throw Object.assign(new Error(await explain(response)), { status: response.status });
   return response;
 }
 

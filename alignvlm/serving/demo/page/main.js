@@ -1,19 +1,22 @@
 // The page: images, a question, an answer that streams, and what the connector read in the image.
 
-import { ask, getBlob, getConfig, getModels, getVocabulary } from "./api.js";
+import { ask, getBlob, getConfig, getModels, getVocabulary, setKey } from "./api.js";
 import { alert, clearAlerts, find, make } from "./dom.js";
 import { dataUrl, Images } from "./images.js";
 import { Overlay } from "./overlay.js";
 
 const overlay = new Overlay();
 const views = new WeakMap(); // image -> promise of its view
-let config = null, images = null, turns = [], running = null;
+let config = null, images = null, turns = [], running = null, choosing = false;
 
 async function start() {
-  try {
-    config = await getConfig();
-  } catch (error) {
-    return setServer("not reached", "bad", error.message);
+  while (config === null) {
+    try {
+      config = await getConfig();
+    } catch (error) {
+      if (error.status !== 401) return setServer("not reached", "bad", error.message);
+      setKey(await askKey());
+    }
   }
   document.title = `${config.title} · AlignVLM demo`;
   find("model").textContent = config.title;
@@ -22,6 +25,23 @@ async function start() {
   for (const id of ["add", "drop", "ask"]) find(id).disabled = false;
   showExamples(config.examples);
   await connect();
+}
+
+/** The key that whoever started the server has set. */
+function askKey() {
+  const form = find("entry"), field = find("key");
+  setServer("wants its key", "open", field.value ? "This is not the key of the server." : null);
+  form.hidden = false;
+  field.select();
+  return new Promise((resolve) => {
+    const enter = (event) => {
+      event.preventDefault();
+      form.hidden = true;
+      clearAlerts();
+      resolve(field.value);
+    };
+    form.addEventListener("submit", enter, { once: true });
+  });
 }
 
 /** Which models the server has; asked again before a question while it has not answered. */
@@ -63,6 +83,7 @@ function startAnew() {
   find("fresh").hidden = true;
 }
 
+/** Ask what stands in the field, one question at a time. */
 async function submit(expected = null) {
   const question = find("question").value.trim();
   if (running || !config) return;
@@ -71,17 +92,27 @@ async function submit(expected = null) {
     alert("Write a question first.");
     return find("question").focus();
   }
-  if (!find("choice").value) await connect();
-  if (!find("choice").value) return;
   const controller = (running = new AbortController());
+  setRunning();
+  try {
+    if (!find("choice").value) await connect();
+    if (find("choice").value && !controller.signal.aborted) await tell(question, expected, controller.signal);
+  } finally {
+    if (running === controller) running = null;
+    find("fresh").hidden = turns.length === 0;
+    setRunning();
+  }
+}
+
+/** Show the question and its answer as it comes; what goes wrong is said. */
+async function tell(question, expected, signal) {
   const conversation = turns;
   const [about, answer] = addTurn(question);
   find("question").value = "";
   const started = performance.now();
   const said = () => answer.textContent.trim();
-  setRunning();
   try {
-    const { reason, tokens } = await ask(await body(question), (text) => answer.append(text), controller.signal);
+    const { reason, tokens } = await ask(await body(question), (text) => answer.append(text), signal);
     const seconds = `${((performance.now() - started) / 1000).toFixed(1)} s`;
     const notes = [seconds, tokens === null ? null : `${tokens} tokens`, reason === "length" ? "cut at the longest answer (Settings)" : null];
     about.textContent = notes.filter(Boolean).join(" · ");
@@ -102,9 +133,6 @@ async function submit(expected = null) {
     }
   } finally {
     answer.setAttribute("aria-busy", "false");
-    if (running === controller) running = null;
-    find("fresh").hidden = turns.length === 0;
-    setRunning();
   }
 }
 
@@ -149,14 +177,23 @@ function showExamples(examples) {
   find("examples").hidden = examples.length === 0;
   find("cards").replaceChildren(
     ...examples.map((example) => {
-      const pictures = example.images.map((path) => make("img", { src: path, alt: "", loading: "lazy" }));
+      const pictures = example.images.map(preview);
       const card = make("button", { type: "button", click: () => tryExample(example) }, make("span", { class: "pictures" }, ...pictures), make("span", { class: "question" }, example.question), make("small", {}, example.task));
       return make("li", {}, card);
     }),
   );
 }
 
+/** A picture of the gallery; an address alone would come without the key. */
+function preview(path) {
+  const picture = make("img", { alt: "" });
+  getBlob(path).then((blob) => picture.setAttribute("src", URL.createObjectURL(blob)), (error) => alert(error.message));
+  return picture;
+}
+
 async function tryExample(example) {
+  if (choosing) return; // a second click
+  choosing = true;
   stop();
   try {
     const blobs = await Promise.all(example.images.map(getBlob));
@@ -164,6 +201,8 @@ async function tryExample(example) {
     await images.add(blobs.map((blob, i) => new File([blob], `${example.task} ${i + 1}`, { type: blob.type })));
   } catch (error) {
     return alert(error.message);
+  } finally {
+    choosing = false;
   }
   find("question").value = example.question;
   window.scrollTo({ top: 0 });
@@ -180,7 +219,8 @@ find("question").addEventListener("keydown", (event) => {
     submit();
   }
 });
-find("stop").addEventListener("click", () => running?.abort());
+// Ask becomes Stop under the pointer: the second click of a double click is not meant for it.
+find("stop").addEventListener("click", (event) => event.detail < 2 && running?.abort());
 find("fresh").addEventListener("click", startAnew);
 
 start();

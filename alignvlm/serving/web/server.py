@@ -13,9 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from alignvlm.errors import UserError
-
-PATIENCE = 10
-"""Seconds that requests have to end after Ctrl-C; each ends after the token that it computes."""
+from alignvlm.serving.web.connections import LAST_SECONDS, Connection
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -49,17 +47,22 @@ def address_of(bound: socket.socket) -> str:
 
 def serve(app: ASGIApp, bound: socket.socket, stop: Callable[[], None]) -> None:
     """Answer requests until Ctrl-C or SIGTERM; `stop` is called then, so that what runs ends."""
-    config = uvicorn.Config(
+    _Server(configuration(app), stop).run(sockets=[bound])
+    print("stopped", file=sys.stderr)
+
+
+def configuration(app: ASGIApp) -> uvicorn.Config:
+    """How an application is served, whatever is done about signals."""
+    return uvicorn.Config(
         app,
+        http=Connection,
         log_config=None,
         log_level="error",
         access_log=False,
         lifespan="off",
         ws="none",
-        timeout_graceful_shutdown=PATIENCE,
+        timeout_graceful_shutdown=round(LAST_SECONDS) + 1,
     )
-    _Server(config, stop).run(sockets=[bound])
-    print("stopped", file=sys.stderr)
 
 
 class _Server(uvicorn.Server):

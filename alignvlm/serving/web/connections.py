@@ -1,0 +1,79 @@
+"""Connections whose clients keep up: one that sends half a request, or does not read its answer, is cut off."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_SECONDS = 20.0
+"""How long the lines before a request's body may take to arrive. The body has limits of its own (guarded.py)."""
+READ_SECONDS = 30.0
+"""How often a client is looked at that does not take what is sent."""
+SLOWEST_READER = 1024
+"""Bytes per second that it must have taken by then."""
+
+LAST_SECONDS = 9.0
+"""How long an answer may still take once the server ends; it ends after the token that is computed."""
+
+
+class Connection(H11Protocol):
+    """uvicorn's HTTP/1.1, which waits for a client as long as it likes."""
+
+    _head: asyncio.TimerHandle | None = None
+    _reader: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Of asyncio: wait for a request's head."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # `pause_writing` whenever the system takes no more
+        self._head = self.loop.call_later(HEAD_SECONDS, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Of asyncio: between two requests, what comes is the beginning of a head."""
+        super().data_received(data)
+        if self._is_answering and self._head is not None:
+            self._head.cancel()
+            self._head = None
+        elif not self._is_answering and self._head is None:
+            self._head = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        """Of asyncio: the client is behind."""
+        super().pause_writing()
+        self._look_again()
+
+    def resume_writing(self) -> None:
+        """Of asyncio: it has taken everything."""
+        super().resume_writing()
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Of asyncio: the end."""
+        for timer in (self._head, self._reader):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Of uvicorn, when it ends: it waits for answers, not for requests that are still arriving."""
+        super().shutdown()
+        if self._is_answering:
+            self.loop.call_later(0 if self.cycle.more_body else LAST_SECONDS, self.transport.abort)
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _look_again(self) -> None:
+        self._reader = self.loop.call_later(READ_SECONDS, self._look, self.transport.get_write_buffer_size())
+
+    def _look(self, unsent: int) -> None:
+        """Nothing is added while writing is paused, so what has become less was taken."""
+        if unsent - self.transport.get_write_buffer_size() < READ_SECONDS * SLOWEST_READER:
+            self.transport.abort()
+        else:
+            self._look_again()
