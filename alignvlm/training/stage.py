@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from alignvlm import stage_data
 from alignvlm.config.schema import Recipe, StageConfig
@@ -15,7 +16,7 @@ from alignvlm.exports import check_export
 from alignvlm.kernels.fused_layers import choose_fused_layers
 from alignvlm.model import AlignVLMProcessor
 from alignvlm.progress import say
-from alignvlm.run_folder import Run
+from alignvlm.run_folder import ATTEMPTS_LINE, Run
 from alignvlm.system.signals import Signals
 from alignvlm.system.timeline import Timeline
 from alignvlm.training.batches import step_batches
@@ -32,9 +33,11 @@ from alignvlm.training.record import StepRecord
 from alignvlm.training.step import StepResult, Votes, train_step
 from alignvlm.training.throughput import Speed, Throughput
 from data_pipeline.errors import DataError
+from data_pipeline.files import read_json_lines
 from data_pipeline.loading.collate import MicroBatch
 from data_pipeline.loading.ledger import Ledger
 from data_pipeline.order.plan import Plan
+from data_pipeline.stores import hub
 
 
 def train_stage(
@@ -124,7 +127,7 @@ def resume_trainer(
     """
     before = run.folder_before(stage)
     if found is not None:
-        check_position(found, plan)
+        check_position(found, plan, run.folder.attempts)
     check_export(before.export)
     if found is None:
         trainer = build_trainer(run.recipe, stage, before.export, world)
@@ -150,14 +153,27 @@ def check_agreement(plan: Plan, world: World) -> None:
         )
 
 
-def check_position(found: CheckpointInfo, plan: Plan) -> None:
-    """Raise UserError when the data is not what the checkpoint was trained on."""
+def check_position(found: CheckpointInfo, plan: Plan, attempts: Path) -> None:
+    """Raise UserError when the data is not what the checkpoint was trained on; `attempts` is the run's record."""
     position = plan.position(found.step).to_json()
     if found.state["position"] != position:
         raise UserError(
             f"{found.folder}: trained on other data or in another order: its position was "
-            f"{found.state['position']}, step {found.step} is now {position}. Restore the shards, or start a new run"
+            f"{found.state['position']}, step {found.step} is now {position}. {moved_on_the_hub(attempts)}"
+            "Restore the shards, or start a new run"
         )
+
+
+def moved_on_the_hub(attempts: Path) -> str:
+    """A sentence for each branch that was at another commit when a stage was last started, and what to do."""
+    rows = read_json_lines(attempts, ATTEMPTS_LINE) if attempts.exists() else []
+    before, now = rows[-1].get("hub", {}) if rows else {}, hub.held_commits()
+    return "".join(
+        f"hf://{branch} was at commit {commit} and is at {now[branch]}: name the former in the source's path "
+        f"(hf://{branch.partition('@')[0]}@{commit}). "
+        for branch, commit in before.items()
+        if now.get(branch, commit) != commit
+    )
 
 
 def restore_callbacks(callbacks: Sequence[Callback], found: CheckpointInfo | None) -> None:

@@ -46,6 +46,11 @@ def canonical(url: str) -> str:
     return f"{scheme.lower()}{separator}{rest.rstrip('/')}"
 
 
+def store_of(url: str) -> str:
+    """The bucket, container or host in which a URL's folder lies, as `s3://bucket`; the Hub's data sets are one."""
+    return "/".join(canonical(url).split("/")[:3])
+
+
 def node_folder(url: str) -> Path:
     """The folder of this node's cache for a remote folder."""
     return cache_folder() / "folders" / hashlib.sha256(canonical(url).encode()).hexdigest()[:16]

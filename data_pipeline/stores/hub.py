@@ -96,6 +96,11 @@ def held() -> Iterator[dict[str, str]]:
         _held = before
 
 
+def held_commits() -> dict[str, str]:
+    """`branch` of a folder -> the commit at which this process reads it, of those that it has looked up."""
+    return dict(_held or {})
+
+
 def at_commit(url: str) -> str:
     """The URL with the commit that is held for its revision, or as it is."""
     at = parse(url)

@@ -14,7 +14,7 @@ import io
 import json
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +22,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.files import check_name, has_shape, locked, must_write, read_json, write_atomic
 from data_pipeline.stores.folders import node_folder
 from data_pipeline.stores.helper import ask
+from data_pipeline.stores.node_notes import raise_if_given_up
 from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.remote import MissingObjectError, NotModifiedError
 from data_pipeline.stores.requests import Get
@@ -74,7 +75,7 @@ class CachedFolder:
     def fetch(self, names: Iterable[str]) -> None:
         """Have the local copies of files, many of them fetched at a time."""
         place = self._place()
-        with locked(place / ".lock", _WAY_OUT), suppress(MissingObjectError):
+        with _alone(self._storage, place), suppress(MissingObjectError):
             missing = [name for name in names if not (place / check_name(name)).is_file()]
             for name, data in zip(missing, self._storage.reads(missing), strict=True):
                 self.write(name, data)
@@ -108,7 +109,7 @@ class CachedFolder:
 
     def _look(self) -> str | None:
         place = self._storage.place()
-        with locked(self._root / ".lock", _WAY_OUT):
+        with _alone(self._storage, self._root):
             known = _current(self._root)
             is_here = known["place"] == place
             if known["key"] and is_here and 0 <= time.time() - known["checked"] < FRESH_SECONDS:
@@ -186,11 +187,23 @@ def _adopt(root: Path, manifest: bytes | None, etags: bytes | None, known: dict[
     return str(known["key"])
 
 
+@contextmanager
+def _alone(storage: ObjectStorage, folder: Path) -> Iterator[None]:
+    """One process of the node at a time asks the store for what comes into a folder.
+
+    Raises UnreachableError when the one that was waited for gave the store up.
+    """
+    since = time.time()
+    with locked(folder / ".lock", _WAY_OUT):
+        raise_if_given_up(storage.url, since)
+        yield
+
+
 def fetched(storage: ObjectStorage, name: str, path: Path) -> Path | None:
     """The local copy of a small file, fetched by the first process of the node that wants it; None: there is none."""
     if path.is_file():
         return path
-    with locked(path.parent / ".lock", _WAY_OUT):
+    with _alone(storage, path.parent):
         if not path.is_file():
             try:
                 data = storage.read(name)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.masking import mask
 from data_pipeline.stores import hub
+from data_pipeline.stores.folders import store_of
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -258,8 +259,8 @@ def _meaning(error: Exception, url: str, name: str) -> DataError:
 
     place, text, dump = mask(f"{url}/{name}".rstrip("/")), _line(error), str(error)
     if _NO_BUCKET.search(dump):
-        bucket, kind = "/".join(url.split("/")[:3]), "container" if _KINDS[_scheme(url)] == "az" else "bucket"
-        return LoadError(f"{mask(bucket)}: there is no such {kind}")
+        kind = "container" if _KINDS[_scheme(url)] == "az" else "bucket"
+        return LoadError(f"{mask(store_of(url))}: there is no such {kind}")
     if isinstance(error, FileNotFoundError):
         return MissingObjectError(f"{place}: no such object")
     if isinstance(error, exceptions.PreconditionError):

@@ -18,8 +18,9 @@ from typing import TypeVar
 from data_pipeline.errors import LoadError, UnreachableError
 from data_pipeline.masking import mask
 from data_pipeline.stores import remote
+from data_pipeline.stores.folders import store_of
+from data_pipeline.stores.node_notes import note_given_up, warn_once_a_minute
 from data_pipeline.stores.remote import ObjectInfo, ReplacedError, TransientError
-from data_pipeline.stores.warn_once import warn_once_a_minute
 
 T = TypeVar("T")
 PATIENCE = "ALIGNVLM_PATIENCE"
@@ -220,10 +221,10 @@ async def patiently(url: str, work: Callable[[], Awaitable[T]]) -> T:
         except TransientError as error:
             waited = time.monotonic() - began
             if waited >= patience:
-                raise UnreachableError(
-                    f"{error}; no answer for {waited:.0f} s; the same command goes on when the store is back"
-                ) from error
-            warn_once_a_minute(url, f"{error}; waiting for the store, at most {patience:.0f} s")
+                why = f"{error}; no answer for {waited:.0f} s; the same command goes on when the store is back"
+                note_given_up(url, why)
+                raise UnreachableError(why) from error
+            warn_once_a_minute(store_of(url), f"{error}; waiting for the store, at most {patience:.0f} s")
             await asyncio.sleep(min(RETRY_SECONDS, max(patience - waited, 0.05)))
 
 

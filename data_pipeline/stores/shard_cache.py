@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import Enum
@@ -20,9 +21,9 @@ from pathlib import Path
 
 from data_pipeline.files import check_name, locked, must_write
 from data_pipeline.stores.folders import cache_folder
+from data_pipeline.stores.node_notes import raise_if_given_up, warn_once_a_minute
 from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.remote import NoRoomError
-from data_pipeline.stores.warn_once import warn_once_a_minute
 
 LARGEST_BYTES, FREE_SHARE = 200 * 10**9, 0.75
 """Of the disk, where no limit is given: at most so much, and so much of what is free."""
@@ -75,8 +76,9 @@ class ShardCache:
             wait: until another process that fetches it has done so.
 
         Raises:
-            LoadError: it cannot be read.
+            LoadError: it cannot be read, or the process that was waited for could not read it.
         """
+        began = time.time()
         path, size = self.path(name), self.storage.pinned_size(name)
         partial = path.with_name(path.name + PARTIAL)
         while not _is_whole(path, size):
@@ -91,6 +93,7 @@ class ShardCache:
                 if _is_whole(path, size):  # it got its name before this file was made
                     partial.unlink()
                     break
+                raise_if_given_up(self.storage.url, began)
                 has_room = self._reserve(file, partial, size, wanted)
                 if has_room is None:
                     continue

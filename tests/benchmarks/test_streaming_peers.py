@@ -7,26 +7,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-
-from tests.checkout import ROOT
-
-FOLDER = ROOT / "benchmarks" / "streaming"
-
-
-@pytest.fixture
-def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    for folder in (FOLDER.parent, FOLDER, FOLDER / "readers"):
-        monkeypatch.syspath_prepend(str(folder))
-
-    def load(name: str) -> ModuleType:
-        return __import__(name)
-
-    return load
 
 
 def test_cpu_time_of_processes_that_run_and_that_ended(benchmark_module: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from PIL import Image, ImageDraw
 
 from data_pipeline.files import read_json_lines
 from tests.data_pipeline.published import published_desk
-from tests.jobs import ROOT, job_environment
+from tests.documents.commands import lines_of
+from tests.jobs import ROOT, TINY, job_environment
 from tests.stores.faults import Faults
 from tests.stores.servers import CREDENTIALS, MemoryS3, serve_memory
 
@@ -60,19 +62,23 @@ def test_the_pages_about_data_work_as_written(desk: Path, store: tuple[MemoryS3,
     bucket, keys = store
     environment = job_environment(**keys, ALIGNVLM_CACHE=str(desk / "cache"))
     program = f"alignvlm() {{ '{sys.executable}' -m alignvlm \"$@\"; }}\nset -e\n"
-    outputs = []
-    for commands in blocks("sh"):
-        short = commands.replace("name=far", "name=far stages.instruct=null evaluation.tasks={}")
+
+    def bash(commands: str) -> str:
         done = subprocess.run(
-            ["bash", "-c", program + short], cwd=desk, env=environment, text=True, timeout=300,
+            ["bash", "-c", program + commands], cwd=desk, env=environment, text=True, timeout=300,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert done.returncode == 0, f"{commands}\n{done.stdout[-4000:]}"
         assert "Traceback" not in done.stdout
-        if not outputs:  # what was written is in the bucket too
+        return done.stdout
+
+    outputs = []
+    for commands in blocks("sh"):
+        short = commands.replace("name=far", "name=far stages.instruct=null evaluation.tasks={}")
+        outputs.append(bash(short))
+        if len(outputs) == 1:  # what was written is in the bucket too
             for tar in (desk / "data").rglob("*.tar"):
                 bucket.objects[f"bucket/corpus/{tar.relative_to(desk / 'data').as_posix()}"] = tar.read_bytes()
-        outputs.append(done.stdout)
     written, indexed, planned, trained, published, shared, far = outputs
     assert "data/mine: 40 samples in 1 shards" in written
     assert "data/copied: 40 samples" in indexed
@@ -87,6 +93,11 @@ def test_the_pages_about_data_work_as_written(desk: Path, store: tuple[MemoryS3,
     assert "finished: runs/mine" in trained
     assert "heldout" in trained
     same_from_a_bucket(desk, far, keys["AWS_SECRET_ACCESS_KEY"])
+    named = [line.text for line in lines_of(PAGES) if not line.whole and "s3://bucket/" in line.text]
+    published, generated = (text for text in named if text.startswith("alignvlm data write"))
+    assert "s3://bucket/corpus/finevision: 2 samples" in bash(published)
+    few = [f"data.sources.{name}.generator_args.num_samples=3" for name in ("fields", "charts")]
+    assert "s3://bucket/corpus/test: 6 samples" in bash(generated.replace("RECIPE", shlex.join([str(TINY), *few])))
 
 
 def same_from_a_bucket(desk: Path, output: str, secret: str) -> None:

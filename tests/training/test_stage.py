@@ -14,13 +14,15 @@ from alignvlm.errors import UserError
 from alignvlm.training import stage as stage_module
 from alignvlm.training.callbacks import Callback, StageState
 from alignvlm.training.callbacks.checkpoints import describe
+from alignvlm.training.callbacks.metrics_log import MetricsLog
 from alignvlm.training.checkpoints.store import CheckpointInfo
 from alignvlm.training.record import StepRecord
-from alignvlm.training.stage import check_agreement, resume_trainer, run_steps
+from alignvlm.training.stage import check_agreement, moved_on_the_hub, resume_trainer, run_steps
 from alignvlm.training.step import StepCounts, StepResult, Votes
 from alignvlm.training.throughput import Speed
 from data_pipeline.errors import DataError
 from data_pipeline.loading.collate import MicroBatch
+from data_pipeline.stores import hub
 from tests.training.fakes import FakeWorld, micro_batch, stage_state
 
 
@@ -176,6 +178,18 @@ def test_a_checkpoint_of_other_data_is_refused_before_the_engine_is_built(recipe
     found = CheckpointInfo(tmp_path / "step-00000005", {"step": 5, "position": {"step": 4}, "world_size": 1})
     with pytest.raises(UserError, match=r"step-00000005: trained on other data or in another order: .*step 5 is now"):
         resume_trainer(state.run, state.stage, state.world, state.plan, state.store, found, state.timeline)
+
+
+def test_other_data_of_a_branch_that_moved_names_the_commit_of_before(recipe: Recipe, tmp_path: Path) -> None:
+    state, old, new = stage_state(recipe, tmp_path), "a" * 40, "b" * 40
+    for commit in (old, new):
+        with hub.held() as commits:
+            commits["datasets/org/name@main"] = commit
+            said = moved_on_the_hub(state.run.folder.attempts)
+            MetricsLog().on_start(state)
+            assert moved_on_the_hub(state.run.folder.attempts) == ""
+    assert f"hf://datasets/org/name@main was at commit {old} and is at {new}: " in said
+    assert f"(hf://datasets/org/name@{old})" in said
 
 
 def test_ranks_that_see_other_data_are_named() -> None:

@@ -16,6 +16,7 @@ from alignvlm.run_folder import ATTEMPTS_LINE, METRICS_LINE
 from alignvlm.training.callbacks.base import Callback, StageState
 from alignvlm.training.record import StepRecord
 from data_pipeline.files import JsonLinesLog, read_json_lines, read_new_lines, reason, write_json_lines
+from data_pipeline.stores import hub
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class MetricsLog(Callback):
                 "world_size": state.world.size,
                 "time": time.time(),
                 "host": socket.gethostname(),
-            }
+            } | ({"hub": commits} if (commits := hub.held_commits()) else {})
             attempts = JsonLinesLog(state.run.folder.attempts)
             attempts.append(attempt)
             attempts.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import pytest
@@ -12,9 +14,11 @@ import torch
 from data_pipeline.loading import tile_memory
 from data_pipeline.loading.loader import build_loader
 from data_pipeline.loading.tile_memory import Block, TileMemory
+from data_pipeline.loading.worker import WorkResult
 from data_pipeline.order.plan import Plan
 from data_pipeline.order.settings import PlanSettings
 from data_pipeline.shards.sources import Source
+from tests.data_pipeline.loading.test_loader import same
 
 PAGE = 4096
 
@@ -59,6 +63,28 @@ def test_a_forked_process_fills_the_same_memory() -> None:
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert pickle.loads(message).owning_tensor((2, 3)).tolist() == [[7, 7, 7], [7, 7, 7]]
+
+
+def test_a_batch_outlives_the_process_that_made_it(source: Source, encoder: Any) -> None:
+    """Nothing of it has to be asked for there."""
+    plan = Plan({"letters": source}, {"letters": 1.0}, PlanSettings(sequence_length=120, global_batch_packs=4))
+    [batch] = next(iter(build_loader(plan, encoder, num_workers=0, micro_batch_packs=4)))
+    block, shape = allocated(TileMemory(), batch.tiles.nbytes), tuple(batch.tiles.shape)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        block.tensor(shape).copy_(batch.tiles)
+        result = WorkResult(replace(batch, tiles=block.tensor(shape)), [], 4, block)
+        with open(writing, "wb") as file:
+            file.write(ForkingPickler.dumps(result))
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        message = file.read()
+    assert os.waitpid(child, 0)[1] == 0
+    received = pickle.loads(message).batch
+    assert same(received, batch)
+    received.input_ids.add_(1)  # it may be written to
 
 
 @pytest.mark.parametrize("capacity", [PAGE, 8 * PAGE, tile_memory.CAPACITY])

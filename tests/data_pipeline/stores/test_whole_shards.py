@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_pipeline.errors import UnreachableError
 from data_pipeline.loading.loader import build_loader
 from data_pipeline.loading.read_mode import choose
 from data_pipeline.loading.traffic import describe, traffic
@@ -22,6 +24,9 @@ from data_pipeline.order.settings import PlanSettings
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.sources import Source, measure_source, open_source
 from data_pipeline.stores import helper
+from data_pipeline.stores.folders import node_folder
+from data_pipeline.stores.node_cache import fetched
+from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.shard_cache import Fetched, ShardCache, root
 from tests.data_pipeline.loading.test_loader import same
 from tests.fixtures.buckets import Bucket
@@ -156,6 +161,35 @@ def test_killed_in_a_download_the_next_start_is_clean(
     reference = list(build_loader(plan_of(source), encoder, num_workers=0))
     assert all(same(a, b) for x, y in zip(steps, reference, strict=True) for a, b in zip(x, y, strict=True))
     assert tars() == [f"{number:06d}.tar" for number in range(len(shard_sizes(far)))]
+
+
+@pytest.mark.parametrize("what", ["shard", "index"])
+def test_who_waits_for_one_that_gives_a_store_up_gives_it_up_too(
+    bucket: Bucket, far: Source, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Otherwise the processes of a node would lose patience one after the other."""
+    monkeypatch.setenv("ALIGNVLM_PATIENCE", "1")
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "0")
+    helper.stop()
+    bucket.faults.counts.clear()
+    bucket.faults.down = True
+    storage = far.reader.storage
+    assert isinstance(storage, ObjectStorage)
+    cache, index = ShardCache(storage, far.fingerprint, 10**9), node_folder(storage.url) / "new.index.jsonl"
+    asks = {
+        "shard": lambda: cache.fetch("000000.tar", lambda path: False, wait=True),
+        "index": lambda: fetched(storage, index.name, index),
+    }
+
+    def ask(_: int) -> None:
+        with pytest.raises(UnreachableError, match=r"no answer for \d s; the same command goes on when"):
+            asks[what]()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(ask, range(4)))
+    assert bucket.faults.counts["reset"] <= 3
+    bucket.faults.down = False
+    assert asks["shard"]() is Fetched.HERE
 
 
 def test_auto_weighs_requests_against_bytes(far: Source) -> None:

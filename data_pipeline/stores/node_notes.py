@@ -1,0 +1,65 @@
+"""What the processes of a node tell each other: warnings that many would repeat, and stores waited for in vain.
+
+<cache>/warnings/<hash of the subject>            when the last warning of this subject was
+<cache>/warnings/<hash of the store>.given-up     why a process gave up a store, and by its time, when
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from data_pipeline.errors import DataError, UnreachableError
+from data_pipeline.files import write_atomic
+from data_pipeline.stores.folders import cache_folder, store_of
+
+SECONDS = 60.0
+GIVEN_UP = ".given-up"
+log = logging.getLogger(__name__)
+
+
+def warn_once_a_minute(subject: str, message: str) -> None:
+    """Log a warning unless a process of this node said one of the same subject in the last minute."""
+    try:
+        with _note(subject).open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            stat = os.fstat(file.fileno())
+            if stat.st_size and time.time() - stat.st_mtime < SECONDS:
+                return
+            file.truncate(0)
+            file.write(b"\n")
+    except (OSError, DataError):
+        pass  # said too often rather than never
+    log.warning("%s", message)
+
+
+def note_given_up(url: str, why: str) -> None:
+    """Tell the node's other processes that the store of a URL was waited for as long as anyone may."""
+    with suppress(OSError, DataError):  # then they wait for it too
+        write_atomic(_note(store_of(url), GIVEN_UP), why)
+
+
+def raise_if_given_up(url: str, since: float) -> None:
+    """For who has waited for another process since then (seconds since 1970), which may have waited for the store.
+
+    Raises:
+        UnreachableError: a process of this node gave the store up meanwhile. Each waiting in its turn would take hours.
+    """
+    try:
+        note = _note(store_of(url), GIVEN_UP)
+        why = note.read_text(encoding="utf-8") if note.stat().st_mtime > since else ""
+    except (OSError, DataError):
+        return
+    if why:
+        raise UnreachableError(why)
+
+
+def _note(subject: str, suffix: str = "") -> Path:
+    folder = cache_folder() / "warnings"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / (hashlib.sha256(subject.encode()).hexdigest()[:16] + suffix)
