@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -21,19 +22,23 @@ from data_pipeline.samples.schema import SampleError
 DEFAULT_TOKENS = 256
 """The longest answer where neither the client nor the export says one."""
 
+MAX_CHARACTERS = 16
+"""Of text per token that the model takes: more is refused before it is encoded, which takes seconds for a megabyte."""
+
 
 class ChatCompletions:
     """Answers the body of a request; `Guarded` makes a route of it. Raises UserError for image hosts that are none."""
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
-        self._engine, self._limits = engine, limits
+        most_text = min(limits.max_text, MAX_CHARACTERS * engine.max_context)
+        self._engine, self._limits = engine, replace(limits, max_text=most_text)
         self._fetcher = Fetcher(limits)
 
     async def __call__(self, body: bytes, send: Send) -> Response | None:
         engine = self._engine
         if engine.is_stopping:
             raise _stopping()
-        asked = await engine.prepare(ChatRequest.parse, body)
+        asked = await engine.prepare(ChatRequest.parse, body, self._limits)
         if asked.model not in ("", engine.name):
             raise RequestError(
                 f"model {asked.model[:80]!r} is not here; this server has {engine.name!r}",

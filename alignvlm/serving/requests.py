@@ -14,6 +14,8 @@ from data_pipeline.samples.schema import MAX_MESSAGES
 
 MAX_PARTS = 256
 """Of one message."""
+MAX_VALUES = 100_000
+"""Of a request. For millions of empty lists Python takes seconds, in which it does nothing else."""
 LABELS = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user")
 """Fields that say nothing about the answer: taken and left alone."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -112,8 +114,10 @@ class ChatRequest(_Form):
         return {**kept, "stop": [kept["stop"]]} if isinstance(kept.get("stop"), str) else kept
 
     @classmethod
-    def parse(cls, body: bytes) -> ChatRequest:
+    def parse(cls, body: bytes, limits: Limits) -> ChatRequest:
         """Raises RequestError for what is not such a request."""
+        if body.count(b",") > limits.max_text + MAX_VALUES:  # as many as its texts may have, and more
+            raise RequestError(f"the request has more than {MAX_VALUES:,} values", code="request_too_large")
         try:
             return cls.model_validate_json(body)
         except ValidationError as error:

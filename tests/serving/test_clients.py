@@ -43,12 +43,16 @@ def connect(port: int) -> socket.socket:
 
 
 def test_a_request_that_does_not_arrive_is_given_up_and_holds_no_place(engine: Engine) -> None:
-    limits = Limits(max_requests=1, max_arriving=2, silent_seconds=0.5)
+    limits = Limits(max_requests=1, silent_seconds=0.5)
     with running(create_app(engine, limits)) as port, connect(port) as silent:
         silent.sendall(head(PATH, 100) + b"{")
         assert ask(port, HELLO | {"max_tokens": 1})[0] == 200
         assert silent.recv(100).startswith(b"HTTP/1.1 408")
-    with running(create_app(engine, Limits(max_arriving=1, body_seconds=0.5))) as port, connect(port) as dripping:
+    with running(create_app(engine, Limits(max_arriving=1))) as port, connect(port) as silent:
+        silent.sendall(head(PATH, 100) + b"{")
+        until(lambda: ask(port, HELLO | {"max_tokens": 1})[0] == 200)
+        assert silent.recv(100).startswith(b"HTTP/1.1 408"), "it makes room"
+    with running(create_app(engine, Limits(body_seconds=0.5))) as port, connect(port) as dripping:
         dripping.sendall(head(PATH, 100))
         dripping.settimeout(0.05)
         answer = b""

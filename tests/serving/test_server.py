@@ -43,7 +43,7 @@ def engine(answerer: ModelAnswerer) -> Engine:
 
 @pytest.fixture(scope="module")
 def port(engine: Engine) -> Iterator[int]:
-    limits = Limits(max_requests=4, max_body=200_000, max_images=2, max_pixels=20_000, max_text=5000)
+    limits = Limits(max_requests=4, max_body=400_000, max_images=2, max_pixels=20_000)
     own = Route("/page", lambda request: PlainTextResponse('"a page of one\'s own"'))
     with running(create_app(engine, limits, routes=[own], hosts=LOOPBACK)) as port:
         yield port
@@ -178,7 +178,7 @@ def with_image(url: str) -> dict[str, Any]:
         ({"messages": HELLO, "max_tokens": 0}, 400, "max_tokens"),
         ({"messages": HELLO, "max_tokens": 600}, 400, "takes 600 tokens"),
         ({"messages": [{"role": "user", "content": "a " * 2000}]}, 400, "takes 600 tokens"),
-        ({"messages": [{"role": "user", "content": "a" * 5001}]}, 400, "at most 5,000"),
+        ({"messages": [{"role": "user", "content": "a" * 9601}]}, 400, "at most 9,600"),
         ({"messages": [{"role": "assistant", "content": "hi"}], "stop": [""]}, 400, "stop[0]"),
         ({"messages": [{"role": "robot", "content": "hi"}]}, 400, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400, "messages[0].content[0]"),
@@ -189,7 +189,8 @@ def with_image(url: str) -> dict[str, Any]:
         (with_image("data:image/png;base64,aGVsbG8="), 400, "cannot be decoded"),
         (with_image(data_url(picture(200, 101))), 400, "20,200 pixels"),
         (question("hi", *[picture(9, 9)] * 3), 400, "3 images; at most 2"),
-        (b" " * 200_001, 413, "larger than 200,000 bytes"),
+        ({"messages": HELLO, "metadata": [0] * 110_000}, 400, "more than 100,000 values"),
+        (b" " * 400_001, 413, "larger than 400,000 bytes"),
         ({"messages": [{"role": "user", "content": [0] * 300}]}, 400, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "x" * 9999}]}]}, 400, "Input tag"),
     ],

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -29,17 +29,16 @@ class Guarded:
     """
 
     def __init__(self, answer: Answer, content_type: str, limits: Limits) -> None:
-        self._answer, self._content_type, self._limits = answer, content_type, limits
-        self._arriving, self._answered = _Places(limits.max_arriving), _Places(limits.max_requests)
+        self._answer, self._places = answer, _Places(limits.max_requests)
+        self._bodies = _Bodies(content_type, limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response: Response | None
         try:
             with failures():
-                self._answered.check()  # before anything is taken from the client
-                with self._arriving.taken():
-                    body = await read_body(scope, receive, self._limits, self._content_type)
-                with self._answered.taken():
+                self._places.check()  # before anything is taken from the client
+                body = await self._bodies.read(scope, receive)
+                with self._places.taken():
                     response = await _while_connected(receive, self._answer(body, send))
         except ClientDisconnect:
             return
@@ -76,39 +75,69 @@ class _Places:
             self._num_taken -= 1
 
 
-async def read_body(scope: Scope, receive: Receive, limits: Limits, content_type: str) -> bytes:
-    """A request's bytes, as many as are allowed.
+class _Bodies:
+    """Reads the bodies of requests.
 
-    Raises:
-        RequestError: another type, too many bytes, or too slow. ClientDisconnect: the client went away.
+    When too many are arriving, the one that began first is given up: a slow client's, whoever else comes.
     """
-    headers = Headers(scope=scope)
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != content_type:
-        raise RequestError(f"send the request as Content-Type: {content_type}", status=415)
-    body, is_whole = bytearray(), False
-    promised = headers.get("content-length", "")
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            while not is_whole:
-                if max(len(body), int(promised) if promised.isdecimal() else 0) > limits.max_body:
-                    raise RequestError(
-                        f"the request is larger than {limits.max_body:,} bytes, the most that are taken; "
-                        "send smaller images",
-                        status=413,
-                        code="request_too_large",
-                    )
-                message = await asyncio.wait_for(receive(), limits.silent_seconds)
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                body += message.get("body", b"")
-                is_whole = not message.get("more_body", False)
-    except TimeoutError as error:
-        raise RequestError(
-            f"the request did not arrive: it may take {limits.body_seconds:g} s in all, and send nothing for "
-            f"{limits.silent_seconds:g} s",
-            status=408,
-        ) from error
-    return bytes(body)
+
+    def __init__(self, content_type: str, limits: Limits) -> None:
+        self._content_type, self._limits = content_type, limits
+        self._arriving: list[asyncio.Timeout] = []
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """A request's bytes, as many as are allowed.
+
+        Raises:
+            RequestError: another type, too many bytes, or too slow. ClientDisconnect: the client went away.
+        """
+        headers, limits = Headers(scope=scope), self._limits
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != self._content_type:
+            raise RequestError(f"send the request as Content-Type: {self._content_type}", status=415)
+        promised = headers.get("content-length", "")
+        if promised.isdecimal():
+            self._check(int(promised))
+        body, is_whole = bytearray(), False
+        try:
+            async with asyncio.timeout(limits.body_seconds) as deadline, self._among(deadline):
+                while not is_whole:
+                    async with asyncio.timeout(limits.silent_seconds):
+                        message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    body += message.get("body", b"")
+                    self._check(len(body))
+                    is_whole = not message.get("more_body", False)
+        except TimeoutError as error:
+            raise RequestError(
+                f"the request did not arrive: it may take {limits.body_seconds:g} s in all and send nothing for "
+                f"{limits.silent_seconds:g} s, or less while many others arrive",
+                status=408,
+            ) from error
+        return bytes(body)
+
+    def _check(self, size: int) -> None:
+        if size > self._limits.max_body:
+            raise RequestError(
+                f"the request is larger than {self._limits.max_body:,} bytes, the most that are taken; "
+                "send smaller images",
+                status=413,
+                code="request_too_large",
+            )
+
+    @asynccontextmanager
+    async def _among(self, deadline: asyncio.Timeout) -> AsyncIterator[None]:
+        """The deadline of one body, among those of the others."""
+        self._arriving.append(deadline)
+        try:
+            if len(self._arriving) > self._limits.max_arriving:
+                first = self._arriving.pop(0)
+                if not first.expired():
+                    first.reschedule(asyncio.get_running_loop().time())
+            yield
+        finally:
+            if deadline in self._arriving:
+                self._arriving.remove(deadline)
 
 
 async def _while_connected(receive: Receive, work: Coroutine[Any, Any, Response | None]) -> Response | None:

@@ -15,7 +15,7 @@ class Limits:
     max_requests: int = 16
     """Requests that are answered or wait; the next one is told to come back."""
     max_arriving: int = 64
-    """Requests of which a part has arrived; a slow client does not keep the others from being answered."""
+    """Requests of which a part has arrived; when one more comes, the one that began first is given up."""
     max_body: int = 32 * 1024**2
     """Bytes of a request, and of all its images together wherever they come from."""
     max_images: int = 64
