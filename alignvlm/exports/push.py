@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,8 +41,14 @@ class Push:
     """A branch, created where it does not exist; None is `main`."""
 
     def __post_init__(self) -> None:
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+
         if not REPOSITORY.fullmatch(self.repository):
             raise UserError(f"--push {self.repository!r} is not ORGANISATION/NAME, such as my-lab/invoices-1b")
+        try:
+            validate_repo_id(self.repository)
+        except HFValidationError as error:
+            raise UserError(f"--push {self.repository!r} is no name of a repository: {error}") from error
 
     @cached_property
     def files(self) -> dict[str, int]:
@@ -57,6 +64,13 @@ class Push:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(self.files.values())
+
+    @property
+    def _again(self) -> str:
+        """What to do when a push broke off."""
+        private, revision = " --private" * self.private, f" --revision {self.revision}" if self.revision else ""
+        command = f"alignvlm export {self.folder} --push {self.repository}{private}{revision}"
+        return f"`{command}` goes on with what the Hub lacks"
 
     @property
     def target(self) -> str:
@@ -124,8 +138,12 @@ class Push:
         return card_for(path.read_text(encoding="utf-8"), self.repository).encode() if name == CARD else str(path)
 
     def _upload(self, api: HfApi, adding: list[CommitOperationAdd]) -> None:
-        """The large files, one after the other; the small ones are part of the commit."""
-        with Progress(f"push to {self.target} (MB)", -(-self.size // MEGABYTE)) as bar:
+        """The large files, one after the other; the small ones are part of the commit.
+
+        On a terminal the client draws the progress within each file.
+        """
+        title = f"push to {self.target} (MB)"
+        with Progress(title, -(-self.size // MEGABYTE), enabled=not sys.stderr.isatty()) as bar:
             sent = 0
             for operation in adding:
                 api.preupload_lfs_files(self.repository, [operation], revision=self.revision, free_memory=False)
@@ -141,17 +159,26 @@ class Push:
             yield
         except errors.OfflineModeIsEnabled as error:
             raise UserError(f"{self.target}: HF_HUB_OFFLINE is set; unset it to push") from error
-        except errors.HfHubHTTPError as error:
-            status = error.response.status_code
-            said = " ".join((error.server_message or str(error)).split())
-            hint = "; the token needs to write there (hf auth whoami)" if status in (401, 403, 404) else ""
-            raise UserError(f"{self.target}: the Hub answers {status}: {mask(said)}{hint}") from error
-        except (errors.HTTPError, OSError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(
-                f"{self.target}: the Hub is not reached ({mask(reason)}); `alignvlm export {self.folder} --push "
-                f"{self.repository}` goes on with what it lacks"
-            ) from error
+        # The client says of some failures, and its uploader of nearly all, nothing but RuntimeError or ValueError.
+        except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"{self.target}: {self._reason(error)}") from error
+
+    def _reason(self, error: Exception) -> str:
+        """Why a push failed, and the way out."""
+        from huggingface_hub import errors, get_token
+
+        if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # of a thread that uploads
+        is_answer = isinstance(error, errors.HfHubHTTPError)
+        said = (error.server_message if is_answer else None) or str(error) or type(error).__name__
+        said = mask(" ".join(said.split()), get_token() or "")
+        if not is_answer:
+            is_network = isinstance(error, (errors.HTTPError, ConnectionError))
+            return f"{'the Hub is not reached' if is_network else 'the push broke off'} ({said}); {self._again}"
+        status = error.response.status_code
+        needs_rights = status in (401, 403, 404)
+        hint = "the token needs to write there (hf auth whoami)" if needs_rights else self._again
+        return f"the Hub answers {status}: {said}; {hint}"
 
 
 def check_token() -> None:

@@ -22,22 +22,28 @@ OLD = "model-00001-of-00002.safetensors"
 
 
 class ModelHub:
-    """Repositories of models: name -> {"private", branch -> {file -> bytes}}; all files travel in the commit."""
+    """Repositories of models: name -> {"private", branch -> {file -> bytes}}; weights travel by themselves, by LFS."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, Any]] = {}
         self.endpoint = ""
+        self.objects: dict[str, bytes] = {}
+        """SHA-256 -> content of what was uploaded by LFS."""
         self.log: list[str] = []
-        self.refuses = ""
-        """The part of a path that is answered by 403."""
+        self.refuses, self.status = "", 403
+        """The part of a path that is answered by a status."""
 
     def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
         path = unquote(urlsplit(target).path)
         self.log.append(f"{method} {path}")
+        if self.refuses and self.refuses in path:
+            return self.status, {"x-error-message": f"You don't have the rights to do this with {TOKEN}"}, b""
+        if path.startswith("/lfs/"):  # a signed address of a store, which gets no token
+            assert "authorization" not in headers
+            self.objects[path.removeprefix("/lfs/")] = body
+            return _json({})
         if headers.get("authorization") != f"Bearer {TOKEN}":
             return 401, {"x-error-message": "Invalid username or password."}, b""
-        if self.refuses and self.refuses in path:
-            return 403, {"x-error-message": "You don't have the rights to do this"}, b""
         if path == "/api/validate-yaml":
             return _json({"errors": [], "warnings": []})
         if path == "/api/repos/create":
@@ -48,6 +54,12 @@ class ModelHub:
                 "main": {},
             }
             return _json({"url": f"{self.endpoint}/{name}", "name": name})
+        if path == "/lab/letters.git/info/lfs/objects/batch":
+            objects = json.loads(body)["objects"]
+            missing = [each for each in objects if each["oid"] not in self.objects]
+            for each in missing:
+                each["actions"] = {"upload": {"href": f"{self.endpoint}/lfs/{each['oid']}"}}
+            return _json({"transfer": "basic", "objects": objects})
         found = re.fullmatch(r"/api/models/(lab/\w+)(?:/(revision|tree|branch|preupload|commit)/([^/]+))?.*", path)
         if found is None or found[1] not in self.repositories:
             return 404, {"x-error-code": "RepoNotFound"}, b""
@@ -63,11 +75,14 @@ class ModelHub:
             return _json([{"type": "file", "path": n, "size": 1, "oid": "0" * 40} for n in repository[branch]])
         if what == "preupload":
             files = [file["path"] for file in json.loads(body)["files"]]
-            return _json({"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in files]})
+            modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in files}
+            return _json({"files": [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in modes.items()]})
         if what == "commit":
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     repository[branch][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "lfsFile":
+                    repository[branch][line["value"]["path"]] = self.objects[line["value"]["oid"]]
                 elif line["key"] == "deletedFile":
                     del repository[branch][line["value"]["path"]]
             return _json({"commitUrl": f"{self.endpoint}/{found[1]}/commit/1", "commitOid": "1" * 40, "success": True})
@@ -86,6 +101,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelHub]:
         hub.endpoint = endpoint
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         yield hub
 
 
@@ -96,6 +112,10 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_export(model, model.state_dict(), processor, folder)
     (folder / ".DS_Store").touch()
     return folder
+
+
+def broken_off(*args: Any, **kwargs: Any) -> None:
+    raise RuntimeError(f"upload\nof {TOKEN} failed")
 
 
 def names(folder: Path) -> set[str]:
@@ -141,14 +161,26 @@ def test_mistakes_are_one_line(
 ) -> None:
     push = ("export", export, "--push", "lab/letters")
     assert "not ORGANISATION/NAME" in command("export", export, "--push", "letters", code=2)
+    assert "no name of a repository" in command("export", export, "--push", "lab/let..ters", code=2)
     assert "belong to --push" in command("export", export, tmp_path / "out", "--private", code=2)
     assert "give the new folder" in command("export", export, code=2)
     hub.refuses = "/api/repos/create"
     said = command(*push, code=2)
     assert "the Hub answers 403" in said
     assert "the token needs to write there" in said
-    hub.refuses = "/commit/"
-    assert "the Hub answers 403" in command(*push, code=2)
+    for path in ("/commit/", "/lfs/"):
+        hub.refuses = path
+        said = command(*push, code=2)
+        assert "the Hub answers 403" in said
+        assert TOKEN not in said
+    with monkeypatch.context() as uploading:  # what the client's own uploader says, after minutes of trying again
+        uploading.setattr("huggingface_hub.hf_api.HfApi.preupload_lfs_files", broken_off)
+        said = command(*push, "--revision", "v3", code=2)
+    assert "lab/letters@v3: the push broke off (upload of *** failed)" in said
+    assert f"`alignvlm export {export} --push lab/letters --revision v3` goes on" in said
+    hub.refuses, hub.status = "/api/models/lab", 418
+    assert "the Hub answers 418: You don't have the rights to do this with ***; `alignvlm exp" in command(*push, code=2)
+    hub.refuses = ""
     monkeypatch.setenv("HF_TOKEN", "hf_of-another")
     said = command(*push, code=2)
     assert "the Hub answers 401" in said
