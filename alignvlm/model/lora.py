@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -63,7 +64,8 @@ def find_targets(model: Any, stage: StageConfig) -> list[str]:
     """
     key = f"stages.{stage.name}.lora.targets"
     modules = {public_name(f"{name}.").rstrip("."): module for name, module in model.named_modules() if name}
-    reasons = {name: _why_not(model, name, module) for name, module in modules.items()}
+    places = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    reasons = {name: _why_not(model, name, module, places) for name, module in modules.items()}
     found = set()
     for index, glob in enumerate(lora_of(stage).targets):
         named = [name for name in modules if fnmatchcase(name, glob)]
@@ -92,8 +94,12 @@ def adapted_weights(model: Any, stage: StageConfig) -> list[str]:
 _NO_LAYER = "no layer"
 
 
-def _why_not(model: Any, name: str, module: nn.Module) -> str:
-    """Why this module takes no adapter; empty where it does."""
+def _why_not(model: Any, name: str, module: nn.Module, places: Mapping[int, int]) -> str:
+    """Why this module takes no adapter; empty where it does.
+
+    Args:
+        places: a parameter's id -> in how many places the model has it.
+    """
     if module is model.get_output_embeddings():
         own = next(public_name(n) for n, p in model.named_parameters() if p is module.weight)  # the embedding's if tied
         return (
@@ -109,6 +115,8 @@ def _why_not(model: Any, name: str, module: nn.Module) -> str:
         return _NO_LAYER
     if type(module) is not nn.Linear:
         return f"a {type(module).__name__}, which does not compute as a linear layer does"
+    if places[id(module.weight)] > 1:
+        return "a layer that shares its weight with another one, which an adapter would change too when it is merged"
     return ""
 
 

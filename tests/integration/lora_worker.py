@@ -14,6 +14,7 @@ from typing import Any
 from alignvlm.config import load_recipe
 from alignvlm.run_folder import Run
 from alignvlm.system.timeline import Timeline
+from alignvlm.training.callbacks.health.replay import loss_and_norm
 from alignvlm.training.checkpoints.export import export_stage
 from alignvlm.training.checkpoints.gathering import gather_adapters
 from alignvlm.training.checkpoints.masters import save_masters
@@ -29,14 +30,16 @@ from tests.tiny import tiny_model
 
 CASES = {"cpu_zero3": "fp32", "zero2": "bf16"}
 """DeepSpeed strategy -> precision."""
+ALIKE = ("zero1", "zero2")
+"""Strategies that compute in fp32 what one rank does."""
 STEPS, SAVED = 3, 1
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.3}
 
 
-def run_of(folder: Path, strategy: str) -> Run:
+def run_of(folder: Path, strategy: str, precision: str) -> Run:
     """A run whose first stage trains adapters and the connector, with four packs a step."""
     return Run(load_recipe(str(TINY), [
-        f"name={strategy}", f"runs={folder}", f"train.deepspeed={strategy}", f"train.precision={CASES[strategy]}",
+        f"name={strategy}-{precision}", f"runs={folder}", f"train.deepspeed={strategy}", f"train.precision={precision}",
         "stages.connector.global_batch_packs=4", f"stages.connector.lora={json.dumps(LORA)}",
         "stages.connector.trainable=[connector.*]", "stages.connector.lr={connector: 1.0e-3, language: 1.0e-2}",
         "checkpoint.keep_best=loss/test", "evaluation.loss={sources: [test]}",
@@ -68,15 +71,20 @@ def first_checkpoint(run: Run) -> CheckpointInfo:
     return CheckpointInfo(folder, json.loads((folder / "state.json").read_bytes()))
 
 
-def train(run: Run, trainer: Trainer, world: World, first: int = 0) -> dict[str, Any]:
-    """Steps from `first` on: losses and norms, and everything that was trained."""
-    curve = []
+def train(run: Run, trainer: Trainer, world: World, first: int = 0, saves: bool = False) -> dict[str, Any]:
+    """Steps from `first` on: losses and norms, and everything that was trained; the first step's batch is replayed.
+
+    A replay changes nothing, or a run from the start would not be what a resumed one is.
+    """
+    curve, replays = [], []
+    if first == 0:
+        replays = [loss_and_norm(trainer, batches(0, world)[1], world.device) for _ in range(2)]
     for step in range(first, STEPS):
         result = take_step(trainer, batches(step, world), world)
         curve.append((result.loss, result.grad_norm))
-        if first == 0 and world.size == 2 and step + 1 in (SAVED, STEPS):
+        if saves and step + 1 in (SAVED, STEPS):
             save(run, trainer, world, step + 1)
-    return {"curve": curve, "weights": masters(trainer)}
+    return {"curve": curve, "weights": masters(trainer), "replays": replays}
 
 
 def batches(step: int, world: World) -> list[MicroBatch]:
@@ -88,17 +96,12 @@ def on_two_ranks(folder: Path, world: World) -> dict[str, dict[str, Any]]:
     """Strategy -> what the stage found in one go, and resumed; it leaves checkpoints, export and masters."""
     results: dict[str, dict[str, Any]] = {}
     for strategy, precision in CASES.items():
-        run = run_of(folder, strategy)
+        run = run_of(folder, strategy, precision)
         stage = run.recipe.stages["connector"]
-        if world.is_main:
-            model, processor = tiny_model()
-            (model.bfloat16() if precision == "bf16" else model).save_pretrained(run.initial.export)
-            processor.save_pretrained(run.initial.export)
-            run.open()
-        world.barrier()
+        open_run(run, world)
         trainer = begin(run, world)
         found: dict[str, Any] = {"before": held_out(trainer, world)["loss/held_out"]}
-        found["whole"] = train(run, trainer, world)
+        found["whole"] = train(run, trainer, world, saves=True)
         found["after"] = held_out(trainer, world)["loss/held_out"]
         adapters = gather_adapters(trainer.model, stage, run.initial.export, world)
         if precision == "bf16":
@@ -109,17 +112,33 @@ def on_two_ranks(folder: Path, world: World) -> dict[str, dict[str, Any]]:
         found["resumed"] = train(run, trainer, world, SAVED)
         trainer.close()
         results[strategy] = found
+    for strategy in ALIKE:
+        run = run_of(folder, strategy, "fp32")
+        open_run(run, world)
+        trainer = begin(run, world)
+        results[f"{strategy} in fp32"] = {"whole": train(run, trainer, world)}
+        trainer.close()
     return results
+
+
+def open_run(run: Run, world: World) -> None:
+    """Give a run its first model."""
+    if world.is_main:
+        model, processor = tiny_model()
+        (model.bfloat16() if run.recipe.train.precision == "bf16" else model).save_pretrained(run.initial.export)
+        processor.save_pretrained(run.initial.export)
+        run.open()
+    world.barrier()
 
 
 def on_one_rank(folder: Path, world: World, results: dict[str, dict[str, Any]]) -> None:
     """Adds the same on one rank from the checkpoint of two; in fp32 from the beginning too, and the next stage."""
-    for strategy, found in results.items():
-        run = run_of(folder, strategy)
+    for strategy, precision in CASES.items():
+        run, found = run_of(folder, strategy, precision), results[strategy]
         trainer = begin(run, world, first_checkpoint(run))
         found["elastic"] = train(run, trainer, world, SAVED)
         trainer.close()
-        if CASES[strategy] != "fp32":
+        if precision != "fp32":
             continue
         trainer = begin(run, world)
         found["alone"] = train(run, trainer, world)

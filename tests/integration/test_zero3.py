@@ -102,12 +102,32 @@ def test_a_lora_stage_is_the_same_on_one_rank_and_after_a_change(
                 torch.testing.assert_close(found["weights"][name], value, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("strategy", lora_worker.ALIKE)
+def test_zero_1_and_2_train_the_adapters_of_one_rank(strategy: str, lora: dict[str, dict[str, Any]]) -> None:
+    alone, whole = lora["cpu_zero3"]["alone"], lora[f"{strategy} in fp32"]["whole"]
+    for one, other in zip(whole["curve"], alone["curve"], strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    assert whole["weights"].keys() == alone["weights"].keys()
+    for name, value in alone["weights"].items():
+        torch.testing.assert_close(whole["weights"][name], value, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("strategy", lora_worker.CASES)
+def test_a_replayed_micro_batch_with_dropout_has_the_same_bits(strategy: str, lora: dict[str, dict[str, Any]]) -> None:
+    first, second = lora[strategy]["whole"]["replays"]
+    assert first == second
+    assert (first[1] > 0) == (strategy == "zero2")
+
+
 @pytest.mark.parametrize("strategy", lora_worker.CASES)
 def test_a_lora_stage_exports_merged_weights(
     strategy: str, lora: dict[str, dict[str, Any]], lora_runs: Path, tmp_path: Path, command: Command
 ) -> None:
     """Base and adapter added up here are the export, a checkpoint's export, and what the next stage starts from."""
-    run, scale = lora_runs / strategy, lora_worker.LORA["alpha"] / lora_worker.LORA["rank"]
+    run, scale = (
+        lora_runs / f"{strategy}-{lora_worker.CASES[strategy]}",
+        lora_worker.LORA["alpha"] / lora_worker.LORA["rank"],
+    )
     whole, is_half = lora[strategy]["whole"], lora_worker.CASES[strategy] == "bf16"
     # The held-out loss of a stage sees its adapters.
     assert abs(lora[strategy]["after"] - lora[strategy]["before"]) > 0.1
@@ -139,7 +159,7 @@ def test_a_lora_stage_exports_merged_weights(
 
 def test_a_mean_and_the_best_of_a_lora_stage(lora_runs: Path, tmp_path: Path, command: Command) -> None:
     """A mean is one of merged weights, which has no adapter; the first of two checkpoints is the best."""
-    run = lora_runs / "cpu_zero3"
+    run = lora_runs / "cpu_zero3-fp32"
     command("export", run, tmp_path / "best", "--best")
     command("export", run, tmp_path / "mean", "--average", "2")
     folders = (tmp_path / "best", run / "1-connector" / "export", tmp_path / "mean")

@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from alignvlm.config.schema import StageConfig
+from alignvlm.config.sections.stages import LoraConfig
 from alignvlm.kernels.fused_layers import choose_fused_layers, find_layers, fuse_layers
 from alignvlm.model.attention import SDPA
-from tests.tiny import pack, samples, tiny_model
+from alignvlm.model.lora import add_adapters
+from tests.tiny import alone, pack, samples, tiny_model
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -65,7 +68,7 @@ def step(model: Any, batch: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
     model.zero_grad()
     loss = model(**batch, num_items_in_batch=3).loss
     loss.backward()
-    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize(
@@ -101,6 +104,31 @@ def test_fused_layers_compute_what_llamas_do(
     calls.clear()
     assert step(other, batch)[0] == pytest.approx(expected, rel=1e-7)
     assert calls == []
+
+
+def test_adapters_lie_in_fused_layers(calls: list[str]) -> None:
+    """LoRA's layers are called by Liger's formulas too: losses and the gradients of both factors stay."""
+    stage = StageConfig(name="tune", trainable=[], lora=LoraConfig(rank=4, dropout=0.3))
+    found = []
+    for fused in (False, True):
+        model, processor = tiny_model()
+        model.double().train()
+        if fused:
+            assert fuse_layers(model) == {"RMSNorm": 5, "SwiGLU": 2, "RoPE": 2}
+        add_adapters(model, stage)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.copy_(torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter))
+        torch.manual_seed(7)
+        found.append(step(model, alone(processor.encode(samples()[2]))))
+    (expected, expected_gradients), (loss, gradients) = found
+    assert calls
+    assert loss == pytest.approx(expected, rel=1e-7)
+    adapters = [name for name in gradients if "lora_" in name]
+    assert len(adapters) == 2 * 2 * 7
+    for name in adapters:
+        assert gradients[name].abs().max() > 0
+        torch.testing.assert_close(gradients[name], expected_gradients[name], rtol=1e-4, atol=1e-6)
 
 
 def test_the_choice() -> None:

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from alignvlm.config.schema import StageConfig
+from alignvlm.config.schema import RecomputeConfig, StageConfig
 from alignvlm.config.sections.stages import LoraConfig
 from alignvlm.exports import save_export
 from alignvlm.kernels.linear import keep_parameters
 from alignvlm.model import AlignVLMForConditionalGeneration
 from alignvlm.model.lora import Adapters, LoraError, add_adapters, find_targets, take_out
 from alignvlm.parts import public_name
+from alignvlm.training.engine import recompute_layers
 from tests.tiny import alone, samples, tiny_model
 
 RANK, ALPHA = 4, 12.0
@@ -147,6 +148,31 @@ def test_what_cannot_have_an_adapter_is_refused(targets: str, reason: str) -> No
         find_targets(model, stage_of([], targets=["language.*q_proj", targets]))
     assert reason in str(error.value)
     assert error.value.key == "stages.tune.lora.targets[1]"
+
+
+def test_a_weight_that_two_layers_share_has_no_adapter() -> None:
+    """Merged, it could be only one of two sums; layers beside them have theirs."""
+    model, _ = tiny_model()
+    first, second = (layer.mlp for layer in model.model.language_model.layers)
+    second.up_proj.weight = first.up_proj.weight
+    assert len(find_targets(model, stage_of([]))) == 12
+    with pytest.raises(LoraError, match=r"is 'language\.\*up_proj', a layer that shares its weight with another one"):
+        find_targets(model, stage_of([], targets=["language.*up_proj"]))
+
+
+def test_recomputed_layers_draw_the_same_dropout() -> None:
+    """Gradients of a pass whose layers are computed again in the backward pass are those of one that keeps them."""
+    stage, gradients = stage_of([], dropout=0.5, targets=["language.*", "vision.*"]), []
+    for recompute in (RecomputeConfig(), RecomputeConfig(vision=1, language=2)):
+        model, processor = tiny_model()
+        trained(model, stage).train()
+        recompute_layers(model, recompute)
+        torch.manual_seed(5)
+        model(**alone(processor.encode(samples()[2]))).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if "lora_" in name})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
 
 
 def test_a_weight_is_trained_in_one_way_only() -> None:

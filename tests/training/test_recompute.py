@@ -159,3 +159,20 @@ def test_a_run_of_a_version_without_a_key_goes_on_where_it_asks_for_nothing(tmp_
     wanted = ["stages.connector.lora={rank: 4}", "stages.connector.trainable=[connector.*]"]
     with pytest.raises(UserError, match=r"lora.rank: \(absent\) → 4"):
         Run(load_recipe(str(TINY), [f"runs={tmp_path}", *wanted])).open()
+
+
+@pytest.mark.parametrize(
+    ("setting", "change"),
+    [
+        ("rank=8", "rank: 4 → 8"), ("alpha=9", "alpha: 32.0 → 9.0"), ("dropout=0", "dropout: 0.05 → 0.0"),
+        ("targets=['language.*q_proj']", r"targets: \['language.\*'\] → \['language.\*q_proj'\]"),
+    ],
+)  # fmt: skip
+def test_a_run_does_not_resume_with_other_adapters(setting: str, change: str, tmp_path: Path) -> None:
+    def run(*overrides: str) -> Run:
+        stage = ["stages.connector.trainable=[connector.*]", "stages.connector.lora.rank=4"]
+        return Run(load_recipe(str(TINY), [f"runs={tmp_path}", *stage, *overrides]))
+
+    run().open()
+    with pytest.raises(UserError, match=rf"another recipe:\n  stages.connector.lora.{change}\n"):
+        run(f"stages.connector.lora.{setting}").open()
