@@ -30,6 +30,10 @@ def test_a_bf16_language_model_and_a_new_encoder_become_one_dtype(
     model = build_model(recipe, processor)
     save_export(model, model.state_dict(), processor, tmp_path / "export")
     assert json.loads((tmp_path / "export" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    answers, tokenizer = json.loads((tmp_path / "export" / "generation_config.json").read_text()), processor.tokenizer
+    assert answers["max_new_tokens"] == 256  # transformers' own is 20
+    assert tokenizer.convert_ids_to_tokens(answers["eos_token_id"]) == "<|im_end|>"
+    assert answers["pad_token_id"] == tokenizer.pad_token_id
     loaded = AlignVLMForConditionalGeneration.from_pretrained(tmp_path / "export")
     assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
     for name, weight in made.model.language_model.named_parameters():

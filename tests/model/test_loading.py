@@ -44,6 +44,8 @@ for kind in ("AutoConfig", "AutoProcessor", "AutoModel"):
 sys.meta_path.remove(missing)
 for kind in sys.argv[2:]:
     print(kind, type(getattr(transformers, kind).from_pretrained(sys.argv[1], trust_remote_code=True)).__name__)
+pipe = transformers.pipeline("image-text-to-text", model=sys.argv[1], trust_remote_code=True)
+print("pipeline", type(pipe.model).__name__, type(pipe.processor).__name__)
 config = transformers.AutoConfig.from_pretrained(sys.argv[1])
 config.save_pretrained(sys.argv[1] + "-config")  # the files of a folder are these also where they came from one
 code = open(sys.argv[1] + "/README.md").read().split("```python")[1].split("```")[0]
@@ -68,6 +70,7 @@ def test_transformers_finds_the_classes_without_an_import(tmp_path: Path) -> Non
     said = process.stdout.splitlines()
     assert said[:3] == ["AutoConfig True", "AutoProcessor True", "AutoModel True"]
     assert said[3 : 3 + len(CLASSES)] == [f"{kind} {name}" for kind, name in CLASSES.items()]
+    assert said[3 + len(CLASSES)] == f"pipeline {CLASSES['AutoModelForImageTextToText']} {CLASSES['AutoProcessor']}"
     files = {path.name for path in Path(f"{folder}-config").iterdir()}
     assert files == {"config.json", CLASSES_FILE}
 
