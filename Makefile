@@ -59,7 +59,7 @@ check: $(VENV)/installed-test ## ruff and mypy
 	$(BIN)/mypy
 
 check-hf: $(VENV)/installed-test ## transformers' own tests on our classes, downloaded; TESTS=FOLDER/tests takes those of a checkout
-	$(BIN)/python scripts/check_hf.py $(if $(TESTS),--tests $(TESTS))
+	$(BIN)/python scripts/check_hf.py $(if $(TESTS),--tests $(TESTS)) $(if $(MORE),--more $(MORE))
 
 docs: $(DOCS)/installed ## the documentation as a site, build/site; fails at a link that leads nowhere
 	$(DOCS)/bin/python scripts/site/build.py

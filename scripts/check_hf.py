@@ -2,8 +2,8 @@
 """transformers' own tests of models, of `generate` and of processors, on our classes; `make check-hf` runs it.
 
 The tests come from the source distribution of the transformers that is installed, into .check-hf/, once. It lacks those
-of `generate`: `--tests` takes them from a checkout. What fails is compared with tests/conformance/exceptions.yaml; a
-failure that is not listed there ends with exit code 1.
+of `generate`, which come from GitHub; where that is not reached, `--more` names the tests/ of a checkout that has them.
+What fails is compared with tests/conformance/exceptions.yaml; a failure that is not listed there ends with exit code 1.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import urllib.request
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -22,28 +23,40 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFORMANCE = ROOT / "tests/conformance"
 CACHE = ROOT / ".check-hf"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-KINDS = ("model", "processor")
+KINDS = ("model", "generation", "processor")
+GENERATION = "generation/test_utils.py"
+"""What the source distribution lacks."""
+GITHUB = "https://raw.githubusercontent.com/huggingface/transformers"
 
 
 def main() -> int:
-    """Run both testers, print counts and what differs from the list of exceptions."""
+    """Run the testers, print counts and what differs from the list of exceptions."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tests", type=Path, help="tests/ of a checkout of transformers, of the installed version")
+    parser.add_argument("--more", type=Path, help="tests/ of any checkout, for what the other tests lack")
     parser.add_argument("--only", choices=KINDS, help="one of the testers")
+    parser.add_argument("--skipped", action="store_true", help="print why tests were skipped")
     parser.add_argument("-k", dest="expression", default="", help="as in pytest; nothing is compared then but failures")
     args = parser.parse_args()
-    folder = args.tests or downloaded(version("transformers"))
+    folders = [args.tests or downloaded(version("transformers")), *([args.more] if args.more else [])]
     packages()
-    os.environ.update(CHECK_HF_TESTS=str(folder.resolve()), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.update(
+        CHECK_HF_TESTS=os.pathsep.join(str(folder.resolve()) for folder in folders),
+        HF_HUB_OFFLINE="1",
+        TOKENIZERS_PARALLELISM="false",
+    )
     sys.path.insert(0, str(ROOT))
-    without = "" if (folder / "generation/test_utils.py").is_file() else ", without those of generate"
-    print(f"transformers {version('transformers')}, tests of {folder}{without}", flush=True)
-    results = [check(kind, args.expression) for kind in KINDS if args.only in (None, kind)]
+    print(f"transformers {version('transformers')}, tests of {', '.join(map(str, folders))}", flush=True)
+    kinds = [kind for kind in KINDS if args.only in (None, kind)]
+    if not any((folder / GENERATION).is_file() for folder in folders):
+        print("without the tests of generate: --more names the tests/ of a checkout that has them")
+        kinds = [kind for kind in kinds if kind != "generation"]
+    results = [check(kind, args.expression, args.skipped) for kind in kinds]
     return 0 if all(results) else 1
 
 
 def downloaded(release: str) -> Path:
-    """The tests of transformers' source distribution."""
+    """The tests of transformers' source distribution, and what it lacks where GitHub is reached."""
     folder = CACHE / f"transformers-{release}"
     if not (folder / "tests").is_dir():
         print(f"downloading the source distribution of transformers {release} ...", flush=True)
@@ -52,6 +65,16 @@ def downloaded(release: str) -> Path:
         with tarfile.open(CACHE / f"transformers-{release}.tar.gz") as archive:
             wanted = [m for m in archive.getmembers() if m.name.startswith(f"transformers-{release}/tests/")]
             archive.extractall(CACHE, wanted, filter="data")
+    path = folder / "tests" / GENERATION
+    if not path.is_file():
+        try:
+            with urllib.request.urlopen(f"{GITHUB}/v{release}/tests/{GENERATION}", timeout=20) as answer:
+                content = answer.read()
+        except OSError as error:
+            print(f"{GITHUB} is not reached ({error})")
+        else:
+            path.parent.mkdir()
+            path.write_bytes(content)
     return folder / "tests"
 
 
@@ -79,11 +102,12 @@ class Outcomes:
             self.reasons.setdefault(name, str(crash.message if crash else report.longrepr).split("\n")[0])
         elif report.skipped:
             self.of.setdefault(name, "skipped")
+            self.reasons.setdefault(name, str(report.longrepr[-1]).split("\n")[0])
         elif report.when == "call":
             self.of.setdefault(name, "passed")
 
 
-def check(kind: str, expression: str) -> bool:
+def check(kind: str, expression: str, shows_skipped: bool) -> bool:
     """Whether nothing failed but what is listed."""
     import pytest
     import yaml
@@ -102,6 +126,8 @@ def check(kind: str, expression: str) -> bool:
     print(f"{kind}: {counts['passed']} passed, {len(failed)} failed, {counts['skipped']} skipped")
     for name in sorted(failed):
         print(f"  {'known   ' if name in exceptions else 'NOT KNOWN'} {name}: {outcomes.reasons[name][:200]}")
+    for name in sorted(name for name, outcome in outcomes.of.items() if shows_skipped and outcome == "skipped"):
+        print(f"  skipped  {name}: {outcomes.reasons[name][:200]}")
     for name in exceptions:
         if outcomes.of.get(name) == "passed" or (not expression and name not in outcomes.of):
             became = "passes now" if name in outcomes.of else "is no test any more"
