@@ -169,13 +169,13 @@ class Push:
 
         if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
             error = error.__cause__  # of a thread that uploads
-        is_answer = isinstance(error, errors.HfHubHTTPError)
-        said = (error.server_message if is_answer else None) or str(error) or type(error).__name__
+        answer = error if isinstance(error, errors.HfHubHTTPError) else None
+        said = (answer and answer.server_message) or str(error) or type(error).__name__
         said = mask(" ".join(said.split()), get_token() or "")
-        if not is_answer:
+        if answer is None:
             is_network = isinstance(error, (errors.HTTPError, ConnectionError))
             return f"{'the Hub is not reached' if is_network else 'the push broke off'} ({said}); {self._again}"
-        status = error.response.status_code
+        status = answer.response.status_code
         needs_rights = status in (401, 403, 404)
         hint = "the token needs to write there (hf auth whoami)" if needs_rights else self._again
         return f"the Hub answers {status}: {said}; {hint}"
