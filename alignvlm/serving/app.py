@@ -60,7 +60,7 @@ def create_app(
     async def fail(request: Request, error: Exception) -> Response:  # the log has its traceback
         return RequestError("the server failed; its log says more", status=500, code="internal_error").response()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             *([] if engine is None else _api(engine, limits or Limits())),
             Route("/health", health),
@@ -69,6 +69,8 @@ def create_app(
         middleware=[Middleware(_Door, hosts=hosts, api_key=api_key, private=private)],
         exception_handlers={HTTPException: refuse, Exception: fail},
     )
+    app.router.redirect_slashes = False  # it would send the client to whatever host it has named
+    return app
 
 
 def _api(engine: Engine, limits: Limits) -> list[BaseRoute]:

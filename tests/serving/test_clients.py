@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import http.client
 import json
 import socket
 import threading
@@ -70,6 +72,37 @@ def test_too_large_a_request_is_refused_before_it_is_sent(engine: Engine) -> Non
     with running(create_app(engine, Limits(max_body=1000))) as port, connect(port) as client:
         client.sendall(head(PATH, 1001))
         assert client.recv(100).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n\r\n",
+        head(PATH, 5)[:-2] + b"Content-Length: 6\r\n\r\n",
+        head(PATH, 5)[:-2] + b"X: \0\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_said_too(sent: bytes) -> None:
+    with running(create_app(None)) as port, connect(port) as client:
+        client.sendall(sent)
+        response = http.client.HTTPResponse(client)
+        response.begin()
+        assert (response.status, list(json.loads(response.read()))) == (400, ["error"])
+        assert client.recv(100) == b"", "the connection ends"
+
+
+def test_what_is_no_http_behind_a_response_ends_the_connection(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(create_app(engine)) as port, connect(port) as client:
+        client.sendall(head(PATH, 0, "text/plain").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked"))
+        assert client.recv(1000).startswith(b"HTTP/1.1 415")
+        client.sendall(b"zz\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(1000):
+                pass
+    assert "Traceback" not in caplog.text
 
 
 def test_half_a_head_is_cut_off(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

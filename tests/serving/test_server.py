@@ -217,7 +217,8 @@ def test_fields_that_ask_for_nothing_are_taken(port: int) -> None:
 
 
 def test_other_paths_hosts_and_content_types(port: int) -> None:
-    assert ask(port, None, "/v1/nothing", "GET")[0] == 404
+    for path in ("/v1/nothing", "/v1/models/", "/v1/%00", "/v1/../v1/models", "//v1/models"):
+        assert ask(port, None, path, "GET")[0] == 404
     assert ask(port, None, method="GET")[0] == 405
     assert ask(port, {"messages": HELLO}, Content_Type="text/plain")[0] == 415  # what any web page may send
     status, reply = ask(port, None, "/v1/models", "GET", Host="rebound.example")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from alignvlm.serving.web.errors import RequestError
 
 HEAD_SECONDS = 20.0
 """How long the lines before a request's body may take to arrive. The body has limits of its own (guarded.py)."""
@@ -38,6 +42,17 @@ class Connection(H11Protocol):
             self._head = None
         elif not self._is_answering and self._head is None:
             self._head = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def send_400_response(self, msg: str) -> None:
+        """Of uvicorn: what is no HTTP is refused like other mistakes, unless the response is on its way already."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()
+            return
+        body = json.dumps(RequestError(msg).body).encode()
+        lines = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+        for event in (h11.Response(status_code=400, headers=list(lines.items())), h11.Data(data=body)):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def pause_writing(self) -> None:
         """Of asyncio: the client is behind."""
