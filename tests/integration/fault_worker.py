@@ -40,16 +40,18 @@ def plant(faults: list[str]) -> None:
     stage.train_step = faulty
     if "storage" in faults and rank == 1:
         break_storage_after(20)
-    if "disk" in faults:
+    if "disk" in faults or "slow-disk" in faults:
         sync = os.fsync
 
-        def full(descriptor: int) -> None:
+        def bad(descriptor: int) -> None:
             path = os.readlink(f"/proc/self/fd/{descriptor}")
-            if "step-00000004.partial" in path and rank == 1:
+            if "disk" in faults and "step-00000004.partial" in path and rank == 1:
                 raise OSError(errno.ENOSPC, "No space left on device", path)
+            if "slow-disk" in faults and path.endswith("/step-00000010.partial"):  # the save of step 10 outlasts 12
+                time.sleep(2)
             sync(descriptor)
 
-        os.fsync = full
+        os.fsync = bad
 
 
 def break_storage_after(reads: int) -> None:

@@ -78,8 +78,7 @@ def test_a_rank_whose_shards_cannot_be_read_says_so_in_one_line(tmp_path: Path) 
 
 def test_a_spike_goes_back_and_leaves_the_packs_out(tmp_path: Path) -> None:
     longer = ["stages.connector.max_steps=14", "checkpoint.every_steps=5", "resilience.spike_factor=10"]
-    longer += ["checkpoint.background=false"]  # step 10 is saved before step 12, however slow the disk is
-    output = train_with("spike", tmp_path, *longer, code=75)
+    output = train_with("spike,slow-disk", tmp_path, *longer, code=75)
     assert "going back to step 10, steps 11 to 12 will be left out" in output
     assert window(tmp_path, 10) == [r["loss"] for r in stage_records(tmp_path) if r["step"] <= 10]
     run("train", str(TINY), *SHORT, *longer, cwd=tmp_path)

@@ -122,6 +122,7 @@ class FakeStore:
         self.calls: list[Any] = []
         self.is_written = False
         self.newest_step = 0
+        self.pending_step: int | None = None
         self.problem: str | None = None
         self.best = False
 
@@ -137,6 +138,8 @@ class FakeStore:
 
     def finish(self, wait: bool = True) -> None:
         self.calls.append("finish" if wait else "go on")
+        if wait and self.pending_step is not None:
+            self.newest_step, self.pending_step = self.pending_step, None
 
     def close(self) -> None:
         self.calls.append("close")

@@ -15,6 +15,7 @@ from typing import Any
 
 from alignvlm.errors import UserError
 from alignvlm.training.callbacks.base import Callback, StageState
+from alignvlm.training.callbacks.checkpoints import finish_save, standing_still
 from alignvlm.training.record import StepRecord
 from data_pipeline.files import has_shape, must_write, read_needed, write_atomic
 
@@ -57,8 +58,13 @@ class BadNumbers(Callback):
         self._losses.append(record.loss)
 
     def _roll_back(self, state: StageState, loss: float, usual: float) -> None:
-        """Leave out everything since the last checkpoint; the next start resumes there."""
-        newest = state.store.newest_step
+        """Leave out everything since the last checkpoint; the next start resumes there.
+
+        A save that is still being written may become that checkpoint: it is waited for.
+        """
+        with standing_still(state):
+            finish_save(state)
+        newest = state.world.broadcast(state.store.newest_step)  # other hosts may see the new folder later
         state.stop_reason = (
             f"loss {loss:.3f} at step {state.step} against a median of {usual:.3f}: going back to step {newest}, "
             f"steps {newest + 1} to {state.step} will be left out"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from alignvlm.progress import say
@@ -27,23 +29,35 @@ class Checkpoints(Callback):
         is_scored = state.recipe.checkpoint.keep_best in state.scores
         if not (state.is_written or due or must or is_scored):
             return
-        began = time.perf_counter()
-        with state.timeline.during("save"):
-            self._complain(state, state.store.finish(wait=due or must or is_scored))
+        with standing_still(state):
+            finish_save(state, wait=due or must or is_scored)
             best = is_scored and state.store.is_best(state.scores, state.step)
             if (due or must or best) and not state.discard:
-                self._complain(state, state.store.begin(state.trainer.engine, describe(state)))
+                _complain(state, state.store.begin(state.trainer.engine, describe(state)))
                 if must or not state.recipe.checkpoint.background:
-                    self._complain(state, state.store.finish())
-        state.checkpoint_stall += time.perf_counter() - began
+                    finish_save(state)
 
     def on_end(self, state: StageState) -> None:
         state.store.close()
 
-    @staticmethod
-    def _complain(state: StageState, problem: str | None) -> None:
-        if problem is not None and state.world.is_main:
-            say(f"WARNING: no checkpoint at step {state.step}, the previous one stays valid: {problem}")
+
+@contextmanager
+def standing_still(state: StageState) -> Iterator[None]:
+    """Training waits for a checkpoint meanwhile."""
+    began = time.perf_counter()
+    with state.timeline.during("save"):
+        yield
+    state.checkpoint_stall += time.perf_counter() - began
+
+
+def finish_save(state: StageState, wait: bool = True) -> None:
+    """Bring a pending save to its end, or as far as it is without waiting; a failed one is a warning."""
+    _complain(state, state.store.finish(wait))
+
+
+def _complain(state: StageState, problem: str | None) -> None:
+    if problem is not None and state.world.is_main:
+        say(f"WARNING: no checkpoint at step {state.step}, the previous one stays valid: {problem}")
 
 
 def describe(state: StageState) -> dict[str, Any]:

@@ -60,6 +60,15 @@ def test_a_spike_goes_back_to_the_last_checkpoint(recipe: Recipe, tmp_path: Path
     assert read_skips(state) == {8, 9, 10, 11}
 
 
+def test_a_save_that_is_being_written_at_a_spike_is_where_the_run_goes_back_to(recipe: Recipe, tmp_path: Path) -> None:
+    store = FakeStore()
+    store.newest_step, store.pending_step = 8, 10
+    state = stage_state(recipe, tmp_path, store=store)
+    take(state, BadNumbers(), *[1.0] * 11, 3.1)
+    assert "going back to step 10, steps 11 to 12 will be left out" in str(state.stop_reason)
+    assert read_skips(state) == {10, 11}
+
+
 def test_a_loss_is_no_spike_before_there_is_something_to_compare_it_with(recipe: Recipe, tmp_path: Path) -> None:
     state, callback = stage_state(recipe, tmp_path), BadNumbers()
     take(state, callback, *[1.0] * (MIN_STEPS - 1), 100.0)
