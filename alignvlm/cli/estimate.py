@@ -18,6 +18,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("estimate", help="parameters, memory, FLOPs and hours of a recipe, before it runs")
     add_recipe(parser, "train.deepspeed=zero2")
     parser.add_argument("--world-size", type=positive, help="GPUs (default: the recipe's train.processes)")
+    parser.add_argument("--gpus-per-node", type=positive, default=8, help="GPUs of a host (default: %(default)s)")
     parser.add_argument(
         "--gpu-memory", type=positive_number, default=80.0, help="GiB of one GPU (default: %(default)g)"
     )
@@ -43,7 +44,10 @@ def run_estimate(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides)
     world_size = recipe.train.processes if args.world_size is None else args.world_size
-    estimate = estimate_run(recipe, world_size, gpu_memory=args.gpu_memory, mfu=args.mfu, peak_tflops=args.peak_tflops)
+    estimate = estimate_run(
+        recipe, world_size, gpus_per_node=args.gpus_per_node, gpu_memory=args.gpu_memory, mfu=args.mfu,
+        peak_tflops=args.peak_tflops,
+    )  # fmt: skip
     if args.json:
         from data_pipeline.files import to_json
 

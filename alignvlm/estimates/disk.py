@@ -58,6 +58,18 @@ def checkpoint_bytes(learns: float, frozen: float, zero_stage: int, bytes_each: 
     return 12 * learns + bytes_each * (frozen if zero_stage == 3 else learns + frozen)
 
 
+def staged_bytes(
+    learns: float, frozen: float, zero_stage: int, bytes_each: int, world_size: int, ranks: int
+) -> float:
+    """What the first `ranks` of `world_size` ranks copy of a checkpoint to host memory, each its own part.
+
+    Rank 0 copies all weights where ZeRO does not partition them, and without ZeRO everything.
+    """
+    everything = checkpoint_bytes(learns, frozen, zero_stage, bytes_each)
+    of_rank_0 = {0: everything, 3: 0.0}.get(zero_stage, everything - 12 * learns)
+    return of_rank_0 + (everything - of_rank_0) * ranks / world_size
+
+
 def num_checkpoints(settings: CheckpointConfig, steps: int) -> int:
     """The most that a stage of so many steps has at once."""
     kept = settings.keep_last + 1 + (settings.keep_best is not None)

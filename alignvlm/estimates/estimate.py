@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from alignvlm.config.deepspeed import accumulation_steps, check_partition_groups
 from alignvlm.config.schema import PARTS, Recipe, RecomputeConfig, StageConfig
 from alignvlm.connectors.vocabulary import VocabularyConnector
 from alignvlm.errors import UserError
-from alignvlm.estimates.disk import Disk, estimate_disk
+from alignvlm.estimates.disk import Disk, estimate_disk, staged_bytes
 from alignvlm.estimates.memory import GIB, HEADROOM, Memory, estimate_memory, naive_vocabulary_bytes
 from alignvlm.estimates.recomputation import Recomputation, automatic, least_recomputation
 from alignvlm.estimates.steps import Volume, stage_volume
@@ -54,6 +54,9 @@ class StageEstimate:
     memory: Memory
     fit: Fit
     disk: Disk
+    host: dict[str, float]
+    """Bytes by kind in the memory of rank 0's host: what is offloaded to it, and the copy of a checkpoint that its ranks
+    write from, which is page-locked beside GPUs. Loader processes and libraries come on top."""
     lower: tuple[str, float] | None
     """(strategy below ZeRO-3 under which the stage fits as it is, its bytes per GPU); None where there is none."""
     naive_vocabulary: float
@@ -73,6 +76,7 @@ class RunEstimate:
 
     recipe: str
     world_size: int
+    gpus_per_node: int
     gpu_memory: float
     mfu: float
     peak_tflops: float
@@ -116,11 +120,18 @@ class RunEstimate:
 
 
 def estimate_run(
-    recipe: Recipe, world_size: int, *, gpu_memory: float = 80.0, mfu: float = 0.4, peak_tflops: float = 989.0
+    recipe: Recipe,
+    world_size: int,
+    *,
+    gpus_per_node: int = 8,
+    gpu_memory: float = 80.0,
+    mfu: float = 0.4,
+    peak_tflops: float = 989.0,
 ) -> RunEstimate:
     """Estimate a recipe.
 
     Args:
+        gpus_per_node: of which a smaller world uses fewer.
         gpu_memory: GiB of one GPU. mfu: model FLOPs utilisation, 0 to 1.
         peak_tflops: dense bf16 peak of one GPU (H100 SXM: 989).
 
@@ -128,10 +139,12 @@ def estimate_run(
         UserError: for arguments out of range, unknown shapes, or an unknown strategy. What merely does not fit is
             reported in `StageEstimate.problems`.
     """
-    if world_size < 1 or gpu_memory <= 0 or peak_tflops <= 0 or not 0 < mfu <= 1:
+    if min(world_size, gpus_per_node) < 1 or gpu_memory <= 0 or peak_tflops <= 0 or not 0 < mfu <= 1:
         raise UserError(
-            "estimate: --world-size, --gpu-memory and --peak-tflops must be positive, --mfu between 0 and 1"
+            "estimate: --world-size, --gpus-per-node, --gpu-memory and --peak-tflops must be positive, --mfu between 0 "
+            "and 1"
         )
+    gpus_per_node = min(gpus_per_node, world_size)
     network = build_network(recipe)
     if takes_fused_layers(recipe.model.fused_layers):
         fuse_on_meta(network.model)
@@ -142,12 +155,13 @@ def estimate_run(
     works = [(stage, volume.work) for stage, volume in zip(recipe.stages.values(), volumes, strict=True)]
     least = least_recomputation(recipe, network, world_size, available, works)
     stages = [
-        _estimate_stage(recipe, stage, network, world_size, volume, available, rate, least)
+        _estimate_stage(recipe, stage, network, world_size, gpus_per_node, volume, available, rate, least)
         for stage, volume in zip(recipe.stages.values(), volumes, strict=True)
     ]
     return RunEstimate(
         recipe=recipe.name,
         world_size=world_size,
+        gpus_per_node=gpus_per_node,
         gpu_memory=gpu_memory,
         mfu=mfu,
         peak_tflops=peak_tflops,
@@ -171,6 +185,7 @@ def _estimate_stage(
     stage: StageConfig,
     network: Network,
     world_size: int,
+    gpus_per_node: int,
     volume: Volume,
     available: float,
     rate: float,
@@ -216,11 +231,29 @@ def _estimate_stage(
         memory=memory,
         fit=fit,
         disk=estimate_disk(recipe, stage, network, strategy, volume.steps),
+        host=_host(trained, stage, strategy, world_size, gpus_per_node, memory),
         lower=_lower_strategy(recipe, stage, network, world_size, available, accumulation),
         naive_vocabulary=naive,
         our_vocabulary=ours,
         problems=problems,
     )
+
+
+def _host(
+    trained: Network,
+    stage: StageConfig,
+    strategy: Mapping[str, Any],
+    world_size: int,
+    gpus_per_node: int,
+    memory: Memory,
+) -> dict[str, float]:
+    learns = trained.total(stage.trained)
+    staged = staged_bytes(
+        learns, trained.total() - learns, strategy.get("zero_optimization", {}).get("stage", 0),
+        trained.model.dtype.itemsize, world_size, gpus_per_node,
+    )  # fmt: skip
+    offloaded = {"offloaded": memory.host_total * gpus_per_node} if memory.host else {}
+    return offloaded | {"copy of a checkpoint": staged}
 
 
 def _vocabulary_projection(network: Network) -> torch.Tensor | None:

@@ -25,6 +25,7 @@ def render(run: RunEstimate) -> Iterator[RenderableType]:
     yield _volume(run)
     yield _compute(run)
     yield _memory(run)
+    yield _host(run)
     yield _disk(run)
     yield _fused_layers(run)
     yield from _remarks(run)
@@ -79,13 +80,22 @@ def _memory(run: RunEstimate) -> Table:
     rows += [(kind, lambda s, kind=kind: _gib(s.memory.gpu.get(kind, 0.0))) for kind in kinds]  # type: ignore[misc]
     rows.append(("total", lambda s: _gib(s.memory.gpu_total)))
     rows.append(("fullest in", lambda s: s.memory.peak))
-    if any(stage.memory.host for stage in run.stages):
-        rows.append(("host memory", lambda s: _gib(s.memory.host_total)))
     rows.append((f"fits in {run.stages[0].fit.available / GIB:.1f}", lambda s: "yes" if s.fit.fits else "NO"))
     if run.w2_parameters:
         rows.append(("one plain N x V tensor", lambda s: _gib(s.naive_vocabulary)))
         rows.append(("our N x block instead", lambda s: _gib(s.our_vocabulary)))
     return _rows("GiB per GPU", run, rows)
+
+
+def _host(run: RunEstimate) -> Table:
+    kinds = dict.fromkeys(kind for stage in run.stages for kind in stage.host)
+    rows: list[tuple[str, Callable[[StageEstimate], str]]] = [
+        (kind, lambda s, kind=kind: _gib(s.host.get(kind, 0.0)))  # type: ignore[misc]
+        for kind in kinds
+    ]
+    if len(rows) > 1:
+        rows.append(("total", lambda s: _gib(sum(s.host.values()))))
+    return _rows(f"GiB of host memory on a node of {run.gpus_per_node} GPUs", run, rows)
 
 
 def _disk(run: RunEstimate) -> Table:

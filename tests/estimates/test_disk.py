@@ -32,3 +32,10 @@ def test_a_run_has_checkpoints_exports_and_masters() -> None:
     assert (first.masters, second.masters) == (4 * parameters, 0)
     assert run.disk == 3 * first.export + first.masters + 4 * (first.checkpoint + second.checkpoint)
     assert run.to_dict()["stages"][1]["disk"]["total"] == second.total
+    assert [stage.host for stage in run.stages] == [
+        {"copy of a checkpoint": disk.checkpoint} for disk in (first, second)
+    ]
+    assert estimate_run(recipe, 2, gpus_per_node=1).stages[0].host == {"copy of a checkpoint": first.checkpoint / 2}
+    offloading = estimate_run(load_recipe(str(TINY), ["train.precision=bf16", "train.deepspeed=zero3_offload"]), 16)
+    stage = offloading.stages[0]
+    assert stage.host == {"offloaded": 8 * stage.memory.host_total, "copy of a checkpoint": first.checkpoint / 2}

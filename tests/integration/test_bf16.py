@@ -15,7 +15,7 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from safetensors.torch import load_file
 
 from alignvlm.best import last_checkpoints
-from alignvlm.estimates.disk import checkpoint_bytes
+from alignvlm.estimates.disk import checkpoint_bytes, staged_bytes
 from alignvlm.launch.local import free_port
 from alignvlm.parts import module_name, public_name
 from alignvlm.training.checkpoints.store import TAG
@@ -54,8 +54,8 @@ def public_weights(export: Path) -> dict[str, torch.Tensor]:
     return {public_name(name): value for name, value in weights(export).items()}
 
 
-def tensor_bytes(checkpoint: Path) -> int:
-    """Bytes of the tensors in a checkpoint's files, those that share memory once."""
+def tensor_bytes(checkpoint: Path, without: str = "none") -> int:
+    """Bytes of the tensors in a checkpoint's files, without some by name, those that share memory once."""
     found: dict[tuple[str, int], int] = {}
 
     def add(tree: Any, file: str) -> None:
@@ -65,7 +65,8 @@ def tensor_bytes(checkpoint: Path) -> int:
             for each in tree.values() if isinstance(tree, dict) else tree:
                 add(each, file)
 
-    files = [(path.name, torch.load(path, weights_only=False)) for path in (checkpoint / TAG).glob("*.pt")]
+    paths = [path for path in (checkpoint / TAG).glob("*.pt") if without not in path.name]
+    files = [(path.name, torch.load(path, weights_only=False)) for path in paths]
     for name, content in files:
         add(content, name)
     return sum(found.values())
@@ -145,8 +146,12 @@ def test_an_export_is_the_mean_of_checkpoints_of_any_number_of_ranks(
         assert all(torch.equal(ours[module_name(name)], kept[f"{part}/{name}"]) for name in names)
     learns = sum(mean[name].numel() for name in names)
     frozen = sum(value.numel() for name, value in kept.items() if name.startswith("last/")) - learns
-    estimate = checkpoint_bytes(learns, frozen, 3 if "zero3" in strategy else 2, 2)
-    assert estimate <= tensor_bytes(checkpoints[0]) <= 1.01 * estimate  # parts of ranks are padded
+    settings = learns, frozen, 3 if "zero3" in strategy else 2, 2
+    whole = checkpoint_bytes(*settings)
+    assert whole <= tensor_bytes(checkpoints[0]) <= 1.01 * whole  # parts of ranks are padded
+    of_rank_0 = staged_bytes(*settings, world_size=2, ranks=1)
+    assert of_rank_0 <= tensor_bytes(checkpoints[0], without="_rank_1_") <= 1.01 * of_rank_0
+    assert staged_bytes(*settings, world_size=2, ranks=2) == whole
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "cpu_zero3"])
