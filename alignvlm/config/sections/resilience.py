@@ -7,6 +7,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from alignvlm.settings import Float, PositiveInt, settings
+from alignvlm.system.monitor.heart import Limit
 
 MINUTES = 525_600
 """A year."""
@@ -45,9 +46,14 @@ class ResilienceConfig:
     """The same for preparing, which may include a download; every step of a bar is progress."""
 
     @property
-    def limits(self) -> dict[str, float]:
-        """Section of `system.timeline` -> seconds that it may go without progress."""
-        minutes = dict.fromkeys(("imports", "rendezvous", "engine", "load", "steps", "end"), self.start_up_minutes)
-        minutes |= dict.fromkeys(("evaluation", "report", "delivery"), self.evaluation_minutes)
-        minutes |= {"prepare": self.prepare_minutes, "save": self.save_minutes, "export": self.export_minutes}
-        return {section: 60 * value for section, value in minutes.items()}
+    def limits(self) -> dict[str, Limit]:
+        """Section of `system.timeline` -> how long it may go without progress."""
+        keys = dict.fromkeys(("imports", "rendezvous", "engine", "load", "steps", "end"), "start_up_minutes")
+        keys |= dict.fromkeys(("evaluation", "report", "delivery"), "evaluation_minutes")
+        keys |= {"prepare": "prepare_minutes", "save": "save_minutes", "export": "export_minutes"}
+        return {section: self.limit(key) for section, key in keys.items()}
+
+    def limit(self, key: str) -> Limit:
+        """The limit that one of the keys in minutes sets."""
+        minutes = getattr(self, key)
+        return Limit(60 * minutes, f"resilience.{key} is {minutes:g}")

@@ -1,4 +1,4 @@
-"""What a rank tells its monitor, through 4 KiB of shared memory: a few stores, no system call, no lock.
+"""What a rank tells its monitor, through 4 KiB of shared memory: a few stores, and a look whether it is still there.
 
 Both sides use this file. The rank never looks at a clock: its monitor sees when something has changed.
 """
@@ -7,23 +7,41 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 SIZE = 4096
-_BEATS, _LIMIT, _WAITING, _PORT, _TEXT, _HUB = 0, 8, 16, 20, 64, 3072
+_BEATS, _LIMIT, _WAITING, _PORT, _TEXT, _SETTING, _HUB = 0, 8, 16, 20, 64, 2816, 3072
 """Where each field begins; texts have their length in front."""
+
+
+class Limit(NamedTuple):
+    """How long a section may go without progress."""
+
+    seconds: float
+    """0: for ever."""
+    setting: str
+    """What sets it, for the user: "resilience.save_minutes is 7"."""
+
+
+FOR_EVER = Limit(0.0, "")
 
 
 class Heart:
     """A rank's side."""
 
-    def __init__(self, limits: Mapping[str, float] | None = None, file: int = -1) -> None:
+    def __init__(
+        self, limits: Mapping[str, Limit] | None = None, file: int = -1, look: Callable[[], None] = lambda: None
+    ) -> None:
         """Tell a monitor that has the same file; without one it is memory that nobody reads.
 
-        `limits` says how many seconds each section may go without progress; those that it lacks: for ever.
+        Args:
+            limits: of each section; those that it lacks may go on for ever.
+            look: called with all progress, to see that the monitor is there.
         """
         self.limits = dict(limits or {})
+        self._look = look
         self._memory = mmap.mmap(file, SIZE)
         self._beats = 0
         self._section = ""
@@ -35,14 +53,17 @@ class Heart:
 
     def note(self, text: str) -> None:
         """Say in words what it is at within its section; this is progress."""
-        struct.pack_into("<d", self._memory, _LIMIT, self.limits.get(self._section, 0.0))
-        _write(self._memory, _TEXT, f"{self._section}\n{text}", _HUB - _TEXT)
+        limit = self.limits.get(self._section, FOR_EVER)
+        struct.pack_into("<d", self._memory, _LIMIT, limit.seconds)
+        _write(self._memory, _SETTING, limit.setting, _HUB - _SETTING)
+        _write(self._memory, _TEXT, f"{self._section}\n{text}", _SETTING - _TEXT)
         self.beat()
 
     def beat(self) -> None:
         """It has made progress."""
         self._beats += 1
         struct.pack_into("<Q", self._memory, _BEATS, self._beats)
+        self._look()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -57,7 +78,7 @@ class Heart:
     @property
     def port(self) -> int:
         """Where the monitor of rank 0 listens for those of the others; 0 on other ranks, and before it has begun."""
-        return struct.unpack_from("<I", self._memory, _PORT)[0]
+        return _port(self._memory)
 
     def join(self, host: str, port: int, token: str) -> None:
         """Tell the monitor where that of rank 0 listens, and the word by which they know each other."""
@@ -81,6 +102,11 @@ class Pulse:
         return struct.unpack_from("<d", self._memory, _LIMIT)[0]
 
     @property
+    def setting(self) -> str:
+        """What sets the limit."""
+        return _read(self._memory, _SETTING)
+
+    @property
     def waiting(self) -> bool:
         """Whether it waits for other ranks."""
         return bool(self._memory[_WAITING])
@@ -97,9 +123,18 @@ class Pulse:
         words = _read(self._memory, _HUB).split(" ")
         return (words[0], int(words[1]), words[2]) if len(words) == 3 else None
 
+    @property
+    def port(self) -> int:
+        """Where a monitor before this one listened; 0 where there was none."""
+        return _port(self._memory)
+
     def listen(self, port: int) -> None:
         """Tell the rank where its monitor listens."""
         struct.pack_into("<I", self._memory, _PORT, port)
+
+
+def _port(memory: mmap.mmap) -> int:
+    return struct.unpack_from("<I", memory, _PORT)[0]
 
 
 def _write(memory: mmap.mmap, place: int, text: str, room: int) -> None:

@@ -22,12 +22,16 @@ SILENT_SECONDS = 30.0
 """A monitor that has said nothing for so long is named."""
 ASK_SECONDS = 3.0
 """How long the answer of rank 0's monitor is waited for."""
+TRACED_SECONDS = 15.0
+"""How long it is believed that a debugger holds a rank, after that was last heard."""
 MOST_LINES = 16
 State = dict[str, Any]
 FIELDS = {
     "rank": int, "host": str, "section": str, "text": str, "age": float, "silent": float, "waiting": bool, "state": str,
+    "traced": bool,
 }  # fmt: skip
-"""What a monitor says of its rank; `state` is a letter of STATES, `silent` how long nothing was heard of the rank."""
+"""What a monitor says of its rank; `state` is a letter of STATES, `silent` how long nothing was heard of the rank, and
+`traced` whether a debugger holds it."""
 
 
 class Peers:
@@ -39,11 +43,15 @@ class Peers:
         self._is_hub = rank == 0 and size > 1
         self._heard: dict[int, tuple[float, State]] = {}
         self._still: tuple[float, float] | None = None
+        self._traced_until = 0.0
         self._lag: str | None = None
         self._sent = -SEND_SECONDS
         self._socket: socket.socket | None = None
         if self._is_hub:
-            self._socket = _bound(address)
+            try:
+                self._socket = _bound(address, pulse.port)
+            except OSError:  # another process took the port of the monitor before
+                self._socket = _bound(address, 0)
             pulse.listen(self._socket.getsockname()[1])
 
     @property
@@ -58,6 +66,11 @@ class Peers:
             return None
         moment, seconds = self._still
         return seconds + time.monotonic() - moment
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether a debugger holds a rank of the job, for which the others wait."""
+        return time.monotonic() < self._traced_until
 
     def exchange(self, mine: State, seconds: float, until: int | None = None) -> bool:
         """Tell, and listen for so long; False at once when the process of the descriptor `until` has ended."""
@@ -91,7 +104,12 @@ class Peers:
 
     def _note(self, state: State) -> None:
         self._heard[int(state["rank"])] = time.monotonic(), state
+        self._hear_of_tracer(state["traced"])
         self._still = time.monotonic(), min(state["age"] + state["silent"] for state in self._states())
+
+    def _hear_of_tracer(self, traced: bool) -> None:
+        if traced:
+            self._traced_until = time.monotonic() + TRACED_SECONDS
 
     def _states(self) -> list[State]:
         now = time.monotonic()
@@ -122,10 +140,11 @@ class Peers:
             if not self._is_hub:
                 self._still = time.monotonic(), float(said["still"])
                 self._lag = said.get("lag")
+                self._hear_of_tracer(said["traced"])
                 return
             state = said["state"]
             self._note({name: kind(state[name]) for name, kind in FIELDS.items()})
-            answer = {"token": token, "still": self.still} | (
+            answer = {"token": token, "still": self.still, "traced": self.is_traced} | (
                 {"lag": lagging(self._states())} if "ask" in state else {}
             )
             self._socket.sendto(json.dumps(answer).encode(), sender)
@@ -157,19 +176,19 @@ def describe(state: State) -> str:
     return f"  lagging: rank {state['rank']} on {state['host']}, in {state['section']}{text}: {', '.join(facts)}"
 
 
-def _bound(address: str) -> socket.socket:
-    """A socket at a free port: of this host alone where the ranks meet on the loopback, else of all its addresses."""
+def _bound(address: str, port: int) -> socket.socket:
+    """A socket at a port, 0 for a free one: of this host alone where ranks meet on the loopback, else of all addresses."""
     if address in ("127.0.0.1", "localhost"):
         found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        found.bind(("127.0.0.1", 0))
+        found.bind(("127.0.0.1", port))
         return found
     try:
         found = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        found.bind(("::", 0))
+        found.bind(("::", port))
     except OSError:  # no IPv6 here
         found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        found.bind(("", 0))
+        found.bind(("", port))
     return found
 
 

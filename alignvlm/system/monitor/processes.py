@@ -23,6 +23,15 @@ def state(pid: int) -> str:
         return ""
 
 
+def is_traced(pid: int) -> bool:
+    """Whether a debugger, or a tracer of system calls, is attached to a process."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return any(line.startswith(b"TracerPid:") and int(line.split()[1]) != 0 for line in file)
+    except (OSError, ValueError):
+        return False
+
+
 def moved_bytes(pid: int) -> int:
     """Bytes that a process and all that it started have read and written so far, in files and connections."""
     total, pids = 0, [pid]

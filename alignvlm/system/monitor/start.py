@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignvlm.system.monitor.heart import SIZE, Heart
+from alignvlm.system.monitor.heart import SIZE, Heart, Limit
 from alignvlm.system.monitor.watch import STACKS
 
+log = logging.getLogger(__name__)
+OFF = "ALIGNVLM_NO_MONITOR"
+"""Set to anything, this variable leaves ranks without monitors: for a debugger that works within the process (pdb)."""
+MOST_STARTS = 4
+"""Of one rank's monitors; whatever ends one after the other will not stop."""
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from alignvlm.system.monitor.watch import main; main()"
 
@@ -21,31 +28,27 @@ class Monitor:
     """`with Monitor(limits) as heart:` lets a process of its own watch this one, as long as both live.
 
     It starts in 0.05 s, has 6 MB of its own and looks once a second (6.18, Python 3.11). It ends within a second of
-    this process, however that ends.
+    this process, however that ends. When something ends it before, this process goes on, says so and starts another.
     """
 
-    def __init__(self, limits: Mapping[str, float], environment: Mapping[str, str] = os.environ) -> None:
-        """`limits`: section of `system.timeline` -> seconds that it may go without progress."""
+    def __init__(self, limits: Mapping[str, Limit], environment: Mapping[str, str] = os.environ) -> None:
+        """`limits`: section of `system.timeline` -> how long it may go without progress."""
         self._limits = limits
         self._place = [environment.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))]
         self._address = environment.get("MASTER_ADDR", "")
+        self._starts = 0 if environment.get(OFF) else MOST_STARTS
+        """How often one may still be started."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._file, self._pid = -1, os.getpid()
+        self._looking = threading.Lock()
 
     def __enter__(self) -> Heart:
         """Start it. Call it early: starting a process from a large one takes longer."""
         faulthandler.register(STACKS, file=2, all_threads=True)  # in C: also while the GIL is held
-        file = _shared_file()
-        try:
-            heart = Heart(self._limits, file)
-            heart.enter("imports")
-            # Neither the user's environment nor site-packages: nothing that could hang or import much.
-            program = [sys.executable, "-E", "-s", "-S", "-c", PROGRAM, str(ROOT)]
-            self._process = subprocess.Popen(
-                [*program, str(os.getpid()), str(file), *self._place, self._address],
-                pass_fds=[file], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
-        finally:
-            os.close(file)
+        self._file = _shared_file()
+        heart = Heart(self._limits, self._file, self._look)
+        heart.enter("imports")
+        self._start()
         return heart
 
     def __exit__(self, *exc: object) -> None:
@@ -53,7 +56,43 @@ class Monitor:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._process = None
+        os.close(self._file)
         faulthandler.unregister(STACKS)
+
+    def _start(self) -> None:
+        if not self._starts:
+            return
+        self._starts -= 1
+        # Neither the user's environment nor site-packages: nothing that could hang or import much.
+        program = [sys.executable, "-E", "-s", "-S", "-c", PROGRAM, str(ROOT)]
+        try:
+            self._process = subprocess.Popen(
+                [*program, str(os.getpid()), str(self._file), *self._place, self._address],
+                pass_fds=[self._file], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+        except OSError as error:  # no memory, too many processes
+            log.warning("%s has no monitor, a hang of it would go unnoticed: %s", self._rank, error)
+
+    def _look(self) -> None:
+        """Is the monitor there? Processes that this one has forked have none."""
+        if os.getpid() != self._pid or not self._looking.acquire(blocking=False):
+            return
+        try:
+            code = self._process and self._process.poll()
+            if code is None:
+                return
+            self._process = None
+            how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+            rest = "another one is started" if self._starts else "a hang of it would go unnoticed from now on"
+            log.warning("the monitor of %s has ended (%s); %s", self._rank, how, rest)
+            self._start()
+        finally:
+            self._looking.release()
+
+    @property
+    def _rank(self) -> str:
+        return f"rank {self._place[0]} on {os.uname().nodename}"
 
 
 def _shared_file() -> int:

@@ -15,7 +15,7 @@ import time
 
 from alignvlm.system.monitor.heart import Pulse
 from alignvlm.system.monitor.peers import Peers, State, host
-from alignvlm.system.monitor.processes import STATES, moved_bytes, state
+from alignvlm.system.monitor.processes import STATES, is_traced, moved_bytes, state
 
 TICK_SECONDS = 1.0
 BYTES_PER_SECOND = 1 << 20
@@ -54,20 +54,24 @@ class Watch:
         while os.getppid() == self._pid:
             limit = self._pulse.limit
             tick = min(TICK_SECONDS, limit / 8) if limit else TICK_SECONDS
-            if not self._peers.exchange(self._state(), tick, end):
+            mine = self._state()
+            if not self._peers.exchange(mine, tick, end):
                 return
             now = time.monotonic()
             self._age += min(now - before, 2 * tick)
             before = now
-            self._look(limit)
+            self._look(limit, mine["traced"] or self._peers.is_traced)
             if self._is_hung():
                 self._give_up()
                 return
 
-    def _look(self, limit: float) -> None:
-        """Has anything changed? Bytes are counted only when nothing else has for half of the limit."""
+    def _look(self, limit: float, in_debugger: bool) -> None:
+        """Has anything changed? Bytes are counted only when nothing else has for half of the limit.
+
+        While a debugger holds any rank, nobody hangs: that one stands still, and the others wait for it.
+        """
         beats = self._pulse.beats
-        if beats != self._beats:
+        if beats != self._beats or in_debugger:
             self._beats, self._age, self._bytes = beats, 0.0, None
         elif limit and self._age > limit / 2 and self._pulse.text[0] != "steps":
             moved = moved_bytes(self._pid)
@@ -92,7 +96,7 @@ class Watch:
         section, text = self._pulse.text
         return {
             "rank": self._rank, "host": host(), "section": section, "text": text, "age": self._age, "silent": 0.0,
-            "waiting": self._pulse.waiting, "state": state(self._pid),
+            "waiting": self._pulse.waiting, "state": state(self._pid), "traced": is_traced(self._pid),
         }  # fmt: skip
 
     def _give_up(self) -> None:
@@ -110,7 +114,8 @@ class Watch:
         kind = STATES.get(mine["state"], "in a state that this system does not tell")
         _print(
             f"alignvlm: rank {mine['rank']} on {mine['host']} hangs in {what}: no progress for {mine['age']:.0f} s, "
-            f"the limit is {self._pulse.limit:.0f} s (resilience); its process {self._pid} is {kind} and is ended now\n"
+            f"the limit is {self._pulse.limit:.0f} s ({self._pulse.setting}; raise it if this is no hang); "
+            f"its process {self._pid} is {kind} and is ended now\n"
             f"{self._peers.lag(mine)}".rstrip()
         )
         os.kill(self._pid, STACKS)

@@ -17,9 +17,13 @@ LIMIT = 0.8
 WRITE = "open('/dev/null', 'wb').write(bytes(1 << 20)); time.sleep(0.05)"
 PROGRAM = f"""
 import ctypes, os, signal, sys, time
+from alignvlm.system.monitor.heart import Limit
 from alignvlm.system.monitor.start import Monitor
-
-with Monitor({{"imports": {LIMIT}, "steps": {LIMIT}}}) as heart:
+limit = Limit({LIMIT}, "resilience.step_minutes is 0.5")
+def kill():
+    os.kill(int(open(f"/proc/self/task/{{os.getpid()}}/children").read()), signal.SIGKILL)
+    time.sleep(0.3); heart.beat()
+with Monitor({{"imports": limit, "steps": limit}}) as heart:
     heart.enter("steps")
     heart.note("step 3, samples fields/0.tar/7")
     BODY
@@ -32,21 +36,27 @@ HANGS = {
     "is stopped": "os.kill(os.getpid(), signal.SIGSTOP); time.sleep(60)",
     "ignores signals": "[signal.signal(n, signal.SIG_IGN) for n in (15, 2, 1)]; time.sleep(60)",
     "moves bytes in a step": "while True: WRITE",
+    "lost its monitor": "kill(); time.sleep(60)",
 }
 LIVES = {
     "beats": "for _ in range(20): heart.beat(); time.sleep(0.1)",
     "moves bytes": "heart.enter('imports')\n    for _ in range(40): WRITE",
     "waits alone": "heart.enter('imports')\n    with heart.waiting(): time.sleep(2)",
     "has no limit": "heart.enter('unknown'); time.sleep(2)",
+    "is in a debugger": (  # a process that it forks traces it for a while (PTRACE_SEIZE)
+        "libc = ctypes.CDLL(None); libc.prctl(0x59616D61, ctypes.c_ulong(-1))\n"
+        "    if os.fork() == 0: libc.ptrace(0x4206, os.getppid(), None, None); time.sleep(2); os._exit(0)\n"
+        "    os.wait()"
+    ),
     "is suspended": "for _ in range(3): time.sleep(0.2); heart.beat()",
 }
 STATE = {"computes": "computing", "is stopped": "stopped (SIGSTOP, Ctrl-Z)", "sleeps": "sleeping or waiting"}
 
 
-def start(folder: Path, name: str, body: str, stderr: str | None = None) -> subprocess.Popen[str]:
+def start(folder: Path, name: str, body: str, stderr: str | None = None, **more: str) -> subprocess.Popen[str]:
     file = folder / f"{name}.py"
     file.write_text(PROGRAM.replace("BODY", body).replace("WRITE", WRITE))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RANK": "5", "WORLD_SIZE": "8"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RANK": "5", "WORLD_SIZE": "8"} | more
     with file.with_suffix(".out").open("w") as output, Path(stderr or os.devnull).open("w") as errors:
         return subprocess.Popen(
             [sys.executable, str(file)], env=environment, start_new_session=True,
@@ -60,6 +70,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str,
     folder, began = tmp_path_factory.mktemp("monitored"), time.monotonic()
     running = {name: start(folder, name, body) for name, body in (HANGS | LIVES).items()}
     running["cannot speak"] = start(folder, "cannot speak", "time.sleep(60)", stderr="/dev/full")
+    running["loses every monitor"] = start(folder, "loses every monitor", "[kill() for _ in range(4)]; time.sleep(2)")
+    running["has none"] = start(folder, "has none", "time.sleep(2)", ALIGNVLM_NO_MONITOR="1")
     found: dict[str, tuple[int, str, float]] = {}
     suspended = running["is suspended"]
     wait_for(lambda: children(suspended.pid) != [], "its monitor")
@@ -84,7 +96,8 @@ def test_whatever_hangs_is_ended_and_shows_where(ended: dict[str, tuple[int, str
     place = f"rank 5 on {os.uname().nodename} hangs in steps, step 3, samples fields/0.tar/7"
     assert said.startswith(f"alignvlm: {place}: no progress for")
     assert STATE.get(name, "") in said
-    assert f'{name}.py", line 8' in output  # the stack
+    assert f"the limit is {LIMIT:.0f} s (resilience.step_minutes is 0.5; raise it if this is no hang)" in said
+    assert f'{name}.py", line 12' in output  # the stack
 
 
 @pytest.mark.parametrize("name", LIVES)
@@ -93,6 +106,20 @@ def test_what_makes_progress_waits_or_is_suspended_as_a_whole_is_left_alone(
 ) -> None:
     code, output, _ = ended[name]
     assert (code, output) == (0, "alive\n")
+
+
+def test_a_process_that_loses_its_monitor_gets_another_one_a_few_times(
+    ended: dict[str, tuple[int, str, float]],
+) -> None:
+    lost = f"the monitor of rank 5 on {os.uname().nodename} has ended (killed by signal 9); "
+    assert ended["lost its monitor"][1].startswith(f"{lost}another one is started\n")
+    code, output, _ = ended["loses every monitor"]
+    rests = ["another one is started"] * 3 + ["a hang of it would go unnoticed from now on"]
+    assert (code, output.splitlines()) == (0, [*(lost + rest for rest in rests), "alive"])
+
+
+def test_a_process_may_go_without_a_monitor(ended: dict[str, tuple[int, str, float]]) -> None:
+    assert ended["has none"][:2] == (0, "alive\n")
 
 
 def test_a_report_that_cannot_be_written_keeps_no_process_alive(ended: dict[str, tuple[int, str, float]]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from alignvlm.system.monitor import peers as module
-from alignvlm.system.monitor.heart import SIZE, Heart, Pulse
+from alignvlm.system.monitor.heart import SIZE, Heart, Limit, Pulse
 from alignvlm.system.monitor.peers import Peers, lagging
 from alignvlm.system.monitor.watch import Watch
 
@@ -19,7 +19,7 @@ from alignvlm.system.monitor.watch import Watch
 def state(rank: int, **changes: Any) -> dict[str, Any]:
     return {
         "rank": rank, "host": f"node{rank}", "section": "steps", "text": "step 12", "age": 9.0, "silent": 0.0,
-        "waiting": False, "state": "S",
+        "waiting": False, "state": "S", "traced": False,
     } | changes  # fmt: skip
 
 
@@ -58,7 +58,7 @@ class Rank:
     def __init__(self, rank: int, size: int) -> None:
         file = os.memfd_create("heart")
         os.ftruncate(file, SIZE)
-        self.heart, self.pulse = Heart({"evaluation": 1.0}, file), Pulse(file)
+        self.heart, self.pulse = Heart({"evaluation": Limit(1.0, "")}, file), Pulse(file)
         os.close(file)
         self.peers = Peers(self.pulse, rank, size, "127.0.0.1")
 
@@ -106,6 +106,25 @@ def test_a_rank_hears_from_rank_0_who_is_behind_or_that_it_does_not_answer(ranks
     assert ranks[1].peers.lag(state(1)).startswith("the monitor of rank 0 does not answer")
 
 
+def test_all_know_of_a_rank_in_a_debugger_for_a_while(ranks: list[Rank], monkeypatch: pytest.MonkeyPatch) -> None:
+    talk(ranks, 9.0, 9.0, 9.0)
+    assert not any(rank.peers.is_traced for rank in ranks)
+    ranks[1].peers._sent = 0.0
+    ranks[1].peers.exchange(state(1, traced=True), 0.01)
+    talk(ranks, 9.0, 9.0, 9.0)
+    assert all(rank.peers.is_traced for rank in ranks)
+    later = time.monotonic() + module.TRACED_SECONDS + 1
+    monkeypatch.setattr(module.time, "monotonic", lambda: later)
+    assert not any(rank.peers.is_traced for rank in ranks)
+
+
+def test_another_monitor_of_rank_0_listens_where_the_one_before_did(ranks: list[Rank]) -> None:
+    ranks[0].peers._socket.close()
+    ranks[0].peers = Peers(ranks[0].pulse, 0, 3, "127.0.0.1")
+    talk(ranks, 9.0, 9.0, 9.0)
+    assert ranks[1].peers.still is not None
+
+
 def test_strangers_and_garbage_change_nothing(ranks: list[Rank]) -> None:
     talk(ranks, 9.0, 9.0, 9.0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
@@ -136,7 +155,7 @@ def test_a_rank_that_waits_is_ended_only_when_none_makes_progress(
 ) -> None:
     file = os.memfd_create("heart")
     os.ftruncate(file, SIZE)
-    heart = Heart({"evaluation": 1.0}, file)
+    heart = Heart({"evaluation": Limit(1.0, "")}, file)
     heart.enter(section)
     watch = Watch(os.getpid(), file, 1, 2, "127.0.0.1")
     os.close(file)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from alignvlm.system.monitor.heart import Limit
 from alignvlm.training.callbacks.base import Callback, StageState
 from alignvlm.training.record import StepRecord
 from data_pipeline.loading.collate import MicroBatch
@@ -56,15 +57,21 @@ class StepLimit(Callback):
     def _set(self, state: StageState) -> None:
         """The first step of a start also compiles and allocates: it gets the time of a start."""
         wanted = state.recipe.resilience
-        usual = wanted.step_factor * median(self._seconds) if self._seconds else 0.0
-        at_least = wanted.start_up_minutes if self._is_first or len(self._seconds) < KNOWN else wanted.step_minutes
-        state.world.heart.limits["steps"] = max(60 * at_least, usual, _outage(state))
+        usual = median(self._seconds) if self._seconds else 0.0
+        learned = Limit(
+            wanted.step_factor * usual,
+            f"resilience.step_factor is {wanted.step_factor:g}, the usual step takes {usual:.3g} s",
+        )
+        is_known = len(self._seconds) >= KNOWN and not self._is_first
+        at_least = wanted.limit("step_minutes" if is_known else "start_up_minutes")
+        state.world.heart.limits["steps"] = max(at_least, learned, _outage(state))
 
 
-def _outage(state: StageState) -> float:
-    """How long a store of the stage's data may not answer; 0 where all of it lies in local folders."""
+def _outage(state: StageState) -> Limit:
+    """How long a store of the stage's data may not answer; no time where all of it lies in local folders."""
     is_far = any("://" in state.recipe.data.sources[name].folder for name in state.stage.mixture)
-    return patience_seconds() + STORE_SECONDS if is_far else 0.0
+    seconds = patience_seconds() + STORE_SECONDS if is_far else 0.0
+    return Limit(seconds, f"ALIGNVLM_PATIENCE is {patience_seconds():g}, for data in a store")
 
 
 def _name(state: StageState) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alignvlm.config.schema import Recipe
-from alignvlm.system.monitor.heart import SIZE, Heart, Pulse
+from alignvlm.system.monitor.heart import SIZE, Heart, Limit, Pulse
 from alignvlm.training.callbacks.health.step_limit import StepLimit
 from tests.training.fakes import FakeWorld, micro_batch, record, stage_state
 
@@ -23,28 +23,28 @@ def test_the_limit_is_learned_and_kept_and_forgotten_with_another_number_of_rank
     state, callback = stage_state(recipe, tmp_path), StepLimit()
     limits = state.world.heart.limits
     callback.on_start(state)
-    assert limits["steps"] == START
+    assert limits["steps"] == Limit(START, "resilience.start_up_minutes is 10")
     for seconds in [90.0] + [2.0] * 18:
         callback.on_step(state, replace(record(), seconds=seconds))
-    assert limits["steps"] == START  # 19 steps are too few
+    assert limits["steps"].seconds == START  # 19 steps are too few
     callback.on_step(state, replace(record(), seconds=2.0))
-    assert limits["steps"] == STEP
+    assert limits["steps"] == Limit(STEP, "resilience.step_minutes is 3")
     for _ in range(40):
         callback.on_step(state, replace(record(), seconds=12.0))
-    assert limits["steps"] == FACTOR * 12.0
+    assert limits["steps"] == Limit(FACTOR * 12.0, "resilience.step_factor is 20, the usual step takes 12 s")
     kept = json.loads(json.dumps(callback.state()))
 
     again = StepLimit()
     again.load_state(kept)
     again.on_start(state)
-    assert limits["steps"] == START  # its first step also compiles
+    assert limits["steps"].seconds == START  # its first step also compiles
     again.on_step(state, replace(record(), seconds=12.0))
-    assert limits["steps"] == FACTOR * 12.0
+    assert limits["steps"].seconds == FACTOR * 12.0
 
     more = stage_state(recipe, tmp_path, world=FakeWorld(size=4))
     again.on_start(more)
     again.on_step(more, replace(record(), seconds=1.0))
-    assert more.world.heart.limits["steps"] == START
+    assert more.world.heart.limits["steps"].seconds == START
 
 
 def test_a_store_that_does_not_answer_is_no_hang_before_its_readers_give_up(
@@ -57,7 +57,7 @@ def test_a_store_that_does_not_answer_is_no_hang_before_its_readers_give_up(
     callback.on_start(state)
     for _ in range(20):
         callback.on_step(state, replace(record(), seconds=2.0))
-    assert state.world.heart.limits["steps"] > 500
+    assert state.world.heart.limits["steps"] == Limit(560.0, "ALIGNVLM_PATIENCE is 500, for data in a store")
 
 
 def test_the_monitor_hears_of_every_step_with_its_samples(recipe: Recipe, tmp_path: Path) -> None:
