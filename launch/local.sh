@@ -44,6 +44,6 @@ while ((!asked)); do
         exit "$code"
     fi
     echo "$(date +%FT%T) exit code $code: starting again" >&2
-    sleep 1
+    ((crashes == 1)) || sleep 1 # after a first crash nothing is gained by waiting
 done
 exit 75

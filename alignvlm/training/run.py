@@ -25,6 +25,7 @@ from alignvlm.system.home import ensure_home
 from alignvlm.system.lease import Lease
 from alignvlm.system.monitor.heart import Heart
 from alignvlm.system.monitor.start import Monitor
+from alignvlm.system.ranks import MISTAKES
 from alignvlm.system.signals import REQUEUE, Signals
 from alignvlm.system.timeline import Timeline
 from alignvlm.system.waiting import Waiting
@@ -138,14 +139,18 @@ def _job(
     try:
         world.barrier()
         commits.update(world.broadcast(commits))  # a branch may have moved since rank 0 has looked
-        tracker = Tracker(run) if world.is_main else None
+        tracker, crashed = Tracker(run) if world.is_main else None, True
         try:
             with signals:
                 code = _train(run, world, tracker, signals, callbacks, timeline)
+            crashed = False
+        except MISTAKES:  # launchers do not start again
+            crashed = False
+            raise
         finally:
             lease.announce_end()
             timeline.enter("delivery")
-            is_delivered = tracker is not None and tracker.close()
+            is_delivered = tracker is not None and tracker.close(crashed)
         if code == 0 and is_delivered:
             seal(run)
         timeline.finished = code == 0

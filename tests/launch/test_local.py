@@ -120,6 +120,17 @@ def test_after_the_grace_period_everything_is_killed(start: Start) -> None:
     wait(lambda: not any(map(runs, processes)), 5)
 
 
+def test_what_waits_for_a_killed_rank_is_killed_soon(start: Start) -> None:
+    short = "from alignvlm.launch import local\nlocal.RANK_0_SECONDS, local.KILLED_SECONDS = 0.1, 0.3\n"
+    launcher, processes = start(IGNORES, announced=4, before=short)
+    ranks = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(ranks[0]), signal.SIGKILL)
+    _, errors = launcher.communicate(timeout=20)
+    assert launcher.returncode == 128 + signal.SIGKILL
+    assert errors == "alignvlm: killing 1 of 2 processes that did not end after exit code 137 of another\n"
+    assert not runs(int(ranks[1]))
+
+
 def test_rank_0_says_why_the_job_ends_when_another_rank_ends_first(start: Start) -> None:
     launcher, _ = start(EXPLAINS)
     assert launcher.communicate(timeout=20)[1] == "rank 0 says why\n"
