@@ -1,4 +1,4 @@
-"""Twelve kinds of faults planted in real jobs: where a rank starts, in a step, in a save, in an evaluation.
+"""Real jobs with faults planted in them: twelve kinds where a rank starts, in a step, in a save, in an evaluation.
 
 Ranks are forked from a process that has imported everything, so that a job of tiny models takes two seconds: everything
 behind the imports is the program as users run it, its monitors and the waiting of `alignvlm.launch.local` included.
@@ -26,6 +26,7 @@ from tests.jobs import copy_store, job_environment
 PLACES = ("start", "step", "save", "evaluation")
 SECTION = {"start": "engine", "step": "steps", "save": "save", "evaluation": "evaluation"}
 """Place -> section of the timeline."""
+PROCESSES = 2
 SAVED = 75
 CODES = {
     "exception": 1,
@@ -135,22 +136,20 @@ def plant(fault: str, place: str) -> None:
 class Ended:
     """What became of a job."""
 
+    code: int
+    """Exit code of the job: that of the first rank that failed, or 0."""
     codes: list[int]
-    """Exit code of every rank."""
+    """Of every rank."""
     output: str
     seconds: float
 
 
 class Jobs:
-    """`with Jobs(folder) as jobs:` starts jobs of two ranks in a folder."""
-
-    def __init__(self, folder: Path, processes: int = 2) -> None:
-        self._folder, self._processes, self._number = folder, processes, 0
+    """`with Jobs() as jobs:` starts jobs of two ranks."""
 
     def __enter__(self) -> Jobs:
-        copy_store(self._folder / "runs")
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults"], cwd=self._folder, env=job_environment(), text=True,
+            [sys.executable, "-m", "tests.faults"], env=job_environment(), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         return self
@@ -159,18 +158,35 @@ class Jobs:
         os.killpg(self._server.pid, signal.SIGKILL)
         self._server.communicate()
 
-    def train(self, arguments: Sequence[str], faults: Sequence[tuple[str, str]] = (), rank: int = 0) -> Ended:
-        """`alignvlm train` with these arguments, and with (fault, place) in a rank."""
-        self._number += 1
-        output, began = self._folder / f"job-{self._number}.log", time.monotonic()
-        job = {"arguments": list(arguments), "faults": list(faults), "rank": rank, "output": str(output)}
+    def train(
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        faults: Sequence[tuple[str, str]] = (),
+        rank: int = 0,
+        worker: str = "",
+        patience: float = 0.5,
+    ) -> Ended:
+        """`alignvlm train` in a folder.
+
+        Args:
+            faults: (fault, place) in a rank.
+            worker: names of faults of tests/integration/fault_worker.py, in all ranks.
+            patience: seconds in which rank 0 may still speak when another rank has ended first.
+        """
+        copy_store(folder / "runs")
+        output, began = folder / f"job-{len(list(folder.glob('job-*.log')))}.log", time.monotonic()
+        job = {
+            "folder": str(folder), "arguments": list(arguments), "faults": list(faults), "rank": rank, "worker": worker,
+            "patience": patience, "output": str(output),
+        }  # fmt: skip
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(job | {"processes": self._processes}) + "\n")
+        self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
         answer = self._server.stdout.readline()
         assert answer, "the server of jobs has ended"
-        return Ended(json.loads(answer), output.read_text(errors="replace"), time.monotonic() - began)
+        return Ended(*json.loads(answer), output.read_text(errors="replace"), time.monotonic() - began)
 
 
 class Rank:
@@ -200,28 +216,34 @@ def serve() -> int:
     from alignvlm.cli import main
     from alignvlm.launch import local
     from alignvlm.training import run  # noqa: F401
+    from tests.integration import fault_worker
 
-    local.RANK_0_SECONDS, local.GRACE_SECONDS = 0.5, 5.0
+    local.GRACE_SECONDS = local.KILLED_SECONDS = 5.0
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     gc.freeze()  # a collection in a rank would copy every page of these imports
     for line in iter(sys.stdin.readline, ""):
         job = json.loads(line)
         port, ranks = local.free_port(), []
-        for number in range(job["processes"]):
+        for number in range(PROCESSES):
             pid = os.fork()
             if pid == 0:
                 file = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(file, 1)
                 os.dup2(file, 2)
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-                world = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": job["processes"], "MASTER_PORT": port}
+                os.chdir(job["folder"])
+                world = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": PROCESSES, "MASTER_PORT": port}
                 os.environ |= {name: str(value) for name, value in world.items()} | {"MASTER_ADDR": "127.0.0.1"}
                 for fault, place in job["faults"] if number == job["rank"] else ():
                     plant(fault, place)
+                if job["worker"]:
+                    fault_worker.plant(job["worker"].split(","))
                 return main(["train", *job["arguments"]])
             ranks.append(Rank(pid))
-        local._wait(ranks, [], 60)  # type: ignore[arg-type]
-        print(json.dumps([local._exit_code(rank.returncode or 0) for rank in ranks]), file=answers, flush=True)
+        local.RANK_0_SECONDS = job["patience"]
+        code = local._wait(ranks, [], 60)  # type: ignore[arg-type]
+        codes = [local._exit_code(rank.returncode or 0) for rank in ranks]
+        print(json.dumps([code, codes]), file=answers, flush=True)
     return 0
 
 

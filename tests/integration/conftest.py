@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.watch import RECIPE
+from tests.faults import Jobs
 from tests.jobs import run
 
 FOLDER = Path(__file__).resolve().parent
@@ -20,6 +22,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
         else:
             assert not item.get_closest_marker("cluster"), f"move {item.nodeid} here: make test-cluster misses it"
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[Jobs]:
+    """Starts jobs without the imports, which take most of the time of tiny ones."""
+    with Jobs() as jobs:
+        yield jobs
 
 
 @pytest.fixture(scope="session")

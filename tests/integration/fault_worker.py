@@ -1,13 +1,9 @@
-"""`alignvlm train` with faults planted in it, for test_faults.py: `… fault_worker FAULT,… RECIPE overrides`.
-
-Everything else is the program as users run it.
-"""
+"""Faults of test_faults.py, planted in a rank before its program begins; everything else is that of users."""
 
 from __future__ import annotations
 
 import errno
 import os
-import sys
 import time
 from dataclasses import replace
 
@@ -68,18 +64,3 @@ def break_storage_after(reads: int) -> None:
         return pread(descriptor, size, offset)
 
     storage.os.pread = failing
-
-
-def main() -> int:
-    from alignvlm.cli import main as alignvlm
-    from alignvlm.launch.local import is_launched, run_local
-
-    faults, *arguments = sys.argv[1:]
-    if not is_launched():
-        return run_local([sys.executable, "-m", "tests.integration.fault_worker", *sys.argv[1:]], 2)
-    plant(faults.split(","))
-    return alignvlm(["train", *arguments])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.jobs import ROOT, TINY, copy_store, job_environment, metrics, run
+import pytest
+
+from tests.faults import Jobs
+from tests.jobs import TINY, metrics, run
 
 SHORT = ["stages.instruct=null", "evaluation.tasks.test=null"]
+Train = Callable[..., str]
 
 
-def train_with(faults: str, folder: Path, *overrides: str, code: int = 0) -> str:
-    """Run one stage to the end with faults; the output."""
-    environment = job_environment(PYTHONPATH=str(ROOT))
-    command = [sys.executable, "-m", "tests.integration.fault_worker", faults, str(TINY), *SHORT, *overrides]
-    copy_store(folder / "runs")
-    result = subprocess.run(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240
-    )
-    assert result.returncode == code, f"exit code {result.returncode}:\n{result.stdout[-4000:]}"
-    return result.stdout
+@pytest.fixture
+def train(jobs: Jobs, tmp_path: Path) -> Train:
+    def train(faults: str, *overrides: str, code: int = 0, recipe: Path = TINY) -> str:
+        """Run one stage to the end with faults; the output."""
+        ended = jobs.train(tmp_path, [str(recipe), *SHORT, *overrides], worker=faults, patience=5.0)
+        assert ended.code == code, f"exit code {ended.code}:\n{ended.output[-4000:]}"
+        return ended.output
+
+    return train
 
 
 def stage_records(folder: Path) -> list[dict]:
@@ -36,9 +38,9 @@ def window(folder: Path, step: int) -> list[float]:
     return json.loads((checkpoint / "state.json").read_text())["callbacks"]["BadNumbers"]["losses"]
 
 
-def test_a_nan_and_a_full_disk_on_one_rank_do_not_stop_training(tmp_path: Path) -> None:
+def test_a_nan_and_a_full_disk_on_one_rank_do_not_stop_training(train: Train, tmp_path: Path) -> None:
     """The step of the NaN is skipped on all ranks, and the checkpoint that has no room is left out."""
-    output = train_with("nan,disk", tmp_path)
+    output = train("nan,disk")
     assert "WARNING: no checkpoint at step" in output
     assert "No space left on device" in output
     records = stage_records(tmp_path)
@@ -47,48 +49,48 @@ def test_a_nan_and_a_full_disk_on_one_rank_do_not_stop_training(tmp_path: Path) 
     assert all(math.isfinite(r["loss"]) for r in records if not r["skipped"])
 
 
-def test_nans_without_end_stop_the_run_and_keep_the_last_checkpoint(tmp_path: Path) -> None:
-    output = train_with("nan-forever", tmp_path, "resilience.max_bad_steps=3", code=2)
+def test_nans_without_end_stop_the_run_and_keep_the_last_checkpoint(train: Train, tmp_path: Path) -> None:
+    output = train("nan-forever", "resilience.max_bad_steps=3", code=2)
     assert "3 steps in a row up to step 5 had a loss or gradient that is not finite" in output
     assert "Traceback" not in output
     checkpoints = tmp_path / "runs" / "tiny" / "1-connector" / "checkpoints"
     assert (checkpoints / "step-00000002" / "manifest.json").exists()
 
 
-def test_a_hanging_rank_is_named_with_its_samples(tmp_path: Path) -> None:
+def test_a_hanging_rank_is_named_with_its_samples(train: Train) -> None:
     limits = ["resilience.start_up_minutes=1", "resilience.step_minutes=0.1", "resilience.step_factor=2"]
-    output = train_with("hang", tmp_path, *limits, "stages.connector.max_steps=26", code=137)
+    output = train("hang", *limits, "stages.connector.max_steps=26", code=137)
     assert re.search(r"rank 1 on \S+ hangs in steps, step 24 of stage connector, samples (fields|charts)/", output)
     assert re.search(
         r"^  lagging: rank 1 on \S+, in steps, step 24 .* its process is sleeping or waiting$", output, re.M
     )
     assert "lagging: rank 0" not in output
     assert "fault_worker.py" in output  # the stack of the sleeping rank
-    assert "finished: runs/tiny" in run("train", str(TINY), *SHORT, "stages.connector.max_steps=26", cwd=tmp_path)
+    assert "finished: runs/tiny" in train("", "stages.connector.max_steps=26")
 
 
-def test_a_rank_whose_shards_cannot_be_read_says_so_in_one_line(tmp_path: Path) -> None:
-    output = train_with("storage", tmp_path, code=2)
+def test_a_rank_whose_shards_cannot_be_read_says_so_in_one_line(train: Train) -> None:
+    output = train("storage", code=2)
     assert "tar cannot be read: Input/output error; trying again in 0.1 s" in output
     assert re.search(r"^alignvlm: rank 1: data/\w+/000000\.tar cannot be read: Input/output error$", output, re.M)
     assert "alignvlm: 1 of 2 ranks could not load their data and say why" in output
     assert "Traceback" not in output
-    assert "finished: runs/tiny" in run("train", str(TINY), *SHORT, cwd=tmp_path)
+    assert "finished: runs/tiny" in train("")
 
 
-def test_a_spike_goes_back_and_leaves_the_packs_out(tmp_path: Path) -> None:
+def test_a_spike_goes_back_and_leaves_the_packs_out(train: Train, tmp_path: Path) -> None:
     longer = ["stages.connector.max_steps=14", "checkpoint.every_steps=5", "resilience.spike_factor=10"]
-    output = train_with("spike,slow-disk", tmp_path, *longer, code=75)
+    output = train("spike,slow-disk", *longer, code=75)
     assert "going back to step 10, steps 11 to 12 will be left out" in output
     assert window(tmp_path, 10) == [r["loss"] for r in stage_records(tmp_path) if r["step"] <= 10]
-    run("train", str(TINY), *SHORT, *longer, cwd=tmp_path)
+    train("", *longer)
     assert [r["step"] for r in stage_records(tmp_path)] == [*range(1, 11), 13, 14]
     assert window(tmp_path, 14) == [r["loss"] for r in stage_records(tmp_path)], "the restart emptied the window"
     skipped = tmp_path / "runs" / "tiny" / "1-connector" / "skipped_steps.json"
     assert json.loads(skipped.read_text()) == [10, 11]
 
 
-def test_ranks_with_text_only_and_ranks_with_images_never_wait_for_each_other(tmp_path: Path) -> None:
+def test_ranks_with_text_only_and_ranks_with_images_never_wait_for_each_other(train: Train, tmp_path: Path) -> None:
     """Hundreds of micro-batches under ZeRO-3; text-only conversations and pictures fall to the ranks as they come."""
     turns = [[{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": str(i)}] for i in range(300)]
     lines = [{"key": f"t{i}", "messages": messages} for i, messages in enumerate(turns)]
@@ -101,11 +103,9 @@ def test_ranks_with_text_only_and_ranks_with_images_never_wait_for_each_other(tm
         "stages:\n"
         "  connector:\n"
         "    {mixture: {text: 20, fields: 1, charts: null}, max_steps: 60, sequence_length: 64, warmup_steps: 0}\n"
-        "  instruct: null\n"
         "checkpoint: {every_steps: 1000}\n"
-        "evaluation: {tasks: {test: null}}\n"
     )
-    run("train", str(recipe), cwd=tmp_path)
+    train("", recipe=recipe)
     records = metrics(tmp_path / "runs" / "mixed")
     assert len(records) == 60  # of 4 micro-batches each
     assert any(r["tiles"] == 0 for r in records)
