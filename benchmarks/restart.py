@@ -26,14 +26,14 @@ from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _common import write
 
 from alignvlm.config import load_recipe
 from data_pipeline.files import read_json_lines
 
+ROOT = Path(__file__).resolve().parents[1]
 WAIT_SECONDS = 600.0
 SAVE_STEPS = 5
 FEW = 400
@@ -54,9 +54,7 @@ def main() -> None:
     codes = ({"before": args.against.resolve()} if args.against else {}) | {"now": ROOT}
     with tempfile.TemporaryDirectory(prefix="restart-benchmark-") as scratch:
         jobs = {name: Job(root, Path(scratch) / name, recipe) for name, root in codes.items()}
-        rounds = [
-            {name: job.restart() for name, job in jobs.items()} for _ in range(1 if args.tiny else args.rounds)
-        ]
+        rounds = [{name: job.restart() for name, job in jobs.items()} for _ in range(1 if args.tiny else args.rounds)]
     median = {
         name: {part: statistics.median(each[name][part] for each in rounds) for part in rounds[0][name]}
         for name in codes

@@ -58,9 +58,7 @@ def checkpoint_bytes(learns: float, frozen: float, zero_stage: int, bytes_each: 
     return 12 * learns + bytes_each * (frozen if zero_stage == 3 else learns + frozen)
 
 
-def staged_bytes(
-    learns: float, frozen: float, zero_stage: int, bytes_each: int, world_size: int, ranks: int
-) -> float:
+def staged_bytes(learns: float, frozen: float, zero_stage: int, bytes_each: int, world_size: int, ranks: int) -> float:
     """What the first `ranks` of `world_size` ranks copy of a checkpoint to host memory, each its own part.
 
     Rank 0 copies all weights where ZeRO does not partition them, and without ZeRO everything.

@@ -55,8 +55,8 @@ class StageEstimate:
     fit: Fit
     disk: Disk
     host: dict[str, float]
-    """Bytes by kind in the memory of rank 0's host: what is offloaded to it, and the copy of a checkpoint that its ranks
-    write from, which is page-locked beside GPUs. Loader processes and libraries come on top."""
+    """Bytes by kind in the memory of rank 0's host: what is offloaded to it, and the copy of a checkpoint from which
+    its ranks write, page-locked beside GPUs. Loader processes and libraries come on top."""
     lower: tuple[str, float] | None
     """(strategy below ZeRO-3 under which the stage fits as it is, its bytes per GPU); None where there is none."""
     naive_vocabulary: float

@@ -9,7 +9,8 @@ from tests.fixtures.command import Command
 
 def test_estimate_prints_tables(command: Command) -> None:
     out = command("estimate", "paper_llama32_1b", "--world-size", "64")
-    for word in ("262.7 M", "alignment", "optimizer states", "one plain N x V tensor", "on a node of 8 GPUs", "Everything fits."):
+    words = "262.7 M", "alignment", "optimizer states", "one plain N x V tensor", "a node of 8 GPUs", "Everything fits."
+    for word in words:
         assert word in out
     fused = {line.split()[0]: line.split()[1:] for line in out.splitlines() if " Llama" in line}
     assert fused == {"RMSNorm": ["33", "LlamaRMSNorm"], "SwiGLU": ["16", "LlamaMLP"], "RoPE": ["16", "LlamaAttention"]}

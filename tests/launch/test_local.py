@@ -122,7 +122,7 @@ def test_after_the_grace_period_everything_is_killed(start: Start) -> None:
 
 def test_what_waits_for_a_killed_rank_is_killed_soon(start: Start) -> None:
     short = "from alignvlm.launch import local\nlocal.RANK_0_SECONDS, local.KILLED_SECONDS = 0.1, 0.3\n"
-    launcher, processes = start(IGNORES, announced=4, before=short)
+    launcher, _ = start(IGNORES, announced=4, before=short)
     ranks = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     os.kill(int(ranks[0]), signal.SIGKILL)
     _, errors = launcher.communicate(timeout=20)

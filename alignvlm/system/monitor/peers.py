@@ -177,7 +177,7 @@ def describe(state: State) -> str:
 
 
 def _bound(address: str, port: int) -> socket.socket:
-    """A socket at a port, 0 for a free one: of this host alone where ranks meet on the loopback, else of all addresses."""
+    """A socket at a port, 0 for a free one: on the loopback alone where the ranks meet there, else on all addresses."""
     if address in ("127.0.0.1", "localhost"):
         found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         found.bind(("127.0.0.1", port))

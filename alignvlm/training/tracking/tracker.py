@@ -71,7 +71,7 @@ class Delivery:
         self._tell(worker.END)
 
     def wait(self, deadline: float, seconds: float) -> bool:
-        """Until the last delivery is made, or the deadline after so many seconds; whether the tracker has everything."""
+        """Until the last delivery or the deadline; whether the tracker has everything. `seconds`: of the whole wait."""
         if self._process is None:
             return False
         name = NAMES[self._target.tracker]
