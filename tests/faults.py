@@ -145,7 +145,16 @@ class Ended:
 
 
 class Jobs:
-    """`with Jobs() as jobs:` starts jobs of two ranks."""
+    """`with Jobs(folder) as jobs:` starts jobs of two ranks in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def at(self, folder: Path) -> Jobs:
+        """The same for another folder, as long as this one is open."""
+        other = Jobs(folder)
+        other._server = self._server
+        return other
 
     def __enter__(self) -> Jobs:
         self._server = subprocess.Popen(
@@ -160,24 +169,24 @@ class Jobs:
 
     def train(
         self,
-        folder: Path,
         arguments: Sequence[str],
         faults: Sequence[tuple[str, str]] = (),
         rank: int = 0,
         worker: str = "",
         patience: float = 0.5,
     ) -> Ended:
-        """`alignvlm train` in a folder.
+        """`alignvlm train` with these arguments.
 
         Args:
             faults: (fault, place) in a rank.
             worker: names of faults of tests/integration/fault_worker.py, in all ranks.
             patience: seconds in which rank 0 may still speak when another rank has ended first.
         """
-        copy_store(folder / "runs")
-        output, began = folder / f"job-{len(list(folder.glob('job-*.log')))}.log", time.monotonic()
+        copy_store(self._folder / "runs")
+        number, began = len(list(self._folder.glob("job-*.log"))), time.monotonic()
+        output = self._folder / f"job-{number}.log"
         job = {
-            "folder": str(folder), "arguments": list(arguments), "faults": list(faults), "rank": rank, "worker": worker,
+            "folder": str(self._folder), "arguments": list(arguments), "faults": list(faults), "rank": rank, "worker": worker,
             "patience": patience, "output": str(output),
         }  # fmt: skip
         assert self._server.stdin is not None

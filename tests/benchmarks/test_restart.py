@@ -1,4 +1,4 @@
-"""`benchmarks/restart.py --tiny`: a killed job starts again, and the parts of its pause add up."""
+"""`benchmarks/failures/restart.py --tiny`: a killed job starts again, and the parts of its pause add up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.jobs import job_environment
 
 
 def test_a_killed_job_is_measured_up_to_its_next_step(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "restart.py"), "--tiny"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "failures" / "restart.py"), "--tiny"]
     environment = job_environment(BENCHMARK_RESULTS=str(tmp_path / "results"), TMPDIR=str(tmp_path))
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

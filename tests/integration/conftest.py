@@ -25,9 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def jobs() -> Iterator[Jobs]:
-    """Starts jobs without the imports, which take most of the time of tiny ones."""
-    with Jobs() as jobs:
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    """Starts jobs (`at` a folder) without the imports, which take most of the time of tiny ones."""
+    with Jobs(tmp_path_factory.mktemp("jobs")) as jobs:
         yield jobs
 
 

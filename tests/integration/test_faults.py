@@ -21,7 +21,7 @@ Train = Callable[..., str]
 def train(jobs: Jobs, tmp_path: Path) -> Train:
     def train(faults: str, *overrides: str, code: int = 0, recipe: Path = TINY) -> str:
         """Run one stage to the end with faults; the output."""
-        ended = jobs.train(tmp_path, [str(recipe), *SHORT, *overrides], worker=faults, patience=5.0)
+        ended = jobs.at(tmp_path).train([str(recipe), *SHORT, *overrides], worker=faults, patience=5.0)
         assert ended.code == code, f"exit code {ended.code}:\n{ended.output[-4000:]}"
         return ended.output
 

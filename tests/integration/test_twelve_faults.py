@@ -23,6 +23,11 @@ SLACK = 3
 """Seconds between the limit of a hang and its report."""
 
 
+@pytest.fixture
+def jobs(jobs: Jobs, tmp_path: Path) -> Jobs:
+    return jobs.at(tmp_path)
+
+
 class Disturbed:
     """A run beside the undisturbed one, and what was wrong with the ends of its jobs."""
 
@@ -31,13 +36,13 @@ class Disturbed:
         self._recipe = [str(TINY), "stages.instruct=null", f"stages.connector.max_steps={steps}"]
         self._recipe += [f"data.sources.{name}.generator_args.num_samples=60" for name in ("fields", "charts")]
         self._problems: list[str] = []
-        assert jobs.train(folder, self._recipe).codes == [0, 0]
+        assert jobs.train(self._recipe).codes == [0, 0]
 
     def hit(self, fault: str, place: str, rank: int) -> None:
         """Start the job with this fault: the rank ends as it must, the others too, and a hang is named in time."""
         limits = LIMITS[place] if fault in HANGS else []
         recipe = [*self._recipe, "name=disturbed", *limits]
-        ended = self._jobs.train(self._folder, recipe, [(fault, place)], rank)
+        ended = self._jobs.train(recipe, [(fault, place)], rank)
         problems = []
         if f"planted: {fault} in {place}" not in ended.output:
             problems.append("it was not reached")
@@ -59,7 +64,7 @@ class Disturbed:
     def go_on(self, places: list[str], *settings: str) -> None:
         """Start it with everything in these places of rank 1 that a job survives; it ends well."""
         harmless = [(fault, place) for fault in HARMLESS for place in places]
-        ended = self._jobs.train(self._folder, [*self._recipe, "name=disturbed", *settings], harmless, rank=1)
+        ended = self._jobs.train([*self._recipe, "name=disturbed", *settings], harmless, rank=1)
         assert ended.codes == [0, 0], ended.output[-3000:]
         assert all(f"planted: {fault} in {place}" in ended.output for fault, place in harmless)
 

@@ -1,8 +1,8 @@
 """How long a job stands still when one of its ranks is killed: until the next attempt, its start, its first step.
 
-    python benchmarks/restart.py
-    python benchmarks/restart.py --against ../before      in turn with the code of another checkout
-    python benchmarks/restart.py --tiny                   the same code in seconds; nothing is written to results
+    python benchmarks/failures/restart.py
+    python benchmarks/failures/restart.py --against ../before      in turn with the code of another checkout
+    python benchmarks/failures/restart.py --tiny                   the same code in seconds; nothing is written to results
 
 `launch/local.sh` trains the quickstart's models on few samples. Its last rank is killed (SIGKILL) behind a checkpoint,
 and the next line of metrics.jsonl is waited for. The parts are sections of timeline.jsonl, as rank 0 went through them;
@@ -26,6 +26,7 @@ from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _common import write
@@ -33,7 +34,7 @@ from _common import write
 from alignvlm.config import load_recipe
 from data_pipeline.files import read_json_lines
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WAIT_SECONDS = 600.0
 SAVE_STEPS = 5
 FEW = 400
