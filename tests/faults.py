@@ -186,8 +186,8 @@ class Jobs:
         number, began = len(list(self._folder.glob("job-*.log"))), time.monotonic()
         output = self._folder / f"job-{number}.log"
         job = {
-            "folder": str(self._folder), "arguments": list(arguments), "faults": list(faults), "rank": rank, "worker": worker,
-            "patience": patience, "output": str(output),
+            "folder": str(self._folder), "output": str(output), "arguments": list(arguments),
+            "faults": list(faults), "rank": rank, "worker": worker, "patience": patience,
         }  # fmt: skip
         assert self._server.stdin is not None
         assert self._server.stdout is not None

@@ -1,8 +1,8 @@
 """How long a job stands still when one of its ranks is killed: until the next attempt, its start, its first step.
 
     python benchmarks/failures/restart.py
-    python benchmarks/failures/restart.py --against ../before      in turn with the code of another checkout
-    python benchmarks/failures/restart.py --tiny                   the same code in seconds; nothing is written to results
+    python benchmarks/failures/restart.py --against ../before   in turn with the code of another checkout
+    python benchmarks/failures/restart.py --tiny                the same code in seconds; nothing is written to results
 
 `launch/local.sh` trains the quickstart's models on few samples. Its last rank is killed (SIGKILL) behind a checkpoint,
 and the next line of metrics.jsonl is waited for. The parts are sections of timeline.jsonl, as rank 0 went through them;
