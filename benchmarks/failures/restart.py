@@ -139,13 +139,12 @@ class Job:
 
 
 def ranks_of(session: int) -> list[int]:
-    """Process ids of the ranks that run in a session: with a rank in their environment, and the parent has none."""
-    ranks = {pid for pid, _ in processes(session) if b"\0RANK=" in b"\0" + environment_of(pid)}
-    found = sorted(pid for pid, fields in processes(session) if pid in ranks and int(fields[1]) not in ranks)
-    if found:
-        return found
-    (alone,) = [pid for pid, fields in processes(session) if int(fields[1]) == session]
-    return [alone]
+    """Process ids of the ranks in a session: those that `alignvlm train` has started, or itself."""
+    parents = {pid: int(fields[1]) for pid, fields in processes(session) if b"\0train\0" in read(pid, "cmdline")}
+    ranks = {pid for pid in parents if b"\0RANK=" in b"\0" + read(pid, "environ")}
+    return sorted(pid for pid in ranks if parents[pid] not in ranks) or [
+        pid for pid, parent in parents.items() if parent == session
+    ]
 
 
 def cpu_seconds(session: int, since: int) -> float:
@@ -170,10 +169,10 @@ def processes(session: int) -> Iterator[tuple[int, list[bytes]]]:
             yield int(path.parent.name), fields
 
 
-def environment_of(pid: int) -> bytes:
-    """The environment that a process was started with."""
+def read(pid: int, name: str) -> bytes:
+    """A file of /proc/PID; empty for a process that has ended."""
     try:
-        return Path(f"/proc/{pid}/environ").read_bytes()
+        return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
         return b""
 
