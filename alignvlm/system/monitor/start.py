@@ -79,7 +79,7 @@ class Monitor:
         if os.getpid() != self._pid or not self._looking.acquire(blocking=False):
             return
         try:
-            code = self._process and self._process.poll()
+            code = None if self._process is None else self._process.poll()
             if code is None:
                 return
             self._process = None
