@@ -46,10 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
 
         command = [sys.executable, "-m", "alignvlm", "train", arguments.recipe, *arguments.overrides]
         return run_local(command, recipe.train.processes)
+    from alignvlm.system.imports import importing
     from alignvlm.system.monitor.start import Monitor
 
     heart = Monitor(recipe.resilience.limits).__enter__()  # until this process has ended
-    from alignvlm.training.run import train
+    with importing():
+        from alignvlm.training.run import train
 
     code = train(recipe, began=job_start(), heart=heart)
     if code == 0 and _is_main():

@@ -1,0 +1,52 @@
+"""Importing what training needs in less time, for every start and restart of a job.
+
+Of the 4.5 s of CPU time that the imports of training took (torch 2.13, transformers 5.23, one Xeon core), garbage
+collections were 0.9 s, and scipy 0.2 s.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+SCIPY = "scipy.optimize"
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around imports: no collection runs meanwhile, and later ones leave alone what is there by then, which stays.
+
+    transformers imports scipy for one function, which losses for detection call; it gets one that does so when called.
+    """
+    stand_in = _StandIn(SCIPY)
+    sys.modules.setdefault(SCIPY, stand_in)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
+        stand_in.step_aside()
+
+
+class _StandIn(ModuleType):
+    """Gives the one function, and whatever else it is asked for from the real module."""
+
+    def step_aside(self) -> None:
+        if sys.modules.get(SCIPY) is self:
+            del sys.modules[SCIPY]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.step_aside()
+        return getattr(importlib.import_module(SCIPY), name)
+
+    @staticmethod
+    def linear_sum_assignment(*arguments: Any, **named: Any) -> Any:
+        return importlib.import_module(SCIPY).linear_sum_assignment(*arguments, **named)

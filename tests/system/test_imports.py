@@ -1,0 +1,47 @@
+"""Imports of training: what is hidden meanwhile is there afterwards, and the collector works as before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.jobs import ROOT, job_environment
+
+LEFT_OUT = """
+import gc, sys
+from alignvlm.system.imports import importing
+with importing():
+    assert not gc.isenabled()
+    from scipy.optimize import linear_sum_assignment
+    assert "scipy" not in sys.modules
+assert gc.isenabled() and gc.get_freeze_count() > 1000
+print(linear_sum_assignment([[4, 1], [2, 8]]), file=sys.stderr)
+import scipy.optimize
+assert scipy.optimize.linear_sum_assignment is not linear_sum_assignment
+with importing():
+    assert sys.modules["scipy.optimize"] is scipy.optimize
+assert scipy.optimize.minimize
+"""
+UNFORESEEN = """
+import sys
+from alignvlm.system.imports import importing
+with importing():
+    from scipy.optimize import minimize  # what nobody has foreseen
+    assert minimize is sys.modules["scipy.optimize"].minimize
+assert "scipy.optimize" in sys.modules
+"""
+
+
+def stderr_of(program: str) -> str:
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=job_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_what_is_left_out_of_imports_works_when_it_is_called() -> None:
+    assert stderr_of(LEFT_OUT) == "(array([0, 1]), array([1, 0]))\n"
+
+
+def test_what_is_asked_for_beside_it_is_imported() -> None:
+    assert stderr_of(UNFORESEEN) == ""
