@@ -109,8 +109,9 @@ def start(timeout_minutes: float, heart: Heart | None = None) -> World:
     if device.type == "cpu":
         import deepspeed.ops
 
-        # Its shared-memory collectives would be compiled for a minute at every first start; gloo serves as well.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # Its shared-memory collectives would be compiled for a minute at every first start; gloo serves as well. And to
+        # know what it could compile, it would run a compiler at every start.
+        deepspeed.ops.__compatible_ops__ = {}
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
     heart = heart or Heart()
