@@ -119,6 +119,16 @@ def test_half_a_head_is_cut_off(engine: Engine, monkeypatch: pytest.MonkeyPatch)
                 assert client.recv(1000) == b"", "the server ends the connection"
 
 
+def test_one_connection_too_many_ends_the_oldest_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 3)
+    with running(create_app(None)) as port, contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(connect(port)) for _ in range(5)]
+        assert [client.recv(1) for client in clients[:2]] == [b"", b""]
+        assert ask(port, None, "/health", "GET")[0] == 200
+        clients[4].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert clients[4].recv(12) == b"HTTP/1.1 200"
+
+
 def test_the_end_waits_for_no_request_that_is_still_arriving(engine: Engine) -> None:
     with running(create_app(engine)) as port:
         client = connect(port)

@@ -18,6 +18,8 @@ READ_SECONDS = 30.0
 SLOWEST_READER = 1024
 """Bytes per second that it must have taken by then."""
 
+MAX_CONNECTIONS = 500
+"""At a time; processes may have 1,024 files open on most systems."""
 LAST_SECONDS = 9.0
 """How long an answer may still take once the server ends; it ends after the token that is computed."""
 
@@ -25,12 +27,18 @@ LAST_SECONDS = 9.0
 class Connection(H11Protocol):
     """uvicorn's HTTP/1.1, which waits for a client as long as it likes."""
 
+    _begun = 0.0
     _head: asyncio.TimerHandle | None = None
     _reader: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Of asyncio: wait for a request's head."""
+        """Of asyncio: wait for a request's head. One connection too many ends the oldest without a request."""
         super().connection_made(transport)
+        self._begun = self.loop.time()
+        alive = [each for each in self.connections if isinstance(each, Connection) and not each.transport.is_closing()]
+        if len(alive) > MAX_CONNECTIONS:
+            idle = [each for each in alive if not each._is_answering]
+            min(idle, key=lambda each: each._begun).transport.abort()
         transport.set_write_buffer_limits(high=0)  # `pause_writing` whenever the system takes no more
         self._head = self.loop.call_later(HEAD_SECONDS, transport.abort)
 

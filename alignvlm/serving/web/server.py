@@ -56,6 +56,7 @@ def configuration(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Connection,
+        backlog=64,  # accepted in one go, before any is counted
         log_config=None,
         log_level="error",
         access_log=False,
