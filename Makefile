@@ -58,7 +58,7 @@ check: $(VENV)/installed-test ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check-hf: $(VENV)/installed-test ## transformers' own tests on our classes, downloaded; TESTS=FOLDER/tests takes those of a checkout
+check-hf: $(VENV)/installed-test ## transformers' own tests on our classes, downloaded; TESTS= and MORE=FOLDER/tests take those of checkouts
 	$(BIN)/python scripts/check_hf.py $(if $(TESTS),--tests $(TESTS)) $(if $(MORE),--more $(MORE))
 
 docs: $(DOCS)/installed ## the documentation as a site, build/site; fails at a link that leads nowhere

@@ -175,22 +175,22 @@ def _check(
         raise ValueError(f"chunk must be positive, not {chunk}")
 
 
-def find_targets(
-    labels: Tensor | None, cu_seqlens: Tensor | None = None, shift_labels: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Positions [M] in the flattened labels [B, T] whose next token, in the same document, is supervised; these [M].
+def next_labels(labels: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+    """The label of the next token in each place, int64 [B, T]; -100 where the token is the last of its document.
 
     Args:
         labels: int64 [B, T], -100 marks tokens without loss.
         cu_seqlens: [num_documents + 1], cumulative lengths of the documents in one row of labels.
-        shift_labels: instead of `labels`, the label of the next token in each place: no shift happens here.
     """
-    if shift_labels is None:
-        assert labels is not None, "labels or shift_labels"
-        shift_labels = torch.full_like(labels, IGNORE_INDEX)
-        shift_labels[:, :-1] = labels[:, 1:]
-        if cu_seqlens is not None:
-            shift_labels[0, cu_seqlens[1:].long() - 1] = IGNORE_INDEX
-    following = shift_labels.flatten()
+    following = torch.full_like(labels, IGNORE_INDEX)
+    following[:, :-1] = labels[:, 1:]
+    if cu_seqlens is not None:
+        following[0, cu_seqlens[1:].long() - 1] = IGNORE_INDEX
+    return following
+
+
+def find_targets(following: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions [M] in the flattened labels of next tokens [B, T] that are supervised; these labels [M]."""
+    following = following.flatten()
     positions = (following != IGNORE_INDEX).nonzero().squeeze(1)
     return positions, following[positions]

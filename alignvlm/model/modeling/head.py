@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTr
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils import can_return_tuple
 
-from alignvlm.kernels.linear_cross_entropy import find_targets, linear_cross_entropy
+from alignvlm.kernels.linear_cross_entropy import IGNORE_INDEX, find_targets, linear_cross_entropy, next_labels
 from alignvlm.kernels.matmul import wide_dtype
 from alignvlm.model.configuration import AlignVLMConfig
 from alignvlm.model.modeling.base import AlignVLMModel, AlignVLMPreTrainedModel
@@ -34,7 +34,7 @@ class AlignVLMOutput(ModelOutput):
     """Of the language model: its input and the output of each layer, [B, T, D], where they were asked for."""
     attentions: tuple[torch.Tensor, ...] | None = None
     token_losses: torch.Tensor | None = None
-    """[M], where labels were given: the cross entropy of every target, fp32, without a gradient."""
+    """[M], where labels were given: the cross entropy of every target, fp32, without a gradient; None if compiled."""
 
 
 class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin):
@@ -106,9 +106,13 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         """
         if skip_logits is None:
             skip_logits = any(argument is not None for argument in (num_items_in_batch, cu_seqlens, targets))
-        if labels is not None or shift_labels is not None:
-            target_positions, targets = find_targets(labels, cu_seqlens, shift_labels)
-        if use_cache is None and targets is not None:
+        following = shift_labels
+        if labels is not None and following is None:
+            following = next_labels(labels, cu_seqlens)
+        if following is not None and not torch.compiler.is_compiling():  # a graph's shapes do not depend on the data
+            target_positions, targets = find_targets(following)
+        has_loss = targets is not None or following is not None
+        if use_cache is None and has_loss:
             use_cache = False
         outputs = self.model(
             input_ids=input_ids,
@@ -130,7 +134,9 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         if targets is not None:
             assert target_positions is not None, "targets comes with target_positions"
             loss, token_losses = self._loss(hidden, target_positions, targets, num_items_in_batch)
-        if targets is None or not skip_logits:
+        elif following is not None:
+            loss = self._compiled_loss(hidden, following, num_items_in_batch)
+        if not has_loss or not skip_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])
         return AlignVLMOutput(
@@ -157,6 +163,16 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
             chosen, head.weight, targets, getattr(head, "bias", None), chunk=self.loss_chunk, token_losses=token_losses
         )
         return total / (max(1, len(targets)) if num_items is None else num_items), token_losses
+
+    def _compiled_loss(
+        self, hidden: torch.Tensor, following: torch.Tensor, num_items: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """The same loss in a compiled graph, through the logits of all tokens."""
+        logits = self.lm_head(hidden).to(wide_dtype(hidden.dtype)).flatten(0, 1)
+        losses = torch.nn.functional.cross_entropy(
+            logits, following.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+        return losses / ((following != IGNORE_INDEX).sum().clamp(min=1) if num_items is None else num_items)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; the model never says the placeholder of an image, for which there would be no pixels."""
