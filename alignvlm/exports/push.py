@@ -173,7 +173,8 @@ class Push:
         said = (answer and answer.server_message) or str(error) or type(error).__name__
         said = mask(" ".join(said.split()), get_token() or "")
         if answer is None:
-            is_network = isinstance(error, (errors.HTTPError, ConnectionError))
+            # The uploader calls a refusal a network error too, and says the status.
+            is_network = isinstance(error, (errors.HTTPError, ConnectionError)) and "HTTP status" not in said
             return f"{'the Hub is not reached' if is_network else 'the push broke off'} ({said}); {self._again}"
         status = answer.response.status_code
         needs_rights = status in (401, 403, 404)

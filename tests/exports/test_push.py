@@ -173,7 +173,12 @@ def test_mistakes_are_one_line(
         said = command(*push, code=2)
         assert "the Hub answers 403" in said
         assert TOKEN not in said
-    with monkeypatch.context() as uploading:  # what the client's own uploader says, after minutes of trying again
+    hub.refuses = "/xet-write-token/"
+    with monkeypatch.context() as uploading:  # by the client's own uploader
+        uploading.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+        said = command(*push, code=2)
+        assert re.search(r"lab/letters: the push broke off \(.*403.*\); `alignvlm export", said)
+        assert TOKEN not in said
         uploading.setattr("huggingface_hub.hf_api.HfApi.preupload_lfs_files", broken_off)
         said = command(*push, "--revision", "v3", code=2)
     assert "lab/letters@v3: the push broke off (upload of *** failed)" in said
