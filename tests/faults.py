@@ -127,7 +127,7 @@ def plant(fault: str, place: str) -> None:
         second = lambda trainer, *rest: bool(first) or bool(first.append(trainer))
         stage.train_step = before(stage.train_step, second)
     elif place == "save":
-        CheckpointStore.finish = before(CheckpointStore.finish, lambda store: store._pending is not None)  # type: ignore[method-assign]
+        CheckpointStore.finish = before(CheckpointStore.finish, lambda store, *rest: store._pending is not None)  # type: ignore[method-assign]
     else:
         ModelAnswerer.generate = before(ModelAnswerer.generate, lambda *arguments: True)  # type: ignore[method-assign]
 

@@ -150,7 +150,7 @@ def _job(
         finally:
             lease.announce_end()
             timeline.enter("delivery")
-            is_delivered = tracker is not None and tracker.close(crashed)
+            is_delivered = tracker is not None and not crashed and tracker.close()  # else the next start delivers
         if code == 0 and is_delivered:
             seal(run)
         timeline.finished = code == 0

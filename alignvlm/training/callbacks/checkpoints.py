@@ -52,7 +52,7 @@ def standing_still(state: StageState) -> Iterator[None]:
 
 def finish_save(state: StageState, wait: bool = True) -> None:
     """Bring a pending save to its end, or as far as it is without waiting; a failed one is a warning."""
-    _complain(state, state.store.finish(wait))
+    _complain(state, state.store.finish(wait=wait))
 
 
 def _complain(state: StageState, problem: str | None) -> None:

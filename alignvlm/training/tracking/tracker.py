@@ -20,8 +20,6 @@ from alignvlm.training.tracking.target import NAMES, Target
 RETRY_SECONDS = 30.0
 CLOSE_SECONDS = 60.0
 """How long the end of a job waits for the last delivery."""
-CRASHED_SECONDS = 5.0
-"""The same after a crash: the next attempt delivers what this one could not."""
 
 
 class Tracker:
@@ -35,17 +33,16 @@ class Tracker:
         for delivery in self._deliveries:
             delivery.notify()
 
-    def close(self, crashed: bool = False) -> bool:
-        """Make a last delivery; what takes too long is left for the next start or `alignvlm track`.
+    def close(self) -> bool:
+        """Make a last delivery; after `CLOSE_SECONDS` the rest is left for the next start or `alignvlm track`.
 
         Returns:
             Whether all trackers have everything.
         """
         for delivery in self._deliveries:
-            delivery.end(may_start=not crashed)
-        seconds = CRASHED_SECONDS if crashed else CLOSE_SECONDS
-        deadline = time.monotonic() + seconds
-        delivered = [delivery.wait(deadline, seconds) for delivery in self._deliveries]
+            delivery.end()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        delivered = [delivery.wait(deadline) for delivery in self._deliveries]
         return all(delivered)
 
 
@@ -64,14 +61,14 @@ class Delivery:
             self._start()
         self._tell(worker.NEW)
 
-    def end(self, may_start: bool = True) -> None:
-        """Ask for the last delivery, also of a worker that has yet to be started, if it may."""
-        if may_start and not self._is_running():
+    def end(self) -> None:
+        """Ask for the last delivery."""
+        if not self._is_running():
             self._start()
         self._tell(worker.END)
 
-    def wait(self, deadline: float, seconds: float) -> bool:
-        """Until the last delivery or the deadline; whether the tracker has everything. `seconds`: of the whole wait."""
+    def wait(self, deadline: float) -> bool:
+        """Until the last delivery is made, or the deadline; whether the tracker has everything."""
         if self._process is None:
             return False
         name = NAMES[self._target.tracker]
@@ -80,7 +77,7 @@ class Delivery:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            self._complain(too_late(self._target, seconds, worker.CONSEQUENCE))
+            self._complain(too_late(self._target, CLOSE_SECONDS, worker.CONSEQUENCE))
         else:
             if code not in (0, worker.FAILED, worker.OVERDUE):
                 self._complain(f"the process that talks to {name} died (exit code {code}); {worker.CONSEQUENCE}")

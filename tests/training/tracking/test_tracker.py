@@ -127,13 +127,6 @@ def test_no_process_and_no_thread_is_left(
     assert capfd.readouterr() == ("", "")
 
 
-def test_after_a_crash_nothing_is_begun_that_the_next_start_does_too(run_folder: Run) -> None:
-    log_steps(run_folder, 1, 5)
-    tracker = Tracker(run_folder)
-    assert not tracker.close(crashed=True)
-    assert [delivery._process for delivery in tracker._deliveries] == [None]
-
-
 @pytest.mark.parametrize(
     ("program", "words"),
     [
