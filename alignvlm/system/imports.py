@@ -6,6 +6,7 @@ collections were 0.9 s, and scipy 0.2 s.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import sys
@@ -31,6 +32,7 @@ def importing() -> Iterator[None]:
     finally:
         gc.enable()
         gc.freeze()
+        atexit.register(gc.unfreeze)  # extension modules complain of what is still there at the end of the process
         stand_in.step_aside()
 
 
