@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One machine without a scheduler: one process per GPU (or as many as the recipe says), started again after a crash or
-# a hang, up to ALIGNVLM_MAX_CRASHES times in a row. A signal stops it with everything saved and exit code 75; when this
-# script is killed, so is the job.
+# a hang, up to ALIGNVLM_MAX_CRASHES times in a row; one that comes after ALIGNVLM_CRASH_MINUTES is the first of a new
+# row. A signal stops it with everything saved and exit code 75; when this script is killed, so is the job.
 #   launch/local.sh RECIPE [key=value ...]
 set -uo pipefail
 
@@ -26,6 +26,7 @@ stop() {
 }
 trap stop TERM INT HUP USR1
 while ((!asked)); do
+    began=$SECONDS
     "$python" -m alignvlm train "$@" &
     job=$!
     ((asked)) && stop
@@ -38,11 +39,8 @@ while ((!asked)); do
     job=
     ((code == 0 || code == 2)) && exit "$code" # finished, or a user's mistake
     ((asked)) && break
-    if ((code == 75)); then
-        crashes=0
-    elif ((++crashes > ${ALIGNVLM_MAX_CRASHES:-3})); then
-        exit "$code"
-    fi
+    ((code == 75 || SECONDS - began >= 60 * ${ALIGNVLM_CRASH_MINUTES:-60})) && crashes=0
+    ((code == 75 || ++crashes <= ${ALIGNVLM_MAX_CRASHES:-3})) || exit "$code"
     echo "$(date +%FT%T) exit code $code: starting again" >&2
     ((crashes == 1)) || sleep 1 # after a first crash nothing is gained by waiting
 done

@@ -205,6 +205,12 @@ def test_local_starts_again_what_may_succeed(program: str, code: int, starts: in
     assert calls[0].startswith("run -m alignvlm train recipe a=b")
 
 
+def test_local_counts_no_crash_that_came_late(tmp_path: Path) -> None:
+    program = "[ $(wc -l <calls) -ge 4 ] && exit 0; exit 9"
+    assert start_local(tmp_path, program, ALIGNVLM_MAX_CRASHES="1", ALIGNVLM_CRASH_MINUTES="0").wait(30) == 0
+    assert len((tmp_path / "calls").read_text().splitlines()) == 4
+
+
 def test_local_starts_a_process_per_visible_gpu(tmp_path: Path) -> None:
     assert start_local(tmp_path, "exit 0", CUDA_VISIBLE_DEVICES="0,3,5").wait(30) == 0
     assert (tmp_path / "calls").read_text() == "run -m alignvlm train recipe a=b train.processes=3\n"
