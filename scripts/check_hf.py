@@ -73,7 +73,7 @@ def downloaded(release: str) -> Path:
         except OSError as error:
             print(f"{GITHUB} is not reached ({error})")
         else:
-            path.parent.mkdir()
+            path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
     return folder / "tests"
 

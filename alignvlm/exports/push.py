@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,9 +69,9 @@ class Push:
     @property
     def _again(self) -> str:
         """What to do when a push broke off."""
-        private, revision = " --private" * self.private, f" --revision {self.revision}" if self.revision else ""
-        command = f"alignvlm export {self.folder} --push {self.repository}{private}{revision}"
-        return f"`{command}` goes on with what the Hub lacks"
+        command = ["alignvlm", "export", str(self.folder), "--push", self.repository]
+        command += ["--private"] * self.private + (["--revision", self.revision] if self.revision else [])
+        return f"`{shlex.join(command)}` goes on with what the Hub lacks"
 
     @property
     def target(self) -> str:

@@ -38,7 +38,7 @@ class ChatCompletions:
         engine = self._engine
         if engine.is_stopping:
             raise _stopping()
-        asked = await engine.prepare(ChatRequest.parse, body, self._limits)
+        asked = await engine.prepare(ChatRequest.parse, body)
         if asked.model not in ("", engine.name):
             raise RequestError(
                 f"model {asked.model[:80]!r} is not here; this server has {engine.name!r}",

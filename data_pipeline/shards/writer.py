@@ -32,9 +32,9 @@ from data_pipeline.stores.remote import check_writable
 
 _WAY_OUT = "choose a folder that can be written and has room"
 _UPLOADING = "uploading"
+"""Folder of a node's cache for shards on their way to an object store."""
 PNG_LEVEL = 4
 """Of zlib's nine. The usual 6 takes twice the time, and on noisy pages makes files that are no smaller."""
-"""Folder of a node's cache for shards on their way to an object store."""
 
 
 def write_shards(

@@ -117,7 +117,7 @@ def test_all_images_of_a_request_have_one_time_and_one_size(web: int, page: byte
 
 def test_too_many_images_are_refused_before_the_first_is_read() -> None:
     part = {"type": "image_url", "image_url": {"url": "file:///missing"}}
-    asked = ChatRequest.parse(json.dumps({"messages": [{"role": "user", "content": [part] * 3}]}).encode(), Limits())
+    asked = ChatRequest.parse(json.dumps({"messages": [{"role": "user", "content": [part] * 3}]}).encode())
     with pytest.raises(RequestError, match="3 images; at most 2 are taken"):
         asked.conversation(Limits(max_images=2))
 
@@ -167,5 +167,5 @@ def test_files_are_read_in_one_folder_only(tmp_path: Path, page: bytes) -> None:
 )
 def test_an_error_names_the_field_of_a_part(part: dict[str, Any], place: str) -> None:
     with pytest.raises(RequestError) as caught:
-        ChatRequest.parse(json.dumps({"messages": [{"role": "user", "content": [part]}]}).encode(), Limits())
+        ChatRequest.parse(json.dumps({"messages": [{"role": "user", "content": [part]}]}).encode())
     assert caught.value.param == place

@@ -20,6 +20,8 @@ from alignvlm.evaluation.answering import ModelAnswerer
 from alignvlm.evaluation.items import Item
 from alignvlm.serving.app import LOOPBACK, create_app
 from alignvlm.serving.engine import Engine
+from alignvlm.serving.requests import ChatRequest
+from alignvlm.serving.web.errors import RequestError
 from alignvlm.serving.web.limits import Limits
 from tests.serving.server import ask, data_url, head, question, running, stream, until
 from tests.tiny import picture, tiny_model
@@ -202,6 +204,25 @@ def test_a_mistake_is_one_sentence_in_openais_shape(port: int, body: Any, status
     assert reply["error"]["type"] == "invalid_request_error"
     assert said in reply["error"]["message"]
     assert len(reply["error"]["message"]) < 500
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("[0" + ", []" * 100_000 + "]}", "more than 100,000 values"),
+        ('{"' + '":0,"' * 100_000 + '":0}}', "more than 100,000 values"),
+        ('"' * 500_000, "more than 100,000 values"),
+        ('"' + '\\",' * 200_000, "not JSON"),
+        ('"' + '\\",' * 200_000 + "\\", "not JSON"),
+    ],
+    ids=["lists", "names", "strings", "no end", "half an escape"],
+)
+def test_values_are_counted_and_not_the_commas_of_a_text(labels: str, said: str) -> None:
+    content = '1,"2",' * 100_000
+    text = json.dumps({"messages": [{"role": "user", "content": content}]})
+    assert ChatRequest.parse(text.encode()).conversation(Limits())[0][0]["content"][0]["text"] == content
+    with pytest.raises(RequestError, match=said):
+        ChatRequest.parse(f'{text[:-1]}, "metadata": {labels}'.encode())
 
 
 def test_fields_that_ask_for_nothing_are_taken(port: int) -> None:
