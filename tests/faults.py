@@ -10,6 +10,7 @@ import ctypes
 import gc
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -27,6 +28,8 @@ PLACES = ("start", "step", "save", "evaluation")
 SECTION = {"start": "engine", "step": "steps", "save": "save", "evaluation": "evaluation"}
 """Place -> section of the timeline."""
 PROCESSES = 2
+JOB_SECONDS = 240.0
+"""After so long a job is killed: a test must not wait for one that hangs."""
 SAVED = 75
 CODES = {
     "exception": 1,
@@ -221,6 +224,8 @@ def serve() -> int:
     os.dup2(2, 1)  # what libraries print is no answer
 
     import deepspeed  # noqa: F401  (what a rank imports)
+    import numpy as np
+    import torch
 
     from alignvlm.cli import main
     from alignvlm.launch import local
@@ -241,6 +246,8 @@ def serve() -> int:
                 os.dup2(file, 2)
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.chdir(job["folder"])
+                for seed in (random.seed, np.random.seed, torch.seed):  # else what nobody seeds is the same in all jobs
+                    seed()
                 world = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": PROCESSES, "MASTER_PORT": port}
                 os.environ |= {name: str(value) for name, value in world.items()} | {"MASTER_ADDR": "127.0.0.1"}
                 for fault, place in job["faults"] if number == job["rank"] else ():
@@ -249,8 +256,12 @@ def serve() -> int:
                     fault_worker.plant(job["worker"].split(","))
                 return main(["train", *job["arguments"]])
             ranks.append(Rank(pid))
-        local.RANK_0_SECONDS = job["patience"]
-        code = local._wait(ranks, [], 60)  # type: ignore[arg-type]
+        local.RANK_0_SECONDS, asked = job["patience"], []
+        overdue = threading.Timer(JOB_SECONDS, asked.append, [f"{JOB_SECONDS:.0f} s"])
+        overdue.start()
+        code = local._wait(ranks, asked, 0.0)  # type: ignore[arg-type]
+        overdue.cancel()
+        overdue.join()  # no thread lives when the next ranks are forked
         codes = [local._exit_code(rank.returncode or 0) for rank in ranks]
         print(json.dumps([code, codes]), file=answers, flush=True)
     return 0
