@@ -53,10 +53,10 @@ class Monitor:
 
     def __exit__(self, *exc: object) -> None:
         """End it: nobody watches this process any more."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        process, self._process, self._starts = self._process, None, 0  # a thread that looks now replaces nothing
+        if process is not None:
+            process.kill()
+            process.wait()
         os.close(self._file)
         faulthandler.unregister(STACKS)
 
