@@ -11,28 +11,40 @@ import gc
 import importlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
 SCIPY = "scipy.optimize"
+LOSSES = "transformers.loss.loss_utils"
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Around imports: no collection runs meanwhile, and later ones leave alone what is there by then, which stays.
+    """Around imports: no collection runs meanwhile, and later ones leave alone what is there by then, which stays."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        _import_losses()
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # extension modules complain of what is still there at the end of the process
 
-    transformers imports scipy for one function, which losses for detection call; it gets one that does so when called.
+
+def _import_losses() -> None:
+    """transformers imports scipy for one function, which losses for detection call: they get one that does so then.
+
+    Only they: whatever else is imported has the real package.
     """
     stand_in = _StandIn(SCIPY)
     sys.modules.setdefault(SCIPY, stand_in)
-    gc.disable()
     try:
-        yield
+        with suppress(ImportError):  # who needs it says so
+            importlib.import_module(LOSSES)
     finally:
-        gc.enable()
-        gc.freeze()
-        atexit.register(gc.unfreeze)  # extension modules complain of what is still there at the end of the process
         stand_in.step_aside()
 
 
