@@ -150,7 +150,9 @@ def _job(
         finally:
             lease.announce_end()
             timeline.enter("delivery")
-            is_delivered = tracker is not None and not crashed and tracker.close()  # else the next start delivers
+            if tracker is not None and crashed:
+                tracker.abandon()
+            is_delivered = tracker is not None and not crashed and tracker.close()
         if code == 0 and is_delivered:
             seal(run)
         timeline.finished = code == 0

@@ -45,6 +45,11 @@ class Tracker:
         delivered = [delivery.wait(deadline) for delivery in self._deliveries]
         return all(delivered)
 
+    def abandon(self) -> None:
+        """End the workers where they are: the next start delivers what they have not."""
+        for delivery in self._deliveries:
+            delivery.kill()
+
 
 class Delivery:
     """A worker process of rank 0, for one tracker."""
@@ -75,13 +80,18 @@ class Delivery:
         try:
             code = self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
             self._complain(too_late(self._target, CLOSE_SECONDS, worker.CONSEQUENCE))
         else:
             if code not in (0, worker.FAILED, worker.OVERDUE):
                 self._complain(f"the process that talks to {name} died (exit code {code}); {worker.CONSEQUENCE}")
         return self._process.returncode == 0
+
+    def kill(self) -> None:
+        """End the worker, if there is one, whatever it is at."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     def _is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None

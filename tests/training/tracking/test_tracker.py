@@ -127,6 +127,18 @@ def test_no_process_and_no_thread_is_left(
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_abandoned_worker_has_ended_at_once_and_says_nothing(
+    run_folder: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tracker = Tracker(run_folder)
+    tracker.notify()
+    tracker.abandon()
+    (delivery,) = tracker._deliveries
+    assert delivery._process is not None
+    assert delivery._process.returncode == -signal.SIGKILL
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(
     ("program", "words"),
     [
