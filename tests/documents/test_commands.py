@@ -163,7 +163,7 @@ def test_variables_of_the_cluster_page_are_read_by_the_files_that_it_names() -> 
     files = {
         "Slurm": [slurm], "torchrun": [torchrun], "hosts": [hosts], "local": ["alignvlm/launch/local.py"],
         "all scripts": [slurm, torchrun, hosts, local], "all but hosts": [slurm, torchrun, local],
-        "all but Slurm": [torchrun, hosts, local],
+        "all but Slurm": [torchrun, hosts, local], "local.sh": [local],
     }  # fmt: skip
     rows = re.findall(r"^\| `(ALIGNVLM_\w+)` \| ([^|]+) \|", page, re.MULTILINE)
     assert len(rows) > 10
