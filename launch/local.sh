@@ -42,6 +42,6 @@ while ((!asked)); do
     ((code == 75 || SECONDS - began >= 60 * ${ALIGNVLM_CRASH_MINUTES:-60})) && crashes=0
     ((code == 75 || ++crashes <= ${ALIGNVLM_MAX_CRASHES:-3})) || exit "$code"
     echo "$(date +%FT%T) exit code $code: starting again" >&2
-    ((crashes == 1)) || sleep 1 # after a first crash nothing is gained by waiting
+    ((SECONDS - began >= 10)) || sleep 1 # only one that ended at once may do so again and again
 done
 exit 75
