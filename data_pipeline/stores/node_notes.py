@@ -52,7 +52,8 @@ def raise_if_given_up(url: str, since: float) -> None:
     """
     try:
         note = _note(store_of(url), GIVEN_UP)
-        why = note.read_text(encoding="utf-8") if note.stat().st_mtime > since else ""
+        is_new = since < note.stat().st_mtime <= time.time()  # not one of a clock that was set back since
+        why = note.read_text(encoding="utf-8") if is_new else ""
     except (OSError, DataError):
         return
     if why:
