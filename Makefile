@@ -39,8 +39,8 @@ test-cluster: $(VENV)/installed-test ## a real Slurm, a real Ray, two hosts, twe
 	$(INSTALL) -e '.[train,ray]'
 	PATH="$$PATH:/usr/sbin:/sbin" $(PARALLEL) -m cluster --durations=15 tests/integration
 
-test-faults: $(VENV)/installed-test ## twelve faults in every place of a small run, some fifty restarts
-	$(BIN)/python -m pytest -m faults tests/integration
+test-faults: $(VENV)/installed-test ## twelve faults in every place of a small run, some fifty restarts, stores that are gone
+	$(BIN)/python -m pytest -m faults tests/integration tests/benchmarks
 
 test-browser: $(VENV)/installed-test ## the demo page and the report in chromium, which it installs, as root
 	bash tests/browser/install.sh

@@ -13,6 +13,7 @@ from tests.checkout import ROOT
 from tests.jobs import job_environment
 
 
+@pytest.mark.faults
 def test_a_killed_job_is_measured_up_to_its_next_step(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "failures" / "restart.py"), "--tiny"]
     environment = job_environment(BENCHMARK_RESULTS=str(tmp_path / "results"), TMPDIR=str(tmp_path))

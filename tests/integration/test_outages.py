@@ -41,7 +41,8 @@ class Outage:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "patience", "retries"), [(2, 6, 1), pytest.param(60, 90, 10, marks=pytest.mark.faults)]
+    ("seconds", "patience", "retries"),
+    [pytest.param(2, 6, 1, marks=pytest.mark.cluster), pytest.param(60, 90, 10, marks=pytest.mark.faults)],
 )
 def test_a_job_survives_an_outage_and_is_given_up_after_a_longer_one(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, patience: int, retries: int
