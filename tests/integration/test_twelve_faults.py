@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,9 @@ class Disturbed:
         problems = []
         if f"planted: {fault} in {place}" not in ended.output:
             problems.append("it was not reached")
-        # The launcher may end a rank that hangs while its monitor still speaks to the others.
-        right = (CODES[fault], SAVED) if fault in HANGS else (CODES[fault],)
+        # The launcher may end a rank that hangs while its monitor still speaks to the others, and wakes one that was
+        # stopped for that: it finds them gone (1).
+        right = (CODES[fault], SAVED, 1) if fault in HANGS else (CODES[fault],)
         # A job that saves ends with that code, and may end a rank that is slow to leave.
         is_saved = ended.code == SAVED == CODES[fault]
         if (ended.codes[rank] not in right and not is_saved) or 0 in ended.codes:
@@ -56,13 +58,19 @@ class Disturbed:
         if fault in HANGS:
             place_of_it = rf"rank {rank} on {re.escape(os.uname().nodename)} hangs in {SECTION[place]}\b"
             named = re.search(rf"{place_of_it}.*: no progress for (\d+) s, the limit is (\d+) s", ended.output)
-            if not named or f"lagging: rank {1 - rank}" in ended.output:
+            report = ended.output.partition(" hangs in ")[2].partition(" hangs in ")[0]
+            # At the start ranks wait for each other inside DeepSpeed, which does not say so.
+            if not named or (place != "start" and f"lagging: rank {1 - rank}" in report):
                 problems.append("not named")
             elif int(named[1]) > int(named[2]) + SLACK:
                 problems.append(f"named after {named[1]} s")
         what = f"{fault} in {place} at rank {rank}"
         print(f"{what}: exit codes {ended.codes} after {ended.seconds:.0f} s", flush=True)
         self._problems += [f"{what}: {problem}\n{ended.output[-2000:]}" for problem in problems]
+
+    def forget_answers(self) -> None:
+        """What earlier starts have answered is not asked again."""
+        shutil.rmtree(self._folder / "runs" / "disturbed" / "1-connector" / "evaluation")
 
     def go_on(self, places: list[str], *settings: str) -> None:
         """Start it with everything in these places of rank 1 that a job survives; it ends well."""
@@ -99,5 +107,6 @@ def test_no_fault_in_any_place_changes_a_bit_of_the_weights(jobs: Jobs, tmp_path
     run.go_on(["start", "step", "save"], "evaluation.tasks.test=null")
     for number, fault in enumerate(CODES):
         run.hit(fault, "evaluation", rank=1 - number % 2)
+    run.forget_answers()
     run.go_on(["evaluation"])
     run.check()
