@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,23 +88,20 @@ def kill_launcher(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.wait()
     deadline = time.monotonic() + 10
-    while left := _session(process.pid):
+    while left := [pid for pid, (state, *_) in processes(process.pid) if state != "Z"]:
         assert time.monotonic() < deadline, f"still there: {left}"
         time.sleep(0.05)
 
 
-def _session(number: int) -> list[str]:
-    """Running processes of a session (`start` makes one), as /proc describes them."""
-    found = []
+def processes(session: int) -> Iterator[tuple[int, list[str]]]:
+    """Process ids of a session (`start` makes one), and the fields of /proc/PID/stat from the state on."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            text = path.read_text()
+            fields = path.read_text().rpartition(")")[2].split()
         except OSError:  # it ended meanwhile
             continue
-        state, _, _, session = text.rpartition(")")[2].split()[:4]
-        if int(session) == number and state != "Z":
-            found.append(text)
-    return found
+        if int(fields[3]) == session:
+            yield int(path.parent.name), fields
 
 
 def wait_for_step(folder: Path, stage: str, step: int, process: subprocess.Popen[str], timeout: float = 180) -> None:

@@ -54,8 +54,8 @@ def create_app(
 
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        named = RequestError(f"{request.method} {request.scope['path'][:80]}: {error.detail}", status=error.status_code)
-        return JSONResponse(named.body, error.status_code, error.headers)
+        message = f"{request.method} {request.scope['path'][:80]}: {error.detail}"
+        return RequestError(message, status=error.status_code, headers=error.headers).response()
 
     async def fail(request: Request, error: Exception) -> Response:  # the log has its traceback
         return RequestError("the server failed; its log says more", status=500, code="internal_error").response()

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from _common import write
 
 from alignvlm.config import load_recipe
 from data_pipeline.files import read_json_lines
+from tests.jobs import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_SECONDS = 600.0
@@ -156,17 +157,6 @@ def cpu_seconds(session: int, since: int) -> float:
 def ticks_now() -> int:
     """The time in which Linux counts starts of processes."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
-
-
-def processes(session: int) -> Iterator[tuple[int, list[bytes]]]:
-    """Process ids of a session, and the fields of /proc/PID/stat from the state on."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_bytes().rpartition(b")")[2].split()
-        except OSError:  # it has ended
-            continue
-        if int(fields[3]) == session:
-            yield int(path.parent.name), fields
 
 
 def read(pid: int, name: str) -> bytes:
