@@ -93,14 +93,22 @@ def equal(got: Any, expected: Any) -> bool:
 def _per_item(name: str) -> Scorer:
     """A registered metric of one prediction; a single reference may stand without a list, no reply is `none`."""
     metric = registry.find_metric(name)
-    return lambda prediction, references: metric(
-        "none" if prediction is None else prediction, references if isinstance(references, list) else [references]
-    )
+
+    def score(prediction: Any, references: Any) -> float:
+        answers = references if isinstance(references, list) else [references]
+        return metric("none" if prediction is None else prediction, [str(answer) for answer in answers])
+
+    return score
 
 
 def _text(function: Callable[[str], Any]) -> Scorer:
     """What a function makes of the prediction; there are no references."""
     return lambda prediction, _: function(prediction)
+
+
+def _choice_vlmevalkit(prediction: Any, options: Mapping[str, Any]) -> str:
+    """There a reply or an option that is no text, such as a number, is written as one first."""
+    return letters.choose_vlmevalkit(str(prediction), {letter: str(text) for letter, text in options.items()})
 
 
 def _choice(choose: Callable[[str, Any], str | None]) -> Scorer:
@@ -150,9 +158,9 @@ SCORERS: dict[str, Scorer] = {
     "due_f1_kleister": due_f1.due_f1,
     "mmmu_mc_official": _choice(mmmu.choose_official),
     "mmmu_mc_lmms_eval": _choice(mmmu.choose_lmms_eval),
-    "mcq_vlmevalkit": _choice(letters.choose_vlmevalkit),
+    "mcq_vlmevalkit": _choice(_choice_vlmevalkit),
     "mmmu_open_official": mmmu.mmmu_open_official,
-    "mmmu_open_vlmevalkit": letters.mmmu_open_vlmevalkit,
+    "mmmu_open_vlmevalkit": lambda reply, answer: letters.mmmu_open_vlmevalkit(str(reply), str(answer)),
     "mmmu_open_parse": _text(lambda reply: sorted(map(str, mmmu.open_candidates(reply)))),
     "seedbench_lmms_eval": letters.seedbench_lmms_eval,
     "pope_official": pope.pope_official,
