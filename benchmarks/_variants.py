@@ -87,6 +87,7 @@ VARIANTS: dict[str, Variant] = {
     "loss-liger": Variant(loss="liger"),
     "attention-varlen": Variant(("model.attention=varlen",)),
     "attention-sdpa": Variant(("model.attention=sdpa",)),
+    "attention-flash4": Variant(("model.attention=flash4",)),
     "attention-flash": Variant(("model.attention=flash",)),
     "connector-mlp": Variant(("model.connector.kind=mlp",)),
     "deepspeed-linear": Variant(deepspeed={"zero_optimization": {"memory_efficient_linear": True}}),

@@ -106,9 +106,9 @@ class ModelConfig:
     """The connector between them: its kind, and options of that kind."""
     tiles: TilesConfig = field(default_factory=TilesConfig)
     """How images are split into tiles."""
-    attention: Literal["auto", "flash", "varlen", "sdpa"] = "auto"
-    """`flash` = flash-attn, `varlen` = PyTorch's own variable-length kernel (CUDA), `sdpa` = per document;
-    `auto` takes the first of these that is available."""
+    attention: Literal["auto", "flash4", "flash", "varlen", "sdpa"] = "auto"
+    """`flash` = flash-attn, `varlen` = PyTorch's own variable-length kernel (CUDA), `sdpa` = per document; `auto` takes
+    the first of these that is available. `flash4` = flash-attn-4, for Hopper and later GPUs."""
     fused_layers: Literal["auto", "liger", "none"] = "auto"
     """Kernels of liger-kernel for RMSNorm, SwiGLU and RoPE in training, where a backbone's are those of Llama; `auto`
     takes them on CUDA when liger-kernel is installed. `alignvlm estimate` shows which layers they would be."""

@@ -1,8 +1,9 @@
 """Attention over packed documents: which kernel, and the layout it needs. Documents never see each other.
 
-A packed micro-batch is one flat sequence with cumulative document lengths. Three implementations give the same
-result: the flash-attn package ("flash"), PyTorch's variable-length flash kernel ("varlen", both CUDA) and SDPA per
-document ("sdpa", anywhere). They are for packed micro-batches; generation uses transformers' own SDPA.
+A packed micro-batch is one flat sequence with cumulative document lengths. Four implementations give the same
+result: the packages flash-attn-4 ("flash4", Hopper and later) and flash-attn ("flash"), PyTorch's variable-length
+flash kernel ("varlen", all CUDA) and SDPA per document ("sdpa", anywhere). They are for packed micro-batches;
+generation uses transformers' own SDPA.
 
 transformers makes no mask for implementations whose masks it does not know. None is needed here, and its search for
 packed documents in `position_ids` would make the host wait for the GPU.
@@ -19,12 +20,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_4_available
 
 SDPA = "alignvlm_sdpa"
 VARLEN = "alignvlm_varlen"
 FLASH = "alignvlm_flash"
-PACKED = (SDPA, VARLEN, FLASH)
+FLASH4 = "alignvlm_flash4"
+PACKED = (SDPA, VARLEN, FLASH, FLASH4)
 """The implementations that keep packed documents apart, in any language model that lets transformers choose."""
 
 
@@ -85,11 +87,21 @@ def choose_attention(name: str, device: torch.device, precision: str) -> str:
     has_varlen = is_fit and importlib.util.find_spec("torch.nn.attention.varlen") is not None
     if name == "auto":
         return FLASH if has_flash else VARLEN if has_varlen else SDPA
+    if name == "flash4" and not (is_fit and flash4_available(device)):
+        raise ValueError(
+            "model.attention = 'flash4' needs a GPU of compute capability 9 or higher, bf16 and the flash-attn-4 "
+            "package with its cu13 (or cu12) libraries; use 'auto'"
+        )
     if name == "flash" and not has_flash:
         raise ValueError("model.attention = 'flash' needs a CUDA device, bf16 and the flash-attn package; use 'auto'")
     if name == "varlen" and not has_varlen:
         raise ValueError("model.attention = 'varlen' needs a CUDA device, bf16 and torch >= 2.10; use 'auto'")
-    return {"flash": FLASH, "varlen": VARLEN, "sdpa": SDPA}[name]
+    return {"flash4": FLASH4, "flash": FLASH, "varlen": VARLEN, "sdpa": SDPA}[name]
+
+
+def flash4_available(device: torch.device) -> bool:
+    """Whether the flash-attn-4 package can run on this CUDA device: its kernels are for Hopper and later."""
+    return is_flash_attn_4_available() and torch.cuda.get_device_capability(device)[0] >= 9
 
 
 def sdpa_per_document(
@@ -179,6 +191,36 @@ def flash_per_document(
     return out[None], None
 
 
+def flash4_per_document(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    documents: Documents | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """As `flash_per_document`, through the flash-attn-4 package (compute capability 9 or higher, 16-bit)."""
+    documents = _packed(documents)
+    _refuse_variants(kwargs)
+    if dropout:
+        raise ValueError(f"flash-attn-4 has no dropout, but this LM drops {dropout}: set model.attention to 'flash'")
+    from flash_attn.cute import flash_attn_varlen_func
+
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, H, d]
+    cu, longest = documents.cu_seqlens, documents.max_seqlen
+    window = (None, None) if sliding_window is None else (sliding_window - 1, 0)
+    out = flash_attn_varlen_func(
+        q, k, v, cu_seqlens_q=cu, cu_seqlens_k=cu, max_seqlen_q=longest, max_seqlen_k=longest,
+        softmax_scale=scaling, causal=True, window_size=window, softcap=softcap or 0.0,
+    )  # fmt: skip
+    return (out[0] if isinstance(out, tuple) else out)[None], None
+
+
 def _packed(documents: Documents | None) -> Documents:
     if documents is None:
         raise ValueError(
@@ -215,5 +257,11 @@ def _varlen_arguments() -> dict[str, Any]:
 
 def register() -> None:
     """Make the implementations known to transformers; called once when `alignvlm.model` is imported."""
-    for name, function in ((SDPA, sdpa_per_document), (VARLEN, varlen_per_document), (FLASH, flash_per_document)):
+    functions = {
+        SDPA: sdpa_per_document,
+        VARLEN: varlen_per_document,
+        FLASH: flash_per_document,
+        FLASH4: flash4_per_document,
+    }
+    for name, function in functions.items():
         AttentionInterface.register(name, function)

@@ -11,9 +11,12 @@ from transformers.utils import is_flash_attn_2_available
 
 from alignvlm.model.attention import (
     FLASH,
+    FLASH4,
     SDPA,
     VARLEN,
     Documents,
+    flash4_available,
+    flash4_per_document,
     flash_per_document,
     sdpa_per_document,
     varlen_per_document,
@@ -22,8 +25,11 @@ from alignvlm.model.attention import (
 pytestmark = pytest.mark.cuda
 
 LENGTHS = (1, 700, 64, 129, 2048, 3, 31)
-IMPLEMENTATIONS = {SDPA: sdpa_per_document, VARLEN: varlen_per_document} | (
-    {FLASH: flash_per_document} if is_flash_attn_2_available() else {}
+HAS_FLASH4 = torch.cuda.is_available() and flash4_available(torch.device("cuda"))
+IMPLEMENTATIONS = (
+    {SDPA: sdpa_per_document, VARLEN: varlen_per_document}
+    | ({FLASH: flash_per_document} if is_flash_attn_2_available() else {})
+    | ({FLASH4: flash4_per_document} if HAS_FLASH4 else {})
 )
 
 
