@@ -44,7 +44,7 @@ def relaxed_accuracy_docowl(prediction: str, answers: Sequence[str]) -> float:
 
 def answers_in_cell(cell: str) -> list[str]:
     """The answers in a cell of a VLMEvalKit file: a Python list literal has several, any other text is one."""
-    if not (cell.strip().startswith("[") and cell.strip().endswith("]")):
+    if not (cell.strip().startswith(("[", "(")) and cell.strip().endswith(("]", ")"))):
         return [cell]
     try:
         with warnings.catch_warnings():

@@ -87,6 +87,7 @@ def test_cases_that_cannot_be_scored_differ(tmp_path: Path, command: Command) ->
         ("mcq_vlmevalkit", 7.5, {"answer": "B", "options": {"A": 3, "B": 7.5}}, {"parsed": "B", "correct": 1.0}),
         ("mmmu_open_vlmevalkit", 7, "7", 1.0),
         ("relaxed_accuracy_vlmevalkit", "14", ["a", 14], 1.0),
+        ("relaxed_accuracy_vlmevalkit", "USA", "(['Canada', 'USA'])", 1.0),
         # MM-Vet looks for a capability in the text of the list
         (
             "mmvet_aggregate", [1.0, 0.5], ["ocr, math", "rec"],

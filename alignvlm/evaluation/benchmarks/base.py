@@ -97,8 +97,8 @@ class Benchmark:
     headline: ClassVar[str] = "score"
     """The score that stands for the benchmark."""
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
-        """A row of the layout as a question; None for a row that is not part of the benchmark."""
+    def question(self, layout: str, number: int, record: Record) -> Question:
+        """A row of the layout as a question."""
         raise NotImplementedError
 
     def score(self, reply: str, gold: Gold, flavour: str) -> Scores:

@@ -16,7 +16,7 @@ from alignvlm.evaluation.benchmarks.base import Benchmark, find_benchmark
 from alignvlm.evaluation.benchmarks.readers import Reader, open_reader
 from alignvlm.progress import say
 
-BENCHMARK_VERSION = 1
+BENCHMARK_VERSION = 2
 """Raised when prompts, replies or files change, so that older results are computed again."""
 
 

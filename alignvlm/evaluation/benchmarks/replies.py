@@ -100,9 +100,7 @@ def _windows(job: Job, mine: Callable[[int], bool], size: int) -> Iterator[list[
             if window:
                 yield window
             window, current = [], number // size
-        question = job.benchmark.question(job.reader.layout, number, record)
-        if question is not None:
-            window.append((number, question))
+        window.append((number, job.benchmark.question(job.reader.layout, number, record)))
     if window:
         yield window
 

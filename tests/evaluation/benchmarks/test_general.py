@@ -109,6 +109,9 @@ def test_seedbench_reads_images_only(tmp_path: Path) -> None:
             tmp_path / place / "l", "seedbench", tmp_path / place, {"q0": "(B).", "q2": "Bananas"}, "lmms_eval"
         )
         assert entry["score"] == 50.0
+        few = Job.of("seedbench", tmp_path / place, limit=2)  # questions, not rows of the file
+        results = run_benchmarks("model", [few], tmp_path / place / "few", answerer=Known({"q0": "B", "q2": "A"}))
+        assert results["benchmarks"]["seedbench"]["items"] == 2
 
 
 def test_mmmu_places_images_and_counts_what_cannot_be_parsed(tmp_path: Path) -> None:
@@ -154,6 +157,8 @@ def test_mmmu_from_tsv_asks_the_validation_split(tmp_path: Path) -> None:
     tsv(tmp_path / "MMMU_DEV_VAL.tsv", [row | {"index": n, "split": s} for n, s in enumerate(("dev", "validation"))])
     entry, answerer = run(tmp_path / "out", "mmmu", tmp_path, {"q <image 1>": "B"})
     assert (entry["score"], entry["items"]) == (100.0, 1)
+    first = run_benchmarks("m", [Job.of("mmmu", tmp_path, limit=1)], tmp_path / "one", answerer=answerer)
+    assert first["benchmarks"]["mmmu"]["score"] == 100.0  # the row of `dev` is none of the questions
     assert message(answerer.asked["1"]).startswith("Question: q <image>\nOptions:\nA. x\nB. None\nPlease")
 
 

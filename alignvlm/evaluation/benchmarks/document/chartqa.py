@@ -46,7 +46,7 @@ class ChartQA(Benchmark):
         }
     )
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
+    def question(self, layout: str, number: int, record: Record) -> Question:
         """A question with its part, where the layout names it."""
         if layout == "vlmevalkit":
             question, part = of_tsv(number, record), record.get("split")

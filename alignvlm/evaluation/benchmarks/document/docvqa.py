@@ -32,7 +32,7 @@ class DocVQA(Benchmark):
     )
     flavours = MappingProxyType(ANLS_FLAVOURS)
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
+    def question(self, layout: str, number: int, record: Record) -> Question:
         """Question, page and accepted answers."""
         if layout == "vlmevalkit":
             return of_tsv(number, record)

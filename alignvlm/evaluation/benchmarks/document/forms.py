@@ -22,7 +22,7 @@ class Forms(Benchmark):
     keys: ClassVar[tuple[str, ...]]
     """Names of the fields, in the order in which a question is searched for them."""
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
+    def question(self, layout: str, number: int, record: Record) -> Question:
         """The question about one field, which is the first whose name occurs in it."""
         original = record.get("original_question", record["question"])
         key = next((key for key in self.keys if key in original), None)

@@ -85,7 +85,7 @@ class KleisterCharity(Forms):
     )
     keys = KEYS
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
+    def question(self, layout: str, number: int, record: Record) -> Question:
         """The question about one field."""
         if layout != "original":
             return super().question(layout, number, record)

@@ -45,7 +45,7 @@ class TabFact(Benchmark):
     )
     flavours = MappingProxyType({"docowl": Flavour("{}", metric="tabfact_docowl_exact")})
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
+    def question(self, layout: str, number: int, record: Record) -> Question:
         """A statement, which is `True` or `False`."""
         if layout != "original":
             gold = {"answers": [record["answer"]]}

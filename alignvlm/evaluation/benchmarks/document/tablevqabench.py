@@ -59,7 +59,7 @@ class TableVQABench(Benchmark):
     flavours = MappingProxyType({"vlmevalkit": Flavour(_vlmevalkit), "official": Flavour(_official)})
     headline = "mean of parts"
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
+    def question(self, layout: str, number: int, record: Record) -> Question:
         """A question of a part, which the column or the file's name says."""
         if layout == "vlmevalkit":
             part, id, images, gold = record["split"], record["index"], record["images"], record.text("answer")

@@ -27,7 +27,7 @@ class TextVQA(Benchmark):
         "official": Flavour(metric="vqa_official"),
     })  # fmt: skip
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
+    def question(self, layout: str, number: int, record: Record) -> Question:
         """A question with ten answers."""
         if layout == "vlmevalkit":
             question, column = of_tsv(number, record), "answer"

@@ -43,7 +43,7 @@ class WikiTableQuestions(Benchmark):
         }
     )
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
+    def question(self, layout: str, number: int, record: Record) -> Question:
         """A question and all values of its answer; the authors' files also have their canonical forms."""
         if layout != "original":
             return of_docowl(number, record)

@@ -32,7 +32,7 @@ class GQA(Benchmark):
         }
     )
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
+    def question(self, layout: str, number: int, record: Record) -> Question:
         """A question, its picture and its answer."""
         if layout == "vlmevalkit":
             return of_tsv(number, record)

@@ -44,7 +44,7 @@ class MMLU(Benchmark):
     flavours = MappingProxyType({"lmms_eval": Flavour("{}", max_new_tokens=1)})
     continuations = tuple(f" {letter}" for letter in LETTERS)
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
+    def question(self, layout: str, number: int, record: Record) -> Question:
         """The subject's description, its examples, and the question."""
         subject = record.text("subject")
         examples = record.get("__examples__", [])[:SHOTS]

@@ -18,7 +18,7 @@ from alignvlm.evaluation.benchmarks.base import (
     register_benchmark,
 )
 from alignvlm.evaluation.benchmarks.general.options import choice_vlmevalkit, listed, options_of_tsv
-from alignvlm.evaluation.benchmarks.readers import Parquet, Record, Tsv
+from alignvlm.evaluation.benchmarks.readers import Only, Parquet, Record, Tsv
 from alignvlm.metrics.choices import letters, mmmu
 from alignvlm.metrics.relaxed_accuracy import answers_in_cell
 
@@ -80,7 +80,12 @@ class MMMU(Benchmark):
     name = "mmmu"
     title = "MMMU"
     published_items = 900
-    sources = MappingProxyType({"huggingface": Parquet(("validation",)), "vlmevalkit": Tsv(("MMMU_DEV_VAL",))})
+    sources = MappingProxyType(
+        {
+            "huggingface": Parquet(("validation",)),
+            "vlmevalkit": Tsv(("MMMU_DEV_VAL",), Only("split", "validation", ("dev",))),
+        }
+    )
     flavours = MappingProxyType(
         {
             "vlmevalkit": Flavour(place_by_number),
@@ -89,15 +94,11 @@ class MMMU(Benchmark):
         }
     )
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
-        """A question with the images that it or its options name; None for the split `dev`."""
+    def question(self, layout: str, number: int, record: Record) -> Question:
+        """A question with the images that it or its options name."""
         text = record.text("question")
         gold: Gold = {"answer": record.text("answer")}
         if layout == "vlmevalkit":
-            if record["split"] not in ("dev", "validation"):
-                raise record.wrong("split", f"must be dev or validation, not {record['split']!r}")
-            if record["split"] == "dev":
-                return None
             options, id = options_of_tsv(record), record.get("id") or record.text("index")
             gold["hint"], available = record.get("hint", ""), dict(enumerate(record["images"], start=1))
         else:

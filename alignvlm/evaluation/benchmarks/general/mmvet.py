@@ -43,7 +43,7 @@ class MMVet(Benchmark):
     )
     judged = True
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
+    def question(self, layout: str, number: int, record: Record) -> Question:
         """A question; its ids are `v1_0` to `v1_217`."""
         tsv = layout == "vlmevalkit"
         id = record.text("index" if tsv else "question_id")

@@ -46,7 +46,7 @@ class POPE(Benchmark):
         """Rows of the published set."""
         return (5127 if layout == "vlmevalkit" else self.published_items,)
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
+    def question(self, layout: str, number: int, record: Record) -> Question:
         """A question, whose answer is yes or no, with its categories."""
         if layout == "original":
             text, answer, images = record.text("text"), record.text("label"), [record.image("image")]

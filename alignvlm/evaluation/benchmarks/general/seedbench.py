@@ -8,7 +8,7 @@ from typing import Any
 
 from alignvlm.evaluation.benchmarks.base import LETTER, Benchmark, Flavour, Gold, Question, Scores, register_benchmark
 from alignvlm.evaluation.benchmarks.general.options import choice_vlmevalkit, listed, options_of_tsv
-from alignvlm.evaluation.benchmarks.readers import Original, Parquet, Record, Tsv
+from alignvlm.evaluation.benchmarks.readers import Only, Original, Parquet, Record, Tsv
 from alignvlm.metrics.choices.letters import NO_LETTER, choose_vlmevalkit, seedbench_lmms_eval
 
 LETTERS = "ABCD"
@@ -28,7 +28,7 @@ class SEEDBench(Benchmark):
     verified_items = False
     sources = MappingProxyType(
         {
-            "huggingface": Parquet(("test",)),
+            "huggingface": Parquet(("test",), only=Only("data_type", "image", ("video",))),
             "vlmevalkit": Tsv(("SEEDBench_IMG",)),
             "original": Original(
                 ("SEED-Bench.json",), _of_images, lambda row: row["data_id"], ("SEED-Bench-image", ".")
@@ -44,15 +44,11 @@ class SEEDBench(Benchmark):
         }
     )
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
-        """A question about one image or several; None for one about a video."""
+    def question(self, layout: str, number: int, record: Record) -> Question:
+        """A question about one image or several."""
         if layout == "vlmevalkit":
             options, images, id = options_of_tsv(record), record["images"], record.text("index")
         else:
-            if record["data_type"] not in ("image", "video"):
-                raise record.wrong("data_type", f"must be image or video, not {record['data_type']!r}")
-            if record["data_type"] == "video":
-                return None
             options = {letter: record.text(f"choice_{letter.lower()}") for letter in LETTERS}
             images, id = record.images("image"), record.text("question_id")
         gold = {"answer": record.text("answer"), "options": options}

@@ -23,7 +23,7 @@ class VCR(Benchmark):
         """The whole set and its published beginnings."""
         return (self.published_items, 500, 100)
 
-    def question(self, layout: str, number: int, record: Record) -> Question | None:
+    def question(self, layout: str, number: int, record: Record) -> Question:
         """The picture above its caption. Parquet files hold no question: lmms-eval's is asked."""
         if layout == "vlmevalkit":
             id, text, images = record.text("index"), record["question"].strip(), record["images"]

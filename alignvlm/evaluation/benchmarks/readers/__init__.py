@@ -10,10 +10,10 @@ from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.readers.docowl import Docowl, open_docowl
 from alignvlm.evaluation.benchmarks.readers.original import Original, open_original
 from alignvlm.evaluation.benchmarks.readers.parquet import Join, Parquet, open_parquet
-from alignvlm.evaluation.benchmarks.readers.records import Reader, Record
+from alignvlm.evaluation.benchmarks.readers.records import Only, Reader, Record
 from alignvlm.evaluation.benchmarks.readers.tsv import Tsv, open_tsv
 
-__all__ = ["Docowl", "Join", "Original", "Parquet", "Reader", "Record", "Source", "Tsv", "open_reader"]
+__all__ = ["Docowl", "Join", "Only", "Original", "Parquet", "Reader", "Record", "Source", "Tsv", "open_reader"]
 
 Source = Parquet | Tsv | Docowl | Original
 """What a benchmark says about its files in one layout."""

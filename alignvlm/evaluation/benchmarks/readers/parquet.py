@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from alignvlm.errors import UserError
-from alignvlm.evaluation.benchmarks.readers.records import Record, Wanted
+from alignvlm.evaluation.benchmarks.readers.records import Only, Record, Wanted
 
 BATCH = 16
 """Rows that are in memory at once."""
@@ -45,6 +45,8 @@ class Parquet:
     """A split whose rows are examples for those with the same value in a column."""
     not_in_name: str | None = None
     """A word in the dataset's name that says it is another benchmark's."""
+    only: Only | None = None
+    """Where the split holds more than the benchmark."""
 
 
 class ParquetReader:
@@ -52,24 +54,26 @@ class ParquetReader:
 
     layout = "huggingface"
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], only: Only | None = None) -> None:
         self.files, self.notes = list(files), list[str]()
-        self._lengths = [_open(file).metadata.num_rows for file in self.files]
-        self.size: int | None = sum(self._lengths)
+        self._kept = [_kept(file, only) for file in self.files]
+        self.size: int | None = sum(map(sum, self._kept))
         if self.size == 0:
-            raise UserError(f"{self.files[0]}: there are no rows in it")
+            missing = "there are no rows in it" if only is None else f"no row has {only.column} {only.value!r}"
+            raise UserError(f"{self.files[0]}: {missing}")
         self.images: tuple[Join, dict[Any, Any]] | None = None
         self.examples: tuple[str, list[Record]] | None = None
 
     def records(self, wanted: Wanted, end: int | None = None) -> Iterator[tuple[int, Record]]:
         """Rows as Python values, with the file's name in column `__file__`, and joined images and examples."""
         number = 0
-        for file, length in zip(self.files, self._lengths, strict=True):
-            stop = number + length if end is None else min(number + length, end)
+        for file, kept in zip(self.files, self._kept, strict=True):
+            following = number + sum(kept)
+            stop = following if end is None else min(following, end)
             if any(wanted(n) for n in range(number, stop)):
-                for row, record in _rows(file, number, stop, wanted):
+                for row, record in _rows(file, kept, number, stop, wanted):
                     yield row, self._completed(record)
-            number += length
+            number = following
 
     def end(self, limit: int) -> int:
         """The rows are independent."""
@@ -99,8 +103,8 @@ def open_parquet(path: Path, source: Parquet) -> ParquetReader:
     if path.is_file():
         if source.join is not None:
             raise UserError(f"{path}: give the dataset's folder; images are in its config {source.join.config!r}")
-        return ParquetReader([path])
-    reader = ParquetReader(_files_of(path, source))
+        return ParquetReader([path], source.only)
+    reader = ParquetReader(_files_of(path, source), source.only)
     if source.join is not None:
         images = ParquetReader(_files_of(path, Parquet(source.splits, source.join.config)))
         rows = images.records(lambda number: True)
@@ -174,16 +178,29 @@ def _inside(root: Path, files: list[Path]) -> list[Path]:
     return files
 
 
-def _rows(file: Path, first: int, stop: int, wanted: Wanted) -> Iterator[tuple[int, Record]]:
-    number = first
+def _kept(file: Path, only: Only | None) -> list[bool]:
+    """Per row of a file whether it belongs to the benchmark; one column is read for that."""
+    opened = _open(file)
+    if only is None:
+        return [True] * opened.metadata.num_rows
+    names = Record({name: name for name in opened.schema_arrow.names}, str(file))  # says which are there
+    values = opened.read(columns=[names[only.column]]).column(0).to_pylist()
+    return [only.keeps(value, f"{file}, row {row}") for row, value in enumerate(values)]
+
+
+def _rows(file: Path, kept: Sequence[bool], number: int, stop: int, wanted: Wanted) -> Iterator[tuple[int, Record]]:
+    row = -1
     for batch in _open(file).iter_batches(batch_size=BATCH):
         names = batch.schema.names
-        for row in range(batch.num_rows):
+        for position in range(batch.num_rows):
+            row += 1
             if number >= stop:
                 return
+            if not kept[row]:
+                continue
             if wanted(number):
-                values = {name: batch.column(i)[row].as_py() for i, name in enumerate(names)}
-                yield number, Record(values | {"__file__": file.name}, f"{file}, row {number - first}")
+                values = {name: batch.column(i)[position].as_py() for i, name in enumerate(names)}
+                yield number, Record(values | {"__file__": file.name}, f"{file}, row {row}")
             number += 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,23 @@ from alignvlm.errors import UserError
 
 Wanted = Callable[[int], bool]
 """Whether the row of a number, from 0, is needed: the others are passed over without being decoded."""
+
+
+@dataclass(frozen=True)
+class Only:
+    """Which rows of a file belong to the benchmark: the others are passed over and have no number."""
+
+    column: str
+    value: str
+    others: tuple[str, ...]
+    """What else may stand in the column."""
+
+    def keeps(self, value: Any, place: str) -> bool:
+        """Whether a row with this value belongs to the benchmark. Raises UserError for one that may not be there."""
+        known = (self.value, *self.others)
+        if value not in known:
+            raise UserError(f"{place}: column {self.column!r} must be {' or '.join(known)}, not {value!r:.80}")
+        return bool(value == self.value)
 
 
 class Record(dict[str, Any]):

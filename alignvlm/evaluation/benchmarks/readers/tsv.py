@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm.errors import UserError
-from alignvlm.evaluation.benchmarks.readers.records import Record, Wanted, existing
+from alignvlm.evaluation.benchmarks.readers.records import Only, Record, Wanted, existing
 from alignvlm.metrics.relaxed_accuracy import answers_in_cell
 
 MAX_REFERENCE = 64
@@ -24,6 +24,8 @@ class Tsv:
     """What VLMEvalKit calls the benchmark's file."""
 
     names: tuple[str, ...]
+    only: Only | None = None
+    """Where the file holds more than the benchmark."""
 
 
 class TsvReader:
@@ -32,14 +34,15 @@ class TsvReader:
     layout = "vlmevalkit"
     size: int | None = None
 
-    def __init__(self, file: Path) -> None:
-        self.files, self.notes = [file], list[str]()
+    def __init__(self, file: Path, only: Only | None = None) -> None:
+        self.files, self.notes, self.only = [file], list[str](), only
         self._offsets: dict[str, int] = {}
         with file.open("rb") as stream:
             self.columns = next(_cells(stream, 0), (0, []))[1]
         if not self.columns:
             raise UserError(f"{file}: the file is empty")
-        for names in (("index",), ("question",), ("image", "image_path")):
+        needed = [("index",), ("question",), ("image", "image_path"), *([(only.column,)] if only else [])]
+        for names in needed:
             if not set(names) & set(self.columns):
                 raise UserError(
                     f"{file}: there is no column {' or '.join(map(repr, names))}, only {', '.join(self.columns)}"
@@ -51,20 +54,27 @@ class TsvReader:
         with file.open("rb") as stream:
             rows = _cells(stream, 0)
             next(rows)
-            for number, (_, cells) in enumerate(rows):
+            placed = ((f"{file}, row {row}", cells) for row, (_, cells) in enumerate(rows))
+            for number, (place, cells) in enumerate(row for row in placed if self._belongs(*row)):
                 if end is not None and number >= end:
                     return
                 if wanted(number):
-                    yield number, self._record(cells, f"{file}, row {number}")
+                    yield number, self._record(cells, place)
 
     def end(self, limit: int) -> int:
         """The rows are independent."""
         return limit
 
-    def _record(self, cells: list[str], place: str) -> Record:
+    def _belongs(self, place: str, cells: list[str]) -> bool:
+        return self.only is None or self.only.keeps(self._named(cells, place)[self.only.column], place)
+
+    def _named(self, cells: list[str], place: str) -> Record:
         if len(cells) != len(self.columns):
             raise UserError(f"{place}: {len(cells)} cells for {len(self.columns)} columns")
-        record = Record(dict(zip(self.columns, cells, strict=True)), place)
+        return Record(dict(zip(self.columns, cells, strict=True)), place)
+
+    def _record(self, cells: list[str], place: str) -> Record:
+        record = self._named(cells, place)
         record["images"] = self._images(record)
         return record
 
@@ -116,11 +126,11 @@ def open_tsv(path: Path, source: Tsv) -> TsvReader:
         UserError: the folder has none, or the file is empty or has other columns.
     """
     if path.is_file():
-        return TsvReader(path)
+        return TsvReader(path, source.only)
     for name in source.names:
         for file in (path / f"{name}_local.tsv", path / f"{name}.tsv"):
             if file.is_file():
-                return TsvReader(file)
+                return TsvReader(file, source.only)
     raise UserError(f"{path}: there is no {' or '.join(f'{name}.tsv' for name in source.names)}")
 
 
