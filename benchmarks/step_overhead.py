@@ -157,12 +157,12 @@ def measure_plain(export: Path, repeats: int) -> list[float]:
 
 def measure_engine(layers: int, export: Path, world: Any, variant: Variant, repeats: int) -> list[float]:
     """Seconds of micro-batches through the engine, none of which ends an optimizer step."""
-    from alignvlm.config.deepspeed import read_strategy
+    from alignvlm.config.deepspeed import deepspeed_config
     from alignvlm.training.engine import build_trainer
 
     recipe = recipe_of(layers, variant.strategy)
     stage = recipe.stages["alignment"]
-    zero = read_strategy(stage)["zero_optimization"]
+    zero = deepspeed_config(recipe, stage, world.size)["zero_optimization"]
     zero |= {"stage3_param_persistence_threshold": PERSISTENT, **variant.zero}
     zero |= {key: 16 * round(zero[key] * share_of_parameters(layers) / 16) for key in SIZES if key in zero}
     extra = {"zero_optimization": zero}
