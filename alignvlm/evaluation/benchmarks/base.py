@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from alignvlm.errors import UserError
-from alignvlm.evaluation.benchmarks.readers import Record, Source
+from alignvlm.evaluation.benchmarks.readers import Docowl, Record, Source, Tsv
 from alignvlm.metrics import find_metric
 from alignvlm.metrics.relaxed_accuracy import answers_in_cell, without_newlines
 from data_pipeline.errors import nearest
@@ -163,6 +163,17 @@ def find_benchmark(name: str) -> Benchmark:
     if name not in _BENCHMARKS:
         raise UserError(f"unknown benchmark {name!r}: {nearest(name, _BENCHMARKS)}")
     return _BENCHMARKS[name]
+
+
+def owners_of(file: Path) -> list[str]:
+    """Benchmarks whose published files have this file's name, where the name tells benchmarks apart."""
+    return [
+        name
+        for name, benchmark in _BENCHMARKS.items()
+        if any(
+            file.stem in source.published for source in benchmark.sources.values() if isinstance(source, Tsv | Docowl)
+        )
+    ]
 
 
 def of_tsv(number: int, record: Record) -> Question:

@@ -12,7 +12,7 @@ from typing import Any
 from alignvlm.config.places import recipe_error
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
-from alignvlm.evaluation.benchmarks.base import Benchmark, find_benchmark
+from alignvlm.evaluation.benchmarks.base import Benchmark, find_benchmark, owners_of
 from alignvlm.evaluation.benchmarks.readers import Reader, open_reader
 from alignvlm.progress import say
 
@@ -31,9 +31,15 @@ class Job:
 
     @classmethod
     def of(cls, name: str, path: str | Path, flavour: str | None = None, limit: int | None = None) -> Job:
-        """Open the files of a benchmark. Raises UserError as the readers do."""
+        """Open the files of a benchmark. Raises UserError as the readers do, and for another benchmark's file."""
         benchmark = find_benchmark(name)
         reader = open_reader(Path(path), benchmark.sources, name)
+        owners = owners_of(reader.files[0])
+        if owners and name not in owners:
+            raise UserError(
+                f"{reader.files[0]}: its name is that of benchmark {owners[0]!r}, not {name!r}; "
+                "give the benchmark of the file, or rename it"
+            )
         return cls(benchmark, reader, benchmark.flavour(flavour, reader.layout), limit)
 
     @property

@@ -146,10 +146,11 @@ def test_results_of_another_model_are_not_kept(tmp_path: Path, data: Path) -> No
     (export / "model.safetensors").write_text("one")
     answerer = Known(REPLIES)
     run_benchmarks(export, [Job.of("chartqa", data)], out, answerer=answerer)
-    run_benchmarks(export, [Job.of("docvqa", data)], out, answerer=answerer)
+    pages = data.rename(data.with_name("DocVQA_VAL.tsv"))
+    run_benchmarks(export, [Job.of("docvqa", pages)], out, answerer=answerer)
     assert set(json.loads((out / "results.json").read_text())["benchmarks"]) == {"chartqa", "docvqa"}
     (export / "model.safetensors").write_text("another")
-    run_benchmarks(export, [Job.of("docvqa", data)], out, answerer=answerer)
+    run_benchmarks(export, [Job.of("docvqa", pages)], out, answerer=answerer)
     assert set(json.loads((out / "results.json").read_text())["benchmarks"]) == {"docvqa"}
 
 
@@ -195,6 +196,9 @@ def mistakes(tmp_path: Path) -> list[tuple[str, Path, str]]:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     lines(place("gone/test/DocVQA_test.jsonl"), [{"image": ["./imgs/a.png"], "messages": turns}])
     lines(place("odd_test.jsonl"), [{"image": ["a.png"], "messages": turns[:1]}])
+    tsv(place("ChartQA_TEST_local.tsv"), [{"index": 1, "image_path": "a.png", "question": "q", "answer": "a"}])
+    parquet(place("DocVQA/validation-0-of-1.parquet"), [{"questionId": "1", "question": "q", "image": struct()}])
+    tsv(place("MMMU.tsv"), [{"index": 1, "image": png(), "question": "q", "answer": "A", "split": "test"}])
     return [
         ("docvqa", place("missing"), "missing: no such file or folder"),
         ("docvqa", place("empty.tsv"), "empty.tsv: the file is empty"),
@@ -209,6 +213,12 @@ def mistakes(tmp_path: Path) -> list[tuple[str, Path, str]]:
         ("docvqa", place("gone"), "line 1: the image of column 'image' is not there"),
         ("docvqa", place("odd_test.jsonl"), "line 1: not a question with an image"),
         ("textvqa", place("gone"), "has the layout docdownstream; 'textvqa' is read from huggingface, vlmevalkit"),
+        ("docvqa", place("ChartQA_TEST_local.tsv"), "its name is that of benchmark 'chartqa', not 'docvqa'; give"),
+        ("wtq", place("gone/test/DocVQA_test.jsonl"), "its name is that of benchmark 'docvqa', not 'wtq'"),
+        ("infovqa", place("DocVQA/validation-0-of-1.parquet"), "its folder is config 'DocVQA' of the dataset, not 'I"),
+        ("mmmu", place("MMMU.tsv"), "row 0: column 'split' must be validation or dev, not 'test'"),
+        ("mmmu", place("short.tsv"), "short.tsv: there is no column 'split', only index, question, image, answer"),
+        ("seedbench", place("other.parquet"), "other.parquet: there is no column 'data_type', only question, image"),
         ("doqvqa", place("gone"), "unknown benchmark 'doqvqa': did you mean 'docvqa'"),
     ]
 

@@ -24,7 +24,7 @@ class DocVQA(Benchmark):
     published_items = 5349
     sources = MappingProxyType(
         {
-            "huggingface": Parquet(("validation",), "DocVQA"),
+            "huggingface": Parquet(("validation",), "DocVQA", siblings=("InfographicVQA",)),
             "vlmevalkit": Tsv(("DocVQA_VAL",)),
             "docdownstream": Docowl("DocVQA"),
             "ureader": Docowl("DocVQA"),

@@ -18,7 +18,7 @@ class InfoVQA(DocVQA):
     published_items = 2801
     sources = MappingProxyType(
         {
-            "huggingface": Parquet(("validation",), "InfographicVQA"),
+            "huggingface": Parquet(("validation",), "InfographicVQA", siblings=("DocVQA",)),
             "vlmevalkit": Tsv(("InfoVQA_VAL",)),
             "docdownstream": Docowl("InfographicsVQA"),
             "ureader": Docowl("InfographicsVQA"),

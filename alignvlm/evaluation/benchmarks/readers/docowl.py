@@ -23,6 +23,11 @@ class Docowl:
     skips_documents: bool = False
     """Whether the collection is known to lack images of some documents."""
 
+    @property
+    def published(self) -> tuple[str, ...]:
+        """Names of its published files, without endings: of DocDownstream and of UReader."""
+        return f"{self.dataset}_test", f"test_{self.dataset}"
+
 
 @dataclass(frozen=True)
 class Meta:
@@ -100,7 +105,8 @@ def open_docowl(path: Path, source: Docowl, layout: str) -> DocowlReader:
     """
     if path.is_file():
         return DocowlReader(path, source, layout)
-    names = (f"test/{source.dataset}_test.jsonl", f"{source.dataset}_test.jsonl", f"test_{source.dataset}.jsonl")
+    own, older = (f"{name}.jsonl" for name in source.published)
+    names = (f"test/{own}", own, older)
     for name in names:
         if (path / name).is_file():
             return DocowlReader(path / name, source, layout)

@@ -45,6 +45,8 @@ class Parquet:
     """A split whose rows are examples for those with the same value in a column."""
     not_in_name: str | None = None
     """A word in the dataset's name that says it is another benchmark's."""
+    siblings: tuple[str, ...] = ()
+    """Configs of the same dataset that are other benchmarks'."""
     only: Only | None = None
     """Where the split holds more than the benchmark."""
 
@@ -103,8 +105,8 @@ def open_parquet(path: Path, source: Parquet) -> ParquetReader:
     if path.is_file():
         if source.join is not None:
             raise UserError(f"{path}: give the dataset's folder; images are in its config {source.join.config!r}")
-        return ParquetReader([path], source.only)
-    reader = ParquetReader(_files_of(path, source), source.only)
+        return ParquetReader(_not_of_siblings([path], source), source.only)
+    reader = ParquetReader(_not_of_siblings(_files_of(path, source), source), source.only)
     if source.join is not None:
         images = ParquetReader(_files_of(path, Parquet(source.splits, source.join.config)))
         rows = images.records(lambda number: True)
@@ -125,6 +127,14 @@ def _files_of(path: Path, source: Parquet) -> list[Path]:
         shown = ", ".join(found[:8]) + (", …" if len(found) > 8 else "")
         config = f" of config {source.config!r}" if source.config else ""
         raise UserError(f"{path}: no parquet file of split {' or '.join(source.splits)}{config} among {shown}")
+    return files
+
+
+def _not_of_siblings(files: list[Path], source: Parquet) -> list[Path]:
+    for file in files:
+        config = file.absolute().parent.name
+        if config in source.siblings:
+            raise UserError(f"{file}: its folder is config {config!r} of the dataset, not {source.config!r}")
     return files
 
 

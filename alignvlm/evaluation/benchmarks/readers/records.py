@@ -39,9 +39,9 @@ class Record(dict[str, Any]):
         """File and row, for messages."""
 
     def __missing__(self, column: str) -> Any:
+        columns = ", ".join(name for name in map(str, self) if not name.startswith("__"))
         raise UserError(
-            f"{self.place}: there is no column {column!r}, only {', '.join(map(str, self))}; "
-            "is this the file of another benchmark?"
+            f"{self.place}: there is no column {column!r}, only {columns}; is this the file of another benchmark?"
         )
 
     def text(self, column: str) -> str:

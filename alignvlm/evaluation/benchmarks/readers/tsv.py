@@ -27,6 +27,11 @@ class Tsv:
     only: Only | None = None
     """Where the file holds more than the benchmark."""
 
+    @property
+    def published(self) -> tuple[str, ...]:
+        """Names of its published files, without endings."""
+        return (*self.names, *(f"{name}_local" for name in self.names))
+
 
 class TsvReader:
     """Rows of a TSV; all cells are text, also `NA`, `None` and empty ones, which pandas would take for missing."""
