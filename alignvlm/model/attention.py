@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn import functional as F
@@ -26,8 +27,6 @@ SDPA = "alignvlm_sdpa"
 VARLEN = "alignvlm_varlen"
 FLASH = "alignvlm_flash"
 FLASH4 = "alignvlm_flash4"
-PACKED = (SDPA, VARLEN, FLASH, FLASH4)
-"""The implementations that keep packed documents apart, in any language model that lets transformers choose."""
 
 
 @dataclass(frozen=True)
@@ -104,145 +103,60 @@ def flash4_available(device: torch.device) -> bool:
     return is_flash_attn_4_available() and torch.cuda.get_device_capability(device)[0] >= 9
 
 
-def sdpa_per_document(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    documents: Documents | None = None,
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Causal SDPA inside each document; query [1, H, T, d], key and value [1, H_kv, T, d], returns [1, T, H, d].
+@dataclass(frozen=True)
+class Asked:
+    """What a language model asks of its attention besides query, key and value."""
 
-    Documents of similar length become a right-padded batch: under a causal mask the padding is never seen.
-    """
-    documents = _packed(documents)
-    _refuse_window(sliding_window, documents)
-    _refuse_variants(kwargs)
-
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        gqa = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=gqa)
-
-    if not documents.buckets:
-        return attend(query, key, value).transpose(1, 2), None
-    rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # [T, H, d]
-    outputs = []
-    for bucket in documents.buckets:
-        q, k, v = (x[bucket].transpose(1, 2) for x in rows)  # [documents, H, L, d]
-        outputs.append(attend(q, k, v).transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[documents.inverse][None], None
+    scale: float | None
+    """Of the scores; null: 1 / sqrt(d)."""
+    dropout: float
+    """Share of the weights that is dropped."""
+    window: int | None
+    """How many tokens a token sees, itself included; null: all before it."""
+    softcap: float | None
+    """Scores s become softcap * tanh(s / softcap); null: they stay."""
 
 
-def varlen_per_document(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    documents: Documents | None = None,
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """As `sdpa_per_document`, through `torch.nn.attention.varlen` (CUDA, 16-bit)."""
-    documents = _packed(documents)
-    _refuse_window(sliding_window, documents)
-    _refuse_variants(kwargs)
-    from torch.nn.attention.varlen import varlen_attn
-
-    arguments = _varlen_arguments()
-    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # [T, H, d]
-    cu, longest = documents.cu_seqlens, documents.max_seqlen
-    out: Any = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, **arguments)
-    return out[None], None
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Documents, Asked], torch.Tensor]
+"""Causal attention inside each document: query [T, H, d], key and value [T, H_kv, d] -> [T, H, d]."""
 
 
-def flash_per_document(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    documents: Documents | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """As `sdpa_per_document`, through the flash-attn package (CUDA, 16-bit), which knows windows and soft caps."""
-    documents = _packed(documents)
-    _refuse_variants(kwargs)
+def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, asked: Asked) -> torch.Tensor:
+    """The flash-attn package (CUDA, 16-bit)."""
     from flash_attn import flash_attn_varlen_func
 
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, H, d]
     cu, longest = documents.cu_seqlens, documents.max_seqlen
-    before = -1 if sliding_window is None else sliding_window - 1  # tokens before itself that a token sees
-    out = flash_attn_varlen_func(
+    before = -1 if asked.window is None else asked.window - 1  # tokens before itself that a token sees
+    out: torch.Tensor = flash_attn_varlen_func(
         q, k, v, cu, cu, longest, longest,
-        dropout_p=dropout, softmax_scale=scaling, causal=True, window_size=(before, 0), softcap=softcap or 0.0,
+        dropout_p=asked.dropout, softmax_scale=asked.scale, causal=True, window_size=(before, 0),
+        softcap=asked.softcap or 0.0,
     )  # fmt: skip
-    return out[None], None
+    return out
 
 
-def flash4_per_document(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    documents: Documents | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """As `flash_per_document`, through the flash-attn-4 package (compute capability 9 or higher, 16-bit)."""
-    documents = _packed(documents)
-    _refuse_variants(kwargs)
-    if dropout:
-        raise ValueError(f"flash-attn-4 has no dropout, but this LM drops {dropout}: set model.attention to 'flash'")
+def _flash4(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, asked: Asked) -> torch.Tensor:
+    """The flash-attn-4 package (compute capability 9 or higher, 16-bit)."""
     from flash_attn.cute import flash_attn_varlen_func
 
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, H, d]
     cu, longest = documents.cu_seqlens, documents.max_seqlen
-    window = (None, None) if sliding_window is None else (sliding_window - 1, 0)
     out = flash_attn_varlen_func(
         q, k, v, cu_seqlens_q=cu, cu_seqlens_k=cu, max_seqlen_q=longest, max_seqlen_k=longest,
-        softmax_scale=scaling, causal=True, window_size=window, softcap=softcap or 0.0,
+        softmax_scale=asked.scale, causal=True, softcap=asked.softcap or 0.0,
+        window_size=(None, None) if asked.window is None else (asked.window - 1, 0),
     )  # fmt: skip
-    return (out[0] if isinstance(out, tuple) else out)[None], None
+    first: torch.Tensor = out[0] if isinstance(out, tuple) else out
+    return first
 
 
-def _packed(documents: Documents | None) -> Documents:
-    if documents is None:
-        raise ValueError(
-            "this attention is for packed micro-batches (cu_seqlens, max_seqlen); set_attn_implementation('sdpa') for "
-            "anything else"
-        )
-    return documents
+def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, asked: Asked) -> torch.Tensor:
+    """`torch.nn.attention.varlen` (CUDA, 16-bit)."""
+    from torch.nn.attention.varlen import varlen_attn
 
-
-def _refuse_variants(kwargs: dict[str, Any]) -> None:
-    """Kinds of attention that would be left out in silence: soft-capped scores, attention sinks."""
-    for name in ("softcap", "s_aux"):
-        if kwargs.get(name) is not None:
-            raise ValueError(f"this LM's attention has {name!r}, which alignvlm's packed attention does not know")
-
-
-def _refuse_window(sliding_window: int | None, documents: Documents) -> None:
-    if sliding_window is not None and documents.max_seqlen > sliding_window:
-        raise ValueError(
-            f"this LM attends in windows of {sliding_window} tokens, shorter than a document of "
-            f"{documents.max_seqlen}: install flash-attn (model.attention = 'flash') or lower sequence_length"
-        )
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    cu, longest = documents.cu_seqlens, documents.max_seqlen
+    out: Any = varlen_attn(q, k, v, cu, cu, longest, longest, scale=asked.scale, **_varlen_arguments())
+    return cast(torch.Tensor, out)
 
 
 @lru_cache(maxsize=1)
@@ -255,13 +169,78 @@ def _varlen_arguments() -> dict[str, Any]:
     return causal | ({"enable_gqa": True} if "enable_gqa" in names else {})
 
 
+def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, asked: Asked) -> torch.Tensor:
+    """SDPA, anywhere.
+
+    Documents of similar length become a right-padded batch: under a causal mask the padding is never seen.
+    """
+
+    def attend(*rows: torch.Tensor) -> torch.Tensor:
+        """[documents, L, heads, d] each -> [documents, L, H, d]."""
+        query, key, value = (x.transpose(1, 2) for x in rows)
+        out = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=asked.dropout, is_causal=True, scale=asked.scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )  # fmt: skip
+        return out.transpose(1, 2)
+
+    if not documents.buckets:
+        return attend(q[None], k[None], v[None])[0]
+    outputs = [attend(q[bucket], k[bucket], v[bucket]).flatten(0, 1) for bucket in documents.buckets]
+    return torch.cat(outputs)[documents.inverse]
+
+
+def _per_document(kernel: Kernel, knows: Container[str]) -> Callable[..., tuple[torch.Tensor, None]]:
+    """A kernel as transformers calls an attention; what the kernel does not know is refused, not left out."""
+
+    def attention(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        documents: Documents | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Query [1, H, T, d], key and value [1, H_kv, T, d] -> [1, T, H, d]."""
+        if documents is None:
+            raise ValueError(
+                "this attention is for packed micro-batches (cu_seqlens, max_seqlen); set_attn_implementation('sdpa') "
+                "for anything else"
+            )
+        if sliding_window is not None and "window" not in knows and documents.max_seqlen > sliding_window:
+            raise ValueError(
+                f"this LM attends in windows of {sliding_window} tokens, shorter than a document of "
+                f"{documents.max_seqlen}: install flash-attn (model.attention = 'flash') or lower sequence_length"
+            )
+        if dropout and "dropout" not in knows:
+            raise ValueError(
+                f"this LM drops {dropout} of its attention weights, which model.attention = 'varlen' and 'flash4' "
+                "cannot: take 'flash' or 'sdpa', or set its attention_dropout to 0"
+            )
+        for name, value_of in (("softcap", None if "softcap" in knows else softcap), ("s_aux", kwargs.get("s_aux"))):
+            if value_of is not None:
+                raise ValueError(f"this LM's attention has {name!r}, which alignvlm's packed attention does not know")
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, d]
+        return kernel(q, k, v, documents, Asked(scaling, dropout, sliding_window, softcap))[None], None
+
+    return attention
+
+
+PACKED = {
+    SDPA: _per_document(_sdpa, knows={"dropout"}),
+    VARLEN: _per_document(_varlen, knows=()),
+    FLASH: _per_document(_flash, knows={"dropout", "window", "softcap"}),
+    FLASH4: _per_document(_flash4, knows={"window", "softcap"}),
+}
+"""Name -> implementation that keeps packed documents apart, in any LM that lets transformers choose its attention."""
+
+
 def register() -> None:
     """Make the implementations known to transformers; called once when `alignvlm.model` is imported."""
-    functions = {
-        SDPA: sdpa_per_document,
-        VARLEN: varlen_per_document,
-        FLASH: flash_per_document,
-        FLASH4: flash4_per_document,
-    }
-    for name, function in functions.items():
+    for name, function in PACKED.items():
         AttentionInterface.register(name, function)

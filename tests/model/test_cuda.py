@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 from transformers.utils import is_flash_attn_2_available
 
-from alignvlm.model.attention import (
-    FLASH,
-    FLASH4,
-    SDPA,
-    VARLEN,
-    Documents,
-    flash4_available,
-    flash4_per_document,
-    flash_per_document,
-    sdpa_per_document,
-    varlen_per_document,
-)
+from alignvlm.model.attention import FLASH, FLASH4, PACKED, SDPA, VARLEN, Documents, flash4_available
 
 pytestmark = pytest.mark.cuda
 
 LENGTHS = (1, 700, 64, 129, 2048, 3, 31)
 HAS_FLASH4 = torch.cuda.is_available() and flash4_available(torch.device("cuda"))
-IMPLEMENTATIONS = (
-    {SDPA: sdpa_per_document, VARLEN: varlen_per_document}
-    | ({FLASH: flash_per_document} if is_flash_attn_2_available() else {})
-    | ({FLASH4: flash4_per_document} if HAS_FLASH4 else {})
-)
+IMPLEMENTATIONS = [SDPA, VARLEN, *([FLASH] if is_flash_attn_2_available() else []), *([FLASH4] if HAS_FLASH4 else [])]
 
 
 def attend(implementation: str, tensors: list[torch.Tensor], upstream: torch.Tensor) -> list[torch.Tensor]:
@@ -38,8 +21,7 @@ def attend(implementation: str, tensors: list[torch.Tensor], upstream: torch.Ten
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     ends = torch.tensor([0, *LENGTHS], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     documents = Documents.of(ends, max(LENGTHS), implementation).to(tensors[0].device)
-    function: Any = IMPLEMENTATIONS[implementation]
-    out, _ = function(None, *leaves, None, scaling=leaves[0].shape[-1] ** -0.5, documents=documents)
+    out, _ = PACKED[implementation](None, *leaves, None, scaling=leaves[0].shape[-1] ** -0.5, documents=documents)
     out.backward(upstream.to(out.dtype))
     return [out.detach().float(), *(leaf.grad.float() for leaf in leaves)]
 

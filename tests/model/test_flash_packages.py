@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignvlm.model import attention
-from alignvlm.model.attention import Documents, choose_attention, flash4_per_document, flash_per_document
+from alignvlm.model.attention import FLASH, FLASH4, PACKED, VARLEN, Documents, choose_attention
 
 LENGTHS = (1, 7, 3)
 ENDS = torch.tensor([0, *LENGTHS]).cumsum(0)
@@ -54,32 +54,36 @@ def flash_attn_4(
 @pytest.mark.parametrize("window", [None, WINDOW])
 @pytest.mark.parametrize("cap", [None, CAP])
 @pytest.mark.parametrize(
-    ("function", "module", "stand_in"),
-    [(flash_per_document, "flash_attn", flash_attn_2), (flash4_per_document, "flash_attn.cute", flash_attn_4)],
+    ("name", "module", "stand_in"), [(FLASH, "flash_attn", flash_attn_2), (FLASH4, "flash_attn.cute", flash_attn_4)]
 )
-def test_documents_windows_and_caps(function, module, stand_in, window, cap, monkeypatch) -> None:
+def test_documents_windows_and_caps(name, module, stand_in, window, cap, monkeypatch) -> None:
     package = ModuleType(module)
     package.flash_attn_varlen_func = stand_in
     monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
     monkeypatch.setitem(sys.modules, module, package)
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, sum(LENGTHS), 8, dtype=torch.float64) for heads in (4, 2, 2))
-    documents = Documents.of(ENDS.int(), max(LENGTHS), attention.FLASH)
-    out, weights = function(None, q, k, v, None, scaling=SCALE, documents=documents, sliding_window=window, softcap=cap)
+    documents = Documents.of(ENDS.int(), max(LENGTHS), FLASH)
+    out, weights = PACKED[name](
+        None, q, k, v, None, scaling=SCALE, documents=documents, sliding_window=window, softcap=cap
+    )
     rows = [x[0].transpose(0, 1) for x in (q, k, v)]
     expected = plain(*rows, before=None if window is None else window - 1, cap=cap or 0.0)
     assert weights is None
     torch.testing.assert_close(out, expected[None])
 
 
-def test_flash_attn_4_is_taken_when_asked_for_and_refuses_what_it_cannot(monkeypatch) -> None:
+def test_flash_attn_4_is_taken_when_asked_for(monkeypatch) -> None:
     gpu = torch.device("cuda")
     monkeypatch.setattr(attention, "flash4_available", lambda device: False)
     with pytest.raises(ValueError, match="flash4' needs a GPU of compute capability 9"):
         choose_attention("flash4", gpu, "bf16")
     monkeypatch.setattr(attention, "flash4_available", lambda device: True)
-    assert choose_attention("flash4", gpu, "bf16") == attention.FLASH4 != choose_attention("auto", gpu, "bf16")
-    documents = Documents.of(ENDS.int(), max(LENGTHS), attention.FLASH4)
+    assert choose_attention("flash4", gpu, "bf16") == FLASH4 != choose_attention("auto", gpu, "bf16")
+
+
+@pytest.mark.parametrize("name", [VARLEN, FLASH4])
+def test_dropout_is_refused_where_the_kernel_has_none(name) -> None:
     q = torch.zeros(1, 1, sum(LENGTHS), 8)
-    with pytest.raises(ValueError, match=r"no dropout, but this LM drops 0\.1"):
-        flash4_per_document(None, q, q, q, None, dropout=0.1, documents=documents)
+    with pytest.raises(ValueError, match=r"drops 0\.1 of its attention weights"):
+        PACKED[name](None, q, q, q, None, dropout=0.1, documents=Documents.of(ENDS.int(), max(LENGTHS), name))
