@@ -88,6 +88,10 @@ def test_cases_that_cannot_be_scored_differ(tmp_path: Path, command: Command) ->
         ("mmmu_open_vlmevalkit", 7, "7", 1.0),
         ("relaxed_accuracy_vlmevalkit", "14", ["a", 14], 1.0),
         ("relaxed_accuracy_vlmevalkit", "USA", "(['Canada', 'USA'])", 1.0),
+        (
+            "due_f1_deepform", [{"name": "a", "key": "k", "answer": None}], [{"name": "a", "annotations": []}],
+            dict.fromkeys(("f1", "precision", "recall"), 0.0),
+        ),
         # MM-Vet looks for a capability in the text of the list
         (
             "mmvet_aggregate", [1.0, 0.5], ["ocr, math", "rec"],

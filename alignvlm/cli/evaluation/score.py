@@ -23,7 +23,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--benchmark", type=word, metavar="NAME", help="whose replies they are (default: the file's name)"
     )
-    parser.add_argument("--flavour", type=word, metavar="NAME", help="whose metric (default: the benchmark's first)")
+    parser.add_argument(
+        "--flavour",
+        type=word,
+        metavar="NAME",
+        help="whose metric (default: that of the evaluation, else the benchmark's first)",
+    )
     parser.add_argument("--judge", type=file, metavar="FILE", help='a judge\'s scores as JSON, {"id": score} (mmvet)')
     parser.add_argument("--vectors", type=file, metavar="FILE", help="JSON file of reference cases")
     parser.set_defaults(handler=run)
@@ -47,10 +52,20 @@ def _score(path: Path, name: str, flavour: str | None, judge: Path | None) -> No
     from alignvlm.evaluation.benchmarks.scoring import add_judge, read_replies, score_rows
 
     benchmark = find_benchmark(name)
-    flavour = benchmark.flavour(flavour)
-    rows = read_replies(path) if judge is None else add_judge(read_replies(path), judge)
+    flavour = benchmark.flavour(flavour or _flavour_of(path, name))
+    rows = read_replies(path) if judge is None else add_judge(benchmark, read_replies(path), judge)
     entry = score_rows(benchmark, rows, flavour)
     show({"benchmarks": {name: entry | {"title": benchmark.title, "flavour": flavour}}}, title=str(path))
+
+
+def _flavour_of(path: Path, name: str) -> str | None:
+    """In whose flavour `alignvlm eval` asked, by results.json beside its file; None for a file from elsewhere."""
+    from alignvlm.evaluation.benchmarks.run import read_results
+    from alignvlm.run_folder import BenchmarkFolder
+
+    folder = BenchmarkFolder(path.parent)
+    entries = read_results(folder).get("benchmarks", {}) if path == folder.replies(name) else {}
+    return entries[name]["flavour"] if name in entries else None
 
 
 def _compare(path: Path) -> int:

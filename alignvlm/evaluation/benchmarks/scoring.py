@@ -11,14 +11,15 @@ from typing import Any
 from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.base import Benchmark, Scores
 from alignvlm.metrics.bootstrap import confidence_interval
+from data_pipeline.files import has_shape
 
-ROW = {"index", "id", "reply", "gold"}
+ROW = {"index": int, "id": str, "reply": str, "gold": dict}
 """What a line of stored replies has at least."""
 
 
 def read_replies(path: Path) -> list[dict[str, Any]]:
-    """Stored replies in order. Raises UserError for a file that holds something else, or nothing."""
-    rows = []
+    """Stored replies in order. Raises UserError for a file that holds something else, nothing, or one reply twice."""
+    rows: dict[int, dict[str, Any]] = {}
     try:
         with path.open(encoding="utf-8") as stream:  # not splitlines, which also ends a line at U+2028
             lines = list(stream)
@@ -27,15 +28,16 @@ def read_replies(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            missing = ROW - set(row)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise UserError(f"{path}, line {number}: not a stored reply ({error})") from error
-        if missing:
-            raise UserError(f"{path}, line {number}: a stored reply has {', '.join(sorted(ROW))}, not {sorted(row)}")
-        rows.append(row)
+        if not has_shape(row, ROW):
+            needed = ", ".join(f"{name} ({kind.__name__})" for name, kind in ROW.items())
+            raise UserError(f"{path}, line {number}: not a stored reply; it has {needed}")
+        if rows.setdefault(row["index"], row) is not row:
+            raise UserError(f"{path}, line {number}: a second reply of index {row['index']}")
     if not rows:
         raise UserError(f"{path}: there are no replies in it")
-    return sorted(rows, key=lambda row: row["index"])
+    return [rows[index] for index in sorted(rows)]
 
 
 def score_rows(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], flavour: str) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def score_rows(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], flavour:
     """
     try:
         units = benchmark.units(rows, flavour)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"these replies are not of benchmark {benchmark.name!r} ({type(error).__name__}: {error})"
         ) from error
@@ -67,15 +69,17 @@ def score_rows(benchmark: Benchmark, rows: Sequence[Mapping[str, Any]], flavour:
     }
 
 
-def add_judge(rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+def add_judge(benchmark: Benchmark, rows: Sequence[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     """The rows with a judge's scores among their references.
 
     Args:
         path: a JSON object, id -> score from 0 to 1.
 
     Raises:
-        UserError: it is none, or a reply has no score in it.
+        UserError: the benchmark is scored without a judge, the file is none, or a reply has no score in it.
     """
+    if not benchmark.judged:
+        raise UserError(f"{path}: {benchmark.name} is scored without a judge; leave --judge out")
     try:
         scores = {str(id): float(score) for id, score in json.loads(path.read_text(encoding="utf-8")).items()}
     except (ValueError, TypeError, AttributeError) as error:

@@ -37,11 +37,11 @@ class Counts(NamedTuple):
     wanted: int
 
 
-def predicted_documents(rows: Iterable[Mapping[str, str]]) -> list[tuple[str, list[Pair]]]:
+def predicted_documents(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Pair]]]:
     """Name and predicted pairs of every document: neighbouring rows `{name, key, answer}` with one name are one."""
     documents = []
     for name, group in groupby(rows, key=lambda row: row["name"]):
-        answers = ((row["key"], without_newlines(row["answer"])) for row in group)
+        answers = ((row["key"], without_newlines(str(row["answer"]))) for row in group)  # null is written as `None`
         documents.append((name, [Pair(key, answer.upper()) for key, answer in answers if answer != ABSENT]))
     return documents
 
@@ -69,7 +69,7 @@ def f1_of(counts: Iterable[Counts]) -> dict[str, float]:
     return {"f1": f1, "precision": precision, "recall": recall}
 
 
-def due_f1(rows: Iterable[Mapping[str, str]], documents: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def due_f1(rows: Iterable[Mapping[str, Any]], documents: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """F1 of rows in file order against documents of the DUE schema, paired by position."""
     pairs = zip(predicted_documents(rows), documents, strict=False)
     return f1_of(count_pairs(predicted, reference_pairs(document)) for (_, predicted), document in pairs)

@@ -181,6 +181,21 @@ def test_a_picture_that_cannot_be_decoded_is_named_and_counted(tmp_path: Path, c
     assert "1 questions could not be asked" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"reply": None}, "line 2: not a stored reply; it has index (int), id (str), reply (str), gold (dict)"),
+        ({"index": "1"}, "line 2: not a stored reply"),
+        ({"index": 0}, "line 2: a second reply of index 0"),
+        ({"gold": {"answers": []}}, "not of benchmark 'docvqa' (ValueError: answers must be a list"),
+    ],
+)
+def test_damaged_replies_are_one_line(tmp_path: Path, command: Command, changed: dict[str, Any], message: str) -> None:
+    row = {"index": 0, "id": "a", "reply": "a", "gold": {"answers": ["a"]}}
+    file = lines(tmp_path / "docvqa.jsonl", [row, row | {"index": 1} | changed])
+    assert message in command("score", file, code=2)
+
+
 def mistakes(tmp_path: Path) -> list[tuple[str, Path, str]]:
     """(benchmark, data, the message)."""
     place = lambda name: tmp_path / name
@@ -282,6 +297,7 @@ def test_eval_and_score_as_commands(tmp_path: Path, command: Command, monkeypatc
     results = json.loads(Path("benchmarks/results.json").read_text())
     assert set(results["benchmarks"]) == {"docvqa", "chartqa"}
     assert results["benchmarks"]["docvqa"]["batch_size"] == 2
+    assert "lmms_eval" in command("score", "benchmarks/docvqa.jsonl")  # as it was asked
     again = command("score", "benchmarks/docvqa.jsonl", "--flavour", "docowl")
     assert "docowl" in again
     assert command("score", "benchmarks/docvqa.jsonl", "--benchmark", "docvqa", "--flavour", "docowl") == again
@@ -298,5 +314,6 @@ def test_eval_and_score_as_commands(tmp_path: Path, command: Command, monkeypatc
         (("score",), "give either a file of stored replies, or --vectors FILE"),
         (("score", "DocVQA_VAL.tsv", "--benchmark", "docvqa"), "line 1: not a stored reply"),
         (("score", "benchmarks/docvqa.jsonl", "--benchmark", "deepform"), "are not of benchmark 'deepform'"),
+        (("score", "benchmarks/docvqa.jsonl", "--judge", "DocVQA_VAL.tsv"), "docvqa is scored without a judge"),
     ):
         assert message in command(*line, code=2)
