@@ -44,6 +44,8 @@ class Variant:
     whole_layers: bool = True
     zero: dict[str, Any] = field(default_factory=dict)
     """Changes of its `zero_optimization`, sizes as at the real widths."""
+    recomputed: bool = True
+    """Layers recompute their activations in the backward pass, as in the recipe."""
 
 
 VARIANTS = {
@@ -55,8 +57,10 @@ VARIANTS = {
     "all-persistent": Variant(zero={"stage3_param_persistence_threshold": 2_000_000_000}),
     "none-persistent": Variant(zero={"stage3_param_persistence_threshold": 0}),
     "no-prefetch": Variant(zero={"stage3_prefetch_bucket_size": 0}),
+    "nothing-recomputed": Variant(recomputed=False),
     "zero2": Variant("zero2"),
     "zero1": Variant("zero1"),
+    "zero1-nothing-recomputed": Variant("zero1", recomputed=False),
 }
 
 
@@ -92,12 +96,13 @@ def main() -> None:
     print("\nwritten:", write("step_overhead", {"rows": rows}))
 
 
-def recipe_of(layers: int, strategy: str = "zero3", narrow: bool = True) -> Any:
+def recipe_of(layers: int, variant: Variant = VARIANTS["whole-layers"], narrow: bool = True) -> Any:
     """The paper's recipe with this many language layers, narrow or as it is."""
     from alignvlm.config.load import load_recipe
 
-    changes = [f"model.language.config.num_hidden_layers={layers}", f"train.deepspeed={strategy}"]
-    return load_recipe("paper_llama32_1b", [*(NARROW if narrow else []), *changes])
+    changes = [f"model.language.config.num_hidden_layers={layers}", f"train.deepspeed={variant.strategy}"]
+    recomputation = f"train.gradient_checkpointing={str(variant.recomputed).lower()}"
+    return load_recipe("paper_llama32_1b", [*(NARROW if narrow else []), *changes, recomputation])
 
 
 @cache
@@ -160,7 +165,7 @@ def measure_engine(layers: int, export: Path, world: Any, variant: Variant, repe
     from alignvlm.config.deepspeed import deepspeed_config
     from alignvlm.training.engine import build_trainer
 
-    recipe = recipe_of(layers, variant.strategy)
+    recipe = recipe_of(layers, variant)
     stage = recipe.stages["alignment"]
     zero = deepspeed_config(recipe, stage, world.size)["zero_optimization"]
     zero |= {"stage3_param_persistence_threshold": PERSISTENT, **variant.zero}
