@@ -19,11 +19,15 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
         UserError: `--data` does not fit `--benchmark`, or a benchmark's files cannot be used.
     """
     from alignvlm.evaluation.benchmarks.job import Job
+    from alignvlm.evaluation.benchmarks.suite import COLUMNS
 
     named, places = _places(arguments.data or [])
+    names = list(COLUMNS) if arguments.suite else arguments.benchmark
+    unasked = [name for name in named if name not in names]
+    if unasked:
+        raise UserError(f"--data {unasked[0]}={named[unasked[0]]}: {unasked[0]} is not asked, only {', '.join(names)}")
     if arguments.suite:
         return _jobs_of_suite(arguments, named, places)
-    names = arguments.benchmark
     if len(set(names)) < len(names):
         raise UserError(f"--benchmark {', '.join(names)}: one is given twice; results are kept by its name")
     unnamed = [name for name in names if name not in named]
