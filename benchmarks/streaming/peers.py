@@ -21,7 +21,7 @@ from typing import Any
 from _common import write
 from environments import Unavailable, python_of, run
 from loader import SIZES, pages
-from server import Server, store
+from server import Kind, Server, store
 
 from data_pipeline.shards.storage import open_storage
 from data_pipeline.stores import helper
@@ -209,7 +209,7 @@ def compare_peers(
     names: Sequence[str],
     work: Path,
     places: Sequence[str],
-    memory: bool,
+    kind: Kind,
     result: str,
 ) -> int:
     """Compare, print a table, and write after every row, so that a command that is cut short has lost nothing else.
@@ -219,7 +219,7 @@ def compare_peers(
         names: of REQUIREMENTS.
         work: where environments are kept.
         places: of PLACES.
-        memory: a store in the proxy's memory instead of SeaweedFS.
+        kind: of the store.
         result: name of the result; empty: none is written.
 
     Returns:
@@ -227,7 +227,7 @@ def compare_peers(
     """
     libraries, rows = installed(names, work), []
     facts = {"environment": ENVIRONMENT, "repeats": repeats, "images": dict(counts)}
-    with store(memory) as server:
+    with store(kind) as server:
         for image, count in counts.items():
             for row in compare(image, count, repeats, libraries, server, places):
                 rows.append(row)

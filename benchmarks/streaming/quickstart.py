@@ -74,7 +74,7 @@ def measure(samples: int, steps: int, outage: float) -> dict[str, Any]:
     words = recipe(samples, steps)
     far = [*words, f"data.root={URL}"]
     ranges = [f"data.sources.{name}.read=ranges" for name in SOURCES]
-    with tempfile.TemporaryDirectory() as temporary, store(memory=False) as server:
+    with tempfile.TemporaryDirectory() as temporary, store("seaweed") as server:
         folder = Path(temporary)
         os.environ["ALIGNVLM_CACHE"] = str(folder / "cache")
         near = train(folder, "near", words)

