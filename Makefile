@@ -37,7 +37,7 @@ test-fast: $(VENV)/installed-test ## the same without the slow ones and without 
 test-cluster: $(VENV)/installed-test ## a real Slurm, a real Ray, two hosts, twenty kills, real servers; installs Debian packages, as root
 	bash tests/cluster/install.sh
 	$(INSTALL) -e '.[train,ray]'
-	PATH="$$PATH:/usr/sbin:/sbin" $(PARALLEL) -m cluster --durations=15 tests/integration
+	PATH="$$PATH:/usr/sbin:/sbin" $(PARALLEL) -m cluster --durations=15 tests/integration tests/benchmarks
 
 test-faults: $(VENV)/installed-test ## twelve faults in every place of a small run, some fifty restarts, stores that are gone
 	$(BIN)/python -m pytest -m faults tests/integration tests/benchmarks

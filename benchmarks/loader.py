@@ -65,12 +65,17 @@ class PageEncoder:
     def encode(self, sample: Sample) -> Encoded:
         tokens, _ = self.measure(sample.messages, sample.images)
         ids = np.arange(tokens, dtype=np.int64)
-        return Encoded(ids, ids, cut(sample.images[0])[None], ids[:196])
+        return Encoded(ids, ids, view(sample.images[0])[None], ids[:196])
+
+
+def view(image: Image.Image) -> np.ndarray:
+    """The first tile, uint8 [3, S, S], as it lies in the image: colours last."""
+    return np.asarray(image.crop((0, 0, TILE, TILE))).transpose(2, 0, 1)
 
 
 def cut(image: Image.Image) -> np.ndarray:
     """The first tile, uint8 [3, S, S]."""
-    return np.ascontiguousarray(np.asarray(image.crop((0, 0, TILE, TILE))).transpose(2, 0, 1))
+    return np.ascontiguousarray(view(image))
 
 
 def pages(count: int, size: tuple[int, int]) -> Iterator[dict[str, Any]]:

@@ -106,7 +106,7 @@ class TileStack:
         begin, self._end = self._end, self._end + len(document.tiles)
         place = self._array[begin : self._end]
         place[...] = document.tiles
-        return replace(document, tiles=place)
+        return Encoded(document.input_ids, document.labels, place, document.visual_positions)
 
     @property
     def tensor(self) -> torch.Tensor:

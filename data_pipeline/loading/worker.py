@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,14 +26,14 @@ from data_pipeline.loading.tile_memory import Block, TileMemory
 from data_pipeline.order.batch import Packs
 from data_pipeline.parallel import end_with_parent, single_threaded
 from data_pipeline.samples.schema import Encoder, SampleError, encode_as_measured
-from data_pipeline.shards.reader import IndexEntry, ReadRange, SourceReader, entry_label
+from data_pipeline.shards.reader import Conversation, IndexEntry, SourceReader, entry_label
 from data_pipeline.shards.sources import BadSample
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """What asks a job to stop."""
 READ_AHEAD, READ_BYTES = 2, 256 * 1024
-"""Reads that are made while what came before is decoded; each is of one sample, or of several small ones of so many
-bytes together: handing over costs as much CPU time as reading one of these."""
+"""Reads that are made while what came before is decoded; each is of one sample, or of several small ones until they
+have so many bytes together: handing over costs as much CPU time as reading one of these."""
 _NO_TILES = torch.empty(0, dtype=torch.uint8)
 
 
@@ -120,7 +120,7 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
                 try:
                     if isinstance(data, SampleError):
                         raise data
-                    sample = document.reader.decode(entry, data)
+                    sample = document.reader.decode(entry, *data)
                     found = encode_as_measured(self.encoder, sample, document.tokens, document.tiles)
                     encoded.append(stack.add(found))
                     keys.append(entry_label(name, entry))
@@ -130,59 +130,47 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
         batch = collate(encoded, keys, step=item.step, epoch=item.epoch, sources=sources, stack=stack)
         return WorkResult(batch, bad, len(item.documents), item.block)
 
-    def _reading(
-        self, documents: np.ndarray, thread: ThreadPoolExecutor
-    ) -> Iterator[tuple[_Document, dict[str, bytes] | SampleError]]:
+    def _reading(self, documents: np.ndarray, thread: ThreadPoolExecutor) -> Iterator[_Read]:
         """Every document in its turn and its bytes, while the thread reads the next ones."""
-        ahead: deque[tuple[list[_Document], Future[list[dict[str, bytes] | SampleError]]]] = deque()
-        for group in self._groups(documents):
-            ahead.append((group, thread.submit(_read_all, group)))
-            if len(ahead) > READ_AHEAD:
-                group, data = ahead.popleft()
-                yield from zip(group, data.result(), strict=True)
-        for group, data in ahead:
-            yield from zip(group, data.result(), strict=True)
+        rows = iter(documents.tolist())
+        ahead = deque(thread.submit(self._read_some, rows) for _ in range(READ_AHEAD + 1))
+        while group := ahead.popleft().result():
+            ahead.append(thread.submit(self._read_some, rows))
+            yield from group
 
-    def _groups(self, documents: np.ndarray) -> Iterator[list[_Document]]:
-        """The documents, neighbours that have READ_BYTES together in one list."""
-        group: list[_Document] = []
+    def _read_some(self, rows: Iterator[list[int]]) -> list[_Read]:
+        """The next documents, of READ_BYTES together: what `decode` takes, or why one cannot be used.
+
+        Pillow decodes without Python's lock, so what is done here costs the decoding thread nothing.
+        """
+        group: list[_Read] = []
         size = 0
-        for source, number, tokens, tiles in documents.tolist():
+        for source, number, tokens, tiles in rows:
             reader = self.readers[source]
-            entry = reader.entry(number)
-            own = sum(member[1] for member in entry.members.values())
-            if group and size + own > READ_BYTES:
-                yield group
-                group, size = [], 0
-            read_range = None if self._far is None else self._far.read_range(source)
-            group.append(_Document(source, reader, entry, tokens, tiles, read_range))
-            size += own
-        if group:
-            yield group
+            document = _Document(source, reader, reader.entry(number), tokens, tiles)
+            try:
+                data = reader.read(document.entry, None if self._far is None else self._far.read_range(source))
+                size += sum(map(len, data.values()))
+                group.append((document, (data, reader.conversation(document.entry, data))))
+            except SampleError as error:
+                group.append((document, error))
+            if size >= READ_BYTES:
+                break
+        return group
 
 
 @dataclass(frozen=True)
 class _Document:
-    """A document to be read, and what it was measured as."""
+    """A document, and what it was measured as."""
 
     source: int
     reader: SourceReader
     entry: IndexEntry
     tokens: int
     tiles: int
-    read_range: ReadRange | None
 
 
-def _read_all(documents: list[_Document]) -> list[dict[str, bytes] | SampleError]:
-    """The members of each document; a SampleError in the place of one that cannot be used."""
-    return [_read(document) for document in documents]
-
-
-def _read(document: _Document) -> dict[str, bytes] | SampleError:
-    try:
-        return document.reader.read(document.entry, document.read_range)
-    except SampleError as error:
-        return error
+_Read = tuple[_Document, tuple[dict[str, bytes], Conversation] | SampleError]
 
 
 def prepare_process(worker: int) -> None:

@@ -39,6 +39,8 @@ ReadRange = Callable[[str, int, int], bytes]
 """(name of a shard, offset, size) -> bytes."""
 Members = Mapping[str, tuple[int, int, int]]
 """Extension -> (offset, size, crc32)."""
+Conversation = tuple[list[dict[str, Any]], dict[str, Any]]
+"""Messages and meta data of a sample."""
 Record = tuple[list[dict[str, Any]], list[tuple[int, int]], dict[str, Any]]
 """Messages, image sizes and meta data of a sample whose images are not read."""
 TEXT_MEMBERS = ("json", "txt")
@@ -120,11 +122,19 @@ class SourceReader:
         wanted = [*image_members(entry.members), *(name for name in TEXT_MEMBERS if name in entry.members)]
         return {extension: entry.members[extension] for extension in wanted}
 
-    def decode(self, entry: IndexEntry, data: Mapping[str, bytes]) -> Sample:
-        """The sample of what `read` returned. Raises SampleError when it cannot be used."""
-        messages, meta = conversation(data, entry.image_sizes, self.prompt)
+    def decode(self, entry: IndexEntry, data: Mapping[str, bytes], said: Conversation | None = None) -> Sample:
+        """The sample of what `read` returned. Raises SampleError when it cannot be used.
+
+        Args:
+            said: what `conversation` gave already.
+        """
+        messages, meta = said or self.conversation(entry, data)
         images = [decode_member(extension, data[extension]) for extension in image_members(entry.members)]
         return Sample(entry.key, self.name, messages, images, meta)
+
+    def conversation(self, entry: IndexEntry, data: Mapping[str, bytes]) -> Conversation:
+        """Messages and meta data of what `read` returned. Raises SampleError when they cannot be used."""
+        return conversation(data, entry.image_sizes, self.prompt)
 
     def record(self, number: int) -> Record:
         """Sample `number` without its images. Raises SampleError."""
@@ -233,7 +243,7 @@ class SourceReader:
 
 def conversation(
     data: Mapping[str, bytes], image_sizes: Sequence[tuple[int, int] | None], prompt: str = ""
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> Conversation:
     """(messages, meta data) of a sample's .json and .txt members, for images of these sizes. Raises SampleError."""
     num_images = len(image_sizes)
     if num_images > MAX_IMAGES:

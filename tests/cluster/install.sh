@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the tests marked `cluster` need from the system: Slurm, munge, ssh, pdsh, network namespaces, nginx, openssl,
-# PostgreSQL; and Azurite and s3rver, servers that npm brings, in .venv/node. Debian or Ubuntu, as root.
+# What the tests marked `cluster` need from the system: Slurm, munge, ssh, pdsh, network namespaces, nginx and its Lua,
+# openssl, PostgreSQL; and Azurite and s3rver, servers that npm brings, in .venv/node. Debian or Ubuntu, as root.
 set -euo pipefail
 
 node=.venv/node
@@ -20,6 +20,10 @@ done
 if ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && ! command -v initdb >/dev/null; then
     missing+=(initdb)
     packages+=(postgresql)
+fi
+if [[ ! -e /usr/lib/nginx/modules/ngx_http_lua_module.so ]]; then
+    missing+=(ngx_http_lua_module)
+    packages+=(libnginx-mod-http-lua)
 fi
 if ((${#missing[@]} > 0)); then
     echo "installing for: ${missing[*]}"

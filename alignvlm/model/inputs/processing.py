@@ -147,7 +147,7 @@ class AlignVLMProcessor(FoundInPackage, ProcessorMixin):
             raise SampleError("no supervised token: the conversation has no assistant turn within the text limit")
         none = np.zeros((0, 3, self.tile_size, self.tile_size), np.uint8)
         visual = np.flatnonzero(ids == self.image_token_id)
-        return Encoded(ids, labels, np.concatenate(tiles) if tiles else none, visual)
+        return Encoded(ids, labels, tiles[0] if len(tiles) == 1 else np.concatenate([none, *tiles]), visual)
 
     def prepare_generation(
         self, conversations: list[list[dict[str, Any]]], images: Sequence[Sequence[ImageSource]]

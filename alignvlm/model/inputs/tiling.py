@@ -44,14 +44,17 @@ class TilingSpec:
         return self.num_tiles(width, height) * self.tokens_per_tile
 
     def cut(self, image: Image.Image) -> np.ndarray:
-        """The tiles of an RGB image, overview first, then row by row: uint8 [num_tiles, 3, tile_size, tile_size]."""
+        """The tiles of an RGB image, overview first, then row by row: uint8 [num_tiles, 3, tile_size, tile_size].
+
+        A single tile is a view of the image as it lies, colours last: whoever lays tiles side by side copies it anyway.
+        """
         size = self.tile_size
         rows, columns = self.grid(*image.size)
         canvas = _fit(image, columns * size, rows * size)
         tiles = canvas.reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, size, size)
         if self.overview and rows * columns > 1:
             tiles = np.concatenate([_fit(image, size, size).transpose(2, 0, 1)[None], tiles])
-        return np.ascontiguousarray(tiles)
+        return tiles
 
 
 @lru_cache(maxsize=65536)
