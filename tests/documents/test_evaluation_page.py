@@ -65,7 +65,7 @@ def test_every_command_of_the_pages_runs(desk: Path, command: Command) -> None:
     lines = [line for line in lines_of(PAGES) if line.program == "alignvlm"]
     whole = [line.words for line in lines if line.whole and line.words[0] != "export"]
     named = [line.words for line in lines if not line.whole and " ".join(line.words) in SENTENCES]
-    assert (len(whole), len(named)) == (4, 3)
+    assert (len(whole), len(named)) == (4, 4)
     typed = {" ".join(words): [{"RECIPE": "mine.yaml"}.get(word, word) for word in words] for words in (*whole, *named)}
     printed = {text: command(*words) for text, words in typed.items()}
     results = json.loads(Path("benchmarks/results.json").read_text())["benchmarks"]

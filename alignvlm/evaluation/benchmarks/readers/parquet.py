@@ -14,7 +14,7 @@ from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.readers.records import Only, Record, Wanted
 
 BATCH = 16
-"""Rows that are in memory at once."""
+"""Rows that are Python values at once; pyarrow holds a page of the file, a row group at most."""
 FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)^---\s*$", re.MULTILINE | re.DOTALL)
 
 
