@@ -52,7 +52,10 @@ def train(folder: Path, name: str, words: list[str]) -> list[dict[str, Any]]:
 
 
 def train_through_outage(folder: Path, name: str, words: list[str], server: Server, seconds: float) -> float:
-    """The longest wait for data, in seconds, of a run whose store is gone for some time from the first steps on."""
+    """The longest step, in seconds, of a run whose store is gone for some time from the first steps on.
+
+    All of it, not what rank 0 waited for data: it may have its own, and wait for those that have not.
+    """
     process = start("train", "quickstart", *words, f"name={name}", cwd=folder)
     wait_for_step(folder / "runs" / name, "connector", 2, process)
     server.move("gone")
@@ -60,7 +63,7 @@ def train_through_outage(folder: Path, name: str, words: list[str], server: Serv
     server.move("near")
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output[-4000:]
-    return max(row["data_wait"] for row in metrics(folder / "runs" / name))
+    return max(row["seconds"] for row in metrics(folder / "runs" / name))
 
 
 def waited(rows: list[dict[str, Any]]) -> float:
@@ -97,7 +100,7 @@ def measure(samples: int, steps: int, outage: float) -> dict[str, Any]:
         if outage:
             longest = train_through_outage(folder, "outage", [*far, *ranges], server, outage)
             same = curve(folder / "runs" / "outage") == curve(folder / "runs" / "near")
-            results |= {"outage_seconds": outage, "longest_wait": longest, "same_outage": same}
+            results |= {"outage_seconds": outage, "longest_step": longest, "same_outage": same}
     return results
 
 
@@ -114,7 +117,7 @@ def main() -> int:
     }
     if arguments.outage:
         targets["losses through the outage are those from disk"] = results["same_outage"]
-        targets["the outage was felt"] = results["longest_wait"] > arguments.outage / 4
+        targets["the outage was felt"] = results["longest_step"] > arguments.outage / 2
     path = write("streaming-quickstart", {"server": "SeaweedFS", "results": results, "targets": targets})
     print(path.read_text())
     return 0 if all(targets.values()) else 1

@@ -70,7 +70,9 @@ class Target(Protocol):
 
     def read(self, name: str) -> bytes: ...
 
-    def write(self, name: str, data: bytes) -> None: ...
+    def create(self, name: str, data: bytes) -> None:
+        """Write a file unless it is there."""
+        ...
 
     def room(self, shard: str) -> AbstractContextManager[Path]:
         """A local folder for a shard, its index and its rejected rows: they are in the target when the block ends."""
@@ -125,7 +127,7 @@ class LocalTarget:
     def read(self, name: str) -> bytes:
         return (self.place / name).read_bytes()
 
-    def write(self, name: str, data: bytes) -> None:
+    def create(self, name: str, data: bytes) -> None:  # where `claim` holds
         with must_write(self.place / name, WAY_OUT):
             write_atomic(self.place / name, data)
 
@@ -186,8 +188,8 @@ class FarTarget:
     def read(self, name: str) -> bytes:
         return self.storage.read(name)
 
-    def write(self, name: str, data: bytes) -> None:
-        self.storage.write(name, data)
+    def create(self, name: str, data: bytes) -> None:
+        self.storage.write_over(name, data, None)
 
     @contextmanager
     def room(self, shard: str) -> Iterator[Path]:

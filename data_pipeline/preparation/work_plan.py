@@ -120,7 +120,8 @@ def shared_plan(
 ) -> WorkPlan:
     """The plan of a folder: the one that lies there, or a new one.
 
-    Of a node's processes that begin at once one makes it. Nodes that write to one object store may each make the same.
+    Of a node's processes that begin at once one makes it. Of nodes that write to one object store each may make it, and
+    all take the one that came first.
 
     Raises:
         DataError: the folder holds something else, the plan of another dataset, or of other arguments.
@@ -128,7 +129,7 @@ def shared_plan(
     with target.claim():
         if PLAN not in target.names():
             made = make_plan(dataset, rows, num_processes=num_processes, progress=progress)
-            target.write(PLAN, made.to_bytes())
+            target.create(PLAN, made.to_bytes())
         found = load_plan(target, dataset)
     found.check(dataset, rows, target)
     return found

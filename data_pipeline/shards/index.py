@@ -27,9 +27,10 @@ from data_pipeline.shards.manifest import Manifest, ShardInfo, ShardTable, load_
 from data_pipeline.shards.sidecars import MANIFEST, index_name, index_storage, is_indexed, publish, writable_place
 from data_pipeline.shards.storage import Storage, open_storage
 from data_pipeline.shards.tarscan import ScannedSample, scan_tar
+from data_pipeline.stores.failures import MissingObjectError
 from data_pipeline.stores.node_cache import ETAGS, MADE, OF_ETAG, CachedFolder, adopt
 from data_pipeline.stores.object_storage import ObjectStorage
-from data_pipeline.stores.remote import MissingObjectError, ObjectInfo
+from data_pipeline.stores.remote import ObjectInfo
 
 INDEX_VERSION = 3
 """2 did not take members such as `0_name.jpg` for images."""

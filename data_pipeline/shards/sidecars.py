@@ -20,10 +20,10 @@ from pathlib import Path
 from data_pipeline.errors import DataError
 from data_pipeline.masking import mask
 from data_pipeline.shards.storage import LocalStorage, Storage
+from data_pipeline.stores.failures import AccessError
 from data_pipeline.stores.folders import cache_folders, node_folder
 from data_pipeline.stores.node_cache import MANIFEST, CachedFolder, fetched
 from data_pipeline.stores.object_storage import ObjectStorage
-from data_pipeline.stores.remote import AccessError
 
 log = logging.getLogger(__name__)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -74,8 +74,9 @@ def _write_far(samples: Iterable[Mapping[str, Any]], storage: ObjectStorage, sou
         names = set(storage.list())
         if MANIFEST in names or (names and ETAGS not in names):
             raise DataError(f"{storage} is not empty; choose another folder or delete it")
-        if not names:
-            storage.write(ETAGS, b"{}")  # what cannot be written says so before the shards are made
+        seen = storage.read(ETAGS) if ETAGS in names else b"{}"
+        if not names and not storage.write_over(ETAGS, seen, None):  # what cannot be written says so now
+            raise _other(storage)
         try:
             shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
             try:
@@ -83,7 +84,7 @@ def _write_far(samples: Iterable[Mapping[str, Any]], storage: ObjectStorage, sou
             except BaseException:
                 _unmark(storage, names)
                 raise
-            return _upload(made, storage, place, manifest, names)
+            return _upload(made, storage, place, manifest, names, seen)
         finally:
             for folder in (made, made.with_name(f"{made.name}.partial")):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -92,33 +93,45 @@ def _write_far(samples: Iterable[Mapping[str, Any]], storage: ObjectStorage, sou
 def _unmark(storage: ObjectStorage, names: set[str]) -> None:
     """Delete the mark that writing has begun, where nothing else has come."""
     with suppress(DataError):  # who may write may not always delete; the next call takes what is left
-        if names <= {ETAGS} and _mark(storage) == {}:
+        if names <= {ETAGS} and _mark(storage.read(ETAGS)) == {}:
             storage.delete(ETAGS)
 
 
-def _mark(storage: ObjectStorage) -> Any:
+def _mark(data: bytes) -> Any:
     """What `etags.json` says; None where it is not JSON, and so not ours."""
     try:
-        return json.loads(storage.read(ETAGS) or b"{}")
+        return json.loads(data or b"{}")
     except (ValueError, RecursionError):
         return None
 
 
-def _upload(made: Path, storage: ObjectStorage, place: Path, manifest: Manifest, names: set[str]) -> Manifest:
-    """Copy shards and indexes that are not there; `etags.json` says whose shards a folder without manifest has."""
-    begun = _mark(storage) if ETAGS in names else {}
+def _other(storage: ObjectStorage) -> DataError:
+    return DataError(f"{storage}: another process writes other shards here; choose another folder")
+
+
+def _upload(
+    made: Path, storage: ObjectStorage, place: Path, manifest: Manifest, names: set[str], seen: bytes
+) -> Manifest:
+    """Copy shards and indexes that are not there; `etags.json` says whose shards a folder without manifest has.
+
+    Args:
+        names: what was there before the shards were made.
+        seen: the `etags.json` of then; a process that has replaced it since keeps the folder.
+    """
+    begun = _mark(seen)
     if names - {ETAGS} and not (has_shape(begun, {"manifest": str}) and begun["manifest"] == manifest.fingerprint):
         raise DataError(f"{storage} holds other shards, which were not finished; choose another folder or delete it")
-    storage.write(ETAGS, json.dumps({"manifest": manifest.fingerprint}).encode())
-    etags, other = {}, DataError(f"{storage}: another process writes other shards here; delete it and let one write it")
+    etags, mine = {}, json.dumps({"manifest": manifest.fingerprint}).encode()
+    if not storage.write_over(ETAGS, mine, seen):
+        raise _other(storage)
     chains = [(shard, index_name(shard)) for shard in manifest.sizes if index_name(shard) not in names]
     storage.upload(*([(name, made / name) for name in chain] for chain in chains))
     for shard, found in zip(manifest.shards, storage.heads(manifest.sizes), strict=True):
         if found.size != shard.size:
-            raise other
+            raise _other(storage)
         etags[shard.name] = found.etag
-    if json.loads(storage.read(ETAGS) or b"{}").get("manifest") != manifest.fingerprint:
-        raise other
+    if storage.read(ETAGS) != mine:
+        raise _other(storage)
     manifest = replace(manifest, etags={name: etag for name, etag in etags.items() if etag})
     save_manifest(storage, place, manifest)
     return manifest

@@ -13,9 +13,10 @@ from data_pipeline.errors import DataError, LoadError
 from data_pipeline.files import check_name
 from data_pipeline.masking import mask
 from data_pipeline.stores import hub
+from data_pipeline.stores.failures import ExistsError, MissingObjectError, ReplacedError
 from data_pipeline.stores.folders import canonical
 from data_pipeline.stores.helper import ask, ask_many, submit
-from data_pipeline.stores.remote import MissingObjectError, ObjectInfo, ReplacedError
+from data_pipeline.stores.remote import ObjectInfo
 from data_pipeline.stores.requests import PART_BYTES, Delete, Download, Get, Head, Listing, Put, Tree, Upload
 
 PARTS_AHEAD = 4
@@ -127,6 +128,23 @@ class ObjectStorage:
 
     def write(self, name: str, data: bytes) -> None:
         ask(Put(self.place(), check_name(name), data))
+
+    def write_over(self, name: str, data: bytes, old: bytes | None) -> bool:
+        """Write an object where it is still `old`, or not there (null); False when it is not.
+
+        Of several that write at once one does. Stores that know no conditions take what comes last.
+        """
+        try:
+            over = ""
+            if old is not None:
+                now, info = ask(Get(self.place(), check_name(name)))
+                if now != old:
+                    return bool(now == data)
+                over = info.etag
+            ask(Put(self.place(), check_name(name), data, over))
+        except (ExistsError, ReplacedError, MissingObjectError):
+            return self.read(name) == data  # it may have come by the first try of this request
+        return True
 
     def upload(self, *chains: Sequence[tuple[str, Path]]) -> None:
         """Write local files as objects: several chains of (name, path) at a time, each one file after the other.

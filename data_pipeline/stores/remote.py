@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,10 +15,21 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.errors import DataError, LoadError
+from data_pipeline.errors import LoadError
 from data_pipeline.masking import mask
 from data_pipeline.stores import hub
-from data_pipeline.stores.folders import store_of
+from data_pipeline.stores.failures import (
+    KINDS,
+    AccessError,
+    BusyError,
+    NoRoomError,
+    TooLargeError,
+    TransientError,
+    credentials,
+    knows_no_conditions,
+    meaning,
+    scheme_of,
+)
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -28,29 +38,10 @@ if TYPE_CHECKING:
 READ_TIMEOUT = "ALIGNVLM_READ_TIMEOUT"
 """Environment variable: seconds without a byte after which a request is made again (default 10)."""
 RETRIES = "ALIGNVLM_RETRIES"
-"""Environment variable: how often a failed request is made again within 30 s (default 10) before it is waited for."""
-_CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, a web identity, the container's and the "
-    "instance's role; profiles of ~/.aws need `pip install boto3`; for a public bucket set AWS_SKIP_SIGNATURE=true; "
-    "AWS_REGION and AWS_ENDPOINT_URL say where the bucket is",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS, the application default credentials, the instance's account; "
-    "for a public bucket set GOOGLE_SKIP_SIGNATURE=true",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, a workload or managed "
-    "identity, AZURE_USE_AZURE_CLI; for a public container set AZURE_SKIP_SIGNATURE=true",
-    "http": "user and password, or a token, in the URL",
-    "hf": "HF_TOKEN, and the token that `hf auth login` keeps",
-}
-_KINDS = {
-    **dict.fromkeys(("s3", "s3a"), "s3"),
-    "gs": "gs",
-    **dict.fromkeys(("az", "adl", "azure", "abfs", "abfss"), "az"),
-    **dict.fromkeys(("http", "https"), "http"),
-    "hf": "hf",
-}
-SCHEMES = tuple(_KINDS)
-_NO_CREDENTIALS = ("169.254.169.254", "metadata.google", "MissingRegion", "InvalidAccessKey")
-_IGNORES_RANGES = ("non-partial response", "Range request not supported")
-_NO_RANGES = "samples are read by ranged requests: use a server that answers them, or copy the shards to a local folder"
+"""Environment variable: how often a failed request is made again within 30 s before it is waited for (default 10)."""
+_RETRIES = {"http": 2, "hf": 2}
+"""Of those that say when they want to be asked again, which obstore does not look at (waiting/patience.py)."""
+SCHEMES = tuple(KINDS)
 _WRITE_TIMEOUT = 120.0
 """Seconds: a store may say nothing until it has taken a whole object."""
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
@@ -58,39 +49,6 @@ _CHUNK_BYTES = 1 << 20
 """Of an object that is written to a file: what is held in memory."""
 _PART_BYTES, _PARTS, _MOST_PARTS = 16 * 1024**2, 4, 10_000
 """Of a file that is written as an object: a part at least, how many are on their way, and how many a store takes."""
-_STATUS = re.compile(r"status:? (4\d\d)")
-_NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
-_WHY = re.compile(r"kind: (Connection\w+|TimedOut|HostUnreachable|NetworkUnreachable)|\"(failed to lookup[^\"]*)\"")
-"""What "error sending request" means, in the dump behind an error's first line."""
-_NOT_TRUSTED = re.compile(r"InvalidCertificate\(\s*(\w+)")
-
-
-class MissingObjectError(DataError):
-    """There is no object of this name."""
-
-
-class AccessError(LoadError):
-    """The store refuses: no credentials, or they do not allow it."""
-
-
-class ReplacedError(LoadError):
-    """The object is not the one that was indexed."""
-
-
-class NotModifiedError(DataError):
-    """The object still has the ETag that was given."""
-
-
-class TooLargeError(DataError):
-    """The object has more bytes than are read."""
-
-
-class NoRoomError(DataError):
-    """The disk of this node's cache is full."""
-
-
-class TransientError(DataError):
-    """The store did not answer, or not as it should: worth another try."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +126,7 @@ def _info(url: str, meta: ObjectMeta) -> ObjectInfo:
 
 def _known(url: str, etag: str | None) -> str:
     """An ETag that says which object it is; on the Hub the commit does, and servers behind it have others."""
-    return "" if etag is None or _scheme(url) == "hf" else etag
+    return "" if etag is None or scheme_of(url) == "hf" else etag
 
 
 def _write(file: int, data: memoryview, place: int) -> None:
@@ -187,11 +145,24 @@ async def head(url: str, name: str) -> ObjectInfo:
     return _info(url, meta)
 
 
-async def put(url: str, name: str, data: bytes) -> str:
-    """Write an object as a whole, over one that is there, and return its ETag."""
+async def put(url: str, name: str, data: bytes, over: str | None = None) -> str:
+    """Write an object as a whole, and return its ETag.
+
+    Args:
+        over: the ETag of the object that may be replaced, else ReplacedError; empty: none, else ExistsError. Null: any,
+            as with stores that know no such conditions; Google's goes by generations instead of ETags.
+    """
     check_writable(url)
+    if over and KINDS[scheme_of(url)] == "gs":
+        over = None
+    mode: Any = "overwrite" if over is None else {"e_tag": over} if over else "create"
     with _errors(url, name, writes=True) as (obstore, store):
-        result = await obstore.put_async(store, name, data, use_multipart=False)
+        try:
+            result = await obstore.put_async(store, name, data, use_multipart=False, mode=mode)
+        except obstore.exceptions.BaseError as error:
+            if over is None or not knows_no_conditions(error):
+                raise
+            result = await obstore.put_async(store, name, data, use_multipart=False)
     return result.get("e_tag") or ""
 
 
@@ -211,8 +182,8 @@ async def delete(url: str, name: str) -> None:
 
 def check_writable(url: str) -> None:
     """Raise AccessError for a store that nothing is ever written to."""
-    if _KINDS[_scheme(url)] in ("http", "hf"):
-        raise AccessError(f"{mask(url)}: {'the Hub is' if _scheme(url) == 'hf' else 'HTTP servers are'} only read")
+    if KINDS[scheme_of(url)] in ("http", "hf"):
+        raise AccessError(f"{mask(url)}: {'the Hub is' if scheme_of(url) == 'hf' else 'HTTP servers are'} only read")
 
 
 async def listing(url: str, suffix: str, most: int | None = None) -> dict[str, ObjectInfo]:
@@ -236,8 +207,15 @@ async def tree(url: str) -> tuple[str, dict[str, ObjectInfo]]:
     except hub.HubAccessError as error:
         raise AccessError(f"{error}; {credentials(url)}") from error
     except hub.HubBusyError as error:
-        raise TransientError(mask(str(error))) from error
+        raise BusyError(mask(str(error))) from error
     return pinned, {name: ObjectInfo(size, content) for name, (size, content) in files.items()}
+
+
+def address(url: str) -> tuple[str, dict[str, str]]:
+    """The HTTP folder behind a URL of a web server or the Hub, and the headers of every request there; else empty."""
+    if KINDS[scheme_of(url)] == "hf":
+        return hub.address(url)
+    return (url, {}) if KINDS[scheme_of(url)] == "http" else ("", {})
 
 
 @contextmanager
@@ -250,60 +228,7 @@ def _errors(url: str, name: str, writes: bool = False) -> Iterator[Any]:
     try:
         yield obstore, store
     except (exceptions.BaseError, OSError, ValueError) as error:
-        raise _meaning(error, url, name) from error
-
-
-def _meaning(error: Exception, url: str, name: str) -> DataError:
-    """Our error for one of obstore's."""
-    from obstore import exceptions
-
-    place, text, dump = mask(f"{url}/{name}".rstrip("/")), _line(error), str(error)
-    if _NO_BUCKET.search(dump):
-        kind = "container" if _KINDS[_scheme(url)] == "az" else "bucket"
-        return LoadError(f"{mask(store_of(url))}: there is no such {kind}")
-    if isinstance(error, FileNotFoundError):
-        return MissingObjectError(f"{place}: no such object")
-    if isinstance(error, exceptions.PreconditionError):
-        return ReplacedError(f"{place} was replaced")
-    if isinstance(error, exceptions.NotModifiedError):
-        return NotModifiedError(place)
-    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
-        return AccessError(f"{place}: access is denied ({text}); {credentials(url)}")
-    if isinstance(error, exceptions.NotSupportedError) or any(word in text for word in _IGNORES_RANGES):
-        return LoadError(f"{place}: {text}; {_NO_RANGES}")
-    if not name and "405" in dump:
-        way_out = "name a file, or put the manifest.json of indexed shards there"
-        return LoadError(f"{place} cannot be listed; {way_out}")
-    if any(word in dump for word in _NO_CREDENTIALS):
-        return AccessError(f"{place}: no credentials ({text}); {credentials(url)}")
-    if "builder error" in text:
-        return LoadError(f"{place}: {text}; an http: endpoint needs AWS_ALLOW_HTTP=true")
-    if "redirect without LOCATION" in dump:
-        return LoadError(f"{place}: the bucket is in another region; let AWS_REGION name it")
-    if found := _NOT_TRUSTED.search(dump):
-        return LoadError(
-            f"{place}: the server's certificate is not trusted ({found[1]}); let SSL_CERT_FILE name a file with the "
-            "certificate of who signed it"
-        )
-    if (status := _STATUS.search(dump)) and status[1] not in ("408", "425", "429"):
-        return LoadError(f"{place}: {text} (status {status[1]})")
-    return TransientError(f"{place}: {text}")
-
-
-def credentials(url: str) -> str:
-    """Where credentials of a URL's store are looked for."""
-    return f"looked for {_CREDENTIALS[_KINDS[_scheme(url)]]}"
-
-
-def _scheme(url: str) -> str:
-    return url.partition(":")[0].lower()
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an error, without secrets: the rest is a dump of structures of Rust."""
-    text = mask(str(error).strip().partition("\n")[0].strip())[:300]
-    why = _WHY.search(str(error)) if text.endswith("error sending request") else None
-    return f"{text}: {why[1] or why[2]}" if why else text
+        raise meaning(error, url, name) from error
 
 
 @cache
@@ -314,10 +239,10 @@ def _store(url: str, writes: bool = False) -> ObjectStore:
     except ImportError as error:
         raise LoadError(f"{mask(url)}: object stores need `pip install 'alignvlm[remote]'`") from error
 
-    scheme, timeout = _scheme(url), float(os.environ.get(READ_TIMEOUT, "10"))
+    scheme, timeout = scheme_of(url), float(os.environ.get(READ_TIMEOUT, "10"))
     headers: dict[str, str] = {}
     if scheme == "hf":
-        url, headers = hub.address(url)
+        url, headers = address(url)
     client: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=5),
         "read_timeout": timedelta(seconds=_WRITE_TIMEOUT if writes else timeout),
@@ -326,13 +251,11 @@ def _store(url: str, writes: bool = False) -> ObjectStore:
     }
     if url.startswith("http:") or any(os.environ.get(name, "").lower() in ("1", "true") for name in _ALLOW_HTTP):
         client["allow_http"] = True  # options given here hide those of the environment
-    more: dict[str, Any] = {"disable_bulk_delete": True} if _KINDS[scheme] == "s3" else {}  # not all of them know it
-    if _KINDS[scheme] == "s3" and not any(
-        name.startswith(("AWS_ACCESS", "AWS_SKIP", "AWS_WEB")) for name in os.environ
-    ):
+    more: dict[str, Any] = {"disable_bulk_delete": True} if KINDS[scheme] == "s3" else {}  # not all of them know it
+    if KINDS[scheme] == "s3" and not any(name.startswith(("AWS_ACCESS", "AWS_SKIP", "AWS_WEB")) for name in os.environ):
         more |= _profile()
     retries = {
-        "max_retries": int(os.environ.get(RETRIES, "10")),
+        "max_retries": int(os.environ.get(RETRIES) or _RETRIES.get(KINDS[scheme], 10)),
         "retry_timeout": timedelta(seconds=30),
         "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
     }

@@ -15,17 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from data_pipeline.errors import LoadError, UnreachableError
+from data_pipeline.errors import LoadError
 from data_pipeline.masking import mask
 from data_pipeline.stores import remote
-from data_pipeline.stores.folders import store_of
-from data_pipeline.stores.node_notes import note_given_up, warn_once_a_minute
-from data_pipeline.stores.remote import ObjectInfo, ReplacedError, TransientError
+from data_pipeline.stores.failures import ReplacedError
+from data_pipeline.stores.remote import ObjectInfo
+from data_pipeline.stores.waiting.patience import patiently
 
 T = TypeVar("T")
-PATIENCE = "ALIGNVLM_PATIENCE"
-"""Environment variable: seconds to wait for a store that does not answer (default 300)."""
-RETRY_SECONDS = 2.0
 PART_BYTES = 16 * 1024**2
 """Of an object that is read from front to end."""
 DOWNLOAD_BYTES, DOWNLOAD_PARTS = 64 * 1024**2, 8
@@ -100,14 +97,15 @@ class Head:
 
 @dataclass(frozen=True)
 class Put:
-    """Write an object; its ETag comes back."""
+    """Write an object; its ETag comes back. `over` says what it may replace (remote.put)."""
 
     url: str
     name: str
     data: bytes
+    over: str | None = None
 
     async def run(self) -> str:
-        return await patiently(self.url, lambda: remote.put(self.url, self.name, self.data))
+        return await patiently(self.url, lambda: remote.put(self.url, self.name, self.data, self.over))
 
 
 @dataclass(frozen=True)
@@ -201,31 +199,6 @@ class Tree:
 
 
 Request = Get | Head | Put | Upload | Delete | Listing | Download | Tree
-
-
-def patience_seconds() -> float:
-    """How long a store that does not answer is waited for."""
-    return float(os.environ.get(PATIENCE, "300"))
-
-
-async def patiently(url: str, work: Callable[[], Awaitable[T]]) -> T:
-    """What `work` gives, tried again for some minutes while the store does not answer.
-
-    Raises:
-        UnreachableError: it never did.
-    """
-    began, patience = time.monotonic(), patience_seconds()
-    while True:
-        try:
-            return await work()
-        except TransientError as error:
-            waited = time.monotonic() - began
-            if waited >= patience:
-                why = f"{error}; no answer for {waited:.0f} s; the same command goes on when the store is back"
-                note_given_up(url, why)
-                raise UnreachableError(why) from error
-            warn_once_a_minute(store_of(url), f"{error}; waiting for the store, at most {patience:.0f} s")
-            await asyncio.sleep(min(RETRY_SECONDS, max(patience - waited, 0.05)))
 
 
 class Latencies:

@@ -20,10 +20,10 @@ from enum import Enum
 from pathlib import Path
 
 from data_pipeline.files import check_name, locked, must_write
+from data_pipeline.stores.failures import NoRoomError
 from data_pipeline.stores.folders import cache_folder
-from data_pipeline.stores.node_notes import raise_if_given_up, warn_once_a_minute
 from data_pipeline.stores.object_storage import ObjectStorage
-from data_pipeline.stores.remote import NoRoomError
+from data_pipeline.stores.waiting.node_notes import raise_if_given_up, warn_once_a_minute
 
 LARGEST_BYTES, FREE_SHARE = 200 * 10**9, 0.75
 """Of the disk, where no limit is given: at most so much, and so much of what is free."""

@@ -15,7 +15,7 @@ from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.storage import open_storage
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.stores import helper
-from data_pipeline.stores.remote import ReplacedError
+from data_pipeline.stores.failures import ReplacedError
 from tests.stores.servers import CREDENTIALS
 
 

@@ -26,4 +26,4 @@ def test_losses_from_s3_and_through_an_outage_are_those_from_disk(benchmark_modu
     with patch.dict(os.environ):
         found = benchmark_module("quickstart").measure(samples=200, steps=30, outage=20)
     assert (found["steps"], found["same_far"], found["same_outage"]) == (60, True, True)
-    assert found["longest_wait"] > 2
+    assert found["longest_step"] > 5

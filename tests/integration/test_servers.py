@@ -24,8 +24,8 @@ from data_pipeline.shards.storage import open_storage
 from data_pipeline.shards.verify import verify_folder
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.stores import helper
+from data_pipeline.stores.failures import AccessError, MissingObjectError, ReplacedError
 from data_pipeline.stores.object_storage import ObjectStorage
-from data_pipeline.stores.remote import AccessError, MissingObjectError, ReplacedError
 from tests.data_pipeline.loading.test_loader import same
 from tests.data_pipeline.stores.test_loading import plan_of
 from tests.stores import real

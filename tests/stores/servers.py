@@ -58,7 +58,12 @@ class MemoryS3:
         if method == "PUT":
             if self.read_only:
                 return 403, {}, b"<Error><Code>AccessDenied</Code></Error>"
-            if self.preconditions and headers.get("if-none-match") == "*" and path in self.objects:
+            there = path in self.objects
+            if self.preconditions and headers.get("if-none-match") == "*" and there:
+                return 412, {}, b""
+            if self.preconditions and "if-match" in headers and not there:
+                return 404, {}, b""
+            if self.preconditions and there and headers.get("if-match", etag := _etag(self.objects[path])) != etag:
                 return 412, {}, b""
             self.objects[path], self.times[path] = body, time.time()
             return 200, {"etag": _etag(body)}, b""

@@ -16,7 +16,7 @@ from data_pipeline.importers.rows.far_path import AnyPath, FarPath
 from data_pipeline.samples.images import MAX_IMAGE_BYTES, image_bytes
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.storage import check_name
-from data_pipeline.stores.remote import MissingObjectError, TooLargeError
+from data_pipeline.stores.failures import MissingObjectError, TooLargeError
 
 _ARCHIVE_BYTES = 256 * 1024
 """Read at a time of an archive: a far one's header and image are mostly one request."""

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from data_pipeline.errors import DataError, LoadError
 from data_pipeline.importers.records import open_dataset
 from data_pipeline.preparation import write
 from data_pipeline.preparation.engines import Local
+from data_pipeline.preparation.target import open_target
 from data_pipeline.shards import writer
 from data_pipeline.shards.manifest import load_manifest
 from data_pipeline.shards.reader import SourceReader
@@ -32,6 +34,7 @@ from tests.data_pipeline.published import docdownstream, llava_pretrain, parquet
 from tests.fixtures.buckets import Bucket
 from tests.fixtures.command import Command
 from tests.stores.fake_hub import FakeHub
+from tests.stores.servers import Answer
 
 ONE = ("--processes", "1")
 FIVE = ("--samples-per-shard", "5", *ONE)
@@ -185,6 +188,45 @@ def test_two_who_write_one_folder_lose_nothing(
     with pytest.raises(DataError, match="another process writes other shards here"):
         write_shards(records(20), f"{url}-too", samples_per_shard=10, num_processes=1)
     assert "manifest.json" not in inside(bucket, "mine-too")
+
+
+def test_of_two_nodes_that_write_one_folder_the_first_is_not_disturbed(
+    bucket: Bucket, records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, cache = "s3://bucket/mine", os.environ["ALIGNVLM_CACHE"]
+
+    def meanwhile() -> Iterator[dict[str, Any]]:
+        yield from records(30)
+        monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path / "another-node"))
+        write_shards(records(20), url, samples_per_shard=10, num_processes=1)
+        monkeypatch.setenv("ALIGNVLM_CACHE", cache)
+
+    with pytest.raises(DataError, match="another process writes other shards here; choose another folder"):
+        write_shards(meanwhile(), url, samples_per_shard=10, num_processes=1)
+    assert len(SourceReader(url)) == 20
+    assert SourceReader(url)[19].key == "s00019"
+
+
+def test_of_two_nodes_that_plan_one_folder_the_first_is_followed(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = bucket.store.answer
+
+    def refuse(method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
+        return (501, {}, b"") if "if-none-match" in headers else answer(method, target, headers, body)
+
+    target = open_target("s3://bucket/planned")
+    target.create("write-plan.json", b"mine")
+    target.create("write-plan.json", b"of another node")
+    assert target.read("write-plan.json") == b"mine"
+    bucket.store.preconditions = False  # as some stores are: the last one counts
+    target.create("write-plan.json", b"of another node")
+    assert target.read("write-plan.json") == b"of another node"
+    monkeypatch.setattr(bucket.store, "answer", refuse)  # as others are
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "0")
+    helper.stop()
+    target.create("write-plan.json", b"mine again")
+    assert target.read("write-plan.json") == b"mine again"
 
 
 def test_shards_are_uploaded_several_at_a_time_each_before_its_index(bucket: Bucket, records: Any) -> None:

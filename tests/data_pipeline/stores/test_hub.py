@@ -16,8 +16,8 @@ from data_pipeline.shards.sources import Source, open_source
 from data_pipeline.shards.storage import open_storage
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.stores import helper
+from data_pipeline.stores.failures import AccessError, ReplacedError
 from data_pipeline.stores.hub import held
-from data_pipeline.stores.remote import AccessError, ReplacedError
 from tests.data_pipeline.loading.test_loader import same
 from tests.data_pipeline.stores.test_loading import plan_of
 from tests.stores.fake_hub import TOKEN, FakeHub

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UnreachableError
-from data_pipeline.stores.node_notes import note_given_up, raise_if_given_up
+from data_pipeline.stores.waiting.node_notes import note_given_up, raise_if_given_up
 
 
 def test_only_who_waits_while_a_store_is_given_up_gives_it_up_too(

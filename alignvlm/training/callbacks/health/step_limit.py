@@ -14,7 +14,7 @@ from alignvlm.system.monitor.heart import Limit
 from alignvlm.training.callbacks.base import Callback, StageState
 from alignvlm.training.record import StepRecord
 from data_pipeline.loading.collate import MicroBatch
-from data_pipeline.stores.requests import patience_seconds
+from data_pipeline.stores.waiting.patience import patience_seconds
 
 KNOWN = 20
 """Steps after which the usual one is known."""

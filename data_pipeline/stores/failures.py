@@ -1,0 +1,135 @@
+"""What obstore's errors mean: exceptions of one line that say what to do, without secrets."""
+
+from __future__ import annotations
+
+import re
+
+from data_pipeline.errors import DataError, LoadError
+from data_pipeline.masking import mask
+from data_pipeline.stores.folders import store_of
+
+KINDS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    "gs": "gs",
+    **dict.fromkeys(("az", "adl", "azure", "abfs", "abfss"), "az"),
+    **dict.fromkeys(("http", "https"), "http"),
+    "hf": "hf",
+}
+"""Scheme of a URL -> what its store speaks."""
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, a web identity, the container's and the "
+    "instance's role; profiles of ~/.aws need `pip install boto3`; for a public bucket set AWS_SKIP_SIGNATURE=true; "
+    "AWS_REGION and AWS_ENDPOINT_URL say where the bucket is",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, the application default credentials, the instance's account; "
+    "for a public bucket set GOOGLE_SKIP_SIGNATURE=true",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, a workload or managed "
+    "identity, AZURE_USE_AZURE_CLI; for a public container set AZURE_SKIP_SIGNATURE=true",
+    "http": "user and password, or a token, in the URL",
+    "hf": "HF_TOKEN, and the token that `hf auth login` keeps",
+}
+_NO_CREDENTIALS = ("169.254.169.254", "metadata.google", "MissingRegion", "InvalidAccessKey")
+_IGNORES_RANGES = ("non-partial response", "Range request not supported")
+_NO_RANGES = "samples are read by ranged requests: use a server that answers them, or copy the shards to a local folder"
+_STATUS = re.compile(r"status:? ([45]\d\d)")
+_NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
+_WHY = re.compile(r"kind: (Connection\w+|TimedOut|HostUnreachable|NetworkUnreachable)|\"(failed to lookup[^\"]*)\"")
+"""What "error sending request" means, in the dump behind an error's first line."""
+_NOT_TRUSTED = re.compile(r"InvalidCertificate\(\s*(\w+)")
+
+
+class MissingObjectError(DataError):
+    """There is no object of this name."""
+
+
+class AccessError(LoadError):
+    """The store refuses: no credentials, or they do not allow it."""
+
+
+class ReplacedError(LoadError):
+    """The object is not the one that was indexed."""
+
+
+class NotModifiedError(DataError):
+    """The object still has the ETag that was given."""
+
+
+class TooLargeError(DataError):
+    """The object has more bytes than are read."""
+
+
+class NoRoomError(DataError):
+    """The disk of this node's cache is full."""
+
+
+class ExistsError(DataError):
+    """There is an object of this name already."""
+
+
+class TransientError(DataError):
+    """The store did not answer, or not as it should: worth another try."""
+
+
+class BusyError(TransientError):
+    """The store refused the request for the number of those that it gets."""
+
+
+def meaning(error: Exception, url: str, name: str) -> DataError:
+    """Our error for one of obstore's."""
+    from obstore import exceptions
+
+    place, text, dump = mask(f"{url}/{name}".rstrip("/")), _line(error), str(error)
+    if _NO_BUCKET.search(dump):
+        kind = "container" if KINDS[scheme_of(url)] == "az" else "bucket"
+        return LoadError(f"{mask(store_of(url))}: there is no such {kind}")
+    if isinstance(error, FileNotFoundError):
+        return MissingObjectError(f"{place}: no such object")
+    if isinstance(error, exceptions.PreconditionError):
+        return ReplacedError(f"{place} was replaced")
+    if isinstance(error, exceptions.AlreadyExistsError):
+        return ExistsError(f"{place} is there already")
+    if isinstance(error, exceptions.NotModifiedError):
+        return NotModifiedError(place)
+    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+        return AccessError(f"{place}: access is denied ({text}); {credentials(url)}")
+    if isinstance(error, exceptions.NotSupportedError) or any(word in text for word in _IGNORES_RANGES):
+        return LoadError(f"{place}: {text}; {_NO_RANGES}")
+    if not name and "405" in dump:
+        way_out = "name a file, or put the manifest.json of indexed shards there"
+        return LoadError(f"{place} cannot be listed; {way_out}")
+    if any(word in dump for word in _NO_CREDENTIALS):
+        return AccessError(f"{place}: no credentials ({text}); {credentials(url)}")
+    if "builder error" in text:
+        return LoadError(f"{place}: {text}; an http: endpoint needs AWS_ALLOW_HTTP=true")
+    if "redirect without LOCATION" in dump:
+        return LoadError(f"{place}: the bucket is in another region; let AWS_REGION name it")
+    if found := _NOT_TRUSTED.search(dump):
+        return LoadError(
+            f"{place}: the server's certificate is not trusted ({found[1]}); let SSL_CERT_FILE name a file with the "
+            "certificate of who signed it"
+        )
+    status = found[1] if (found := _STATUS.search(dump)) else ""
+    if status.startswith("4") and status not in ("408", "425", "429"):
+        return LoadError(f"{place}: {text} (status {status})")
+    return (BusyError if status in ("429", "503") else TransientError)(f"{place}: {text}")
+
+
+def knows_no_conditions(error: Exception) -> bool:
+    """Whether a store refused a write for its condition, whatever lies there."""
+    return "status: 501" in str(error)
+
+
+def credentials(url: str) -> str:
+    """Where credentials of a URL's store are looked for."""
+    return f"looked for {_CREDENTIALS[KINDS[scheme_of(url)]]}"
+
+
+def scheme_of(url: str) -> str:
+    """In small letters."""
+    return url.partition(":")[0].lower()
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error, without secrets: the rest is a dump of structures of Rust."""
+    text = mask(str(error).strip().partition("\n")[0].strip())[:300]
+    why = _WHY.search(str(error)) if text.endswith("error sending request") else None
+    return f"{text}: {why[1] or why[2]}" if why else text

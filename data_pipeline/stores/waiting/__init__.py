@@ -1,0 +1,1 @@
+"""How long a store that does not answer is waited for, and what the processes of a node tell each other of it."""

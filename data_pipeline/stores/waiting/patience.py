@@ -1,0 +1,108 @@
+"""Requests that are made again until the store answers or patience ends, and pauses that a server asks for.
+
+A web server or the Hub that refuses a request for its number says when it wants to be asked again; until then this
+process asks it nothing. S3 and its like say nothing: obstore makes their requests again, ever later (remote.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import re
+import time
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
+
+from data_pipeline.errors import UnreachableError
+from data_pipeline.stores import remote
+from data_pipeline.stores.failures import BusyError, TransientError
+from data_pipeline.stores.folders import store_of
+from data_pipeline.stores.waiting.node_notes import note_given_up, warn_once_a_minute
+
+T = TypeVar("T")
+PATIENCE = "ALIGNVLM_PATIENCE"
+"""Environment variable: seconds to wait for a store that does not answer (default 300)."""
+RETRY_SECONDS = 2.0
+MOST_SECONDS = 900.0
+"""Longest pause that a server may ask for."""
+MANIFEST = "manifest.json"
+"""What is asked for: every folder of shards has it."""
+_RESET = re.compile(r";\s*t=(\d+)")
+_closed: dict[str, float] = {}
+"""Store -> when it wants to be asked again, by this process' monotonic clock."""
+
+
+def patience_seconds() -> float:
+    """How long a store that does not answer is waited for."""
+    return float(os.environ.get(PATIENCE, "300"))
+
+
+async def patiently(url: str, work: Callable[[], Awaitable[T]]) -> T:
+    """What `work` gives, tried again for some minutes while the store does not answer.
+
+    Raises:
+        UnreachableError: it never did.
+    """
+    began, patience, store = time.monotonic(), patience_seconds(), store_of(url)
+    while True:
+        while (closed := _closed.get(store, 0.0) - time.monotonic()) > 0:
+            await asyncio.sleep(min(closed, max(began + patience - time.monotonic(), 0.05)))
+            if time.monotonic() - began >= patience:
+                break
+        try:
+            return await work()
+        except TransientError as error:
+            waited = time.monotonic() - began
+            if waited >= patience:
+                why = f"{error}; no answer for {waited:.0f} s; the same command goes on when the store is back"
+                note_given_up(url, why)
+                raise UnreachableError(why) from error
+            warn_once_a_minute(store, f"{error}; waiting for the store, at most {patience:.0f} s")
+            if isinstance(error, BusyError) and _closed.get(store, 0.0) <= time.monotonic():
+                _closed[store] = time.monotonic() + RETRY_SECONDS  # while it is asked for how long
+                _closed[store] += max(await asyncio.to_thread(asked_pause, url) - RETRY_SECONDS, 0.0)
+            else:
+                await asyncio.sleep(min(RETRY_SECONDS, max(patience - waited, 0.05)))
+
+
+def asked_pause(url: str) -> float:
+    """Seconds after which a web server or the Hub wants to be asked again; 0 where it does not say, and for others.
+
+    By one request without a body, since obstore's errors have no headers: `Retry-After` (RFC 9110), and the `RateLimit`
+    of the Hub (draft-ietf-httpapi-ratelimit-headers).
+    """
+    address, headers = remote.address(url)
+    parts = urlsplit(address)
+    if not parts.hostname:
+        return 0.0
+    if parts.username:
+        login = b64encode(f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()).decode()
+        headers = {"authorization": f"Basic {login}", **headers}
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname, parts.port, timeout=10)
+    try:
+        connection.request("HEAD", f"{parts.path}/{MANIFEST}", headers=headers)  # no redirect is followed
+        answer = connection.getresponse()
+    except (OSError, http.client.HTTPException):
+        return 0.0
+    finally:
+        connection.close()
+    found = {name.lower(): value for name, value in answer.getheaders()}
+    return seconds_asked(found) if answer.status in (429, 503) else 0.0
+
+
+def seconds_asked(headers: Mapping[str, str]) -> float:
+    """Seconds to wait by the headers (in small letters) of a refusal, at most MOST_SECONDS; 0 where they do not say."""
+    asked, limit = headers.get("retry-after", "").strip(), _RESET.search(headers.get("ratelimit", ""))
+    seconds = float(limit[1]) if limit else 0.0
+    if asked.isdigit():
+        seconds = float(asked)
+    elif asked:
+        with suppress(ValueError):
+            seconds = parsedate_to_datetime(asked).timestamp() - time.time()
+    return min(max(seconds, 0.0), MOST_SECONDS)
