@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def add_judge(benchmark: Benchmark, rows: Sequence[dict[str, Any]], path: Path) 
     """The rows with a judge's scores among their references.
 
     Args:
-        path: a JSON object, id -> score from 0 to 1.
+        path: a JSON object, id -> score from 0 to 1, or the official judge's file, id -> {"score": [one per run]}.
 
     Raises:
         UserError: the benchmark is scored without a judge, the file is none, or a reply has no score in it.
@@ -81,13 +82,18 @@ def add_judge(benchmark: Benchmark, rows: Sequence[dict[str, Any]], path: Path) 
     if not benchmark.judged:
         raise UserError(f"{path}: {benchmark.name} is scored without a judge; leave --judge out")
     try:
-        scores = {str(id): float(score) for id, score in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        scores = {str(id): _judged(score) for id, score in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f'{path}: must be a JSON object {{"id": score}} ({error})') from error
     for row in rows:
         if not 0.0 <= scores.get(row["id"], -1.0) <= 1.0:
             raise UserError(f"{path}: no score from 0 to 1 for the reply {row['id']!r}")
     return [{**row, "gold": {**row["gold"], "judge": scores[row["id"]]}} for row in rows]
+
+
+def _judged(score: Any) -> float:
+    """A score as it stands, or the mean of a judge's runs."""
+    return statistics.fmean(map(float, score["score"])) if isinstance(score, dict) else float(score)
 
 
 def _scores(benchmark: Benchmark, units: Sequence[Scores]) -> dict[str, Any]:

@@ -183,6 +183,13 @@ def test_mmvet_is_scored_by_a_judge_only(tmp_path: Path, command: Command) -> No
     printed = command("score", tmp_path / "out" / "mmvet.jsonl", "--judge", tmp_path / "judge.json")
     assert "45.00" in printed
     assert "ocr 40.00" in printed
+    runs = {"v1_0": [1.0, 0.8], "v1_1": [0.5, 0.5], "v1_2": [0.0, 0.0], "v1_3": [0.3, 0.1]}  # of the official judge
+    judged = {id: {"model": ["gpt"] * 2, "content": ["x"] * 2, "score": scores} for id, scores in runs.items()}
+    (tmp_path / "judge.json").write_text(json.dumps(judged))
+    assert "40.00" in command("score", tmp_path / "out" / "mmvet.jsonl", "--judge", tmp_path / "judge.json")
+    (tmp_path / "judge.json").write_text('{"v1_0": {"grade": 1}}')
+    message = command("score", tmp_path / "out" / "mmvet.jsonl", "--judge", tmp_path / "judge.json", code=2)
+    assert "must be a JSON object" in message
     (tmp_path / "judge.json").write_text('{"v1_0": 1}')
     message = command("score", tmp_path / "out" / "mmvet.jsonl", "--judge", tmp_path / "judge.json", code=2)
     assert "no score from 0 to 1 for the reply 'v1_1'" in message
