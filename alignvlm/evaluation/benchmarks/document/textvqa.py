@@ -22,7 +22,7 @@ class TextVQA(Benchmark):
         "vlmevalkit": Flavour(metric="textvqa_vlmevalkit"),
         "lmms_eval": Flavour(
             lambda question: f"{question.text.capitalize()}\nAnswer the question using a single word or phrase.",
-            metric="textvqa_lmms_eval", max_new_tokens=1024, until=("ASSISTANT:",),
+            metric="textvqa_lmms_eval", until=("ASSISTANT:",),
         ),
         "official": Flavour(metric="vqa_official"),
     })  # fmt: skip

@@ -38,9 +38,7 @@ class SEEDBench(Benchmark):
     flavours = MappingProxyType(
         {
             "vlmevalkit": Flavour(choice_vlmevalkit),
-            "lmms_eval": Flavour(
-                lambda asked: f"{asked.text}\n{listed(asked)}\n{LETTER}", max_new_tokens=1024, until=("ASSISTANT:",)
-            ),
+            "lmms_eval": Flavour(lambda asked: f"{asked.text}\n{listed(asked)}\n{LETTER}", until=("ASSISTANT:",)),
         }
     )
 
