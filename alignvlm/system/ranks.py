@@ -42,6 +42,10 @@ class Ranks(ABC):
         """Raise rank 0's error, if it has one, on all ranks: none is left waiting for a rank that has ended."""
         _raise_first([self.broadcast(_sendable(error))])
 
+    def first_problem(self, problem: str | None) -> str | None:
+        """The first problem of any rank, on all ranks; None where none has one."""
+        return next((found for found in self.all_gather(problem) if found is not None), None)
+
     def of_main(self, work: Callable[..., T], *arguments: Any) -> T:
         """What rank 0 gets from `work`, on all ranks; a UserError or DataError of it is raised on all."""
         value, problem = None, None

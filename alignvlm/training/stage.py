@@ -25,7 +25,7 @@ from alignvlm.training.callbacks.bad_numbers import agreed_skips
 from alignvlm.training.checkpoints.export import export_stage
 from alignvlm.training.checkpoints.gathering import gather_adapters
 from alignvlm.training.checkpoints.masters import load_masters, save_masters
-from alignvlm.training.checkpoints.store import CheckpointInfo, CheckpointStore
+from alignvlm.training.checkpoints.store import CheckpointInfo, CheckpointStore, not_valid
 from alignvlm.training.distributed import World, gpu_bytes
 from alignvlm.training.engine import Trainer, build_trainer
 from alignvlm.training.optim import lr_factor
@@ -61,8 +61,7 @@ def train_stage(
     check_agreement(plan, world)
     kept = recipe.checkpoint
     store = CheckpointStore(folder.checkpoints, world, kept.keep_last, kept.keep_every, kept.keep_best)
-    found = store.newest(say)
-    trainer = resume_trainer(run, stage, world, plan, store, found, timeline)
+    trainer, found = resume_trainer(run, stage, world, plan, store, timeline)
     ended_early = found.state.get("ended_early") if found else None
     state = StageState(
         recipe=recipe,
@@ -111,35 +110,36 @@ def with_recomputation(run: Run, stage: StageConfig, world: World) -> Recipe:
 
 
 def resume_trainer(
-    run: Run,
-    stage: StageConfig,
-    world: World,
-    plan: Plan,
-    store: CheckpointStore,
-    found: CheckpointInfo | None,
-    timeline: Timeline,
-) -> Trainer:
-    """Build the stage's engine and load the checkpoint, also one that another number of ranks saved.
+    run: Run, stage: StageConfig, world: World, plan: Plan, store: CheckpointStore, timeline: Timeline
+) -> tuple[Trainer, CheckpointInfo | None]:
+    """Build the stage's engine and load its newest valid checkpoint, also one that another number of ranks saved.
 
     Raises:
         UserError: when the data is not what the checkpoint was trained on, or its files are not as they should be.
         DataError: what the stage before has left is damaged.
     """
     before = run.folder_before(stage)
-    if found is not None:
-        check_position(found, plan, run.folder.attempts)
-    check_export(before.export)
-    if found is None:
+    found = store.newest(say)
+    while True:
+        if found is not None:
+            check_position(found, plan, run.folder.attempts)
+        check_export(before.export)
         trainer = build_trainer(run.recipe, stage, before.export, world)
-        if run.recipe.train.precision == "bf16":
-            load_masters(trainer.engine, before, world)
-        return trainer
-    trainer = build_trainer(run.recipe, stage, before.export, world)
-    timeline.enter("load")
-    if world.is_main and found.state["world_size"] != world.size:
-        say(f"{found.folder}: converting from {found.state['world_size']} to {world.size} ranks")
-    store.load(trainer.engine, found)
-    return trainer
+        if found is None:
+            if run.recipe.train.precision == "bf16":
+                load_masters(trainer.engine, before, world)
+            return trainer, None
+        timeline.enter("load")
+        if world.is_main and found.state["world_size"] != world.size:
+            say(f"{found.folder}: converting from {found.state['world_size']} to {world.size} ranks")
+        problem = store.load(trainer.engine, found)
+        if problem is None:
+            return trainer, found
+        if world.is_main:
+            say(not_valid(found.folder, problem))
+        trainer.close()  # it holds parts of what is damaged
+        timeline.enter("engine")
+        found = store.newest(say, before=found.step)
 
 
 def check_agreement(plan: Plan, world: World) -> None:

@@ -139,17 +139,20 @@ def test_what_is_gone_from_a_finished_run_is_made_again(finished: Path, tmp_path
 def test_killed_runs_end_with_the_same_bits(
     finished: Path, killed: Path, tmp_path: Path, far_data: dict[str, str]
 ) -> None:
-    """The second start's launcher is killed in the second stage; the third start ends the run.
+    """The second start finds damage while it loads; its launcher is killed in the second stage; the third ends the run.
 
     The run with the held-out loss, whose data then lie in a real S3 behind 30 ms, has the bits of the one without it
     and from disk.
     """
     words = ("train", str(TINY), *HELD_OUT, "data.root=s3://bucket/data")
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    file = damage_newest(tmp_path / "runs" / "tiny" / "1-connector" / "checkpoints")
     process = start(*words, cwd=tmp_path, **far_data)
     wait_for_step(tmp_path / "runs" / "tiny", "instruct", 1, process)
     time.sleep(0.2)
     kill_launcher(process)
+    assert process.stdout is not None
+    assert f"is not valid, trying an older one: {file}: size or checksum differs" in process.stdout.read()
     output = run(*words, "train.gradient_checkpointing=auto", cwd=tmp_path, **far_data)
     assert "stage instruct: recomputed layers: vision none, language none (auto: no GPU" in output
     assert not list((tmp_path / "runs" / "tiny").glob("lease-*"))
@@ -171,6 +174,15 @@ def test_killed_runs_end_with_the_same_bits(
     check_goodput(folder)
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert [path for path in files if far_data["AWS_SECRET_ACCESS_KEY"].encode() in path.read_bytes()] == []
+
+
+def damage_newest(checkpoints: Path) -> str:
+    """Flip a bit among the numbers of the second rank's optimizer in the newest checkpoint; the file's name."""
+    *_, path = sorted(checkpoints.glob("step-[0-9]*[0-9]/deepspeed/*rank_1_*optim_states.pt"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path.name
 
 
 def check_goodput(folder: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from alignvlm.training.checkpoints import store as checkpoint
-from alignvlm.training.checkpoints import written
-from alignvlm.training.checkpoints.store import MANIFEST, TAG, CheckpointStore
+from alignvlm.training.checkpoints.files import written
+from alignvlm.training.checkpoints.files.manifest import FORMAT, MANIFEST, first_difference
+from alignvlm.training.checkpoints.store import TAG, CheckpointStore
 from tests.fixtures.damage import full_disk
 from tests.training.fakes import FakeWorld
 
@@ -214,12 +215,12 @@ def test_what_deepspeed_writes_itself_is_in_the_manifest(store: CheckpointStore)
     store.begin(engine, {"step": 10})
     (store.folder / "step-00000010.partial" / TAG / "offloaded").write_text("x")
     assert store.finish() is None
-    assert checkpoint.first_difference(store.folder / "step-00000010") is None
+    assert first_difference(store.folder / "step-00000010") is None
     (store.folder / "step-00000010" / TAG / "offloaded").write_text("y")
-    assert "offloaded: size or checksum" in str(checkpoint.first_difference(store.folder / "step-00000010"))
+    assert "offloaded: size or checksum" in str(first_difference(store.folder / "step-00000010"))
 
 
-@pytest.mark.parametrize("what", ["_files", "write_atomic", "_sync"])
+@pytest.mark.parametrize("what", ["files_in", "write_atomic", "sync"])
 def test_a_disk_that_fails_while_the_manifest_is_written_costs_the_checkpoint(
     store: CheckpointStore, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,4 +302,4 @@ def test_deepspeed_writes_nothing_by_itself(store: CheckpointStore) -> None:
 
 def test_the_format_is_announced() -> None:
     changelog = (Path(checkpoint.__file__).parents[3] / "CHANGELOG.md").read_text()
-    assert f"Checkpoint format: {checkpoint.FORMAT}" in changelog
+    assert f"Checkpoint format: {FORMAT}" in changelog

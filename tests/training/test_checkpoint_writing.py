@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from alignvlm.training.checkpoints import store as checkpoint
-from alignvlm.training.checkpoints import written
+from alignvlm.training.checkpoints.files import reading, written
+from alignvlm.training.checkpoints.files.manifest import first_difference
 from alignvlm.training.checkpoints.staging import Staging
 from alignvlm.training.checkpoints.store import CheckpointStore
 from tests.training.fakes import FakeWorld
@@ -52,11 +53,11 @@ def test_nothing_is_read_back_and_the_disk_is_waited_for_in_threads(
         original = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, do=original, **k: (threads.add(threading.get_ident()), do(*a, **k))[1])
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_checksum", None)
+        patch.setattr(checkpoint, "checked", None)
         save(store, 10, 20, 30)
     assert threads
     assert threading.get_ident() not in threads
-    assert checkpoint.first_difference(store.folder / "step-00000030") is None
+    assert first_difference(store.folder / "step-00000030") is None
 
 
 def test_a_checkpoint_comes_to_be_in_two_parts_while_training_goes_on(store: CheckpointStore) -> None:
@@ -97,7 +98,8 @@ def test_a_lack_of_host_memory_costs_the_checkpoint(store: CheckpointStore, monk
 
 def test_looking_at_a_large_checkpoint_is_progress(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     save(store, 10)
-    monkeypatch.setattr(written, "PIECE", 1000)
+    monkeypatch.setattr(reading, "PIECE", 1000)
+    monkeypatch.setattr(reading, "BLOCK", 1000)
     beats: list[int] = []
     monkeypatch.setattr(FakeWorld, "beat", lambda self: beats.append(1))
     assert store.newest(pytest.fail) is not None
@@ -106,14 +108,15 @@ def test_looking_at_a_large_checkpoint_is_progress(store: CheckpointStore, monke
 
 @pytest.mark.parametrize("size", [0, 1, 300, 301, 2_000])
 def test_a_file_is_checked_in_pieces(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(written, "PIECE", 300)
-    monkeypatch.setattr(written, "BLOCK", 70)
+    for module in (written, reading):
+        monkeypatch.setattr(module, "PIECE", 300)
+        monkeypatch.setattr(module, "BLOCK", 70)
     content = random.Random(size).randbytes(size)
     with written.CheckedFile(str(tmp_path / "file"), lambda count: None) as file:
         for begin in range(0, size, 333):
             file.write(content[begin : begin + 333])
     assert (tmp_path / "file").read_bytes() == content
-    assert file.entry == written.checked(tmp_path / "file") == {"size": size, "crc32": zlib.crc32(content)}
+    assert file.entry == reading.checked(tmp_path / "file") == {"size": size, "crc32": zlib.crc32(content)}
 
 
 def test_staging_keeps_structure_types_and_what_is_shared() -> None:

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from alignvlm.errors import UserError
-from alignvlm.training.checkpoints.loading import load
+from alignvlm.training.checkpoints.files.reading import checked
+from alignvlm.training.checkpoints.loading import Unchecked, load
+from tests.evaluation.thread_ranks import ThreadRanks
 from tests.training.fakes import FakeWorld
 
 SHAPES = [{"a": (3, 5), "b": (7,)}, {"c": (2, 2, 2), "d": (1,)}]
@@ -152,6 +154,49 @@ def test_only_files_with_something_in_them_are_read(tmp_path: Path) -> None:
     load(Engine(3, 0, 2), folder, FakeWorld(rank=0, size=2))
     with pytest.raises(UserError, match=r"deepspeed: rank 1 of 2 cannot .* \(.*rank_3_.*\); remove .*-00000007 to"):
         load(Engine(3, 1, 2), folder, FakeWorld(rank=1, size=2))
+
+
+@pytest.mark.parametrize("place", ["weights", "names"])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_damage_is_found_while_a_file_is_loaded(stage: int, place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "step-00000007" / "deepspeed"
+    write_files(folder, stage, 1)
+    path = folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    own = Unchecked(path, checked(path))
+    assert load(Engine(stage, 0, 1), folder, FakeWorld(), own) is None
+    content = path.read_bytes()
+    wanted = value("b", "exp_avg").numpy().tobytes() if place == "weights" else b"zero_stage"
+    at = content.index(wanted) + len(wanted) // 2
+    path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+    assert (
+        load(Engine(stage, 0, 1), folder, FakeWorld(), own)
+        == f"{path.name}: size or checksum differs from the manifest"
+    )
+    path.unlink()
+    assert load(Engine(stage, 0, 1), folder, FakeWorld(), own) == f"{path.name}: No such file or directory"
+
+
+def test_a_rank_that_cannot_read_hears_first_whether_the_file_of_another_one_is_damaged(tmp_path: Path) -> None:
+    folder = tmp_path / "step-00000007" / "deepspeed"
+    write_files(folder, 3, 2)
+    first, second = (folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2))
+    owns = [Unchecked(path, checked(path)) for path in (first, second)]
+    first.write_bytes(first.read_bytes()[:-1000])
+    ranks = ThreadRanks(2)
+    found = ranks.run(lambda rank: load(Engine(3, rank.rank, 2), folder, rank, owns[rank.rank]))  # type: ignore[arg-type]
+    assert found == [f"{first.name}: size or checksum differs from the manifest"] * 2
+
+
+def test_what_deepspeed_loads_is_checked_before(tmp_path: Path) -> None:
+    folder = tmp_path / "step-00000007" / "deepspeed"
+    write_files(folder, 3, 1)
+    path = folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    entry = checked(path)
+    engine = Engine(0, 0, 1)  # it has no way to load yet
+    assert load(engine, folder, FakeWorld(), Unchecked(path, entry | {"crc32": 0})) is not None
+    engine.load_checkpoint = lambda folder, tag: engine.calls.append(tag)  # type: ignore[attr-defined]
+    assert load(engine, folder, FakeWorld(), Unchecked(path, entry)) is None
+    assert engine.calls == ["deepspeed"]
 
 
 def test_weights_of_earlier_versions_get_their_modules_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,8 +176,9 @@ def test_callbacks_end_when_a_step_fails(
 def test_a_checkpoint_of_other_data_is_refused_before_the_engine_is_built(recipe: Recipe, tmp_path: Path) -> None:
     state = stage_state(recipe, tmp_path)
     found = CheckpointInfo(tmp_path / "step-00000005", {"step": 5, "position": {"step": 4}, "world_size": 1})
+    store: Any = SimpleNamespace(newest=lambda warn: found)
     with pytest.raises(UserError, match=r"step-00000005: trained on other data or in another order: .*step 5 is now"):
-        resume_trainer(state.run, state.stage, state.world, state.plan, state.store, found, state.timeline)
+        resume_trainer(state.run, state.stage, state.world, state.plan, store, state.timeline)
 
 
 def test_other_data_of_a_branch_that_moved_names_the_commit_of_before(recipe: Recipe, tmp_path: Path) -> None:

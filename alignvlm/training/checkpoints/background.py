@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from alignvlm.training.checkpoints.files.written import Advance, CheckedFile, Entry
 from alignvlm.training.checkpoints.staging import Staging
-from alignvlm.training.checkpoints.written import Advance, CheckedFile, Entry
 from data_pipeline.checksums import crc32
 from data_pipeline.files import write_atomic
 

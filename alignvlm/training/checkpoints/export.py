@@ -18,8 +18,9 @@ from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 from alignvlm.model.lora import Adapters
 from alignvlm.progress import Progress
 from alignvlm.run_folder import INITIAL, RunFolder, run_of_checkpoint
+from alignvlm.training.checkpoints.files.manifest import MANIFEST, first_difference
 from alignvlm.training.checkpoints.gathering import whole
-from alignvlm.training.checkpoints.store import MANIFEST, TAG, first_difference
+from alignvlm.training.checkpoints.store import TAG
 from alignvlm.training.checkpoints.weights import CheckpointWeights
 from alignvlm.training.distributed import World
 from data_pipeline.files import reason

@@ -1,56 +1,75 @@
 """Loads a checkpoint into an engine of any number of ranks: each reads its own share out of the files.
 
-Files are mapped, and of each one only what a rank needs is read, once, to where it belongs. What the stage leaves
-frozen comes from the export that the engine was built from, so that it is not read here. DeepSpeed's own loaders take
-the memory twice, and for another number of ranks a universal copy of the checkpoint on the disk, which gives all groups
-the hyperparameters of the first one and all parameters one `step` tensor (0.19.8).
+Each rank reads its numbers once, to where they belong, and where as many ranks have saved them, sums up its own file
+on the way. What the stage leaves frozen comes from the export that the engine was built from, so that it is not read
+here. DeepSpeed's own loaders take the memory twice, and for another number of ranks a universal copy of the checkpoint
+on the disk, which gives all groups the hyperparameters of the first one and all parameters one `step` tensor (0.19.8).
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from deepspeed.checkpoint import constants as keys
 
 from alignvlm.errors import UserError
 from alignvlm.parts import module_name
-from alignvlm.training.checkpoints.layout import MASTER, SavedOptimizer, of_ranks
+from alignvlm.training.checkpoints.files.reading import Part, checked, read_parts
+from alignvlm.training.checkpoints.files.written import Entry
+from alignvlm.training.checkpoints.layout import MASTER, OPTIMIZER_FILES, SavedOptimizer, of_ranks
 from alignvlm.training.distributed import World
 from data_pipeline.files import reason
 
-THREADS = 4
-"""That copy: memory that is new, and pages of a file, cost one processor more than the disk."""
-PIECE = 1 << 24
-"""Numbers that a thread copies at once."""
 Slot = tuple[str, int, int, int]
 """A parameter's name, and its numbers `begin` to `end` that a rank's flat group has from `offset` on."""
 
 
-def load(engine: Any, folder: Path, world: World) -> None:
+class Unchecked(NamedTuple):
+    """A file that nobody has checked yet, which loading does."""
+
+    path: Path
+    expected: Entry
+
+    def difference(self, actual: Entry) -> str | None:
+        """What is wrong with the file when this was read."""
+        return None if actual == self.expected else f"{self.path.name}: size or checksum differs from the manifest"
+
+
+def load(engine: Any, folder: Path, world: World, own: Unchecked | None = None) -> str | None:
     """Give an engine the weights, buffers, optimizer states and counters in DeepSpeed's files; all ranks call it.
 
     Learning rates and weight decay stay those of the engine's own groups.
 
+    Args:
+        own: the file of the optimizer that this rank has saved, if it is to be checked.
+
+    Returns:
+        Which file of any rank is damaged, equal on all ranks. The engine is of no use then.
+
     Raises:
-        UserError: on all ranks, when a file of the checkpoint is missing or not as it should be.
+        UserError: on all ranks, when the files of the checkpoint are not laid out as they should be.
     """
     on_nvme = engine.zero_nvme_offload_optimizer()
-    if on_nvme and (saved := len(of_ranks(folder, "*_optim_states.pt"))) != world.size:
+    if on_nvme and (saved := len(of_ranks(folder, OPTIMIZER_FILES))) != world.size:
         raise UserError(
             f"{folder}: optimizer states on NVMe load with as many ranks as have saved them: {saved}, not {world.size}"
         )
     if on_nvme or engine.zero_optimization_stage() == 0:  # strategies of the user's own
-        engine.load_checkpoint(str(folder.parent), tag=folder.name)
-        return
+        problem = world.first_problem(_damage(own, world))
+        if problem is None:
+            engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        return problem
     optimizer = engine.optimizer
     if hasattr(optimizer, "checkpoint_event_prologue"):
         optimizer.checkpoint_event_prologue()
-    world.together(_read, engine, folder, world)
+    problem = world.together(_read, engine, folder, world, own)
+    if problem is not None:
+        return problem
     if engine.zero_optimization_stage() == 3:
         values = {
             keys.LOSS_SCALER: optimizer.loss_scaler,
@@ -63,54 +82,77 @@ def load(engine: Any, folder: Path, world: World) -> None:
         optimizer.update_lp_params()
     if hasattr(optimizer, "checkpoint_event_epilogue"):
         optimizer.checkpoint_event_epilogue()
+    return None
 
 
-def _read(engine: Any, folder: Path, world: World) -> None:
+def _read(engine: Any, folder: Path, world: World, own: Unchecked | None) -> str | None:
     """Fill this rank's fp32 weights, make its optimizer states, set the module's buffers and the engine's counters."""
+    problem, failure = None, None
     try:
         saved = SavedOptimizer(folder)
-        _fill(engine, saved, world)
+        problem = _fill(engine, saved, world, own)
         buffers = {module_name(name): saved.model["module"][name] for name in saved.model.get(keys.BUFFER_NAMES, ())}
         for name, buffer in engine.module.named_buffers():
             if name in buffers:
                 buffer.copy_(buffers[name])
         for name in ("global_steps", "global_samples", "skipped_steps"):
             setattr(engine, name, saved.model[name])
-    except (ValueError, KeyError, IndexError) as error:
+    except Exception as error:  # in a file that is damaged anything may stand
+        problem, failure = _damage(own, world), error
+    problem = world.first_problem(problem)  # what this rank cannot read may be in the file of another one
+    if problem is None and failure is not None:
+        if not isinstance(failure, (ValueError, KeyError, IndexError, OSError)):
+            raise failure
         raise UserError(
-            f"{folder}: rank {world.rank} of {world.size} cannot read its part ({reason(error)}); remove "
+            f"{folder}: rank {world.rank} of {world.size} cannot read its part ({reason(failure)}); remove "
             f"{folder.parent} to resume from an older checkpoint"
-        ) from error
+        ) from failure
+    return problem
 
 
-def _fill(engine: Any, saved: SavedOptimizer, world: World) -> None:
+def _damage(own: Unchecked | None, world: World) -> str | None:
+    """What is wrong with a file, which is read as a whole."""
+    if own is None:
+        return None
+    try:
+        return own.difference(checked(own.path, lambda count: world.beat()))
+    except OSError as error:
+        return f"{own.path.name}: {reason(error)}"
+
+
+def _fill(engine: Any, saved: SavedOptimizer, world: World, own: Unchecked | None) -> str | None:
+    """Read this rank's weights and states; what is wrong with its own file, if that is to be checked."""
     inner = engine.optimizer.optimizer
     is_fused = any(group.get("fused") for group in inner.param_groups)
     moments = [key for key, value in saved.state().items() if isinstance(value, torch.Tensor) and value.dim()]
     shared = {key: value for key, value in saved.state().items() if key not in moments}
+    parts: dict[Path, list[Part]] = defaultdict(list)
     for flat, slots in _groups(engine, world):
-        values = {MASTER: flat.data} | {key: torch.zeros_like(flat.data) for key in moments}
-        with ThreadPoolExecutor(THREADS, "load") as threads:
-            for _ in threads.map(lambda pair: pair[0].copy_(pair[1]), _pieces(saved, slots, values)):
-                world.beat()
+        values = {MASTER: flat.data} | {key: torch.empty_like(flat.data) for key in moments}
+        end = 0
+        for name, low, high, offset in slots:
+            for key, target in values.items():
+                if key != MASTER:
+                    target[end:offset].zero_()  # padding
+                at = offset
+                for path, first, dtype, count in saved.find(name, key, low, high):
+                    parts[path].append(Part(first, dtype, target[at : at + count]))
+                    at += count
+            end = offset + high - low
+        for key in moments:
+            values[key][end:].zero_()
         state = {key: _own(value, flat if is_fused else None) for key, value in shared.items()}
         if saved.state():
             inner.state[flat] = state | {key: values[key] for key in moments}
     for group in inner.param_groups:
         if "step" in saved.hyperparameters:  # optimizers that count there
             group["step"] = saved.hyperparameters["step"]
-
-
-def _pieces(
-    saved: SavedOptimizer, slots: Iterator[Slot], values: dict[str, torch.Tensor]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Parts of these tensors, each with the part of a file that belongs there."""
-    for name, begin, end, offset in slots:
-        for key, target in values.items():
-            at = offset
-            for part in saved.read(name, key, begin, end):
-                yield from zip(target[at : at + len(part)].split(PIECE), part.split(PIECE), strict=True)
-                at += len(part)
+    problem = None
+    if own is not None:
+        problem = own.difference(checked(own.path, lambda count: world.beat(), parts.pop(own.path, ())))
+    for path, of_file in parts.items():
+        read_parts(path, of_file, lambda count: world.beat())
+    return problem
 
 
 def _own(value: Any, like: torch.Tensor | None) -> Any:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -25,16 +23,25 @@ import torch
 from alignvlm.best import STATE, find_best, is_better, read_scores
 from alignvlm.run_folder import checkpoint_folder, checkpoint_folders, checkpoint_step
 from alignvlm.training.checkpoints.background import BackgroundCheckpointEngine
-from alignvlm.training.checkpoints.loading import load
-from alignvlm.training.checkpoints.written import Advance, Entry, checked
+from alignvlm.training.checkpoints.files.manifest import (
+    FORMAT,
+    MANIFEST,
+    by_kind_and_rank,
+    difference,
+    files_in,
+    read_manifest,
+    regular_file,
+    sync,
+)
+from alignvlm.training.checkpoints.files.reading import checked
+from alignvlm.training.checkpoints.files.written import Entry
+from alignvlm.training.checkpoints.layout import OPTIMIZER_FILES
+from alignvlm.training.checkpoints.loading import Unchecked, load
 from alignvlm.training.distributed import World
-from data_pipeline.files import has_shape, reason, write_atomic
+from data_pipeline.files import reason, write_atomic
 
 log = logging.getLogger(__name__)
-FORMAT = 1
-"""Version of the layout; a change is announced in CHANGELOG.md as breaking."""
 TAG = "deepspeed"
-MANIFEST = "manifest.json"
 UNIVERSAL_SUFFIX = ".universal"
 """Suffix of the converted copy that earlier versions wrote for another number of ranks; it goes with its checkpoint."""
 
@@ -45,6 +52,8 @@ class CheckpointInfo:
 
     folder: Path
     state: dict[str, Any]
+    own: Unchecked | None = None
+    """A file that this rank checks when it loads it."""
 
     @property
     def step(self) -> int:
@@ -140,7 +149,7 @@ class CheckpointStore:
         partial = final.with_name(final.name + ".partial")
         entries, problem = self._writer.result()
         parts = self.world.all_gather({str(path.relative_to(partial)): entry for path, entry in entries.items()})
-        problem = self._first(problem)
+        problem = self.world.first_problem(problem)
         if self.world.is_main:
             if problem is None:
                 files = {name: entry for part in parts for name, entry in part.items()}
@@ -183,7 +192,7 @@ class CheckpointStore:
         try:
             partial.mkdir(parents=True)
             last = checkpoint_folders(self.folder)[-1:]
-            needed = sum((folder / name).stat().st_size for folder in last for name in _files(folder))
+            needed = sum((folder / name).stat().st_size for folder in last for name in files_in(folder))
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             return f"{partial}: {reason(error)}"
@@ -192,44 +201,67 @@ class CheckpointStore:
             return f"{self.folder}: {free / 2**30:.1f} GiB free, a checkpoint needs {needed / 2**30:.1f} GiB"
         return None
 
-    def newest(self, warn: Callable[[str], None]) -> CheckpointInfo | None:
-        """The newest checkpoint whose files are all there and undamaged; `warn` gets a line for each damaged one."""
-        candidates = self.world.broadcast(checkpoint_folders(self.folder)[::-1] if self.world.is_main else None)
-        for folder in candidates:
-            problem = self._first(first_difference(folder, self.world.rank, self.world.size, self._advance))
+    def newest(self, warn: Callable[[str], None], before: int | None = None) -> CheckpointInfo | None:
+        """The newest checkpoint, of a step below `before`, whose files are all there and undamaged.
+
+        Large files that as many ranks have saved as there are now are checked by `load` only, which reads them anyway.
+        `warn` gets a line for each damaged checkpoint.
+        """
+        found = [folder for folder in checkpoint_folders(self.folder) if not before or checkpoint_step(folder) < before]
+        for folder in self.world.broadcast(found[::-1] if self.world.is_main else None):
+            own, problem = self._look_at(folder)
+            problem = self.world.first_problem(problem)
             if problem is None:
-                return CheckpointInfo(folder, json.loads((folder / STATE).read_bytes()))
+                return CheckpointInfo(folder, json.loads((folder / STATE).read_bytes()), own)
             if self.world.is_main:
-                warn(f"checkpoint {folder} is not valid, trying an older one: {problem}")
+                warn(not_valid(folder, problem))
         return None
 
-    def load(self, engine: Any, checkpoint: CheckpointInfo) -> None:
+    def load(self, engine: Any, checkpoint: CheckpointInfo) -> str | None:
         """Restore the engine, and the random state where as many ranks have saved it.
+
+        Returns:
+            Why the checkpoint is not valid, equal on all ranks; the engine is of no use then.
 
         Raises:
             UserError: on all ranks, when the files are not laid out as they should be.
         """
-        load(engine, checkpoint.folder / TAG, self.world)
-        if checkpoint.state["world_size"] == self.world.size:
+        problem = load(engine, checkpoint.folder / TAG, self.world, checkpoint.own)
+        if problem is None and checkpoint.state["world_size"] == self.world.size:
             _restore_random_state(checkpoint.folder / f"random-{self.world.rank:05d}.pt")
+        return problem
 
-    def _first(self, problem: str | None) -> str | None:
-        """The first problem of any rank, on all ranks."""
-        return next((found for found in self.world.all_gather(problem) if found is not None), None)
+    def _look_at(self, folder: Path) -> tuple[Unchecked | None, str | None]:
+        """The file that this rank checks when it loads it, and what is wrong with its share of all others."""
+        own = None
+        try:
+            files = read_manifest(folder)
+            saved = sorted((name for name in files if name.endswith(OPTIMIZER_FILES[1:])), key=by_kind_and_rank)
+            if len(saved) == self.world.size:
+                name = saved[self.world.rank]
+                own = Unchecked(regular_file(folder, name), files[name])
+                if own.path.stat().st_size != own.expected["size"]:
+                    return None, f"{name}: size differs from the manifest"
+                files = {name: entry for name, entry in files.items() if name not in saved}
+        except ValueError as error:
+            return None, str(error)
+        except OSError as error:
+            return None, reason(error)
+        return own, difference(folder, files, self.world.rank, self.world.size, self._advance)
 
     def _seal(self, partial: Path, final: Path, files: dict[str, Entry]) -> str | None:
         """Write the manifest, give the folder its name and remove old checkpoints; or why the save is abandoned."""
         try:
-            for name in set(_files(partial)) - files.keys():  # DeepSpeed's own, such as what it offloads to a disk
-                files[name] = _checksum(partial, name)
-                _sync(partial / name)
+            for name in set(files_in(partial)) - files.keys():  # DeepSpeed's own, such as what it offloads to a disk
+                files[name] = checked(partial / name)
+                sync(partial / name)
             content = {"format": FORMAT, "files": dict(sorted(files.items()))}
             write_atomic(partial / MANIFEST, json.dumps(content, indent=1) + "\n")
             for folder in (*(path for path in partial.rglob("*") if path.is_dir()), partial):
-                _sync(folder)
+                sync(folder)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
-            _sync(self.folder)
+            sync(self.folder)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             return f"{final}: {reason(error)}"
@@ -253,60 +285,9 @@ class CheckpointStore:
             self._advance(1)
 
 
-def first_difference(
-    folder: Path, rank: int = 0, world_size: int = 1, advance: Advance = lambda count: None
-) -> str | None:
-    """What is wrong with a checkpoint's manifest or with this rank's share of its files; None when nothing is.
-
-    `advance` hears of the bytes that have been read.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        return f"manifest: {reason(error)}"
-    if isinstance(manifest, dict) and manifest.get("format") != FORMAT:
-        return f"its format is {manifest.get('format')}, this version reads {FORMAT}"
-    if not has_shape(manifest, {"files": {str: {"size": int, "crc32": int}}}) or STATE not in manifest["files"]:
-        return "manifest: it does not list the files of a checkpoint"
-    for name in sorted(manifest["files"], key=_by_kind_and_rank)[rank::world_size]:
-        try:
-            actual = _checksum(folder, name, advance)
-        except (OSError, ValueError) as error:
-            return f"{name}: {reason(error)}"
-        if actual != manifest["files"][name]:
-            return f"{name}: size or checksum differs from the manifest"
-    return None
-
-
-def _files(folder: Path) -> list[str]:
-    """Names of the regular files in a checkpoint, sorted; links are not followed."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return sorted(str(path.relative_to(folder)) for path in paths)
-
-
-def _by_kind_and_rank(name: str) -> tuple[str, list[int]]:
-    """So that each of as many ranks as there were checks the large files that it loads: a host reads them once."""
-    return re.sub(r"\d+", "", name), [int(number) for number in re.findall(r"\d+", name)]
-
-
-def _checksum(folder: Path, name: str, advance: Advance = lambda count: None) -> Entry:
-    """Size and CRC-32 of a checkpoint's file.
-
-    Raises OSError when it cannot be read, or is no regular file inside the folder: a device might have no end.
-    """
-    path = folder / name
-    if path.resolve() != folder.resolve() / name or not path.is_file():
-        raise OSError("it is missing or no regular file in the folder")
-    return checked(path, advance)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or a folder's directory entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def not_valid(folder: Path, problem: str) -> str:
+    """The warning of a damaged checkpoint."""
+    return f"checkpoint {folder} is not valid, trying an older one: {problem}"
 
 
 def _fragment(parameter: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Files with checksums: computed while `torch.save` writes one, and in several threads when one is checked.
+"""Files with checksums, computed while `torch.save` writes one.
 
 Another thread lets the disk take what is written: it works while the next bytes are summed up and copied. Nothing is
 read back.
@@ -11,10 +11,9 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from data_pipeline.checksums import crc32, crc32_combine
+from data_pipeline.checksums import crc32
 
 BLOCK = 1 << 22
 """Bytes that are summed up and written at once, while they are in the processor's cache."""
@@ -22,8 +21,6 @@ PIECE = 1 << 26
 """Bytes after which the file is flushed."""
 AHEAD = 4
 """Pieces that may be written before the disk has taken the first of them: progress is seen on a slow disk too."""
-THREADS = 4
-"""That read a file to check it."""
 Advance = Callable[[int], object]
 Entry = dict[str, int]
 """Of a file in the manifest: `size` in bytes and `crc32`."""
@@ -91,31 +88,3 @@ class CheckedFile:
     def _sync(self, count: int) -> None:
         os.fsync(self._file.fileno())
         self._advance(count)
-
-
-def checked(path: Path, advance: Advance = lambda count: None) -> Entry:
-    """Size and checksum of a file, read in several threads; `advance` hears of the bytes that have been read.
-
-    Raises:
-        OSError: it cannot be read, or becomes shorter meanwhile.
-    """
-    with path.open("rb") as file, ThreadPoolExecutor(THREADS) as threads:
-        size = os.fstat(file.fileno()).st_size
-        begins = range(0, size, PIECE)
-        checksum = 0
-        for begin, piece in zip(
-            begins, threads.map(lambda begin: _of_piece(file.fileno(), begin), begins), strict=True
-        ):
-            count = min(PIECE, size - begin)
-            checksum = crc32_combine(checksum, piece, count)
-            advance(count)
-    return {"size": size, "crc32": checksum}
-
-
-def _of_piece(descriptor: int, begin: int) -> int:
-    checksum, buffer = 0, memoryview(bytearray(BLOCK))
-    end = begin + PIECE
-    while begin < end and (count := os.preadv(descriptor, [buffer[: end - begin]], begin)):
-        checksum = crc32(buffer[:count], checksum)
-        begin += count
-    return checksum
