@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignvlm.training.checkpoints import store as checkpoint
-from alignvlm.training.checkpoints.files import reading, written
+from alignvlm.training.checkpoints.files import reading, sealing, written
 from alignvlm.training.checkpoints.files.manifest import first_difference
 from alignvlm.training.checkpoints.staging import Staging
 from alignvlm.training.checkpoints.store import CheckpointStore
@@ -53,7 +52,7 @@ def test_nothing_is_read_back_and_the_disk_is_waited_for_in_threads(
         original = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, do=original, **k: (threads.add(threading.get_ident()), do(*a, **k))[1])
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "checked", None)
+        patch.setattr(sealing, "checked", None)
         save(store, 10, 20, 30)
     assert threads
     assert threading.get_ident() not in threads

@@ -6,6 +6,7 @@ leave the other ranks waiting: so DeepSpeed itself may write nothing there.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -57,6 +58,10 @@ class BackgroundCheckpointEngine(TorchCheckpointEngine):
         """Write a small text file, also in a thread."""
         self._writes[path] = self.submit(_write_text, path, text)
 
+    def save_list(self, path: Path) -> None:
+        """Write, when all files before it have been written, a list of them, relative to its own folder."""
+        self._writes[path] = self.submit(_write_list, path, dict(self._writes))
+
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
         """Do something else in a thread."""
         return self._pool.submit(work, *arguments)
@@ -93,6 +98,12 @@ def _write_text(path: Path, text: str) -> Entry:
     content = text.encode()
     write_atomic(path, content)
     return {"size": len(content), "crc32": crc32(content)}
+
+
+def _write_list(path: Path, writes: dict[Path, Future[Entry]]) -> Entry:
+    """Threads take their work in turn: those that this one waits for have begun."""
+    entries = {str(file.relative_to(path.parent)): write.result() for file, write in writes.items()}
+    return _write_text(path, json.dumps(entries, indent=1) + "\n")
 
 
 def _write_no_checksums_of_torch() -> None:

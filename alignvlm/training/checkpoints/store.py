@@ -25,20 +25,18 @@ from alignvlm.run_folder import checkpoint_folder, checkpoint_folders, checkpoin
 from alignvlm.training.checkpoints.background import BackgroundCheckpointEngine
 from alignvlm.training.checkpoints.files.manifest import (
     FORMAT,
-    MANIFEST,
     by_kind_and_rank,
     difference,
     files_in,
     read_manifest,
     regular_file,
-    sync,
 )
-from alignvlm.training.checkpoints.files.reading import checked
+from alignvlm.training.checkpoints.files.sealing import SUFFIX, list_of, seal, seal_complete
 from alignvlm.training.checkpoints.files.written import Entry
 from alignvlm.training.checkpoints.layout import OPTIMIZER_FILES
 from alignvlm.training.checkpoints.loading import Unchecked, load
 from alignvlm.training.distributed import World
-from data_pipeline.files import reason, write_atomic
+from data_pipeline.files import reason
 
 log = logging.getLogger(__name__)
 TAG = "deepspeed"
@@ -102,7 +100,7 @@ class CheckpointStore:
         """
         assert self._pending is None, "a save is still being written"
         final = checkpoint_folder(self.folder, state["step"])
-        partial = final.with_name(final.name + ".partial")
+        partial = final.with_name(final.name + SUFFIX)
         problem = None
         if self.world.is_main:
             problem = self._make_room(partial)
@@ -115,6 +113,7 @@ class CheckpointStore:
         self._writer.save(_random_state(), str(partial / f"random-{self.world.rank:05d}.pt"))
         if self.world.is_main:
             self._writer.save_text(partial / STATE, text)
+        self._writer.save_list(partial / list_of(self.world.rank))
         self._pending, self._is_collected = final, False
         return None
 
@@ -146,7 +145,7 @@ class CheckpointStore:
     def _collect(self, final: Path) -> str | None:
         """Wait for all ranks' files and let rank 0's thread make a checkpoint of them; the first problem of any."""
         assert self._writer is not None
-        partial = final.with_name(final.name + ".partial")
+        partial = final.with_name(final.name + SUFFIX)
         entries, problem = self._writer.result()
         parts = self.world.all_gather({str(path.relative_to(partial)): entry for path, entry in entries.items()})
         problem = self.world.first_problem(problem)
@@ -187,7 +186,7 @@ class CheckpointStore:
 
     def _make_room(self, partial: Path) -> str | None:
         """Remove unfinished checkpoints, and check that another one of the last one's size fits on the disk."""
-        for unfinished in self.folder.glob("step-*.partial"):
+        for unfinished in self.folder.glob(f"step-*{SUFFIX}"):
             shutil.rmtree(unfinished, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
@@ -205,8 +204,11 @@ class CheckpointStore:
         """The newest checkpoint, of a step below `before`, whose files are all there and undamaged.
 
         Large files that as many ranks have saved as there are now are checked by `load` only, which reads them anyway.
-        `warn` gets a line for each damaged checkpoint.
+        A save that all ranks had written when the job ended is sealed first. `warn` gets a line for that, and for each
+        damaged checkpoint.
         """
+        if self.world.is_main:
+            self._seal_complete(warn)
         found = [folder for folder in checkpoint_folders(self.folder) if not before or checkpoint_step(folder) < before]
         for folder in self.world.broadcast(found[::-1] if self.world.is_main else None):
             own, problem = self._look_at(folder)
@@ -252,16 +254,7 @@ class CheckpointStore:
     def _seal(self, partial: Path, final: Path, files: dict[str, Entry]) -> str | None:
         """Write the manifest, give the folder its name and remove old checkpoints; or why the save is abandoned."""
         try:
-            for name in set(files_in(partial)) - files.keys():  # DeepSpeed's own, such as what it offloads to a disk
-                files[name] = checked(partial / name)
-                sync(partial / name)
-            content = {"format": FORMAT, "files": dict(sorted(files.items()))}
-            write_atomic(partial / MANIFEST, json.dumps(content, indent=1) + "\n")
-            for folder in (*(path for path in partial.rglob("*") if path.is_dir()), partial):
-                sync(folder)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            sync(self.folder)
+            seal(partial, final, files)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             return f"{final}: {reason(error)}"
@@ -271,6 +264,15 @@ class CheckpointStore:
             log.warning("%s: old checkpoints cannot be found and stay: %s", self.folder, reason(error))
         return None
 
+    def _seal_complete(self, warn: Callable[[str], None]) -> None:
+        try:
+            sealed = seal_complete(self.folder)
+        except OSError as error:
+            warn(f"WARNING: {self.folder}: a finished save cannot be sealed: {reason(error)}")
+        else:
+            if sealed is not None:
+                warn(f"{sealed}: all ranks had written it when the job before ended; it is sealed now")
+
     def _remove_old(self) -> None:
         found = checkpoint_folders(self.folder)
         best = self.keep_best and find_best(((folder, read_scores(folder)) for folder in found), self.keep_best)
@@ -278,7 +280,7 @@ class CheckpointStore:
             if (self.keep_every and checkpoint_step(old) % self.keep_every == 0) or (best and old == best.folder):
                 continue
             try:
-                shutil.rmtree(old.rename(old.with_name(f"{old.name}.partial")))  # a kill here leaves no half of one
+                shutil.rmtree(old.rename(old.with_name(f"{old.name}{SUFFIX}")))  # a kill here leaves no half of one
             except OSError as error:
                 log.warning("%s cannot be removed: %s", old, reason(error))
             shutil.rmtree(old.with_name(f"{old.name}{UNIVERSAL_SUFFIX}"), ignore_errors=True)

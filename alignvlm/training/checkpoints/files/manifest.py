@@ -15,6 +15,8 @@ from data_pipeline.files import has_shape, reason
 FORMAT = 1
 """Version of the layout; a change is announced in CHANGELOG.md as breaking."""
 MANIFEST = "manifest.json"
+FILES = {str: {"size": int, "crc32": int}}
+"""Shape of a list of files, by their names in the folder."""
 
 
 def first_difference(folder: Path) -> str | None:
@@ -37,7 +39,7 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
         raise ValueError(f"manifest: {reason(error)}") from error
     if isinstance(manifest, dict) and manifest.get("format") != FORMAT:
         raise ValueError(f"its format is {manifest.get('format')}, this version reads {FORMAT}")
-    if not has_shape(manifest, {"files": {str: {"size": int, "crc32": int}}}) or STATE not in manifest["files"]:
+    if not has_shape(manifest, {"files": FILES}) or STATE not in manifest["files"]:
         raise ValueError("manifest: it does not list the files of a checkpoint")
     files: dict[str, Entry] = manifest["files"]
     return files
@@ -60,8 +62,12 @@ def difference(
 
 
 def files_in(folder: Path) -> list[str]:
-    """Names of the regular files in a checkpoint, sorted; links are not followed."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    """Names of the regular files in a checkpoint, sorted; links are not followed.
+
+    What a kill leaves of an atomic write is none of them.
+    """
+    found = (path for path in folder.rglob("*") if not (path.name.startswith(".") and path.suffix == ".tmp"))
+    paths = (path for path in found if path.is_file() and not path.is_symlink())
     return sorted(str(path.relative_to(folder)) for path in paths)
 
 
