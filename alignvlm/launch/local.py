@@ -19,12 +19,15 @@ from pathlib import Path
 from types import FrameType
 
 from alignvlm.errors import UserError
+from alignvlm.system.signals import REQUEUE
 from data_pipeline.parallel import end_with_parent
 
 GRACE_SECONDS = 30.0
 """Between asking the remaining processes to end, because one has failed, and killing them."""
 KILLED_SECONDS = 10.0
 """The same when that one was killed: the others wait for it in a collective, which on a GPU no signal ends."""
+DELIVERY_SECONDS = 90.0
+"""The same when that one has stopped early with everything saved: rank 0 may deliver its last metrics for a minute."""
 RANK_0_SECONDS = 5.0
 """How long rank 0, which speaks for all, may still say why the job ends when another rank has ended first."""
 SAVE_SECONDS = 300.0
@@ -104,7 +107,8 @@ def _wait(ranks: list[subprocess.Popen[bytes]], asked: list[str], save_seconds: 
             reason, deadline = asked[0], time.monotonic() + save_seconds
         if codes and not failed:
             failed, reason = codes[0], reason or f"exit code {_exit_code(codes[0])} of another"
-            deadline = min(deadline, time.monotonic() + (KILLED_SECONDS if failed < 0 else GRACE_SECONDS))
+            grace = KILLED_SECONDS if failed < 0 else DELIVERY_SECONDS if failed == REQUEUE else GRACE_SECONDS
+            deadline = min(deadline, time.monotonic() + grace)
             ask_at = time.monotonic() + RANK_0_SECONDS
         if ask_at is not None and (ranks[0] not in running or time.monotonic() > ask_at):
             ask_at = None

@@ -1,7 +1,8 @@
 """Signals of schedulers and users: all ranks agree at the next step, save a checkpoint and end in order.
 
 Outside the steps (evaluation, export, preparing) nothing is unsaved: the process ends at once with the exit code that
-asks for another start.
+asks for another start. While rank 0 makes its last delivery the job ends anyway: launchers send SIGTERM to it, because
+the other ranks have ended before.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Signals:
         self.received: str | None = None
         self.stepping = False
         """Set while there are steps that a save would keep."""
+        self.ending = False
+        """Set when the process ends by itself in a minute: only a second Ctrl-C ends it at once."""
         self._before_exit, self._before_save = before_exit, before_save
         self._interrupts = 0
         self._process = 0
@@ -50,7 +53,7 @@ class Signals:
             os._exit(REQUEUE)
         name = signal.Signals(number).name
         self._interrupts += number == signal.SIGINT
-        if not self.stepping or self._interrupts > 1:
+        if self._interrupts > 1 or not (self.stepping or self.ending):
             try:
                 print(f"{name}: ending at once; the same command resumes from the last checkpoint", file=sys.stderr)
                 sys.stdout.flush()
@@ -58,5 +61,10 @@ class Signals:
                 self._before_exit()
             finally:  # also when the terminal is gone
                 os._exit(REQUEUE)
-        self.received = self.received or name
-        self._before_save()
+        if self.ending and number == signal.SIGINT:
+            print(
+                f"{name}: ending within a minute, after the last delivery; again: at once", file=sys.stderr, flush=True
+            )
+        if self.stepping:
+            self.received = self.received or name
+            self._before_save()

@@ -140,19 +140,20 @@ def _job(
         world.barrier()
         commits.update(world.broadcast(commits))  # a branch may have moved since rank 0 has looked
         tracker, crashed = Tracker(run) if world.is_main else None, True
-        try:
-            with signals:
+        with signals:
+            try:
                 code = _train(run, world, tracker, signals, callbacks, timeline)
-            crashed = False
-        except MISTAKES:  # launchers do not start again
-            crashed = False
-            raise
-        finally:
-            lease.announce_end()
-            timeline.enter("delivery")
-            if tracker is not None and crashed:
-                tracker.abandon()
-            is_delivered = tracker is not None and not crashed and tracker.close()
+                crashed = False
+            except MISTAKES:  # launchers do not start again
+                crashed = False
+                raise
+            finally:
+                signals.ending = not crashed
+                lease.announce_end()
+                timeline.enter("delivery")
+                if tracker is not None and crashed:
+                    tracker.abandon()
+                is_delivered = tracker is not None and not crashed and tracker.close()
         if code == 0 and is_delivered:
             seal(run)
         timeline.finished = code == 0

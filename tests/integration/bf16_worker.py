@@ -144,7 +144,8 @@ def note_errors(path: Path, calls: dict[str, Callable[[], None]]) -> None:
 def begin(run: Run, stage: str, world: World) -> Trainer:
     """The engine of a stage that has no checkpoint."""
     plan: Any = None
-    return resume_trainer(run, run.recipe.stages[stage], world, plan, plan, None, Timeline())
+    store: Any = SimpleNamespace(newest=lambda warn: None)
+    return resume_trainer(run, run.recipe.stages[stage], world, plan, store, Timeline())[0]
 
 
 def hand_on(

@@ -49,7 +49,9 @@ def run_of(folder: Path, strategy: str, precision: str) -> Run:
 def begin(run: Run, world: World, found: CheckpointInfo | None = None, stage: str = "connector") -> Trainer:
     """The engine of a stage, from a checkpoint where there is one."""
     plan: Any = SimpleNamespace(position=lambda step: SimpleNamespace(to_json=lambda: None))
-    return resume_trainer(run, run.recipe.stages[stage], world, plan, store_of(run, world), found, Timeline())
+    store = store_of(run, world)
+    store.newest = lambda warn, before=None: found  # type: ignore[method-assign]
+    return resume_trainer(run, run.recipe.stages[stage], world, plan, store, Timeline())[0]
 
 
 def store_of(run: Run, world: World) -> CheckpointStore:

@@ -22,6 +22,7 @@ import sys
 from alignvlm.launch.local import run_local
 sys.exit(run_local([sys.executable, "-c", sys.argv[1]], 2))
 """
+SHORT = "from alignvlm.launch import local\nlocal.RANK_0_SECONDS, local.KILLED_SECONDS = 0.1, 0.3\n"
 SAVES = """
 import os, signal, sys, time
 def save(number, frame):
@@ -56,6 +57,17 @@ if os.environ["RANK"] == "0":
     time.sleep(0.7)
     print("rank 0 says why", file=sys.stderr)
 sys.exit(2)
+"""
+DELIVERS = """
+import os, signal, sys, time
+from alignvlm.system.signals import Signals
+with Signals() as signals:
+    signals.ending = True
+    open(f"rank-{os.getpid()}", "w").close()
+    if os.environ["RANK"] == "0":
+        time.sleep(1)
+        print("all is delivered", file=sys.stderr)
+sys.exit(75)
 """
 
 Start = Callable[..., tuple[subprocess.Popen[str], list[int]]]
@@ -126,8 +138,7 @@ def test_after_the_grace_period_everything_is_killed(start: Start) -> None:
 
 
 def test_what_waits_for_a_killed_rank_is_killed_soon(start: Start) -> None:
-    short = "from alignvlm.launch import local\nlocal.RANK_0_SECONDS, local.KILLED_SECONDS = 0.1, 0.3\n"
-    launcher, ranks = start(STAYS, before=short)
+    launcher, ranks = start(STAYS, before=SHORT)
     os.kill(ranks[0], signal.SIGKILL)
     _, errors = launcher.communicate(timeout=20)
     assert launcher.returncode == 128 + signal.SIGKILL
@@ -139,6 +150,12 @@ def test_rank_0_says_why_the_job_ends_when_another_rank_ends_first(start: Start)
     launcher, _ = start(EXPLAINS)
     assert launcher.communicate(timeout=20)[1] == "rank 0 says why\n"
     assert launcher.returncode == 2
+
+
+def test_rank_0_makes_its_last_delivery_when_the_others_have_stopped(start: Start) -> None:
+    launcher, _ = start(DELIVERS, before=SHORT + "local.GRACE_SECONDS = 0.3\n")
+    assert launcher.communicate(timeout=20)[1] == "all is delivered\n"
+    assert launcher.returncode == 75
 
 
 def test_under_nohup_a_hangup_changes_nothing(start: Start, tmp_path: Path) -> None:

@@ -62,6 +62,16 @@ def test_a_second_interrupt_ends_the_process_at_once() -> None:
     assert ended_by(f"signals.stepping = True; {term}; {interrupt}; {interrupt}")[0] == REQUEUE
 
 
+def test_a_process_that_is_ending_ends_at_once_at_a_second_interrupt_only() -> None:
+    with Signals() as signals:
+        signals.ending = True
+        for number in HANDLED:
+            os.kill(os.getpid(), number)
+        assert signals.received is None
+    interrupt, term = (f"os.kill(os.getpid(), signal.{name})" for name in ("SIGINT", "SIGTERM"))
+    assert ended_by(f"signals.ending = True; {term}; {term}; {interrupt}; {interrupt}")[0] == REQUEUE
+
+
 def test_forked_helpers_end_silently_and_release_nothing() -> None:
     with Signals(lambda: os._exit(1)):
         helper = os.fork()
