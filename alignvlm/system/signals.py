@@ -62,9 +62,7 @@ class Signals:
             finally:  # also when the terminal is gone
                 os._exit(REQUEUE)
         if self.ending and number == signal.SIGINT:
-            print(
-                f"{name}: ending within a minute, after the last delivery; again: at once", file=sys.stderr, flush=True
-            )
+            print(f"{name}: ending after the last delivery, within a minute", file=sys.stderr, flush=True)
         if self.stepping:
             self.received = self.received or name
             self._before_save()
