@@ -262,6 +262,8 @@ def main() -> None:
     elif arguments.what == "loss":
         found = held_out_loss(arguments.packs, arguments.rounds, arguments.threads)
     else:
+        if arguments.folder is not None:
+            arguments.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
             found = large_tsv(Path(scratch), arguments.rows, arguments.gigabytes)
     print(json.dumps(found, indent=1))
