@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 SIZE = 4096
-_BEATS, _LIMIT, _WAITING, _PORT, _TEXT, _SETTING, _HUB = 0, 8, 16, 20, 64, 2816, 3072
+_BEATS, _LIMIT, _WAITING, _TEXT, _SETTING, _HUB = 0, 8, 16, 64, 2816, 3072
 """Where each field begins; texts have their length in front."""
 
 
@@ -32,15 +32,21 @@ class Heart:
     """A rank's side."""
 
     def __init__(
-        self, limits: Mapping[str, Limit] | None = None, file: int = -1, look: Callable[[], None] = lambda: None
+        self,
+        limits: Mapping[str, Limit] | None = None,
+        file: int = -1,
+        look: Callable[[], None] = lambda: None,
+        port: int = 0,
     ) -> None:
         """Tell a monitor that has the same file; without one it is memory that nobody reads.
 
         Args:
             limits: of each section; those that it lacks may go on for ever.
             look: called with all progress, to see that the monitor is there.
+            port: where it hears those of the other ranks, if it is rank 0's.
         """
         self.limits = dict(limits or {})
+        self.port = port
         self._look = look
         self._memory = mmap.mmap(file, SIZE)
         self._beats = 0
@@ -74,11 +80,6 @@ class Heart:
             yield
         finally:
             self._memory[_WAITING] = before
-
-    @property
-    def port(self) -> int:
-        """Where the monitor of rank 0 listens for those of the others; 0 on other ranks, and before it has begun."""
-        return _port(self._memory)
 
     def join(self, host: str, port: int, token: str) -> None:
         """Tell the monitor where that of rank 0 listens, and the word by which they know each other."""
@@ -122,19 +123,6 @@ class Pulse:
         """Host, port and token of rank 0's monitor; None while there is only one rank or they have not met."""
         words = _read(self._memory, _HUB).split(" ")
         return (words[0], int(words[1]), words[2]) if len(words) == 3 else None
-
-    @property
-    def port(self) -> int:
-        """Where a monitor before this one listened; 0 where there was none."""
-        return _port(self._memory)
-
-    def listen(self, port: int) -> None:
-        """Tell the rank where its monitor listens."""
-        struct.pack_into("<I", self._memory, _PORT, port)
-
-
-def _port(memory: mmap.mmap) -> int:
-    return struct.unpack_from("<I", memory, _PORT)[0]
 
 
 def _write(memory: mmap.mmap, place: int, text: str, room: int) -> None:

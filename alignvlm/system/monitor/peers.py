@@ -37,8 +37,8 @@ FIELDS = {
 class Peers:
     """What one monitor knows of the others; that of rank 0 hears them all."""
 
-    def __init__(self, pulse: Pulse, rank: int, size: int, address: str) -> None:
-        """`address` is where the ranks meet: between processes of one host nothing else can be reached."""
+    def __init__(self, pulse: Pulse, rank: int, size: int, listens: int) -> None:
+        """`listens`: descriptor of the socket at which rank 0's monitor hears the others; -1 for those."""
         self._pulse = pulse
         self._is_hub = rank == 0 and size > 1
         self._heard: dict[int, tuple[float, State]] = {}
@@ -46,13 +46,7 @@ class Peers:
         self._traced_until = 0.0
         self._lag: str | None = None
         self._sent = -SEND_SECONDS
-        self._socket: socket.socket | None = None
-        if self._is_hub:
-            try:
-                self._socket = _bound(address, pulse.port)
-            except OSError:  # another process took the port of the monitor before
-                self._socket = _bound(address, 0)
-            pulse.listen(self._socket.getsockname()[1])
+        self._socket: socket.socket | None = socket.socket(fileno=listens) if self._is_hub else None
 
     @property
     def are_met(self) -> bool:
@@ -176,19 +170,19 @@ def describe(state: State) -> str:
     return f"  lagging: rank {state['rank']} on {state['host']}, in {state['section']}{text}: {', '.join(facts)}"
 
 
-def _bound(address: str, port: int) -> socket.socket:
-    """A socket at a port, 0 for a free one: on the loopback alone where the ranks meet there, else on all addresses."""
+def bound(address: str) -> socket.socket:
+    """A socket at a free port: on the loopback alone where the ranks meet there (`address`), else on all addresses."""
     if address in ("127.0.0.1", "localhost"):
         found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        found.bind(("127.0.0.1", port))
+        found.bind(("127.0.0.1", 0))
         return found
     try:
         found = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        found.bind(("::", port))
+        found.bind(("::", 0))
     except OSError:  # no IPv6 here
         found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        found.bind(("", port))
+        found.bind(("", 0))
     return found
 
 

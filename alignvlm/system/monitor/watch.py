@@ -38,10 +38,10 @@ STACKS = signal.SIGUSR2
 class Watch:
     """One rank, seen from outside."""
 
-    def __init__(self, pid: int, file: int, rank: int, size: int, address: str) -> None:
+    def __init__(self, pid: int, file: int, rank: int, size: int, listens: int) -> None:
         self._pid, self._rank = pid, rank
         self._pulse = Pulse(file)
-        self._peers = Peers(self._pulse, rank, size, address)
+        self._peers = Peers(self._pulse, rank, size, listens)
         self._age = 0.0
         self._beats = -1
         self._bytes: tuple[float, int] | None = None
@@ -159,8 +159,7 @@ def _print(text: str) -> None:
 
 
 def main() -> None:
-    """`… PID FILE RANK SIZE ADDRESS`, from `start.py`."""
+    """`… PID FILE RANK SIZE SOCKET`, from `start.py`."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # meant for the rank, which it ends with
-    pid, file, rank, size = map(int, sys.argv[1:5])
-    Watch(pid, file, rank, size, sys.argv[5]).run()
+    Watch(*map(int, sys.argv[1:6])).run()
