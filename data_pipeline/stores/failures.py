@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.masking import mask
@@ -73,10 +74,8 @@ class BusyError(TransientError):
     """The store refused the request for the number of those that it gets."""
 
 
-def meaning(error: Exception, url: str, name: str) -> DataError:
-    """Our error for one of obstore's."""
-    from obstore import exceptions
-
+def meaning(exceptions: Any, error: Exception, url: str, name: str) -> DataError:
+    """Our error for one of obstore's, whose module of exceptions is given."""
     place, text, dump = mask(f"{url}/{name}".rstrip("/")), _line(error), str(error)
     if _NO_BUCKET.search(dump):
         kind = "container" if KINDS[scheme_of(url)] == "az" else "bucket"

@@ -228,7 +228,7 @@ def _errors(url: str, name: str, writes: bool = False) -> Iterator[Any]:
     try:
         yield obstore, store
     except (exceptions.BaseError, OSError, ValueError) as error:
-        raise meaning(error, url, name) from error
+        raise meaning(exceptions, error, url, name) from error
 
 
 @cache
