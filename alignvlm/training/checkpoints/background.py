@@ -42,17 +42,24 @@ class BackgroundCheckpointEngine(TorchCheckpointEngine):
         self._device, self._advance = device, advance
         self._staging: dict[str, Staging] = {}
         self._pool = ThreadPoolExecutor(THREADS, "checkpoint", initializer=_write_no_checksums_of_torch)
+        self._copied: list[tuple[str, Any]] = []
         self._writes: dict[Path, Future[Entry]] = {}
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Copy the tensors to host memory and return; a thread writes the file. A lack of memory is an error of it."""
+        """Copy the tensors to host memory, for a file that `write` writes. A lack of memory is an error of the file."""
         staging = self._staging.setdefault(Path(path).name, Staging(self._device))
         try:
-            self._writes[Path(path)] = self.submit(self._write, staging.copy(state_dict), path)
+            self._copied.append((path, staging.copy(state_dict)))
         except OSError as error:
             failed: Future[Entry] = Future()
             failed.set_exception(error)
             self._writes[Path(path)] = failed
+
+    def write(self) -> None:
+        """Let threads write what has been copied: once all has, since they would compete with the copies."""
+        for path, state in self._copied:
+            self._writes[Path(path)] = self.submit(self._write, state, path)
+        self._copied.clear()
 
     def save_text(self, path: Path, text: str) -> None:
         """Write a small text file, also in a thread."""

@@ -111,6 +111,7 @@ class CheckpointStore:
         engine.save_checkpoint(str(partial), tag=TAG)
         assert self._writer is not None
         self._writer.save(_random_state(), str(partial / f"random-{self.world.rank:05d}.pt"))
+        self._writer.write()
         if self.world.is_main:
             self._writer.save_text(partial / STATE, text)
         self._writer.save_list(partial / list_of(self.world.rank))
