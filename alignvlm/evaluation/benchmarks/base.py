@@ -199,7 +199,7 @@ def of_docowl(number: int, record: Record, variants: bool = False) -> Question:
 def annotation(record: Record) -> Mapping[str, Any]:
     """What `document.jsonl` says about a line's question. Raises UserError when it has nothing about it."""
     for item in record["document"]["annotations"]:
-        if item["key"] == record["original_question"]:
+        if item["key"] == record["original_question"] and item["values"]:
             return item
     asked, name = record["original_question"], record["name"]
     raise UserError(f"{record.place}: document.jsonl has no answer to {asked!r} about document {name!r}")

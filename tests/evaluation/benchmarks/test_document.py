@@ -142,6 +142,11 @@ def test_documents_that_do_not_fit_the_questions_are_an_error(tmp_path: Path) ->
     docdownstream(tmp_path, "DeepForm", [("a", "who asks?", "x")], [document("a", advertiser="Joe")])
     with pytest.raises(UserError, match=r"line 1: column 'question' names no field of DeepForm \(advertiser, "):
         scores(tmp_path, "deepform", tmp_path, {})
+    for damaged in ({"name": "a"}, {"name": "a", "annotations": [{"key": "advertiser", "values": [{"value": 3}]}]}):
+        lines(tmp_path / "meta" / "DeepForm" / "test" / "document.jsonl", [damaged])
+        with pytest.raises(UserError, match=r"document.jsonl, line 1: not a document with a name and annotations"):
+            Job.of("deepform", tmp_path)
+    docdownstream(tmp_path, "DeepForm", [("a", "who asks?", "x")], [document("a", advertiser="Joe")])
     lines(tmp_path / "meta" / "DeepForm" / "test" / "metadata.jsonl", [])
     with pytest.raises(UserError, match="0 lines for 1 questions"):
         Job.of("deepform", tmp_path)
@@ -167,6 +172,10 @@ def test_wtq_from_the_authors_files_knows_canonical_forms(tmp_path: Path) -> Non
     (tmp_path / "images" / "204-csv" / "1.png").write_bytes(png())
     entry = scores(tmp_path, "wtq", tmp_path, {"how many": "100000"})
     assert (entry["score"], entry["flavour"]) == (100.0, "official")
+    for damaged, column in ((row.replace("100,000", "1|2"), "targetCanon"), ("nu-0\thow many", "context")):
+        (tmp_path / "pristine-unseen-tables.tagged").write_text(f"{head}\n{damaged}\n")
+        with pytest.raises(UserError, match=f"pristine-unseen-tables.tagged, item 0: column '{column}' "):
+            scores(tmp_path, "wtq", tmp_path, {"how many": "1"})
     with pytest.raises(UserError, match="flavour 'docowl' needs layout docdownstream, ureader, this is original"):
         Job.of("wtq", tmp_path, "docowl")
 

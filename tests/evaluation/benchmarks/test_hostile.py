@@ -29,12 +29,21 @@ def broken(root: Path, source: object) -> Iterator[tuple[Path, str]]:
             if source.join is not None:
                 parquet(root / source.join.config / place.name, [row])
             yield root, ".parquet"
+        whole = place.read_bytes()
+        place.write_bytes(whole[:4] + bytes(len(whole) // 3) + whole[4 + len(whole) // 3 :])  # its end is sound
+        yield root, ".parquet"
         place.write_bytes(b"PAR1 but no parquet")
         yield root, ".parquet"
     elif isinstance(source, Tsv):
         place = root / f"{source.names[0]}.tsv"
         row = {"index": 1, "question": "q", "image": png()}
-        for rows in ([row | {"image": "7"}], [row | {"image": "[]"}], [row | {"image": "!" * 80}], [{"index": 1}]):
+        for rows in (
+            [row | {"image": "7"}],
+            [row | {"image": "[]"}],
+            [row | {"image": "!" * 80}],
+            [row | {"image": "é" * 80}],
+            [{"index": 1}],
+        ):
             tsv(place, rows)
             yield root, place.name
         for content in (b"", b"\n", b"index\tquestion\timage\n1\tq\n", b"index\tquestion\n1\tq\n"):

@@ -31,7 +31,7 @@ class WikiTableQuestions(Benchmark):
             "ureader": Docowl("WikiTableQuestions"),
             "original": Original(
                 ("pristine-unseen-tables.tagged",),
-                image=lambda row: row["context"].removeprefix("csv/").removesuffix(".csv") + ".png",
+                image=lambda row: row.text("context").removeprefix("csv/").removesuffix(".csv") + ".png",
                 image_folders=("images", "../images", "../../images"),
             ),
         }
@@ -48,6 +48,8 @@ class WikiTableQuestions(Benchmark):
         if layout != "original":
             return of_docowl(number, record)
         gold = {key: record.text(key) for key in ("targetValue", "targetCanon")}
+        if len({text.count("|") for text in gold.values()}) > 1:
+            raise record.wrong("targetCanon", f"has another number of items than targetValue: {gold!r:.200}")
         return Question(record.text("id"), record.text("utterance"), [record.image("image")], gold)
 
     def score(self, reply: str, gold: Gold, flavour: str) -> Scores:

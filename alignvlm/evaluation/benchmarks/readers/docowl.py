@@ -11,8 +11,12 @@ from typing import Any
 
 from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.readers.records import Record, Wanted, existing
+from data_pipeline.files import has_shape
 
 IMAGE_MARK = "<|image|>"
+VALUE = {"value": str, "value_variants?": [str]}
+DOCUMENT = {"name": str, "annotations": [{"key": str, "values": [VALUE]}]}
+"""A line of document.jsonl, as the DUE evaluator has it."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,12 @@ def _conversation(row: Record) -> tuple[str, str]:
 def _read_meta(folder: Path, size: int, source: Docowl) -> Meta:
     """Names and questions of all lines, checked against the documents by name and order."""
     lines, documents = _json_lines(folder / "metadata.jsonl"), _json_lines(folder / "document.jsonl")
+    for number, document in enumerate(documents, start=1):
+        if not has_shape(document, DOCUMENT):
+            raise UserError(
+                f"{folder / 'document.jsonl'}, line {number}: not a document with a name and annotations of a key and "
+                'values, {"name": …, "annotations": [{"key": …, "values": [{"value": …}]}]}'
+            )
     if len(lines) != size:
         raise UserError(f"{folder / 'metadata.jsonl'}: {len(lines)} lines for {size} questions; they must correspond")
     try:

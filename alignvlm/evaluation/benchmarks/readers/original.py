@@ -25,7 +25,7 @@ class Original:
     """Globs."""
     rows: Rows = iter
     """Content of a JSON file, or the list of objects of JSON lines or a TSV, as rows."""
-    image: Callable[[dict[str, Any]], str] | None = None
+    image: Callable[[Record], str] | None = None
     """Path of a row's image below one of `image_folders`."""
     image_folders: tuple[str, ...] = (".",)
     """Relative to the file's folder."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.readers.records import Only, Record, Wanted
+from data_pipeline.files import reason
 
 BATCH = 16
 """Rows that are Python values at once; pyarrow holds a page of the file, a row group at most."""
@@ -194,24 +196,26 @@ def _kept(file: Path, only: Only | None) -> list[bool]:
     if only is None:
         return [True] * opened.metadata.num_rows
     names = Record({name: name for name in opened.schema_arrow.names}, str(file))  # says which are there
-    values = opened.read(columns=[names[only.column]]).column(0).to_pylist()
+    with _whole(file):
+        values = opened.read(columns=[names[only.column]]).column(0).to_pylist()
     return [only.keeps(value, f"{file}, row {row}") for row, value in enumerate(values)]
 
 
 def _rows(file: Path, kept: Sequence[bool], number: int, stop: int, wanted: Wanted) -> Iterator[tuple[int, Record]]:
     row = -1
-    for batch in _open(file).iter_batches(batch_size=BATCH):
-        names = batch.schema.names
-        for position in range(batch.num_rows):
-            row += 1
-            if number >= stop:
-                return
-            if not kept[row]:
-                continue
-            if wanted(number):
-                values = {name: batch.column(i)[position].as_py() for i, name in enumerate(names)}
-                yield number, Record(values | {"__file__": file.name}, f"{file}, row {row}")
-            number += 1
+    with _whole(file):
+        for batch in _open(file).iter_batches(batch_size=BATCH):
+            names = batch.schema.names
+            for position in range(batch.num_rows):
+                row += 1
+                if number >= stop:
+                    return
+                if not kept[row]:
+                    continue
+                if wanted(number):
+                    values = {name: batch.column(i)[position].as_py() for i, name in enumerate(names)}
+                    yield number, Record(values | {"__file__": file.name}, f"{file}, row {row}")
+                number += 1
 
 
 def _open(file: Path) -> Any:
@@ -220,9 +224,16 @@ def _open(file: Path) -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError("parquet files need pyarrow: pip install 'alignvlm[parquet]'") from error
-    try:
+    with _whole(file):
         return pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(
-            f"{file}: not a parquet file that can be read ({' '.join(str(error).split())[:200]})"
-        ) from error
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[None]:
+    """What goes wrong with a file, when it is opened or where it is damaged, is one line."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not a parquet file that can be read ({reason(error)})") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 import sys
 from collections.abc import Iterator
@@ -120,7 +119,7 @@ class TsvReader:
     def _decoded(self, cell: str, record: Record) -> bytes:
         try:
             return base64.b64decode(cell, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # also for letters beyond ASCII
             raise record.wrong("image", f"is not base64 ({error}): {cell[:40]!r} …") from error
 
 
