@@ -229,13 +229,14 @@ def run_index(args: argparse.Namespace) -> int:
     if not (args.measure or args.tasks or args.finish or args.ray):
         _print_indexed(args.folder, index_shards(args.folder, num_processes=processes, progress=data_progress))
         return 0
-    from alignvlm.stage_data import measurings
+    from alignvlm.stage_data import measurings, trains_tokenizer
     from data_pipeline.preparation import far_index
     from data_pipeline.preparation import index as near_index
 
     is_far = far_index.is_far(args.folder)
     index: Any = far_index if is_far else near_index
-    is_measured = args.measure and not (is_far and args.tasks and not args.finish)  # in a bucket: at the end
+    is_late = is_far and args.tasks and not args.finish and args.measure and trains_tokenizer(args.measure)
+    is_measured = args.measure and not is_late  # a tokenizer is trained on the shards of a folder that is indexed
     job = index.open_job(args.folder, measurings(args.measure, args.folder, data_progress) if is_measured else [])
     if not args.finish:
         done = index.index_missing(

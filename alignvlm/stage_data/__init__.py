@@ -15,6 +15,7 @@ from alignvlm.stage_data.views import (
     saved_or_new_plans,
     shard_folders,
     training_readings,
+    trains_tokenizer,
 )
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "stage_plan",
     "stage_sources",
     "training_readings",
+    "trains_tokenizer",
     "used_sources",
 ]

@@ -117,6 +117,13 @@ def training_readings(recipe: Recipe, folder: str, progress: Progress | None = N
     return [Reading(prompt, processor.with_text_limit(limit)) for prompt, limit in dict.fromkeys(ways)]
 
 
+def trains_tokenizer(target: str) -> bool:
+    """Whether the recipe `target` has a tokenizer of its own, trained on the text of its sources."""
+    from alignvlm.config import load_recipe
+
+    return load_recipe(target).model.language.tokenizer is not None
+
+
 def measurings(target: str, folder: str, progress: Progress | None = None) -> list[Measuring]:
     """The ways in which the stages of the recipe `target` measure the samples of a folder of shards, each once."""
     from alignvlm.config import load_recipe

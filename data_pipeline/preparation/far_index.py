@@ -1,26 +1,38 @@
 """Indexes a folder of shards in an object store by tasks of one or many machines, and measures its samples at the end.
 
-A task reads its shards and publishes their indexes beside them; `finish` writes the manifest and the sample lengths,
-for which it reads texts only. Where the folder cannot be written, indexes stay in the cache: all machines need one.
+A task reads its shards once, and publishes their indexes and sample lengths beside them; `finish` joins the lengths,
+deletes their files and writes the manifest. Where shards were indexed without being measured, it reads their texts.
+Where the folder cannot be written, indexes stay in the cache: all machines need one.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.preparation.engines import Engine, Local, run, share
-from data_pipeline.preparation.index import Measuring, refuse_missing
+from data_pipeline.preparation.index import (
+    Measuring,
+    digest_in,
+    joined,
+    lengths_name,
+    lengths_suffix,
+    refuse_missing,
+    scan_and_measure,
+)
 from data_pipeline.progress import Progress, silent
 from data_pipeline.shards.index import Seen, fetch_indexes, index_object, index_shards, is_done, look
 from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sidecars import writable_place
-from data_pipeline.shards.sources import measure_source
-from data_pipeline.shards.storage import open_storage
+from data_pipeline.shards.sources import is_measured, keep_measures, measure_source
+from data_pipeline.shards.storage import Storage, open_storage
+from data_pipeline.stores.failures import AccessError
 from data_pipeline.stores.object_storage import ObjectStorage
 
 
@@ -55,7 +67,7 @@ def index_missing(
     """Index part `task` of `tasks` of the shards; returns how many were not done. Raises DataError."""
     mine = share(job.shards, task, tasks)
     title = f"index {job.storage.url.rsplit('/', 1)[-1]}"
-    work = partial(_index, job.storage, job.place)
+    work = partial(_index, job.storage, job.place, job.measurings)
     fetch_indexes(job.storage, job.place, mine)
     return sum(run(work, mine, engine or Local(), title=title, progress=progress))
 
@@ -69,16 +81,47 @@ def finish(job: FarJob, *, num_processes: int | None = None, progress: Progress 
     refuse_missing(job.storage, sorted(name for name in looked if name), len(shards))
     manifest = index_shards(job.storage.url, num_processes=num_processes, progress=progress)
     for each in job.measurings:
-        measure_source(job.storage.url, each.encoder, each.prompt, num_processes=num_processes, progress=progress)
+        reader = SourceReader(job.storage.url, prompt=each.prompt)
+        if not is_measured(reader, each.encoder):
+            _measure(job.storage, reader, each, num_processes, progress)
     return manifest
 
 
-def _index(storage: ObjectStorage, place: Path, seen: Seen) -> bool:
+def _measure(
+    storage: ObjectStorage, reader: SourceReader, measuring: Measuring, num_processes: int | None, progress: Progress
+) -> None:
+    """Join the lengths that the tasks have left; where some are missing, measure all samples by their texts."""
+    shards = reader.manifest.shards
+    names, there = [lengths_name(shard.name, measuring) for shard in shards], storage.listed(lengths_suffix(measuring))
+    parts = list(storage.reads(names)) if there.keys() >= set(names) else []
+    if parts and all(
+        digest_in(part.partition(b"\n")[0]) == shard.sha256 for part, shard in zip(parts, shards, strict=True)
+    ):
+        keep_measures(reader, measuring.encoder, *joined(reader, parts))
+    else:
+        url, prompt = storage.url, measuring.prompt
+        measure_source(url, measuring.encoder, prompt, num_processes=num_processes, progress=progress)
+    with suppress(DataError):  # who may write may not always delete
+        for name in there:
+            storage.delete(name)
+
+
+def _index(storage: ObjectStorage, place: Path, measurings: Sequence[Measuring], seen: Seen) -> bool:
     fetch_indexes(storage, place, [seen])  # on another machine of Ray's
     if is_done(storage, place, seen):
         return False
-    index_object(storage, place, seen)
+    index_object(storage, place, seen, partial(_scan, measurings))
     return True
+
+
+def _scan(measurings: Sequence[Measuring], storage: Storage, name: str) -> bytes:
+    """The index of a shard, whose samples' lengths go beside it first."""
+    assert isinstance(storage, ObjectStorage)
+    index, lengths = scan_and_measure(storage, measurings, name)
+    with suppress(AccessError):  # a folder that cannot be written: `finish` reads the texts
+        for each, lines in zip(measurings, lengths, strict=True):
+            storage.write(lengths_name(name, each), lines.encode())
+    return index
 
 
 def _missing(storage: ObjectStorage, place: Path, seen: Seen) -> str:

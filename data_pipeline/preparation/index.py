@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,7 +95,19 @@ def index_shard(storage: Storage, place: Path, measurings: Sequence[Measuring], 
     """One shard, unless it is done; returns whether it was not. Raises DataError for damaged shards."""
     if is_done(storage, place, measurings, name):
         return False
-    path, size = storage.local_path(name), storage.size(name)
+    index, lengths = scan_and_measure(storage, measurings, name)
+    target = place / index_name(name)
+    with must_write(target, _WAY_OUT):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for each, lines in zip(measurings, lengths, strict=True):
+            write_atomic(place / lengths_name(name, each), lines)
+        write_atomic(target, index)
+    return True
+
+
+def scan_and_measure(storage: Storage, measurings: Sequence[Measuring], name: str) -> tuple[bytes, list[str]]:
+    """The index of a shard, and for each way to measure its samples a file with their lengths, by one pass over it."""
+    path, size = storage.local_path(name) or f"{storage.url}/{name}", storage.size(name)
     lengths: list[list[str]] = [[] for _ in measurings]
     scanned, num_measured, held = [], 0, 0
     with storage.open(name) as file:
@@ -107,21 +119,15 @@ def index_shard(storage: Storage, place: Path, measurings: Sequence[Measuring], 
                 num_measured, held = len(scanned), 0
     _measure_all(measurings, scanned[num_measured:], lengths)
     index = index_bytes(scanned, name.rsplit("/", 1)[-1], size)
-    target = place / index_name(name)
-    with must_write(target, _WAY_OUT):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        first = json.dumps({"index": index_digest(index)})
-        for each, lines in zip(measurings, lengths, strict=True):
-            write_atomic(_part(place, name, each.fingerprint), "\n".join([first, *lines, ""]))
-        write_atomic(target, index)
-    return True
+    first = json.dumps({"index": index_digest(index)})
+    return index, ["\n".join([first, *lines, ""]) for lines in lengths]
 
 
 def is_done(storage: Storage, place: Path, measurings: Sequence[Measuring], name: str) -> bool:
     """Whether a shard's index fits it, and its samples' lengths fit the index."""
     found = fitting_index(storage, name, place)
     return found is not None and all(
-        _digest_of(_part(place, name, each.fingerprint)) == found.sha256 for each in measurings
+        _digest_of(place / lengths_name(name, each)) == found.sha256 for each in measurings
     )
 
 
@@ -132,18 +138,23 @@ def finish(job: Job, *, num_processes: int | None = None, progress: Progress = s
     manifest = index_shards(job.storage.url, num_processes=num_processes, progress=progress)
     for each in job.measurings:
         reader = SourceReader(job.storage.url, prompt=each.prompt)
-        measures, bad = np.zeros((len(reader), 2), dtype=np.uint32), []
-        parts = [_part(job.place, shard.name, each.fingerprint) for shard in manifest.shards]
-        for start, shard, part in zip(reader.shard_starts, manifest.shards, parts, strict=False):
-            for number, row in enumerate(part.read_bytes().splitlines()[1:], int(start)):
-                found = json.loads(row)
-                if isinstance(found, dict):
-                    bad.append({"shard": shard.name, **found})
-                else:
-                    measures[number] = found
-        keep_measures(reader, each.encoder, measures, bad)
+        parts = ((job.place / lengths_name(shard.name, each)).read_bytes() for shard in manifest.shards)
+        keep_measures(reader, each.encoder, *joined(reader, parts))
     _remove_leftovers(job)
     return manifest
+
+
+def joined(reader: SourceReader, parts: Iterable[bytes]) -> tuple[np.ndarray, list[dict[str, str]]]:
+    """What `keep_measures` takes, from the files of all shards' lengths, in their order."""
+    measures, bad = np.zeros((len(reader), 2), dtype=np.uint32), []
+    for start, shard, part in zip(reader.shard_starts, reader.manifest.shards, parts, strict=False):
+        for number, row in enumerate(part.splitlines()[1:], int(start)):
+            found = json.loads(row)
+            if isinstance(found, dict):
+                bad.append({"shard": shard.name, **found})
+            else:
+                measures[number] = found
+    return measures, bad
 
 
 def refuse_missing(storage: Storage, missing: Sequence[str], total: int) -> None:
@@ -157,7 +168,7 @@ def refuse_missing(storage: Storage, missing: Sequence[str], total: int) -> None
 
 def _remove_leftovers(job: Job) -> None:
     """Lengths that are joined, also by a call that was killed then, and what was being written when a task was."""
-    ends = tuple(f".lengths-{each.fingerprint}.jsonl" for each in (*job.measurings, *job.measured))
+    ends = tuple(map(lengths_suffix, (*job.measurings, *job.measured)))
     halves = re.compile(r"\..+\.(?:index|lengths-[0-9a-f]{16})\.jsonl\.[0-9a-f]{32}\.tmp\Z")
     for folder in {(job.place / name).parent for name in job.names}:
         for file in os.listdir(folder):
@@ -185,15 +196,28 @@ def _measure(measuring: Measuring, sample: ScannedSample) -> str:
         return json.dumps({"key": sample.key, "error": str(error)})
 
 
-def _part(place: Path, name: str, fingerprint: str) -> Path:
-    """The file with the lengths of one shard's samples."""
-    return place / f"{name.removesuffix('.tar')}.lengths-{fingerprint}.jsonl"
+def lengths_name(shard: str, measuring: Measuring) -> str:
+    """Name of the file with the lengths of a shard's samples."""
+    return f"{shard.removesuffix('.tar')}{lengths_suffix(measuring)}"
+
+
+def lengths_suffix(measuring: Measuring) -> str:
+    """How the names of such files end."""
+    return f".lengths-{measuring.fingerprint}.jsonl"
 
 
 def _digest_of(part: Path) -> str:
     """The digest of the index that a file of lengths belongs to; "" where there is none."""
     try:
         with part.open("rb") as file:
-            return str(json.loads(file.readline())["index"])
-    except (OSError, ValueError, KeyError, TypeError):
+            return digest_in(file.readline())
+    except OSError:
+        return ""
+
+
+def digest_in(first: bytes) -> str:
+    """The same from its first line; "" of one that is damaged."""
+    try:
+        return str(json.loads(first)["index"])
+    except (ValueError, KeyError, TypeError):
         return ""

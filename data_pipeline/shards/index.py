@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -202,12 +202,14 @@ def fetch_indexes(storage: ObjectStorage, place: Path, shards: Sequence[Seen]) -
                 _keep(place / MADE, index_name(seen.name), data, info)
 
 
-def index_object(storage: ObjectStorage, place: Path, seen: Seen) -> tuple[ShardInfo, str]:
-    """The same in an object store: row and ETag of a shard."""
+def index_object(
+    storage: ObjectStorage, place: Path, seen: Seen, scan: Callable[[Storage, str], bytes] | None = None
+) -> tuple[ShardInfo, str]:
+    """The same in an object store: row and ETag of a shard. `scan` reads it in the place of `scan_shard`."""
     name, index, info = seen.name, index_name(seen.name), _now(storage, place, seen)
     row = _kept(storage, place, seen, info)
     if row is None:
-        data = scan_shard(storage, name)
+        data = (scan or scan_shard)(storage, name)
         _keep(place / MADE, index, data, info)
         publish(storage, place / MADE, index)
         row = _row(name, data, info)

@@ -15,6 +15,7 @@ from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.sources import measure_source
 from tests.fixtures.buckets import Bucket
 from tests.fixtures.command import Command
+from tests.jobs import TINY
 
 
 def test_tasks_on_three_nodes_and_the_one_that_finishes(
@@ -32,7 +33,8 @@ def test_tasks_on_three_nodes_and_the_one_that_finishes(
     index_shards("s3://bucket/one", num_processes=1)
     measure_source("s3://bucket/one", encoder, num_processes=1)
     url = "s3://bucket/many"
-    for node, words in enumerate([["--task", "2"], ["--task", "0"]]):
+    late = ["--measure", str(TINY)]  # whose tokenizer is trained on shards that are indexed: not by a task
+    for node, words in enumerate([["--task", "2", *late], ["--task", "0"]]):
         monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path / f"node-{node}"))
         said = command("data", "index", url, "--tasks", "3", *words, "--processes", "1")
         assert f"did {2 if node == 0 else 3} shards; --finish comes" in said
@@ -57,3 +59,33 @@ def test_tasks_on_three_nodes_and_the_one_that_finishes(
     assert one == many
     again = far_index.open_job(url)
     assert far_index.index_missing(again, engine=Local(1)) == 0
+
+
+def test_what_the_tasks_measured_is_joined_and_no_sample_is_read_again(
+    bucket: Bucket, shard_folder: Path, encoder: Any
+) -> None:
+    tars = {path.name: path.read_bytes() for path in shard_folder.glob("*.tar")}
+    for prefix in ("one", "many"):
+        bucket.store.objects |= {f"bucket/{prefix}/{name}": data for name, data in tars.items()}
+    index_shards("s3://bucket/one", num_processes=1)
+    measure_source("s3://bucket/one", encoder, num_processes=1)
+    job = far_index.open_job("s3://bucket/many", [Measuring(encoder)])
+    assert [far_index.index_missing(job, task=task, tasks=3, engine=Local(1)) for task in range(3)] == [3, 3, 2]
+    assert sum(".lengths-" in name for name in bucket.store.objects) == 8
+    bucket.store.log.clear()
+    far_index.finish(job, num_processes=1)
+    assert bucket.requests("GET", ".tar") == 0
+    one, many = (
+        {
+            name.split("/")[-1]: data
+            for name, data in bucket.store.objects.items()
+            if name.startswith(f"bucket/{prefix}")
+        }
+        for prefix in ("one", "many")
+    )
+    assert one.keys() == many.keys()
+    (measures,) = (name for name in one if name.startswith("measures-") and name.endswith(".npy"))
+    assert one[measures] == many[measures]
+    assert sum(name.endswith(".bad.jsonl") and one[name] == many[name] for name in one) == sum(
+        name.endswith(".bad.jsonl") for name in one
+    )
