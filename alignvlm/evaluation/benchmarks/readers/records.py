@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,9 +39,8 @@ class Record(dict[str, Any]):
         """File and row, for messages."""
 
     def __missing__(self, column: str) -> Any:
-        columns = ", ".join(name for name in map(str, self) if not name.startswith("__"))
         raise UserError(
-            f"{self.place}: there is no column {column!r}, only {columns}; is this the file of another benchmark?"
+            f"{self.place}: there is no column {column!r}, only {listed(self)}; is this the file of another benchmark?"
         )
 
     def text(self, column: str) -> str:
@@ -80,6 +79,11 @@ class Record(dict[str, Any]):
     def wrong(self, column: str, what: str) -> UserError:
         """An error about a column of this row."""
         return UserError(f"{self.place}: column {column!r} {what}")
+
+
+def listed(columns: Iterable[Any]) -> str:
+    """Names of columns as part of one line; those that readers add are left out."""
+    return " ".join(", ".join(name for name in map(str, columns) if not name.startswith("__")).split())[:300]
 
 
 class Reader(Protocol):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvlm.errors import UserError
-from alignvlm.evaluation.benchmarks.readers.records import Only, Record, Wanted, existing
+from alignvlm.evaluation.benchmarks.readers.records import Only, Record, Wanted, existing, listed
 from alignvlm.metrics.relaxed_accuracy import answers_in_cell
 
 MAX_REFERENCE = 64
@@ -49,7 +49,7 @@ class TsvReader:
         for names in needed:
             if not set(names) & set(self.columns):
                 raise UserError(
-                    f"{file}: there is no column {' or '.join(map(repr, names))}, only {', '.join(self.columns)}"
+                    f"{file}: there is no column {' or '.join(map(repr, names))}, only {listed(self.columns)}"
                 )
 
     def records(self, wanted: Wanted, end: int | None = None) -> Iterator[tuple[int, Record]]:
