@@ -8,7 +8,7 @@ Where the folder cannot be written, indexes stay in the cache: all machines need
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -82,18 +82,26 @@ def finish(job: FarJob, *, num_processes: int | None = None, progress: Progress 
     manifest = index_shards(job.storage.url, num_processes=num_processes, progress=progress)
     for each in job.measurings:
         reader = SourceReader(job.storage.url, prompt=each.prompt)
+        left = job.storage.listed(lengths_suffix(each))
         if not is_measured(reader, each.encoder):
-            _measure(job.storage, reader, each, num_processes, progress)
+            _measure(job.storage, reader, each, left, num_processes, progress)
+        with suppress(DataError):  # who may write may not always delete
+            job.storage.delete(*left)  # also after a call that was killed when it had joined them
     return manifest
 
 
 def _measure(
-    storage: ObjectStorage, reader: SourceReader, measuring: Measuring, num_processes: int | None, progress: Progress
+    storage: ObjectStorage,
+    reader: SourceReader,
+    measuring: Measuring,
+    left: Container[str],
+    num_processes: int | None,
+    progress: Progress,
 ) -> None:
     """Join the lengths that the tasks have left; where some are missing, measure all samples by their texts."""
     shards = reader.manifest.shards
-    names, there = [lengths_name(shard.name, measuring) for shard in shards], storage.listed(lengths_suffix(measuring))
-    parts = list(storage.reads(names)) if there.keys() >= set(names) else []
+    names = [lengths_name(shard.name, measuring) for shard in shards]
+    parts = list(storage.reads(names)) if all(name in left for name in names) else []
     if parts and all(
         digest_in(part.partition(b"\n")[0]) == shard.sha256 for part, shard in zip(parts, shards, strict=True)
     ):
@@ -101,9 +109,6 @@ def _measure(
     else:
         url, prompt = storage.url, measuring.prompt
         measure_source(url, measuring.encoder, prompt, num_processes=num_processes, progress=progress)
-    with suppress(DataError):  # who may write may not always delete
-        for name in there:
-            storage.delete(name)
 
 
 def _index(storage: ObjectStorage, place: Path, measurings: Sequence[Measuring], seen: Seen) -> bool:

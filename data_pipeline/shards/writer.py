@@ -119,8 +119,11 @@ def _upload(
         seen: the `etags.json` of then; a process that has replaced it since keeps the folder.
     """
     begun = _mark(seen)
-    if names - {ETAGS} and not (has_shape(begun, {"manifest": str}) and begun["manifest"] == manifest.fingerprint):
+    is_own = has_shape(begun, {"manifest": str}) and begun["manifest"] == manifest.fingerprint
+    if names - {ETAGS} and not is_own:
         raise DataError(f"{storage} holds other shards, which were not finished; choose another folder or delete it")
+    if begun and not is_own and set(storage.list()) - {ETAGS}:  # whoever had begun then is at work
+        raise _other(storage)
     etags, mine = {}, json.dumps({"manifest": manifest.fingerprint}).encode()
     if not storage.write_over(ETAGS, mine, seen):
         raise _other(storage)

@@ -6,6 +6,7 @@ import io
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -21,7 +22,7 @@ from data_pipeline.stores.requests import PART_BYTES, Delete, Download, Get, Hea
 
 PARTS_AHEAD = 4
 UPLOADS, READS = 4, 32
-"""Files that a process uploads at a time, each with four parts in memory (remote.py), and small objects it reads."""
+"""Files that a process uploads at a time, each with four parts in memory (remote.py); small objects read or deleted."""
 
 
 class ObjectStorage:
@@ -130,17 +131,18 @@ class ObjectStorage:
         ask(Put(self.place(), check_name(name), data))
 
     def write_over(self, name: str, data: bytes, old: bytes | None) -> bool:
-        """Write an object where it is still `old`, or not there (null); False when it is not.
+        """Write an object where it is still `old` (null: where there is none) or gone; False when it is another one.
 
         Of several that write at once one does. Stores that know no conditions take what comes last.
         """
-        try:
-            over = ""
-            if old is not None:
+        over: str | None = ""
+        if old is not None:
+            with suppress(MissingObjectError):
                 now, info = ask(Get(self.place(), check_name(name)))
                 if now != old:
                     return bool(now == data)
-                over = info.etag
+                over = info.etag or None
+        try:
             ask(Put(self.place(), check_name(name), data, over))
         except (ExistsError, ReplacedError, MissingObjectError):
             return self.read(name) == data  # it may have come by the first try of this request
@@ -155,8 +157,9 @@ class ObjectStorage:
         for _ in ask_many((Upload(self.place(), each) for each in files), UPLOADS):
             pass
 
-    def delete(self, name: str) -> None:
-        ask(Delete(self.place(), check_name(name)))
+    def delete(self, *names: str) -> None:
+        for _ in ask_many((Delete(self.place(), check_name(name)) for name in names), READS):
+            pass
 
     def local_path(self, name: str) -> Path | None:
         return None

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 READ_TIMEOUT = "ALIGNVLM_READ_TIMEOUT"
 """Environment variable: seconds without a byte after which a request is made again (default 10)."""
 RETRIES = "ALIGNVLM_RETRIES"
-"""Environment variable: how often a failed request is made again within 30 s before it is waited for (default 10)."""
+"""Environment variable: how often a failed request is made again within 30 s before it is waited for (default 10,
+or as below)."""
 _RETRIES = {"http": 2, "hf": 2}
 """Of those that say when they want to be asked again, which obstore does not look at (waiting/patience.py)."""
 SCHEMES = tuple(KINDS)

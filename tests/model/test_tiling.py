@@ -68,6 +68,13 @@ def test_a_grid_of_exact_tiles_keeps_every_pixel() -> None:
     assert np.array_equal(rebuilt, pixels)
 
 
+def test_a_single_tile_is_contiguous_unless_a_view_is_asked() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8))
+    spec = TilingSpec(tile_size=32, tokens_per_tile=4)
+    assert spec.cut(image).flags.c_contiguous, "a model computes other layouts by other kernels"
+    assert np.array_equal(spec.cut_uncopied(image), spec.cut(image))
+
+
 def test_sizes_must_be_positive() -> None:
     with pytest.raises(ValueError, match="positive"):
         TilingSpec(tile_size=32, tokens_per_tile=4).grid(0, 5)

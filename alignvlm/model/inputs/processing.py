@@ -141,7 +141,7 @@ class AlignVLMProcessor(FoundInPackage, ProcessorMixin):
             said = (starts >= begin) & (starts < end)
             labels[said] = ids[said]
         ids, labels = self._cut_text(ids, labels)
-        tiles = [self.spec.cut(image) for image in sample.images]
+        tiles = [self.spec.cut_uncopied(image) for image in sample.images]
         ids, labels = self._expand(ids, labels, [len(t) for t in tiles])
         if not (labels[1:] != IGNORE_INDEX).any():
             raise SampleError("no supervised token: the conversation has no assistant turn within the text limit")

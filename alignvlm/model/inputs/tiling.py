@@ -44,10 +44,11 @@ class TilingSpec:
         return self.num_tiles(width, height) * self.tokens_per_tile
 
     def cut(self, image: Image.Image) -> np.ndarray:
-        """The tiles of an RGB image, overview first, then row by row: uint8 [num_tiles, 3, tile_size, tile_size].
+        """The tiles of an RGB image, overview first, then row by row: uint8 [num_tiles, 3, tile_size, tile_size]."""
+        return np.ascontiguousarray(self.cut_uncopied(image))
 
-        A single tile is a view of the image as it lies, colours last: whoever lays tiles side by side copies it anyway.
-        """
+    def cut_uncopied(self, image: Image.Image) -> np.ndarray:
+        """As `cut`, but a single tile is a view of the image, colours last: for who copies it into a stack anyway."""
         size = self.tile_size
         rows, columns = self.grid(*image.size)
         canvas = _fit(image, columns * size, rows * size)

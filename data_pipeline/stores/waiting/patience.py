@@ -100,7 +100,7 @@ def seconds_asked(headers: Mapping[str, str]) -> float:
     """Seconds to wait by the headers (in small letters) of a refusal, at most MOST_SECONDS; 0 where they do not say."""
     asked, limit = headers.get("retry-after", "").strip(), _RESET.search(headers.get("ratelimit", ""))
     seconds = float(limit[1]) if limit else 0.0
-    if asked.isdigit():
+    if asked.isdecimal():
         seconds = float(asked)
     elif asked:
         with suppress(ValueError):

@@ -207,6 +207,20 @@ def test_of_two_nodes_that_write_one_folder_the_first_is_not_disturbed(
     assert SourceReader(url)[19].key == "s00019"
 
 
+def test_a_folder_whose_first_shard_comes_meanwhile_and_one_whose_mark_goes(bucket: Bucket, records: Any) -> None:
+    def meanwhile() -> Iterator[dict[str, Any]]:
+        yield from records(20)
+        bucket.store.objects["bucket/begun/000000.tar"] = b"of another node"
+        bucket.store.objects.pop("bucket/mine/etags.json", None)  # by a process beside this one that failed
+
+    mark = bucket.store.objects["bucket/begun/etags.json"] = b'{"manifest": "of another node"}'
+    with pytest.raises(DataError, match="another process writes other shards here; choose another folder"):
+        write_shards(meanwhile(), "s3://bucket/begun", samples_per_shard=10, num_processes=1)
+    assert bucket.store.objects["bucket/begun/etags.json"] == mark
+    write_shards(meanwhile(), "s3://bucket/mine", samples_per_shard=10, num_processes=1)
+    assert len(SourceReader("s3://bucket/mine")) == 20
+
+
 def test_of_two_nodes_that_plan_one_folder_the_first_is_followed(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,5 +76,6 @@ def test_how_servers_say_it() -> None:
     assert seconds_asked({"retry-after": formatdate(time.time() - 30, usegmt=True)}) == 0
     assert seconds_asked({"ratelimit": '"api";r=0;t=55', "ratelimit-policy": '"fixed window";"api";q=500;w=300'}) == 55
     assert seconds_asked({"retry-after": "soon"}) == 0
+    assert seconds_asked({"retry-after": "\N{SUPERSCRIPT TWO}"}) == 0
     assert seconds_asked({}) == 0
     assert seconds_asked({"retry-after": "99999999"}) == MOST_SECONDS
