@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -62,7 +63,8 @@ class Signals:
             finally:  # also when the terminal is gone
                 os._exit(REQUEUE)
         if self.ending and number == signal.SIGINT:
-            print(f"{name}: ending after the last delivery, within a minute", file=sys.stderr, flush=True)
+            with suppress(OSError, RuntimeError):  # the terminal is gone, or was being written to
+                print(f"{name}: ending after the last delivery, within a minute", file=sys.stderr, flush=True)
         if self.stepping:
             self.received = self.received or name
             self._before_save()

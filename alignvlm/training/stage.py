@@ -236,6 +236,7 @@ def run_steps(state: StageState) -> None:
         state.step = state.num_steps  # also when the last steps are left out
     finally:
         gc.unfreeze()
+        state.signals.ending = state.stop_reason is not None  # the other ranks may have ended before this one
         state.signals.stepping = False
         for callback in state.callbacks:
             callback.on_end(state)

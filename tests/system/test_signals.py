@@ -6,6 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
 
 from alignvlm.system.signals import HANDLED, REQUEUE, Signals
 from tests.checkout import ROOT
@@ -70,6 +74,17 @@ def test_a_process_that_is_ending_ends_at_once_at_a_second_interrupt_only() -> N
         assert signals.received is None
     interrupt, term = (f"os.kill(os.getpid(), signal.{name})" for name in ("SIGINT", "SIGTERM"))
     assert ended_by(f"signals.ending = True; {term}; {term}; {interrupt}; {interrupt}")[0] == REQUEUE
+
+
+def test_a_terminal_that_is_gone_does_not_end_the_last_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Signals() as signals, Path("/dev/full").open("w", encoding="utf-8") as gone:
+        signals.ending = True
+        monkeypatch.setattr(sys, "stderr", gone)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received is None
+        monkeypatch.undo()
+        with suppress(OSError):  # what was said is still to be written
+            gone.close()
 
 
 def test_forked_helpers_end_silently_and_release_nothing() -> None:

@@ -60,6 +60,29 @@ def test_newest_is_found_and_old_ones_go(store: CheckpointStore) -> None:
     assert store.newest_step == 70
 
 
+def test_a_damaged_checkpoint_takes_no_place_among_those_that_are_kept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", FakeWorld(), keep_last=1, keep_every=30)
+    save(store, 30, 60)
+    (store.folder / "step-00000060" / TAG / "model.pt").unlink()
+    again = CheckpointStore(store.folder, FakeWorld(), keep_last=1, keep_every=None)
+    found = again.newest(lambda line: None)
+    assert found is not None
+    assert again.newest_step == found.step == 30  # a loss that jumps leads back there
+    save(again, 40)
+    assert again.newest_step == 40
+    found = CheckpointStore(store.folder, FakeWorld(), 1, None).newest(lambda line: None)
+    assert found is not None
+    assert found.step == 40
+    save(again, 60)
+    assert names(again) == ["step-00000060"]
+    assert first_difference(store.folder / "step-00000060") is None
+
+
+def test_below_the_first_step_there_is_no_checkpoint(store: CheckpointStore) -> None:
+    save(store, 0)
+    assert store.newest(print, before=0) is None
+
+
 DAMAGED_MANIFESTS = {
     "manifest": "{", "empty": "", "list": "[]", "no files": '{"format": 1}',
     "other files": '{"format": 1, "files": []}',

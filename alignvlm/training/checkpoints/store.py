@@ -77,6 +77,8 @@ class CheckpointStore:
         self._pending: Path | None = None
         self._is_collected = False
         self._sealing: Future[str | None] | None = None
+        self._latest: int | None = None
+        """The step that this job has started from, or rank 0 has sealed since; None before it has looked for one."""
 
     def attach(self, engine: Any) -> None:
         """Make the engine write in the background."""
@@ -174,8 +176,8 @@ class CheckpointStore:
 
     @property
     def newest_step(self) -> int:
-        """Step of the newest finished checkpoint; 0 when there is none."""
-        return max(map(checkpoint_step, checkpoint_folders(self.folder)), default=0)
+        """Step of the newest finished checkpoint, as rank 0 knows it; 0 when there is none."""
+        return max(map(checkpoint_step, self._finished()), default=0)
 
     def close(self) -> None:
         """Wait until this rank has written its files."""
@@ -210,11 +212,14 @@ class CheckpointStore:
         """
         if self.world.is_main:
             self._seal_complete(warn)
-        found = [folder for folder in checkpoint_folders(self.folder) if not before or checkpoint_step(folder) < before]
+        found = checkpoint_folders(self.folder)
+        found = [folder for folder in found if before is None or checkpoint_step(folder) < before]
+        self._latest = 0
         for folder in self.world.broadcast(found[::-1] if self.world.is_main else None):
             own, problem = self._look_at(folder)
             problem = self.world.first_problem(problem)
             if problem is None:
+                self._latest = checkpoint_step(folder)
                 return CheckpointInfo(folder, json.loads((folder / STATE).read_bytes()), own)
             if self.world.is_main:
                 warn(not_valid(folder, problem))
@@ -259,6 +264,7 @@ class CheckpointStore:
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             return f"{final}: {reason(error)}"
+        self._latest = checkpoint_step(final)
         try:
             self._remove_old()
         except OSError as error:
@@ -274,8 +280,13 @@ class CheckpointStore:
             if sealed is not None:
                 warn(f"{sealed}: all ranks had written it when the job before ended; it is sealed now")
 
-    def _remove_old(self) -> None:
+    def _finished(self) -> list[Path]:
+        """Checkpoints up to where this job is, the oldest first: it has passed over later ones, which are damaged."""
         found = checkpoint_folders(self.folder)
+        return [folder for folder in found if self._latest is None or checkpoint_step(folder) <= self._latest]
+
+    def _remove_old(self) -> None:
+        found = self._finished()
         best = self.keep_best and find_best(((folder, read_scores(folder)) for folder in found), self.keep_best)
         for old in found[: -self.keep_last]:
             if (self.keep_every and checkpoint_step(old) % self.keep_every == 0) or (best and old == best.folder):
