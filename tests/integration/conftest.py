@@ -12,15 +12,17 @@ from tests.faults import Jobs
 from tests.jobs import run
 
 FOLDER = Path(__file__).resolve().parent
+COLLECTED = (FOLDER, FOLDER.parent / "benchmarks")
+"""By `make test-cluster`."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test here starts jobs: `make test-fast` leaves them out. `make test-cluster` collects this folder alone."""
+    """Every test here starts jobs: `make test-fast` leaves them out."""
     for item in items:
         if item.path.is_relative_to(FOLDER):
             item.add_marker(pytest.mark.integration)
-        else:
+        elif not any(item.path.is_relative_to(folder) for folder in COLLECTED):
             assert not item.get_closest_marker("cluster"), f"move {item.nodeid} here: make test-cluster misses it"
 
 
