@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +60,7 @@ def write_files(folder: Path, stage: int, size: int, prefix: str = "") -> None:
             cut = [weight[:length] for weight, length in zip(weights, lengths, strict=True)]
             optimizer = {"zero_stage": stage, "base_optimizer_state": inner, "single_partition_of_fp32_groups": cut}
         name = f"zero_pp_rank_{rank}_mp_rank_00"
+        optimizer["partition_count"] = size if stage == 3 else [size, size]
         torch.save({"optimizer_state_dict": optimizer}, folder / f"{name}_optim_states.pt")
         if stage == 3 or rank == 0:
             model = f"{name if stage == 3 else 'mp_rank_00'}_model_states.pt"
@@ -154,6 +156,21 @@ def test_only_files_with_something_in_them_are_read(tmp_path: Path) -> None:
     load(Engine(3, 0, 2), folder, FakeWorld(rank=0, size=2))
     with pytest.raises(UserError, match=r"deepspeed: rank 1 of 2 cannot .* \(.*rank_3_.*\); remove .*-00000007 to"):
         load(Engine(3, 1, 2), folder, FakeWorld(rank=1, size=2))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_the_files_are_those_of_all_ranks_and_of_no_other(stage: int, is_missing: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "step-00000007" / "deepspeed"
+    write_files(folder, stage, 2)
+    first, second = (folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2))
+    if is_missing:
+        second.unlink()
+    else:  # of a job of three ranks
+        shutil.copy(first, folder / "zero_pp_rank_2_mp_rank_00_optim_states.pt")
+    found = 1 if is_missing else 3
+    with pytest.raises(UserError, match=f"files of {found} ranks' optimizers, 2 have saved them"):
+        load(Engine(stage, 0, 1), folder, FakeWorld())
 
 
 @pytest.mark.parametrize("place", ["weights", "names"])

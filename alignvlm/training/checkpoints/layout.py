@@ -54,6 +54,9 @@ class SavedOptimizer:
         self._state = cache(lambda rank: map_file(self.paths[rank])[keys.OPTIMIZER_STATE_DICT])
         self._outline = cache(lambda rank: outline(self.paths[rank])[keys.OPTIMIZER_STATE_DICT])
         self.is_partitioned = self._state(0)[keys.ZERO_STAGE] == 3
+        count = self._state(0)[keys.PARTITION_COUNT]  # under ZeRO-1 and 2 of each group
+        if (ranks := count if self.is_partitioned else max(count)) != len(self.paths):
+            raise ValueError(f"{folder} has files of {len(self.paths)} ranks' optimizers, {ranks} have saved them")
         trained = self._zero3 if self.is_partitioned else self._zero2
         self.places = {module_name(name): place for name, place in trained(self.model[keys.PARAM_SHAPES])}
 
