@@ -31,7 +31,7 @@ from data_pipeline.shards.sources import BadSample
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """What asks a job to stop."""
-READ_AHEAD, READ_BYTES = 2, 256 * 1024
+READ_AHEAD, READ_BYTES = 3, 256 * 1024
 """Reads that are made while what came before is decoded; each is of one sample, or of several small ones until they
 have so many bytes together: handing over costs as much CPU time as reading one of these."""
 _NO_TILES = torch.empty(0, dtype=torch.uint8)
@@ -133,7 +133,7 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
     def _reading(self, documents: np.ndarray, thread: ThreadPoolExecutor) -> Iterator[_Read]:
         """Every document in its turn and its bytes, while the thread reads the next ones."""
         rows = iter(documents.tolist())
-        ahead = deque(thread.submit(self._read_some, rows) for _ in range(READ_AHEAD + 1))
+        ahead = deque(thread.submit(self._read_some, rows) for _ in range(READ_AHEAD))
         while group := ahead.popleft().result():
             ahead.append(thread.submit(self._read_some, rows))
             yield from group

@@ -113,8 +113,8 @@ def meaning(exceptions: Any, error: Exception, url: str, name: str) -> DataError
 
 
 def knows_no_conditions(error: Exception) -> bool:
-    """Whether a store refused a write for its condition, whatever lies there."""
-    return "status: 501" in str(error)
+    """Whether a write was refused for its condition, whatever lies there: by the store, or by AWS_CONDITIONAL_PUT."""
+    return isinstance(error, NotImplementedError) or "status: 501" in str(error)
 
 
 def credentials(url: str) -> str:

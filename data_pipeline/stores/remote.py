@@ -160,7 +160,7 @@ async def put(url: str, name: str, data: bytes, over: str | None = None) -> str:
     with _errors(url, name, writes=True) as (obstore, store):
         try:
             result = await obstore.put_async(store, name, data, use_multipart=False, mode=mode)
-        except obstore.exceptions.BaseError as error:
+        except (obstore.exceptions.BaseError, NotImplementedError) as error:
             if over is None or not knows_no_conditions(error):
                 raise
             result = await obstore.put_async(store, name, data, use_multipart=False)

@@ -241,6 +241,10 @@ def test_of_two_nodes_that_plan_one_folder_the_first_is_followed(
     helper.stop()
     target.create("write-plan.json", b"mine again")
     assert target.read("write-plan.json") == b"mine again"
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")  # who knows it of his store says so to its client
+    helper.stop()
+    target.create("write-plan.json", b"without conditions")
+    assert target.read("write-plan.json") == b"without conditions"
 
 
 def test_shards_are_uploaded_several_at_a_time_each_before_its_index(bucket: Bucket, records: Any) -> None:
