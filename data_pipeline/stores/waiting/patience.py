@@ -11,11 +11,13 @@ import http.client
 import os
 import re
 import time
+import urllib.request
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 
 from data_pipeline.errors import UnreachableError
@@ -83,17 +85,23 @@ def asked_pause(url: str) -> float:
     if parts.username:
         login = b64encode(f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()).decode()
         headers = {"authorization": f"Basic {login}", **headers}
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=10)
+    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    opener = urllib.request.build_opener(_NoRedirect)  # by a proxy where obstore takes one
+    request = urllib.request.Request(f"{place}/{MANIFEST}", headers=headers, method="HEAD")
     try:
-        connection.request("HEAD", f"{parts.path}/{MANIFEST}", headers=headers)  # no redirect is followed
-        answer = connection.getresponse()
+        opener.open(request, timeout=10).close()
+    except HTTPError as refusal:
+        refusal.close()
+        found = {name.lower(): value for name, value in refusal.headers.items()}
+        return seconds_asked(found) if refusal.code in (429, 503) else 0.0
     except (OSError, http.client.HTTPException):
-        return 0.0
-    finally:
-        connection.close()
-    found = {name.lower(): value for name, value in answer.getheaders()}
-    return seconds_asked(found) if answer.status in (429, 503) else 0.0
+        pass
+    return 0.0
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """None is made: the headers are for this server."""
 
 
 def seconds_asked(headers: Mapping[str, str]) -> float:

@@ -68,6 +68,8 @@ def test_patience_ends_in_a_longer_pause(server: tuple[BusyServer, str], monkeyp
         open_storage(url).read_range("a.tar", 0, 10)
     assert 590 < asked_pause(url) <= 600
     assert asked_pause("s3://bucket/docs") == 0, "nobody knows"
+    monkeypatch.setenv("http_proxy", url.removesuffix("/docs"))
+    assert 590 < asked_pause("http://name:word@far.example/docs") <= 600, "by the proxy that obstore takes"
 
 
 def test_how_servers_say_it() -> None:
