@@ -107,7 +107,8 @@ def _wait(ranks: list[subprocess.Popen[bytes]], asked: list[str], save_seconds: 
             reason, deadline = asked[0], time.monotonic() + save_seconds
         if codes and not failed:
             failed, reason = codes[0], reason or f"exit code {_exit_code(codes[0])} of another"
-            grace = KILLED_SECONDS if failed < 0 else DELIVERY_SECONDS if failed == REQUEUE else GRACE_SECONDS
+            may_deliver = failed == REQUEUE and ranks[0] in running
+            grace = KILLED_SECONDS if failed < 0 else DELIVERY_SECONDS if may_deliver else GRACE_SECONDS
             deadline = min(deadline, time.monotonic() + grace)
             ask_at = time.monotonic() + RANK_0_SECONDS
         if ask_at is not None and (ranks[0] not in running or time.monotonic() > ask_at):

@@ -23,6 +23,7 @@ from alignvlm.launch.local import run_local
 sys.exit(run_local([sys.executable, "-c", sys.argv[1]], 2))
 """
 SHORT = "from alignvlm.launch import local\nlocal.RANK_0_SECONDS, local.KILLED_SECONDS = 0.1, 0.3\n"
+GRACE = "local.GRACE_SECONDS = 0.3\n"
 SAVES = """
 import os, signal, sys, time
 def save(number, frame):
@@ -49,6 +50,15 @@ import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 open(f"rank-{os.getpid()}", "w").close()
 time.sleep(60)
+"""
+STOPS = """
+import os, sys, time
+from glob import glob
+if os.environ["RANK"] == "0":
+    open(f"rank-{os.getpid()}", "w").close()
+    while len(glob("rank-*")) < 2:
+        time.sleep(0.01)
+    sys.exit(75)
 """
 EXPLAINS = """
 import os, sys, time
@@ -153,8 +163,14 @@ def test_rank_0_says_why_the_job_ends_when_another_rank_ends_first(start: Start)
 
 
 def test_rank_0_makes_its_last_delivery_when_the_others_have_stopped(start: Start) -> None:
-    launcher, _ = start(DELIVERS, before=SHORT + "local.GRACE_SECONDS = 0.3\n")
+    launcher, _ = start(DELIVERS, before=SHORT + GRACE)
     assert launcher.communicate(timeout=20)[1] == "all is delivered\n"
+    assert launcher.returncode == 75
+
+
+def test_nobody_waits_for_a_delivery_of_rank_0_that_has_ended(start: Start) -> None:
+    launcher, _ = start(STOPS + STAYS, before=SHORT + GRACE)
+    assert launcher.communicate(timeout=20)[1].startswith("alignvlm: killing 1 of 2 processes")
     assert launcher.returncode == 75
 
 
