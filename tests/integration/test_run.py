@@ -177,7 +177,12 @@ def test_killed_runs_end_with_the_same_bits(
 
 
 def damage_newest(checkpoints: Path) -> str:
-    """Flip a bit among the numbers of the second rank's optimizer in the newest checkpoint; the file's name."""
+    """Flip a bit among the numbers of the second rank's optimizer in the newest checkpoint; the file's name.
+
+    A later save that the kill has left goes: where both ranks had written it, the next start would seal it.
+    """
+    for partial in checkpoints.glob("*.partial"):
+        shutil.rmtree(partial)
     *_, path = sorted(checkpoints.glob("step-[0-9]*[0-9]/deepspeed/*rank_1_*optim_states.pt"))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
