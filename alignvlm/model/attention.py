@@ -155,8 +155,8 @@ def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Docume
 
     q, k, v = (x.contiguous() for x in (q, k, v))
     cu, longest = documents.cu_seqlens, documents.max_seqlen
-    out: Any = varlen_attn(q, k, v, cu, cu, longest, longest, scale=asked.scale, **_varlen_arguments())
-    return cast(torch.Tensor, out)
+    out = varlen_attn(q, k, v, cu, cu, longest, longest, scale=asked.scale, **_varlen_arguments())
+    return cast(torch.Tensor, out)  # asked for nothing else, it returns no tuple
 
 
 @lru_cache(maxsize=1)

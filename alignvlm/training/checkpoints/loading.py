@@ -19,6 +19,7 @@ from deepspeed.checkpoint import constants as keys
 
 from alignvlm.errors import UserError
 from alignvlm.parts import module_name
+from alignvlm.training.checkpoints.files.manifest import mismatch
 from alignvlm.training.checkpoints.files.reading import Part, checked, read_parts
 from alignvlm.training.checkpoints.files.written import Entry
 from alignvlm.training.checkpoints.layout import MASTER, OPTIMIZER_FILES, SavedOptimizer, of_ranks
@@ -37,7 +38,7 @@ class Unchecked(NamedTuple):
 
     def difference(self, actual: Entry) -> str | None:
         """What is wrong with the file when this was read."""
-        return None if actual == self.expected else f"{self.path.name}: size or checksum differs from the manifest"
+        return mismatch(self.path.name, self.expected, actual)
 
 
 def load(engine: Any, folder: Path, world: World, own: Unchecked | None = None) -> str | None:

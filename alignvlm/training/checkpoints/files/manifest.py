@@ -56,9 +56,14 @@ def difference(
             return str(error)
         except OSError as error:
             return f"{name}: {reason(error)}"
-        if actual != files[name]:
-            return f"{name}: size or checksum differs from the manifest"
+        if (problem := mismatch(name, files[name], actual)) is not None:
+            return problem
     return None
+
+
+def mismatch(name: str, expected: Entry, actual: Entry) -> str | None:
+    """What is wrong with a file, by its line in the manifest and what was read; None when nothing is."""
+    return None if actual == expected else f"{name}: size or checksum differs from the manifest"
 
 
 def files_in(folder: Path) -> list[str]:
