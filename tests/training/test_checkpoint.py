@@ -175,52 +175,6 @@ def test_an_unfinished_save_is_no_checkpoint_and_is_cleared_away(store: Checkpoi
     assert names(again) == ["step-00000010", "step-00000030"]
 
 
-WHOLE = "all ranks had written it when the job before ended"
-
-
-@pytest.mark.parametrize("lack", [None, "a list", "a rank", "another file", "newer", "sealing was killed"])
-def test_a_save_that_all_ranks_had_written_is_sealed_late(store: CheckpointStore, lack: str | None) -> None:
-    save(store, 10)
-    engine = Engine()
-    store.attach(engine)
-    assert store.begin(engine, {"step": 20, "world_size": 2 if lack == "a rank" else 1}) is None
-    store.close()  # all files are there; now the process dies
-    partial = store.folder / "step-00000020.partial"
-    if lack == "a list":
-        (partial / "files-00000.json").unlink()
-    elif lack == "another file":  # which nobody may have flushed
-        (partial / TAG / "offloaded").write_text("x")
-    elif lack == "newer":
-        save(CheckpointStore(store.folder.parent / "other", FakeWorld(), 1, None), 30)
-        (store.folder.parent / "other" / "step-00000030").rename(store.folder / "step-00000030")
-    elif lack == "sealing was killed":
-        (partial / MANIFEST).write_text("{}")
-        (partial / f".{MANIFEST}.a.tmp").write_text("{")
-    said: list[str] = []
-    found = CheckpointStore(store.folder, FakeWorld(), 2, None).newest(said.append)
-    is_sealed = lack in (None, "sealing was killed")
-    assert found is not None
-    assert found.step == {None: 20, "sealing was killed": 20, "newer": 30}.get(lack, 10)
-    assert [WHOLE in line for line in said] == [True] * is_sealed
-    assert partial.exists() != is_sealed
-    assert first_difference(found.folder) is None
-
-
-def test_a_save_that_is_sealed_late_is_checked_as_any_other(store: CheckpointStore) -> None:
-    save(store, 10)
-    engine = Engine()
-    store.attach(engine)
-    store.begin(engine, {"step": 20, "world_size": 1})
-    store.close()
-    (file,) = store.folder.glob(f"step-00000020.partial/{TAG}/model.pt")
-    file.write_bytes(file.read_bytes()[:-1])  # a power failure
-    said: list[str] = []
-    found = CheckpointStore(store.folder, FakeWorld(), 2, None).newest(said.append)
-    assert found is not None
-    assert found.step == 10
-    assert [WHOLE in said[0], "model.pt: size or checksum differs" in said[1]] == [True, True]
-
-
 def test_training_may_change_weights_while_they_are_written(store: CheckpointStore) -> None:
     engine = Engine()
     store.attach(engine)
