@@ -1,7 +1,5 @@
 """The loader against pure decoding of the same images and against a plain webdataset pipeline on the same shards.
 
-And what comes before it: indexing and measuring in one pass, against reading and hashing the same bytes (CPU time).
-
 Run alone: `python benchmarks/loader.py`. One working process each, repetitions interleaved, ratios of medians. Beside
 them ratios of CPU time, which other programs on the machine change less: all processes of the loader against decoding.
 Writes benchmarks/results/loader.json.
@@ -10,14 +8,12 @@ Writes benchmarks/results/loader.json.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import resource
 import statistics
 import sys
 import tempfile
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -32,17 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _common import write
 
-from data_pipeline import checksums
 from data_pipeline.loading.loader import build_loader
 from data_pipeline.loading.malloc import keep_memory
 from data_pipeline.order.packing import pack_lengths
 from data_pipeline.order.plan import Plan
 from data_pipeline.order.settings import PlanSettings
 from data_pipeline.parallel import single_threaded
-from data_pipeline.preparation.index import Measuring, index_shard
 from data_pipeline.samples.schema import Encoded, Sample
 from data_pipeline.shards.sources import measure_source, open_source
-from data_pipeline.shards.storage import LocalStorage
 from data_pipeline.shards.writer import write_shards
 
 TILE = 364
@@ -184,43 +177,8 @@ def compare(folder: Path, name: str, samples: int, repeats: int) -> dict[str, An
         "loader_over": {name: statistics.median(ours / other for ours, other in pair) for name, pair in pairs.items()},
         "cpu_ms_per_sample": {name: min(values) for name, values in cpu.items()},
         "decode_over_loader_cpu": min(cpu["decode"]) / min(cpu["loader"]),
-        "preparation_mb_per_cpu_second": compare_preparation(folder, repeats),
         "all_rates": rates,
     }
-
-
-def read_and_hash(tars: list[Path], crc32: Callable[[bytes, int], int]) -> None:
-    """What no index can do without: every byte read once, its SHA-256 and its CRC-32."""
-    for tar in tars:
-        digest, checksum = hashlib.sha256(), 0
-        with tar.open("rb") as file:
-            while block := file.read(1 << 18):
-                digest.update(block)
-                checksum = crc32(block, checksum)
-
-
-def compare_preparation(folder: Path, repeats: int) -> dict[str, float]:
-    """MB per CPU second of hashing, and of indexing and measuring; least time of each, as others use the machine too.
-
-    `hash` is by Python's own functions, `hash_isal` with the CRC-32 that the index takes. Indexes go to a folder of
-    their own.
-    """
-    tars = sorted(folder.glob("*.tar"))
-    megabytes = sum(tar.stat().st_size for tar in tars) / 1e6
-    seconds: dict[str, list[float]] = {"hash": [], "hash_isal": [], "prepare": []}
-    for _ in range(repeats + 1):
-        for name, crc32 in (("hash", zlib.crc32), ("hash_isal", checksums.crc32)):
-            began = time.process_time()
-            read_and_hash(tars, crc32)
-            seconds[name].append(time.process_time() - began)
-        with tempfile.TemporaryDirectory() as place:
-            began = time.process_time()
-            for tar in tars:
-                index_shard(LocalStorage(str(folder)), Path(place), [Measuring(PageEncoder())], tar.name)
-            seconds["prepare"].append(time.process_time() - began)
-    rates = {name: megabytes / min(values) for name, values in seconds.items()}
-    over = {f"prepare_over_{name}": rates["prepare"] / rates[name] for name in ("hash", "hash_isal")}
-    return {**rates, **over}
 
 
 def fill_like_docvqa() -> float:
@@ -249,10 +207,6 @@ def main() -> int:
     targets = {
         "loader/decode, pages >= 0.97": results["page"]["loader_over"]["decode"] >= 0.97,
         "loader/decode, crops >= 0.85": results["crop"]["loader_over"]["decode"] >= 0.85,
-        "preparation/hashing, pages >= 0.9": results["page"]["preparation_mb_per_cpu_second"]["prepare_over_hash"]
-        >= 0.9,
-        "preparation/hashing, crops >= 0.9": results["crop"]["preparation_mb_per_cpu_second"]["prepare_over_hash"]
-        >= 0.9,
         "loader/webdataset >= 1.0": results["page"]["loader_over"]["webdataset"] >= 1.0,
         "fill >= 0.99": results["fill_docvqa_8k"] >= 0.99,
     }
@@ -260,7 +214,6 @@ def main() -> int:
     for name in SIZES:
         print(name, results[name]["samples_per_second"], results[name]["loader_over"])
         print(name, results[name]["cpu_ms_per_sample"], results[name]["decode_over_loader_cpu"])
-        print(name, results[name]["preparation_mb_per_cpu_second"])
     print(f"fill {results['fill_docvqa_8k']:.4f}", targets)
     print(f"wrote {path}")
     return 0 if all(targets.values()) else 1

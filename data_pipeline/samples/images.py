@@ -20,6 +20,7 @@ from struct import unpack_from
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from data_pipeline.samples.jpeg_header import plain_jpeg_size
 from data_pipeline.samples.schema import SampleError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
@@ -117,6 +118,8 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 def image_extension(data: bytes) -> str:
     """The file extension that fits these bytes. Raises SampleError when they are no image of a known format."""
+    if plain_jpeg_size(data) is not None:  # opening it costs as much as everything else that writing does with it
+        return "jpg"
     with _sample_errors():
         return EXTENSIONS[str(_open(data).format)]
 
