@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from alignvlm.best import STATE
 from alignvlm.errors import UserError
 from alignvlm.training.checkpoints.files.reading import checked
+from alignvlm.training.checkpoints.files.sealing import seal
 from alignvlm.training.checkpoints.loading import Unchecked, load
+from alignvlm.training.checkpoints.store import TAG, CheckpointStore
 from tests.evaluation.thread_ranks import ThreadRanks
 from tests.training.fakes import FakeWorld
 
@@ -113,7 +118,7 @@ def test_every_rank_gets_its_share(stage: int, before: int, after: int, tmp_path
         assert (engine.global_steps, engine.global_samples, engine.skipped_steps) == (7, 28, 1)
         assert [group["lr"] for group in engine.optimizer.optimizer.param_groups] == [1.0, 1.0]
         (call,) = engine.calls
-        assert call == "update" if stage == 2 else call[rank]["fp32_flat_groups"] is engine.flats
+        assert call == "update" if stage == 2 else call[rank]["fp32_flat_groups"] == []
 
 
 def test_buffers_are_those_of_the_checkpoint(tmp_path: Path) -> None:
@@ -179,7 +184,7 @@ def test_damage_is_found_while_a_file_is_loaded(stage: int, place: str, tmp_path
     folder = tmp_path / "step-00000007" / "deepspeed"
     write_files(folder, stage, 1)
     path = folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
-    own = Unchecked(path, checked(path))
+    own = [Unchecked(path, checked(path))]
     assert load(Engine(stage, 0, 1), folder, FakeWorld(), own) is None
     content = path.read_bytes()
     wanted = value("b", "exp_avg").numpy().tobytes() if place == "weights" else b"zero_stage"
@@ -197,11 +202,46 @@ def test_a_rank_that_cannot_read_hears_first_whether_the_file_of_another_one_is_
     folder = tmp_path / "step-00000007" / "deepspeed"
     write_files(folder, 3, 2)
     first, second = (folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2))
-    owns = [Unchecked(path, checked(path)) for path in (first, second)]
+    owns = [[Unchecked(path, checked(path))] for path in (first, second)]
     first.write_bytes(first.read_bytes()[:-1000])
     ranks = ThreadRanks(2)
     found = ranks.run(lambda rank: load(Engine(3, rank.rank, 2), folder, rank, owns[rank.rank]))  # type: ignore[arg-type]
     assert found == [f"{first.name}: size or checksum differs from the manifest"] * 2
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (3, 2), (2, 3), (1, 2)])
+def test_another_number_of_ranks_reads_and_checks_in_one_pass(
+    stage: int, before: int, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "step-00000007" / TAG
+    write_files(folder, stage, before)
+    (folder.parent / STATE).write_text(json.dumps({"step": 7, "world_size": before}))
+    unsealed = folder.parent.rename(tmp_path / "step-00000007.partial")
+    seal(unsealed, folder.parent, {})
+    files = sorted(folder.glob("*_optim_states.pt"))
+    read: list[tuple[str, int]] = []
+    preadv = os.preadv
+
+    def count(descriptor: int, views: list[memoryview], begin: int) -> int:
+        read.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, sum(map(len, views))))
+        return preadv(descriptor, views, begin)
+
+    def resume(rank: Any) -> str | None:
+        found = CheckpointStore(tmp_path, rank, 1, None).newest(pytest.fail)
+        assert found is not None
+        return load(Engine(stage, rank.rank, after), folder, rank, found.own)
+
+    monkeypatch.setattr(os, "preadv", count)
+    assert ThreadRanks(after).run(resume) == [None] * after
+    total = sum(count for name, count in read if name.endswith("_optim_states.pt"))
+    numbers = sum(4 * len(value(name, key)) for group in SHAPES for name in group for key in KEYS)
+    size = sum(path.stat().st_size for path in files)
+    assert size <= total < size + numbers
+    content = files[-1].read_bytes()
+    at = content.index(flats(stage, 0, "exp_avg", before - 1, before).numpy().tobytes())
+    files[-1].write_bytes(content[:at] + b"?" + content[at + 1 :])
+    assert ThreadRanks(after).run(resume) == [f"{files[-1].name}: size or checksum differs from the manifest"] * after
 
 
 def test_what_deepspeed_loads_is_checked_before(tmp_path: Path) -> None:
@@ -210,9 +250,9 @@ def test_what_deepspeed_loads_is_checked_before(tmp_path: Path) -> None:
     path = folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
     entry = checked(path)
     engine = Engine(0, 0, 1)  # it has no way to load yet
-    assert load(engine, folder, FakeWorld(), Unchecked(path, entry | {"crc32": 0})) is not None
+    assert load(engine, folder, FakeWorld(), [Unchecked(path, entry | {"crc32": 0})]) is not None
     engine.load_checkpoint = lambda folder, tag: engine.calls.append(tag)  # type: ignore[attr-defined]
-    assert load(engine, folder, FakeWorld(), Unchecked(path, entry)) is None
+    assert load(engine, folder, FakeWorld(), [Unchecked(path, entry)]) is None
     assert engine.calls == ["deepspeed"]
 
 

@@ -1,7 +1,7 @@
 """Loads a checkpoint into an engine of any number of ranks: each reads its own share out of the files.
 
-Each rank reads its numbers once, to where they belong, and where as many ranks have saved them, sums up its own file
-on the way. What the stage leaves frozen comes from the export that the engine was built from, so that it is not read
+Each rank reads its numbers once, to where they belong, and sums up on the way the files of which it reads the most.
+What the stage leaves frozen comes from the export that the engine was built from, so that it is not read
 here. DeepSpeed's own loaders take the memory twice, and for another number of ranks a universal copy of the checkpoint
 on the disk, which gives all groups the hyperparameters of the first one and all parameters one `step` tensor (0.19.8).
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,13 +41,13 @@ class Unchecked(NamedTuple):
         return mismatch(self.path.name, self.expected, actual)
 
 
-def load(engine: Any, folder: Path, world: World, own: Unchecked | None = None) -> str | None:
+def load(engine: Any, folder: Path, world: World, own: Sequence[Unchecked] = ()) -> str | None:
     """Give an engine the weights, buffers, optimizer states and counters in DeepSpeed's files; all ranks call it.
 
     Learning rates and weight decay stay those of the engine's own groups.
 
     Args:
-        own: the file of the optimizer that this rank has saved, if it is to be checked.
+        own: files of the optimizer that this rank is to check, each of which is no other rank's.
 
     Returns:
         Which file of any rank is damaged, equal on all ranks. The engine is of no use then.
@@ -76,7 +76,7 @@ def load(engine: Any, folder: Path, world: World, own: Unchecked | None = None) 
             keys.LOSS_SCALER: optimizer.loss_scaler,
             "dynamic_loss_scale": optimizer.dynamic_loss_scale,
             "overflow": False,
-            keys.FP32_FLAT_GROUPS: optimizer.fp32_partitioned_groups_flat,
+            keys.FP32_FLAT_GROUPS: [],  # DeepSpeed would copy to them: they are filled
         }
         optimizer.load_state_dict([None] * world.rank + [values], load_optimizer_states=False)
     else:
@@ -86,7 +86,7 @@ def load(engine: Any, folder: Path, world: World, own: Unchecked | None = None) 
     return None
 
 
-def _read(engine: Any, folder: Path, world: World, own: Unchecked | None) -> str | None:
+def _read(engine: Any, folder: Path, world: World, own: Sequence[Unchecked]) -> str | None:
     """Fill this rank's fp32 weights, make its optimizer states, set the module's buffers and the engine's counters."""
     problem, failure = None, None
     try:
@@ -111,18 +111,20 @@ def _read(engine: Any, folder: Path, world: World, own: Unchecked | None) -> str
     return problem
 
 
-def _damage(own: Unchecked | None, world: World) -> str | None:
-    """What is wrong with a file, which is read as a whole."""
-    if own is None:
-        return None
-    try:
-        return own.difference(checked(own.path, lambda count: world.beat()))
-    except OSError as error:
-        return f"{own.path.name}: {reason(error)}"
+def _damage(own: Sequence[Unchecked], world: World) -> str | None:
+    """What is wrong with the first damaged one of these files, which are read as wholes."""
+    for file in own:
+        try:
+            problem = file.difference(checked(file.path, lambda count: world.beat()))
+        except OSError as error:
+            problem = f"{file.path.name}: {reason(error)}"
+        if problem is not None:
+            return problem
+    return None
 
 
-def _fill(engine: Any, saved: SavedOptimizer, world: World, own: Unchecked | None) -> str | None:
-    """Read this rank's weights and states; what is wrong with its own file, if that is to be checked."""
+def _fill(engine: Any, saved: SavedOptimizer, world: World, own: Sequence[Unchecked]) -> str | None:
+    """Read this rank's weights and states; what is wrong with a file that it is to check."""
     inner = engine.optimizer.optimizer
     is_fused = any(group.get("fused") for group in inner.param_groups)
     moments = [key for key, value in saved.state().items() if isinstance(value, torch.Tensor) and value.dim()]
@@ -148,12 +150,13 @@ def _fill(engine: Any, saved: SavedOptimizer, world: World, own: Unchecked | Non
     for group in inner.param_groups:
         if "step" in saved.hyperparameters:  # optimizers that count there
             group["step"] = saved.hyperparameters["step"]
-    problem = None
-    if own is not None:
-        problem = own.difference(checked(own.path, lambda count: world.beat(), parts.pop(own.path, ())))
+    for file in own:
+        problem = file.difference(checked(file.path, lambda count: world.beat(), parts.pop(file.path, ())))
+        if problem is not None:
+            return problem
     for path, of_file in parts.items():
         read_parts(path, of_file, lambda count: world.beat())
-    return problem
+    return None
 
 
 def _own(value: Any, like: torch.Tensor | None) -> Any:

@@ -50,8 +50,8 @@ class CheckpointInfo:
 
     folder: Path
     state: dict[str, Any]
-    own: Unchecked | None = None
-    """A file that this rank checks when it loads it."""
+    own: tuple[Unchecked, ...] = ()
+    """Files that this rank checks when it loads them."""
 
     @property
     def step(self) -> int:
@@ -206,7 +206,7 @@ class CheckpointStore:
     def newest(self, warn: Callable[[str], None], before: int | None = None) -> CheckpointInfo | None:
         """The newest checkpoint, of a step below `before`, whose files are all there and undamaged.
 
-        Large files that as many ranks have saved as there are now are checked by `load` only, which reads them anyway.
+        The files of the optimizer are checked by `load` only, which reads them anyway.
         A save that all ranks had written when the job ended is sealed first. `warn` gets a line for that, and for each
         damaged checkpoint.
         """
@@ -239,23 +239,24 @@ class CheckpointStore:
             _restore_random_state(checkpoint.folder / f"random-{self.world.rank:05d}.pt")
         return problem
 
-    def _look_at(self, folder: Path) -> tuple[Unchecked | None, str | None]:
-        """The file that this rank checks when it loads it, and what is wrong with its share of all others."""
-        own = None
+    def _look_at(self, folder: Path) -> tuple[tuple[Unchecked, ...], str | None]:
+        """The files that this rank checks when it loads them, and what is wrong with its share of all others."""
+        own: list[Unchecked] = []
         try:
             files = read_manifest(folder)
             saved = sorted((name for name in files if name.endswith(OPTIMIZER_FILES[1:])), key=by_kind_and_rank)
-            if len(saved) == self.world.size:
-                name = saved[self.world.rank]
-                own = Unchecked(regular_file(folder, name), files[name])
-                if own.path.stat().st_size != own.expected["size"]:
-                    return None, f"{name}: size differs from the manifest"
-                files = {name: entry for name, entry in files.items() if name not in saved}
+            for number, name in enumerate(saved):
+                entry = files.pop(name)
+                # One rank checks each: that which loads its middle, so its own one where as many ranks have saved.
+                if (2 * number + 1) * self.world.size // (2 * len(saved)) == self.world.rank:
+                    own.append(Unchecked(regular_file(folder, name), entry))
+                    if own[-1].path.stat().st_size != entry["size"]:
+                        return (), f"{name}: size differs from the manifest"
         except ValueError as error:
-            return None, str(error)
+            return (), str(error)
         except OSError as error:
-            return None, reason(error)
-        return own, difference(folder, files, self.world.rank, self.world.size, self._advance)
+            return (), reason(error)
+        return tuple(own), difference(folder, files, self.world.rank, self.world.size, self._advance)
 
     def _seal(self, partial: Path, final: Path, files: dict[str, Entry]) -> str | None:
         """Write the manifest, give the folder its name and remove old checkpoints; or why the save is abandoned."""
