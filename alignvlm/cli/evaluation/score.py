@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignvlm.cli.arguments import file, word
+
+if TYPE_CHECKING:
+    from alignvlm.evaluation.benchmarks.base import Benchmark
 
 
 def add_parser(subparsers: Any) -> None:
@@ -52,19 +55,29 @@ def _score(path: Path, name: str, flavour: str | None, judge: Path | None) -> No
     from alignvlm.evaluation.benchmarks.scoring import add_judge, read_replies, score_rows
 
     benchmark = find_benchmark(name)
-    flavour = benchmark.flavour(flavour or _flavour_of(path, name))
+    flavour = benchmark.flavour(flavour or _flavour_of(path, benchmark))
     rows = read_replies(path) if judge is None else add_judge(benchmark, read_replies(path), judge)
     entry = score_rows(benchmark, rows, flavour)
     show({"benchmarks": {name: entry | {"title": benchmark.title, "flavour": flavour}}}, title=str(path))
 
 
-def _flavour_of(path: Path, name: str) -> str | None:
-    """In whose flavour `alignvlm eval` asked, by results.json beside its file; None for a file from elsewhere."""
+def _flavour_of(path: Path, benchmark: Benchmark) -> str | None:
+    """In whose flavour `alignvlm eval` asked, by results.json beside its file; None for a file from elsewhere.
+
+    Raises:
+        UserError: results.json is there and does not say it.
+    """
+    from alignvlm.errors import UserError
     from alignvlm.evaluation.benchmarks.run import read_results
     from alignvlm.run_folder import BenchmarkFolder
 
-    folder = BenchmarkFolder(path.parent)
-    entries = read_results(folder).get("benchmarks", {}) if path == folder.replies(name) else {}
+    folder, name = BenchmarkFolder(path.parent), benchmark.name
+    if path != folder.replies(name) or not folder.results.exists():
+        return None
+    entries = read_results(folder).get("benchmarks", {})
+    if name not in entries and len(benchmark.flavours) > 1:
+        names = ", ".join(benchmark.flavours)
+        raise UserError(f"{folder.results} does not say in whose flavour {name} was asked: give --flavour ({names})")
     return entries[name]["flavour"] if name in entries else None
 
 

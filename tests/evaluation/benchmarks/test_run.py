@@ -290,6 +290,13 @@ def test_eval_and_score_as_commands(tmp_path: Path, command: Command, monkeypatc
     again = command("score", "benchmarks/docvqa.jsonl", "--flavour", "docowl")
     assert "docowl" in again
     assert command("score", "benchmarks/docvqa.jsonl", "--benchmark", "docvqa", "--flavour", "docowl") == again
+    whole = Path("benchmarks/results.json").read_text()
+    for damaged in (whole[:100], '{"model": "export", "benchmarks": {}}'):
+        Path("benchmarks/results.json").write_text(damaged)
+        message = "benchmarks/results.json does not say in whose flavour docvqa was asked: give --flavour (vlmevalkit, "
+        assert message in command("score", "benchmarks/docvqa.jsonl", code=2)
+        assert command("score", "benchmarks/docvqa.jsonl", "--flavour", "docowl") == again
+    Path("benchmarks/results.json").write_text(whole)
     words = ("--benchmark", "docvqa", "--data", "DocVQA_VAL.tsv", "--flavour", "lmms_eval", "--limit", "1")
     command("eval", "export", *words, "--device", "cpu")
     assert json.loads(Path("benchmarks-1/results.json").read_text())["benchmarks"]["docvqa"]["items"] == 1
