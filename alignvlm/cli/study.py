@@ -54,12 +54,11 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the study; exit code 1 when a cell failed, 75 when a signal stopped it."""
     from alignvlm.studies.cells.execute import StoppedError
-    from alignvlm.studies.cells.grid import make_grid
     from alignvlm.studies.registry import find_study
     from alignvlm.system.signals import REQUEUE
 
     study = find_study(arguments.study)
-    grid = make_grid(study, arguments.recipe, arguments.overrides, arguments.seeds)
+    grid = study.grid(arguments.recipe, arguments.overrides, arguments.seeds)
     folder = arguments.output or Path(grid.base.runs) / f"{grid.base.name}-study-{study.name}"
     if arguments.dry_run:
         from alignvlm.studies.cells.forecast import describe, forecast
@@ -74,10 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     failed: list[str] = []
     if arguments.report:
-        page = report_study(grid, folder)
+        page = report_study(study, grid, folder)
     else:
         try:
-            page, failed = run_study(grid, folder)
+            page, failed = run_study(study, grid, folder)
         except StoppedError as stopped:
             print(f"alignvlm: {stopped}", file=sys.stderr)
             return REQUEUE
@@ -120,4 +119,4 @@ def _array(arguments: argparse.Namespace, grid: Grid, cells: Sequence[Cell], fol
     for cell in grid.of_seed(grid.seeds[0]):
         job.check(cell.recipe)
     runs = [(cell.recipe, [cell.recipe_name, *cell.overrides]) for cell in cells]
-    return SlurmArray(job, f"{grid.base.name}-{grid.study.name}", folder, runs)
+    return SlurmArray(job, f"{grid.base.name}-{grid.study}", folder, runs)

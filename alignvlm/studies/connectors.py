@@ -7,10 +7,11 @@ import math
 from alignvlm.config.schema import Recipe
 from alignvlm.connectors.options import AlignOptions, CAbstractorOptions, OvisOptions, PerceiverOptions
 from alignvlm.model.network import build_network
+from alignvlm.studies.cells.grid import Variant
 from alignvlm.studies.results.published import connector_tables
 from alignvlm.studies.results.records import Results
 from alignvlm.studies.results.tables import Section
-from alignvlm.studies.study import Study, Variant
+from alignvlm.studies.study import Study
 
 
 class Connectors(Study):

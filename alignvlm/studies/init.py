@@ -5,8 +5,9 @@ from __future__ import annotations
 from alignvlm.config.schema import Recipe
 from alignvlm.connectors.options import AlignOptions
 from alignvlm.errors import UserError
+from alignvlm.studies.cells.grid import Variant
 from alignvlm.studies.connectors import align
-from alignvlm.studies.study import Study, Variant
+from alignvlm.studies.study import Study
 
 GAINS = (0.25, 0.5, 1.0, 2.0, 4.0)
 TEMPERATURES = (0.5, 2.0)

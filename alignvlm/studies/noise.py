@@ -7,13 +7,13 @@ from typing import Any
 from alignvlm.config.schema import Recipe
 from alignvlm.report.points import Points, draw_points
 from alignvlm.studies.analysis import evaluation_place, held_out_images, kept, scores_of, task_settings, without_gallery
-from alignvlm.studies.cells.grid import Cell
+from alignvlm.studies.cells.grid import Cell, Variant
 from alignvlm.studies.connectors import connector_variants
 from alignvlm.studies.results.published import NOISE
 from alignvlm.studies.results.records import Record, Results
 from alignvlm.studies.results.statistics import Estimate
 from alignvlm.studies.results.tables import Section, Table, shown
-from alignvlm.studies.study import Study, Variant
+from alignvlm.studies.study import Study
 
 RELATIVE = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 """Sigmas in units of the features' own standard deviation."""

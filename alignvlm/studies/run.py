@@ -12,9 +12,10 @@ from alignvlm.studies.cells.execute import train_cells
 from alignvlm.studies.cells.grid import Grid
 from alignvlm.studies.results.page import write_page
 from alignvlm.studies.results.records import read_results
+from alignvlm.studies.study import Study
 
 
-def run_study(grid: Grid, folder: Path) -> tuple[Path, list[str]]:
+def run_study(study: Study, grid: Grid, folder: Path) -> tuple[Path, list[str]]:
     """Train what is not trained and write the page after every cell; returns it, and the cells that failed.
 
     Called again it goes on where it stopped.
@@ -23,11 +24,11 @@ def run_study(grid: Grid, folder: Path) -> tuple[Path, list[str]]:
         UserError: a cell cannot run. StoppedError: a signal stopped it.
     """
     grid, batches = match(grid)
-    failed = train_cells(grid, lambda: write_page(read_results(grid), batches, folder))
-    return write_page(read_results(grid, analyse(grid)), batches, folder), failed
+    failed = train_cells(grid, lambda: write_page(study, read_results(grid), batches, folder))
+    return write_page(study, read_results(grid, analyse(study, grid)), batches, folder), failed
 
 
-def report_study(grid: Grid, folder: Path) -> Path:
+def report_study(study: Study, grid: Grid, folder: Path) -> Path:
     """The page of what is trained so far; trains nothing, and needs no training data for runs from elsewhere.
 
     Raises:
@@ -37,7 +38,7 @@ def report_study(grid: Grid, folder: Path) -> Path:
     grid, batches = match(grid) if here else (grid, {})
     for cell in grid.cells if here else ():  # without the data the length of fitted packs is not known
         cell.run.check_recipe()
-    return write_page(read_results(grid, analyse(grid)), batches, folder)
+    return write_page(study, read_results(grid, analyse(study, grid)), batches, folder)
 
 
 def match(grid: Grid) -> tuple[Grid, dict[str, Batches]]:
@@ -45,6 +46,6 @@ def match(grid: Grid) -> tuple[Grid, dict[str, Batches]]:
     return match_samples(grid, data_progress)
 
 
-def analyse(grid: Grid) -> dict[str, dict[str, Any]]:
+def analyse(study: Study, grid: Grid) -> dict[str, dict[str, Any]]:
     """Trained cell -> what the study measures on its export."""
-    return {cell.name: grid.study.analyse(cell) for cell in grid.cells if cell.is_trained}
+    return {cell.name: study.analyse(cell) for cell in grid.cells if cell.is_trained}

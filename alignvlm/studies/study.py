@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    from alignvlm.config.schema import Recipe
-    from alignvlm.studies.cells.grid import Cell
-    from alignvlm.studies.results.records import Results
-    from alignvlm.studies.results.tables import Section
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of a study: the recipe with some settings of its own."""
-
-    name: str
-    """Part of the runs' names, so a name of a file; studies that share a variant share its runs."""
-    overrides: tuple[str, ...] = ()
-    """Settings, `dotted.key=value`."""
-    note: str = ""
-    """What it is, in a few words for the page."""
+from alignvlm.config import load_recipe
+from alignvlm.config.schema import Recipe
+from alignvlm.studies.cells.grid import Cell, Grid, Variant, make_cells
+from alignvlm.studies.results.records import Results
+from alignvlm.studies.results.tables import Section
 
 
 class Study:
@@ -47,3 +35,15 @@ class Study:
     def sections(self, results: Results) -> list[Section]:
         """What the page shows besides the common table and curves."""
         return []
+
+    def grid(self, recipe_name: str, overrides: Sequence[str] = (), num_seeds: int = 1) -> Grid:
+        """All cells, their recipes checked; seeds are the recipe's own and the ones after it.
+
+        Raises:
+            UserError: a recipe cannot be read, or the study cannot vary it.
+        """
+        base = load_recipe(recipe_name, overrides)
+        variants = self.variants(base)
+        seeds = [base.seed + number for number in range(num_seeds)]
+        cells = make_cells(base, recipe_name, overrides, variants, seeds)
+        return Grid(self.name, recipe_name, tuple(overrides), base, variants, seeds, cells)

@@ -12,13 +12,13 @@ from alignvlm.config.schema import Recipe
 from alignvlm.report.charts import format_number
 from alignvlm.report.points import Points, draw_points
 from alignvlm.studies.analysis import evaluation_place, held_out_images, kept, scores_of, task_settings, without_gallery
-from alignvlm.studies.cells.grid import Cell
+from alignvlm.studies.cells.grid import Cell, Variant
 from alignvlm.studies.connectors import align
 from alignvlm.studies.results.published import VOCABULARY
 from alignvlm.studies.results.records import Record, Results
 from alignvlm.studies.results.statistics import estimate, paired_difference
 from alignvlm.studies.results.tables import Section, Table, shown
-from alignvlm.studies.study import Study, Variant
+from alignvlm.studies.study import Study
 
 MASSES = (0.9, 0.99, 0.999)
 HALVINGS = 8

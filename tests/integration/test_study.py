@@ -15,9 +15,9 @@ from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
 from alignvlm.parts import part_of
 from alignvlm.studies.cells.batches import match_samples
-from alignvlm.studies.cells.grid import make_grid
+from alignvlm.studies.cells.grid import Variant
 from alignvlm.studies.registry import STUDIES, find_study
-from alignvlm.studies.study import Study, Variant
+from alignvlm.studies.study import Study
 from data_pipeline.files import read_json_lines
 from tests.fixtures.command import Command
 from tests.jobs import TINY, job_environment, metrics
@@ -154,7 +154,7 @@ def test_variants_see_the_same_batches_or_are_refused(folder: Path, monkeypatch:
         def variants(self, recipe: Recipe) -> list[Variant]:
             return [*super().variants(recipe)[:1], Variant("shorter", ("stages.connector.max_steps=2",))]
 
-    grid, batches = match_samples(make_grid(find_study("connectors"), str(TINY), ("stages.instruct=null",), 2))
+    grid, batches = match_samples(find_study("connectors").grid(str(TINY), ("stages.instruct=null",), 2))
     for cell in grid.cells:
         found, expected = (batches[name]["connector"] for name in (cell.name, f"tiny-align-seed{cell.seed}"))
         if cell.variant.name == "h_reducer":  # makes five visual tokens of a tile instead of four
@@ -163,4 +163,4 @@ def test_variants_see_the_same_batches_or_are_refused(folder: Path, monkeypatch:
         else:
             assert found == expected
     with pytest.raises(UserError, match="variant shorter of study two sees other batches than align"):
-        match_samples(make_grid(Shorter(), str(TINY), SHORT))
+        match_samples(Shorter().grid(str(TINY), SHORT))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from alignvlm.studies.cells.grid import make_grid
 from alignvlm.studies.results.records import NUMBERS, Record, Results
 from alignvlm.studies.study import Study
 from tests.jobs import TINY
@@ -13,7 +12,7 @@ from tests.jobs import TINY
 
 def made_up_results(study: Study, num_seeds: int = 2, missing: tuple[str, ...] = (), **analysis: Any) -> Results:
     """All cells but the missing ones; scores, numbers and losses differ from cell to cell."""
-    grid = make_grid(study, str(TINY), (), num_seeds)
+    grid = study.grid(str(TINY), (), num_seeds)
     records = []
     for position, cell in enumerate(grid.cells):
         if cell.name in missing:

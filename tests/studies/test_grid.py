@@ -14,9 +14,8 @@ from alignvlm.run_folder import RunFolder
 from alignvlm.studies import run as story
 from alignvlm.studies.cells import execute
 from alignvlm.studies.cells.forecast import forecast
-from alignvlm.studies.cells.grid import Grid, make_grid
+from alignvlm.studies.cells.grid import Grid, Variant
 from alignvlm.studies.registry import STUDIES, find_study
-from alignvlm.studies.study import Variant
 from data_pipeline.files import write_json_lines
 from tests.fixtures.command import Command
 from tests.jobs import TINY
@@ -25,12 +24,12 @@ from tests.jobs import TINY
 @pytest.fixture
 def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Grid:
     monkeypatch.chdir(tmp_path)
-    return make_grid(find_study("connectors"), str(TINY), ("train.processes=1",), 2)
+    return find_study("connectors").grid(str(TINY), ("train.processes=1",), 2)
 
 
 @pytest.mark.parametrize("name", list(STUDIES))
 def test_every_study_of_the_quickstart_has_runs_of_its_own(name: str) -> None:
-    grid = make_grid(find_study(name), "quickstart", (), 2 if name == "connectors" else 1)
+    grid = find_study(name).grid("quickstart", (), 2 if name == "connectors" else 1)
     names = [cell.name for cell in grid.cells]
     assert len(set(names)) == len(names) == len(grid.seeds) * len(grid.variants)
     assert grid.reference.name == "align"
@@ -60,7 +59,7 @@ def test_studies_share_the_runs_of_the_reference() -> None:
 
 def test_a_recipe_that_a_study_cannot_vary_is_refused() -> None:
     with pytest.raises(UserError, match="study init varies the ALIGN connector; recipe tiny has mlp"):
-        make_grid(find_study("init"), str(TINY), ["model.connector.kind=mlp"])
+        find_study("init").grid(str(TINY), ["model.connector.kind=mlp"])
     with pytest.raises(UserError, match=r"unknown study 'noisy'.*noise"):
         find_study("noisy")
 

@@ -111,7 +111,7 @@ def test_pages_of_noise_and_vocabulary_show_what_was_measured(tmp_path: object) 
         for name in noise.LEVELS
     ]
     results = made_up_results(noise.STUDY, feature_std=lambda cell: 1.5, levels=levels)
-    text = Page(write_page(results, {}, tmp_path / "noise").read_text(encoding="utf-8")).text
+    text = Page(write_page(noise.STUDY, results, {}, tmp_path / "noise").read_text(encoding="utf-8")).text
     assert {"25.0 ± 0.0", "0.1234 ± 0.0000", "0.5678 ± 0.0000", "27.52"} <= set(text)
 
     measured = {
@@ -122,7 +122,8 @@ def test_pages_of_noise_and_vocabulary_show_what_was_measured(tmp_path: object) 
         "image_information": None,
     }  # fmt: skip
     values = {key: lambda cell, value=value: value for key, value in measured.items()}
-    html = write_page(made_up_results(vocabulary.STUDY, **values), {}, tmp_path / "vocabulary").read_text("utf-8")
+    results = made_up_results(vocabulary.STUDY, **values)
+    html = write_page(vocabulary.STUDY, results, {}, tmp_path / "vocabulary").read_text("utf-8")
     text = Page(html).text
     assert {"512", "70 ± 0", f"{math.log(512):.3f}", "15.0 ± 0.0", "-35.0 ± 0.0", "<b>"} <= set(text)
     assert "<b></th>" not in html

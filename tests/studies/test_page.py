@@ -40,7 +40,7 @@ def batches_of(results: Results) -> dict[str, dict[str, StageBatches]]:
 
 
 def test_numbers_are_the_same_everywhere(results: Results, tmp_path: Path) -> None:
-    path = write_page(results, batches_of(results), tmp_path / "out")
+    path = write_page(STUDY, results, batches_of(results), tmp_path / "out")
     page = Page(path.read_text(encoding="utf-8"))
     content = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))
     assert content["finished"] is False
@@ -72,7 +72,7 @@ def test_page_needs_nothing_else_and_escapes_what_it_shows(results: Results, tmp
     evil = "<script>alert(1)</script>|`x`"
     first = results.records[0]
     changed = replace(first, scores={evil: 0.5}, titles={evil: evil})
-    path = write_page(Results(results.grid, [changed, *results.records[1:]]), {}, tmp_path)
+    path = write_page(STUDY, Results(results.grid, [changed, *results.records[1:]]), {}, tmp_path)
     html = path.read_text(encoding="utf-8")
     page = Page(html)
     assert all(link.startswith("#") for link in page.links)
@@ -92,7 +92,7 @@ def test_a_missing_score_is_no_part_of_an_average(results: Results, tmp_path: Pa
     records[0] = replace(records[0], scores={"test": 0.5})
     cells = {record.cell.name for record in records}
     whole = replace(results.grid, cells=[cell for cell in results.grid.cells if cell.name in cells])
-    content = json.loads((write_page(Results(whole, records), {}, tmp_path).parent / "results.json").read_text())
+    content = json.loads((write_page(STUDY, Results(whole, records), {}, tmp_path).parent / "results.json").read_text())
     assert content["finished"] is False
     second = next(record for record in records[1:] if record.cell.variant.name == "align")
     average = content["variants"]["align"]["average"]["mean"]
@@ -102,7 +102,7 @@ def test_a_missing_score_is_no_part_of_an_average(results: Results, tmp_path: Pa
 def test_the_page_names_the_devices_that_trained(results: Results, tmp_path: Path) -> None:
     devices = ["a GPU", "a GPU", "a processor", None]
     records = [replace(record, device=device) for record, device in zip(results.records, devices, strict=False)]
-    page = write_page(Results(results.grid, records), {}, tmp_path)
+    page = write_page(STUDY, Results(results.grid, records), {}, tmp_path)
     assert "Trained on a GPU (2), a processor (1)." in page.read_text()
     variants = json.loads((tmp_path / "results.json").read_text())["variants"].values()
     cells = [cell for each in variants for cell in each["cells"]]
@@ -112,7 +112,7 @@ def test_the_page_names_the_devices_that_trained(results: Results, tmp_path: Pat
 def test_a_page_has_no_password_and_a_command_for_the_shell(results: Results, tmp_path: Path) -> None:
     overrides = ("tracking.uri=postgresql://me:secret@host/db", "description=two words")
     grid = replace(results.grid, overrides=overrides)
-    path = write_page(Results(grid, results.records), {}, tmp_path)
+    path = write_page(STUDY, Results(grid, results.records), {}, tmp_path)
     assert all("secret" not in file.read_text(encoding="utf-8") for file in tmp_path.iterdir())
     assert "'description=two words'" in " ".join(Page(path.read_text(encoding="utf-8")).text)
 
@@ -126,7 +126,7 @@ def test_every_colour_of_a_chart_is_in_the_style_sheet() -> None:
 
 
 def test_a_study_without_a_trained_run_says_so(results: Results, tmp_path: Path) -> None:
-    path = write_page(Results(results.grid, []), {}, tmp_path)
+    path = write_page(STUDY, Results(results.grid, []), {}, tmp_path)
     assert "No run of this study is finished yet." in Page(path.read_text(encoding="utf-8")).text
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignvlm.errors import UserError
 from alignvlm.stage_data import prepare, stage_plan
-from alignvlm.studies.cells.grid import Cell, Grid, make_grid
+from alignvlm.studies.cells.grid import Cell, Grid
 
 if TYPE_CHECKING:
     from alignvlm.config.schema import Recipe, StageConfig
@@ -61,7 +61,7 @@ def match_samples(grid: Grid, progress: Progress | None = None) -> tuple[Grid, d
         tokens = [processors[name].spec.tokens_per_tile for name in (grid.reference.name, cell.variant.name)]
         if tokens[0] == tokens[1] or list(cell.recipe.stages) != list(reference):
             raise UserError(
-                f"variant {cell.variant.name} of study {grid.study.name} sees other batches than "
+                f"variant {cell.variant.name} of study {grid.study} sees other batches than "
                 f"{grid.reference.name}: a variant must not change sources, stages or steps"
             )
         fitted[cell.variant.name] = [
@@ -69,7 +69,7 @@ def match_samples(grid: Grid, progress: Progress | None = None) -> tuple[Grid, d
             for stage in cell.recipe.stages.values()
         ]
     if fitted:
-        grid = make_grid(grid.study, grid.recipe_name, grid.overrides, len(grid.seeds), fitted)
+        grid = grid.with_settings(fitted)
     return grid, {cell.name: read.of(cell, processors[cell.variant.name]) for cell in grid.cells}
 
 

@@ -31,7 +31,7 @@ def train_cells(grid: Grid, after_each: Callable[[], object] = lambda: None) -> 
         check_files(cell.recipe)
     failed = []
     for number, cell in enumerate(grid.cells, 1):
-        place = f"study {grid.study.name}, cell {number} of {len(grid.cells)}: {cell.name}"
+        place = f"study {grid.study}, cell {number} of {len(grid.cells)}: {cell.name}"
         if is_finished(cell.run):
             say(f"{place}: finished before")
             continue

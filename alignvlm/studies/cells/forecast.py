@@ -65,7 +65,7 @@ def describe(grid: Grid, cells: list[Forecast]) -> list[str]:
     """The forecast as lines of text."""
     width = max(len(each.cell.name) for each in cells)
     lines = [
-        f"study {grid.study.name} of {grid.recipe_name}: {len(grid.variants)} variants x {len(grid.seeds)} seed(s) = "
+        f"study {grid.study} of {grid.recipe_name}: {len(grid.variants)} variants x {len(grid.seeds)} seed(s) = "
         f"{len(cells)} runs in {grid.base.runs}"
     ]
     for each in cells:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alignvlm.config import load_recipe
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
 from alignvlm.run_folder import Run, StageFolder
-from alignvlm.studies.study import Study, Variant
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a study: the recipe with some settings of its own."""
+
+    name: str
+    """Part of the runs' names, so a name of a file; studies that share a variant share its runs."""
+    overrides: tuple[str, ...] = ()
+    """Settings, `dotted.key=value`."""
+    note: str = ""
+    """What it is, in a few words for the page."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,8 @@ class Cell:
 class Grid:
     """A study of a recipe."""
 
-    study: Study
+    study: str
+    """Name of the study."""
     recipe_name: str
     overrides: tuple[str, ...]
     """Settings for all cells."""
@@ -66,26 +78,28 @@ class Grid:
         """The cells that see the same batches."""
         return [cell for cell in self.cells if cell.seed == seed]
 
+    def with_settings(self, more: Mapping[str, Sequence[str]]) -> Grid:
+        """The same with settings for some variants, by their names, behind their own. Raises UserError."""
+        cells = make_cells(self.base, self.recipe_name, self.overrides, self.variants, self.seeds, more)
+        return replace(self, cells=cells)
 
-def make_grid(
-    study: Study,
+
+def make_cells(
+    base: Recipe,
     recipe_name: str,
-    overrides: Sequence[str] = (),
-    num_seeds: int = 1,
+    overrides: Sequence[str],
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
     more: Mapping[str, Sequence[str]] | None = None,
-) -> Grid:
-    """All cells of a study, their recipes checked.
+) -> list[Cell]:
+    """Every variant with every seed, their recipes checked.
 
     Args:
-        num_seeds: seeds are the recipe's own and the ones after it.
         more: variant -> settings that follow those of the variant.
 
     Raises:
-        UserError: a recipe cannot be read, or the study cannot vary it.
+        UserError: a variant's recipe cannot be read.
     """
-    base = load_recipe(recipe_name, overrides)
-    variants = study.variants(base)
-    seeds = [base.seed + number for number in range(num_seeds)]
     cells = []
     for seed in seeds:
         for variant in variants:
@@ -96,7 +110,7 @@ def make_grid(
             except UserError as error:
                 raise UserError(f"variant {variant.name}: {error}") from error
             cells.append(Cell(variant, seed, recipe_name, words, recipe))
-    return Grid(study, recipe_name, tuple(overrides), base, variants, seeds, cells)
+    return cells
 
 
 def _identity(base: Recipe, variant: Variant, seed: int) -> tuple[str, ...]:

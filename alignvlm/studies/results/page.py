@@ -12,6 +12,7 @@ from alignvlm.report.report import format_duration
 from alignvlm.studies.results.common import Chosen, common_sections
 from alignvlm.studies.results.records import NUMBERS, Results
 from alignvlm.studies.results.tables import markdown
+from alignvlm.studies.study import Study
 from alignvlm.system.environment import describe_environment
 from data_pipeline.files import must_write, to_json, write_atomic
 from data_pipeline.masking import mask
@@ -19,16 +20,16 @@ from data_pipeline.masking import mask
 PAGE, RESULTS, TABLE = "index.html", "results.json", "table.md"
 
 
-def write_page(results: Results, batches: Chosen, folder: Path) -> Path:
+def write_page(study: Study, results: Results, batches: Chosen, folder: Path) -> Path:
     """Write the page, results.json and table.md of what is trained so far; returns the path of the page.
 
     Raises:
         DataError: the folder cannot be written.
     """
     grid = results.grid
-    sections = [*common_sections(results, batches), *grid.study.sections(results)]
+    sections = [*common_sections(results, batches), *study.sections(results)]
     content = {
-        "study": grid.study.name,
+        "study": study.name,
         "recipe": grid.recipe_name,
         "overrides": list(map(mask, grid.overrides)),
         "seeds": grid.seeds,
@@ -42,7 +43,7 @@ def write_page(results: Results, batches: Chosen, folder: Path) -> Path:
     }
     page = render_template(
         "study.html",
-        study=grid.study,
+        study=study,
         finished=content["finished"],
         facts=_facts(results),
         sections=sections,
@@ -52,14 +53,14 @@ def write_page(results: Results, batches: Chosen, folder: Path) -> Path:
     with must_write(folder, "make it writable, or give another one: --output FOLDER"):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / RESULTS, to_json(content, indent=1, ensure_ascii=False) + "\n")
-        write_atomic(folder / TABLE, markdown(f"{grid.study.title}: {grid.base.name}", sections))
+        write_atomic(folder / TABLE, markdown(f"{study.title}: {grid.base.name}", sections))
         write_atomic(folder / PAGE, page)
     return folder / PAGE
 
 
 def _command(results: Results) -> str:
     grid = results.grid
-    words = ["alignvlm", "study", grid.study.name, grid.recipe_name, "--seeds", str(len(grid.seeds)), *grid.overrides]
+    words = ["alignvlm", "study", grid.study, grid.recipe_name, "--seeds", str(len(grid.seeds)), *grid.overrides]
     return mask(shlex.join(words))
 
 
