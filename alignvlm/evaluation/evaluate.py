@@ -32,9 +32,10 @@ from alignvlm.system.ranks import ALONE, Ranks
 from data_pipeline.errors import nearest
 from data_pipeline.files import must_write, read_json, read_needed, to_json, write_atomic, write_json_lines
 from data_pipeline.samples.schema import SampleError
-from data_pipeline.shards.sidecars import MANIFEST, find_beside
+from data_pipeline.shards.sidecars import find_beside
 from data_pipeline.shards.storage import open_storage
 from data_pipeline.stores import hub
+from data_pipeline.stores.folders import MANIFEST
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -23,8 +23,9 @@ from alignvlm.training.tracking.database import sqlite_file
 from alignvlm.training.tracking.target import Target
 from data_pipeline.errors import DataError
 from data_pipeline.files import must_write, read_json, write_atomic
-from data_pipeline.shards.sidecars import MANIFEST, find_beside
+from data_pipeline.shards.sidecars import find_beside
 from data_pipeline.shards.storage import open_storage
+from data_pipeline.stores.folders import MANIFEST
 
 SEAL = {"recipe": str, "files": dict}
 

@@ -35,7 +35,7 @@ from data_pipeline.shards.sources import measure_source
 from data_pipeline.shards.storage import open_storage
 from data_pipeline.shards.writer import write_shards
 from data_pipeline.stores import helper
-from data_pipeline.stores.node_cache import ETAGS, MANIFEST
+from data_pipeline.stores.folders import ETAGS, MANIFEST
 
 MIB = 2**20
 

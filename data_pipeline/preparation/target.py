@@ -22,10 +22,9 @@ from data_pipeline.preparation.engines import Engine, run
 from data_pipeline.progress import Progress
 from data_pipeline.shards.index import index_digest, save_manifest
 from data_pipeline.shards.manifest import Manifest, ShardInfo
-from data_pipeline.shards.sidecars import MANIFEST, index_name, writable_place
+from data_pipeline.shards.sidecars import index_name, writable_place
 from data_pipeline.shards.storage import LocalStorage, Storage, open_storage
-from data_pipeline.stores.folders import node_folder
-from data_pipeline.stores.node_cache import ETAGS
+from data_pipeline.stores.folders import ETAGS, MANIFEST, node_folder
 from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.remote import check_writable
 

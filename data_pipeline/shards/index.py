@@ -24,11 +24,12 @@ from data_pipeline.masking import mask
 from data_pipeline.parallel import pool
 from data_pipeline.progress import Progress, silent
 from data_pipeline.shards.manifest import Manifest, ShardInfo, ShardTable, load_manifest
-from data_pipeline.shards.sidecars import MANIFEST, index_name, index_storage, is_indexed, publish, writable_place
+from data_pipeline.shards.sidecars import index_name, index_storage, is_indexed, publish, writable_place
 from data_pipeline.shards.storage import Storage, open_storage
 from data_pipeline.shards.tarscan import ScannedSample, scan_tar
 from data_pipeline.stores.failures import MissingObjectError
-from data_pipeline.stores.node_cache import ETAGS, MADE, OF_ETAG, CachedFolder, adopt
+from data_pipeline.stores.folders import ETAGS, MANIFEST
+from data_pipeline.stores.node_cache import MADE, OF_ETAG, CachedFolder, adopt
 from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.remote import ObjectInfo
 

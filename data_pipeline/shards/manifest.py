@@ -20,9 +20,10 @@ import numpy as np
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.files import check_name, has_shape, reason, write_atomic
 from data_pipeline.masking import mask
-from data_pipeline.shards.sidecars import MANIFEST, index_storage, searched
+from data_pipeline.shards.sidecars import index_storage, searched
 from data_pipeline.shards.storage import Storage
-from data_pipeline.stores.node_cache import ETAGS, CachedFolder
+from data_pipeline.stores.folders import ETAGS, MANIFEST
+from data_pipeline.stores.node_cache import CachedFolder
 
 MANIFEST_VERSION = 1
 

@@ -7,8 +7,9 @@ import os
 from collections import defaultdict
 
 from data_pipeline.shards.manifest import load_manifest
-from data_pipeline.shards.sidecars import MANIFEST, index_name, index_storage
+from data_pipeline.shards.sidecars import index_name, index_storage
 from data_pipeline.shards.storage import Storage, open_storage
+from data_pipeline.stores.folders import MANIFEST
 
 
 def common_shard(left: str | os.PathLike[str], right: str | os.PathLike[str]) -> tuple[str, str] | None:

@@ -21,8 +21,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.masking import mask
 from data_pipeline.shards.storage import LocalStorage, Storage
 from data_pipeline.stores.failures import AccessError
-from data_pipeline.stores.folders import cache_folders, node_folder
-from data_pipeline.stores.node_cache import MANIFEST, CachedFolder, fetched
+from data_pipeline.stores.folders import MANIFEST, cache_folders, node_folder
+from data_pipeline.stores.node_cache import CachedFolder, fetched
 from data_pipeline.stores.object_storage import ObjectStorage
 
 log = logging.getLogger(__name__)

@@ -24,9 +24,9 @@ from data_pipeline.samples.images import decode_image, image_extension
 from data_pipeline.samples.schema import SampleError, check_key, normalise_messages
 from data_pipeline.shards.index import index_shards, save_manifest
 from data_pipeline.shards.manifest import Manifest
-from data_pipeline.shards.sidecars import MANIFEST, index_name, writable_place
+from data_pipeline.shards.sidecars import index_name, writable_place
 from data_pipeline.shards.storage import open_storage
-from data_pipeline.stores.node_cache import ETAGS
+from data_pipeline.stores.folders import ETAGS, MANIFEST
 from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.remote import check_writable
 

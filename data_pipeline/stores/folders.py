@@ -1,4 +1,7 @@
-"""Where a node keeps what it fetched or made: ALIGNVLM_CACHE, or `alignvlm` in the user's folder for caches."""
+"""Where a node keeps what it fetched or made: ALIGNVLM_CACHE, or `alignvlm` in the user's folder for caches.
+
+And the names that a folder of shards has in every store.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from pathlib import Path
 from data_pipeline.errors import DataError
 
 VARIABLE = "ALIGNVLM_CACHE"
+MANIFEST, ETAGS = "manifest.json", "etags.json"
+"""Every folder of shards has the first; a remote one that was written here has the second too."""
 
 
 def cache_folders() -> Iterator[Path]:

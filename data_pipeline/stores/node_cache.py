@@ -21,13 +21,12 @@ from typing import Any, BinaryIO
 from data_pipeline.errors import DataError
 from data_pipeline.files import check_name, has_shape, locked, must_write, read_json, write_atomic
 from data_pipeline.stores.failures import MissingObjectError, NotModifiedError
-from data_pipeline.stores.folders import node_folder
+from data_pipeline.stores.folders import ETAGS, MANIFEST, node_folder
 from data_pipeline.stores.helper import ask
 from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.requests import Get
 from data_pipeline.stores.waiting.node_notes import raise_if_given_up
 
-MANIFEST, ETAGS = "manifest.json", "etags.json"
 MADE = "made"
 """Folder with indexes that were made here and whose manifest is not written yet."""
 OF_ETAG = ".etag"

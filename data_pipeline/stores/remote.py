@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 READ_TIMEOUT = "ALIGNVLM_READ_TIMEOUT"
 """Environment variable: seconds without a byte after which a request is made again (default 10)."""
 RETRIES = "ALIGNVLM_RETRIES"
-"""Environment variable: how often a failed request is made again within 30 s before it is waited for (default 10,
-or as below)."""
+"""Environment variable: how often a request that failed is made again, for 30 s at most; then the store is waited for
+(default 10; for web servers and the Hub 2)."""
 _RETRIES = {"http": 2, "hf": 2}
-"""Of those that say when they want to be asked again, which obstore does not look at (waiting/patience.py)."""
+"""Their refusals say when to ask again; obstore does not read that, waiting/patience.py does."""
 SCHEMES = tuple(KINDS)
 _WRITE_TIMEOUT = 120.0
 """Seconds: a store may say nothing until it has taken a whole object."""

@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 from data_pipeline.errors import UnreachableError
 from data_pipeline.stores import remote
 from data_pipeline.stores.failures import BusyError, TransientError
-from data_pipeline.stores.folders import store_of
+from data_pipeline.stores.folders import MANIFEST, store_of
 from data_pipeline.stores.waiting.node_notes import note_given_up, warn_once_a_minute
 
 T = TypeVar("T")
@@ -32,8 +32,6 @@ PATIENCE = "ALIGNVLM_PATIENCE"
 RETRY_SECONDS = 2.0
 MOST_SECONDS = 900.0
 """Longest pause that a server may ask for."""
-MANIFEST = "manifest.json"
-"""What is asked for: every folder of shards has it."""
 _RESET = re.compile(r";\s*t=(\d+)")
 _closed: dict[str, float] = {}
 """Store -> when it wants to be asked again, by this process' monotonic clock."""
