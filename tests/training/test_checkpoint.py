@@ -42,7 +42,7 @@ def save(store: CheckpointStore, *steps: int, engine: Engine | None = None) -> N
     engine = engine or Engine()
     store.attach(engine)
     for step in steps:
-        assert store.begin(engine, {"step": step}) is None
+        assert store.begin(engine, {"step": step, "world_size": 1}) is None
         assert store.finish() is None
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
+from alignvlm.training.checkpoints.files import sealing
 from alignvlm.training.checkpoints.files.manifest import MANIFEST, first_difference
 from alignvlm.training.checkpoints.store import TAG, CheckpointStore
 from tests.training.fakes import FakeWorld
@@ -45,6 +47,42 @@ def test_a_save_that_all_ranks_had_written_is_sealed_late(store: CheckpointStore
     assert [WHOLE in line for line in said] == [True] * is_sealed
     assert partial.exists() != is_sealed
     assert first_difference(found.folder) is None
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_whole_save_below_a_damaged_checkpoint_is_sealed(store: CheckpointStore, is_whole: bool) -> None:
+    """What a kill leaves between the new name of an old checkpoint and its removal, or in the midst of that."""
+    save(store, 40, 50, 60)
+    (store.folder / "step-00000040").rename(store.folder / "step-00000040.partial")
+    (store.folder / "step-00000050").rename(store.folder / "step-00000050.partial")
+    if not is_whole:
+        (store.folder / "step-00000050.partial" / TAG / "model.pt").unlink()
+    (store.folder / "step-00000060" / TAG / "model.pt").write_bytes(b"")
+    said: list[str] = []
+    again = CheckpointStore(store.folder, FakeWorld(), 2, None)
+    found = again.newest(said.append)
+    assert found is not None
+    assert found.step == again.newest_step == (50 if is_whole else 40)
+    assert ["step-00000060 is not valid" in said[0], WHOLE in said[1]] == [True, True]
+    save(again, 70)
+    assert not list(store.folder.glob("*.partial"))
+
+
+def test_a_disk_that_fails_leaves_the_checkpoint_before(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 10, 20)
+    (store.folder / "step-00000020").rename(store.folder / "step-00000020.partial")
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sealing, "write_atomic", fail)
+    said: list[str] = []
+    found = store.newest(said.append)
+    assert found is not None
+    assert found.step == 10
+    assert ["cannot be sealed: Input/output error" in line for line in said] == [True]
 
 
 def test_a_save_that_is_sealed_late_is_checked_as_any_other(store: CheckpointStore) -> None:

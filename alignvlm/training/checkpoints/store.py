@@ -31,7 +31,7 @@ from alignvlm.training.checkpoints.files.manifest import (
     read_manifest,
     regular_file,
 )
-from alignvlm.training.checkpoints.files.sealing import SUFFIX, list_of, seal, seal_complete
+from alignvlm.training.checkpoints.files.sealing import SUFFIX, complete_saves, list_of, seal
 from alignvlm.training.checkpoints.files.written import Entry
 from alignvlm.training.checkpoints.layout import OPTIMIZER_FILES
 from alignvlm.training.checkpoints.loading import Unchecked, load
@@ -207,15 +207,16 @@ class CheckpointStore:
         """The newest checkpoint, of a step below `before`, whose files are all there and undamaged.
 
         The files of the optimizer are checked by `load` only, which reads them anyway.
-        A save that all ranks had written when the job ended is sealed first. `warn` gets a line for that, and for each
-        damaged checkpoint.
+        A save that all ranks had written when a job ended is sealed, once nothing newer is valid. `warn` gets a line
+        for that, and for each damaged checkpoint.
         """
-        if self.world.is_main:
-            self._seal_complete(warn)
-        found = checkpoint_folders(self.folder)
+        unsealed = complete_saves(self.folder) if self.world.is_main else {}
+        found = sorted({*checkpoint_folders(self.folder), *unsealed}, key=checkpoint_step, reverse=True)
         found = [folder for folder in found if before is None or checkpoint_step(folder) < before]
         self._latest = 0
-        for folder in self.world.broadcast(found[::-1] if self.world.is_main else None):
+        for folder in self.world.broadcast(found):
+            if not self.world.broadcast(self._seal_late(folder, unsealed, warn)):
+                continue
             own, problem = self._look_at(folder)
             problem = self.world.first_problem(problem)
             if problem is None:
@@ -272,14 +273,17 @@ class CheckpointStore:
             log.warning("%s: old checkpoints cannot be found and stay: %s", self.folder, reason(error))
         return None
 
-    def _seal_complete(self, warn: Callable[[str], None]) -> None:
+    def _seal_late(self, final: Path, unsealed: dict[Path, dict[str, Entry]], warn: Callable[[str], None]) -> bool:
+        """Seal a save that nobody has sealed; False when the disk fails, True for any other checkpoint."""
+        if final not in unsealed:
+            return True
         try:
-            sealed = seal_complete(self.folder)
+            seal(final.with_name(final.name + SUFFIX), final, unsealed[final])
         except OSError as error:
-            warn(f"WARNING: {self.folder}: a finished save cannot be sealed: {reason(error)}")
-        else:
-            if sealed is not None:
-                warn(f"{sealed}: all ranks had written it when the job before ended; it is sealed now")
+            warn(f"WARNING: {final}: a finished save cannot be sealed: {reason(error)}")
+            return False
+        warn(f"{final}: all ranks had written it when the job before ended; it is sealed now")
+        return True
 
     def _finished(self) -> list[Path]:
         """Checkpoints up to where this job is, the oldest first: it has passed over later ones, which are damaged."""

@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 
 from alignvlm.best import STATE
-from alignvlm.run_folder import checkpoint_folders, checkpoint_step
 from alignvlm.training.checkpoints.files.manifest import FILES, FORMAT, MANIFEST, files_in, sync
 from alignvlm.training.checkpoints.files.reading import checked
 from alignvlm.training.checkpoints.files.written import Entry
@@ -45,24 +44,23 @@ def seal(partial: Path, final: Path, files: dict[str, Entry]) -> None:
     sync(final.parent)
 
 
-def seal_complete(checkpoints: Path) -> Path | None:
-    """Seal the newest save that is newer than all checkpoints and that all ranks had written; None when there is none.
-
-    Raises:
-        OSError: the disk fails. The folder stays.
-    """
-    newest = max(map(checkpoint_step, checkpoint_folders(checkpoints)), default=-1)
-    for partial in sorted(checkpoints.glob(f"step-*{SUFFIX}"), reverse=True):
+def complete_saves(checkpoints: Path) -> dict[Path, dict[str, Entry]]:
+    """Saves that all ranks had written and nobody has sealed: the checkpoint that each would be, and its files."""
+    found = {}
+    for partial in checkpoints.glob(f"step-*{SUFFIX}"):
         final = partial.with_name(partial.name.removesuffix(SUFFIX))
-        files = listed_files(partial)
-        if files is not None and not final.exists() and checkpoint_step(final) > newest:
-            seal(partial, final, files)
-            return final
-    return None
+        if final.name.removeprefix("step-").isdigit() and not final.exists():
+            try:
+                files = listed_files(partial)
+            except OSError:  # of a disk that fails: it is no checkpoint
+                continue
+            if files is not None:
+                found[final] = files
+    return found
 
 
 def listed_files(partial: Path) -> dict[str, Entry] | None:
-    """The files of all ranks, by their lists; None when a rank has not listed its own, or somebody else's lie there."""
+    """The files of all ranks, by their lists; None when a list or a file is missing, or somebody else's lie there."""
     size = read_json(partial / STATE, {"world_size": int}).get("world_size", 0)
     files: dict[str, Entry] = {}
     others = {MANIFEST}
@@ -72,5 +70,5 @@ def listed_files(partial: Path) -> dict[str, Entry] | None:
             return None
         files |= listed
         others.add(list_of(rank))
-    unknown = set(files_in(partial)) - files.keys() - others
-    return None if unknown or STATE not in files else files
+    there = set(files_in(partial)) - others
+    return files if there == files.keys() and STATE in files else None
