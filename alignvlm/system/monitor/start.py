@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 OFF = "ALIGNVLM_NO_MONITOR"
 """Set to anything, this variable leaves ranks without monitors: for a debugger that works within the process (pdb)."""
 PAUSE_SECONDS = 30.0
-"""Between two starts of a monitor in place of one that ended: something may end one after the other."""
+"""The longest time without a monitor. One that ends is replaced at once; where one after the other ends within this
+time of its start, after 1, 2, 4 s and so on."""
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from alignvlm.system.monitor.watch import main; main()"
 
@@ -44,6 +45,9 @@ class Monitor:
         self._address = environment.get("MASTER_ADDR", "")
         self._next = math.inf if environment.get(OFF) else 0.0
         """When another one may be started."""
+        self._started = 0.0
+        self._pause = 0.0
+        """How long the monitor that ends next is not replaced."""
         self._process: subprocess.Popen[bytes] | None = None
         self._file, self._pid = -1, os.getpid()
         self._socket: socket.socket | None = None
@@ -73,6 +77,7 @@ class Monitor:
         faulthandler.unregister(STACKS)
 
     def _start(self) -> None:
+        self._started = time.monotonic()
         listens = -1 if self._socket is None else self._socket.fileno()
         files = [self._file] if listens < 0 else [self._file, listens]
         # Neither the user's environment nor site-packages: nothing that could hang or import much.
@@ -83,6 +88,7 @@ class Monitor:
                 pass_fds=files, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             )  # fmt: skip
         except OSError as error:  # no memory, too many processes
+            self._next = time.monotonic() + PAUSE_SECONDS
             log.warning("%s has no monitor now, a hang of it would go unnoticed: %s", self._rank, error)
 
     def _look(self) -> None:
@@ -96,11 +102,13 @@ class Monitor:
                     return
                 self._process = None
                 how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-                wait = max(0.0, self._next - time.monotonic())
+                wait = 0.0 if time.monotonic() > self._started + PAUSE_SECONDS else self._pause
+                self._pause = min(max(1.0, 2 * wait), PAUSE_SECONDS)
+                if self._next < math.inf:  # else this process ends
+                    self._next = time.monotonic() + wait
                 when = f" in {wait:.0f} s; a hang of it would go unnoticed until then" if wait else ""
                 log.warning("the monitor of %s has ended (%s); another one is started%s", self._rank, how, when)
             if time.monotonic() >= self._next:
-                self._next = time.monotonic() + PAUSE_SECONDS
                 self._start()
         finally:
             self._looking.release()

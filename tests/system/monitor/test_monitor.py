@@ -70,8 +70,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str,
     folder, began = tmp_path_factory.mktemp("monitored"), time.monotonic()
     running = {name: start(folder, name, body) for name, body in (HANGS | LIVES).items()}
     running["cannot speak"] = start(folder, "cannot speak", "time.sleep(60)", stderr="/dev/full")
-    body = "[kill() for _ in range(2)]; clock = time.monotonic; time.monotonic = lambda: clock() + 31"
-    running["loses two"] = start(folder, "loses two", f"{body}; heart.beat(); time.sleep(60)")
+    lost = "[kill() for _ in range(2)]; time.sleep(1); heart.beat(); time.sleep(0.3); kill()"
+    running["loses three"] = start(folder, "loses three", f"{lost}; time.sleep(2); heart.beat(); time.sleep(60)")
     running["has none"] = start(folder, "has none", "time.sleep(2)", ALIGNVLM_NO_MONITOR="1")
     found: dict[str, tuple[int, str, float]] = {}
     suspended = running["is suspended"]
@@ -114,9 +114,10 @@ def test_a_process_that_loses_its_monitor_gets_another_one_but_not_all_the_time(
 ) -> None:
     lost = f"the monitor of rank 5 on {os.uname().nodename} has ended (killed by signal 9); another one is started"
     assert ended["lost its monitor"][1].startswith(f"{lost}\n")
-    code, output, _ = ended["loses two"]
-    assert output.startswith(f"{lost}\n{lost} in 30 s; a hang of it would go unnoticed until then\n")
-    assert code == -signal.SIGKILL  # the third one sees that it hangs
+    code, output, _ = ended["loses three"]
+    later = "; a hang of it would go unnoticed until then"
+    assert output.startswith(f"{lost}\n{lost} in 1 s{later}\n{lost} in 2 s{later}\n")
+    assert code == -signal.SIGKILL  # the fourth one sees that it hangs
 
 
 def test_a_process_may_go_without_a_monitor(ended: dict[str, tuple[int, str, float]]) -> None:
