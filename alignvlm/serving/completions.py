@@ -14,7 +14,7 @@ from alignvlm.serving.generation import Outcome, Settings
 from alignvlm.serving.images import decode_all, is_web, read_all
 from alignvlm.serving.replies import END_OF_STREAM, Reply, event
 from alignvlm.serving.requests import ChatRequest
-from alignvlm.serving.web.errors import RequestError, failures
+from alignvlm.serving.web.errors import RequestError, hiding_failures
 from alignvlm.serving.web.fetching import Fetcher
 from alignvlm.serving.web.limits import Limits
 from data_pipeline.samples.schema import SampleError
@@ -92,7 +92,7 @@ class ChatCompletions:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await say(reply.chunk({"role": "assistant", "content": ""}))
         try:
-            with failures():
+            with hiding_failures():
                 async for piece in answer:
                     await say(reply.chunk({"content": piece}))
                 outcome = await answer.outcome()

@@ -62,7 +62,7 @@ class Engine:
         return Answer(self, inputs, settings)
 
     def stop(self) -> None:
-        """End all answers after the token that is computed now; none begins any more. A signal handler may call it."""
+        """End all answers before the next layer; none begins any more. A signal handler may call it."""
         self._stopping.set()
 
 
@@ -77,7 +77,7 @@ class Answer:
         engine._model.submit(self._work, engine, inputs, settings)
 
     def cancel(self) -> None:
-        """Nobody waits for it any more: the model is free after the token that it computes."""
+        """Nobody waits for it any more: the model is free after the layer that it computes."""
         self._cancelled.set()
 
     async def __aiter__(self) -> AsyncIterator[str]:

@@ -53,18 +53,30 @@ def answer(
 
     Args:
         say: called with each piece of text as soon as no later token changes it; the pieces make up the answer.
-        is_cancelled: asked before every token; the answer ends where it is once this is true.
+        is_cancelled: asked before every layer; the answer ends where it is once this is true.
     """
     import torch
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    def look(layer: torch.nn.Module, inputs: Any) -> None:
+        if is_cancelled():
+            raise _EnoughError
 
     spoken = _Spoken(answerer.processor.tokenizer, answerer.stop_ids, settings.stop, say, is_cancelled)
     sampling: dict[str, Any] = {}
     if settings.temperature >= LOWEST_TEMPERATURE:
         torch.manual_seed(secrets.randbits(63) if settings.seed is None else settings.seed)
         sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
-    if not is_cancelled():
+    # A long prompt is seconds of layers. Computed in chunks (`prefill_chunk_size`), it would have other last bits.
+    layers = [module for module in answerer.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    try:
         with suppress(_EnoughError):
+            look(answerer.model, inputs)
             answerer.generate(inputs, settings.max_new_tokens, streamer=spoken, **sampling)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return spoken.outcome(inputs["input_ids"].shape[1])
 
 

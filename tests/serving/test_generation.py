@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from alignvlm.evaluation.answering import ModelAnswerer
+from alignvlm.evaluation.items import Item
 from alignvlm.model.inputs.tokenizer import train_tokenizer
 from alignvlm.serving.generation import Settings, answer
-from tests.tiny import WORDS
+from tests.tiny import WORDS, conversation, picture, tiny_model
 
 TOKENIZER = train_tokenizer(WORDS * 20, 320)
 
@@ -24,6 +26,7 @@ class Recorded:
         self.processor: Any = self
         self.tokenizer = TOKENIZER
         self.asked = 0
+        self.model = torch.nn.Module()
 
     def generate(self, inputs: Any, max_new_tokens: int, streamer: Any, **sampling: Any) -> None:
         streamer.put(inputs["input_ids"])
@@ -78,3 +81,19 @@ def test_who_cancels_waits_for_one_token_at_most() -> None:
     pieces, outcome, asked = told("the total is 12.50", cancel_after=2)
     assert outcome.finish == "cancelled"
     assert asked <= 3 >= len(pieces)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_who_cancels_waits_for_one_layer_of_a_prompt_at_most(layers: int) -> None:
+    """Two layers see the images and two the prompt; what is left of them knows nothing of it afterwards."""
+    model = ModelAnswerer(*tiny_model(), "cpu")
+    item = Item("k", 0, WORDS[0], [WORDS[1]], conversation(WORDS[0], "", images=1)[:1], [picture(40, 40)])
+    inputs, seen, pieces = model.prepare([item]), [], []
+    places = [*model.model.model.vision_tower.encoder.layers, *model.model.get_decoder().layers]
+    for layer in places:
+        layer.register_forward_hook(lambda layer, *_: seen.append(layer))
+    outcome = answer(model, inputs, Settings(4), pieces.append, lambda: len(seen) >= layers)
+    assert (outcome.finish, outcome.completion_tokens, len(seen)) == ("cancelled", 0, layers)
+    whole = answer(model, inputs, Settings(4), pieces.append, lambda: False)
+    assert whole.completion_tokens == 4
+    assert whole.text == "".join(pieces) == model.answer([item], 4)[0]

@@ -21,7 +21,7 @@ SLOWEST_READER = 1024
 MAX_CONNECTIONS = 500
 """At a time; processes may have 1,024 files open on most systems."""
 LAST_SECONDS = 9.0
-"""How long an answer may still take once the server ends; it ends after the token that is computed."""
+"""How long an answer may still take once the server ends; it ends before the next layer."""
 
 
 class Connection(H11Protocol):

@@ -48,7 +48,7 @@ class RequestError(Exception):
 
 
 @contextmanager
-def failures() -> Iterator[None]:
+def hiding_failures() -> Iterator[None]:
     """Whatever a request makes fail here, as a RequestError that says nothing of the server's inside; the log does."""
     try:
         yield

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from alignvlm.serving.web.errors import RequestError, failures
+from alignvlm.serving.web.errors import RequestError, hiding_failures
 from alignvlm.serving.web.limits import Limits
 
 Answer = Callable[[bytes, Send], Coroutine[Any, Any, Response | None]]
@@ -35,7 +35,7 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response: Response | None
         try:
-            with failures():
+            with hiding_failures():
                 self._places.check()  # before anything is taken from the client
                 body = await self._bodies.read(scope, receive)
                 with self._places.taken():
