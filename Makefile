@@ -6,7 +6,9 @@ HARNESS := .venv-harness
 DOCS := .venv-docs
 VLLM := .venv-vllm
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
+# pip would compile all 23,000 files, for a minute; Python compiles the ones that are used, once, where it may write them.
+INSTALL := $(BIN)/python -m pip install -q --no-compile -c constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
 # A file's tests share a process; files are taken in order, so that the jobs of tests/integration are not left for the end.
 TEST_PROCESSES ?= 2
 PARALLEL := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder

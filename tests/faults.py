@@ -1,7 +1,8 @@
-"""Real jobs with faults planted in them: twelve kinds where a rank starts, in a step, in a save, in an evaluation.
+"""Real jobs that import nothing, and faults planted in them: of twelve kinds, in four places.
 
 Ranks are forked from a process that has imported everything, so that a job of tiny models takes two seconds: everything
 behind the imports is the program as users run it, its monitors and the waiting of `alignvlm.launch.local` included.
+Signals to a whole job and what a start costs need `tests.jobs.start`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from tests.jobs import copy_store, job_environment
 PLACES = ("start", "step", "save", "evaluation")
 SECTION = {"start": "engine", "step": "steps", "save": "save", "evaluation": "evaluation"}
 """Place -> section of the timeline."""
-PROCESSES = 2
 JOB_SECONDS = 240.0
 """After so long a job is killed: a test must not wait for one that hangs."""
 SAVED = 75
@@ -148,7 +148,7 @@ class Ended:
 
 
 class Jobs:
-    """`with Jobs(folder) as jobs:` starts jobs of two ranks in a folder."""
+    """`with Jobs(folder) as jobs:` starts jobs in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -177,6 +177,7 @@ class Jobs:
         rank: int = 0,
         worker: str = "",
         patience: float = 0.5,
+        processes: int = 2,
     ) -> Ended:
         """`alignvlm train` with these arguments.
 
@@ -184,6 +185,7 @@ class Jobs:
             faults: (fault, place) in a rank.
             worker: names of faults of tests/integration/fault_worker.py, in all ranks.
             patience: seconds in which rank 0 may still speak when another rank has ended first.
+            processes: ranks; this is what decides, not the recipe.
         """
         copy_store(self._folder / "runs")
         number, began = len(list(self._folder.glob("job-*.log"))), time.monotonic()
@@ -191,6 +193,7 @@ class Jobs:
         job = {
             "folder": str(self._folder), "output": str(output), "arguments": list(arguments),
             "faults": list(faults), "rank": rank, "worker": worker, "patience": patience,
+            "processes": processes,
         }  # fmt: skip
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -199,6 +202,12 @@ class Jobs:
         answer = self._server.stdout.readline()
         assert answer, "the server of jobs has ended"
         return Ended(*json.loads(answer), output.read_text(errors="replace"), time.monotonic() - began)
+
+    def finish(self, *arguments: str, processes: int = 2) -> str:
+        """`alignvlm train` to its end without faults and without a tracker, which takes three seconds; the output."""
+        ended = self.train(arguments, worker="untracked", processes=processes)
+        assert ended.code == 0, f"exit code {ended.code}:\n{ended.output[-4000:]}"
+        return ended.output
 
 
 class Rank:
@@ -238,7 +247,7 @@ def serve() -> int:
     for line in iter(sys.stdin.readline, ""):
         job = json.loads(line)
         port, ranks = local.free_port(), []
-        for number in range(PROCESSES):
+        for number in range(job["processes"]):
             pid = os.fork()
             if pid == 0:
                 file = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -248,7 +257,7 @@ def serve() -> int:
                 os.chdir(job["folder"])
                 for seed in (random.seed, np.random.seed, torch.seed):  # else what nobody seeds is the same in all jobs
                     seed()
-                world = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": PROCESSES, "MASTER_PORT": port}
+                world = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": job["processes"], "MASTER_PORT": port}
                 os.environ |= {name: str(value) for name, value in world.items()} | {"MASTER_ADDR": "127.0.0.1"}
                 for fault, place in job["faults"] if number == job["rank"] else ():
                     plant(fault, place)

@@ -18,6 +18,7 @@ from alignvlm.errors import UserError
 from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 from alignvlm.model.build import load_processor
 from alignvlm.model.network import build_network
+from tests.faults import Jobs
 from tests.fixtures.command import Command
 from tests.jobs import ROOT, TINY, job_environment, metrics, run
 
@@ -87,11 +88,11 @@ def test_the_schema_for_editors_has_it(recipe: Path, command: Command) -> None:
 
 
 @pytest.mark.integration
-def test_two_ranks_train_it_and_the_export_loads(recipe: Path) -> None:
+def test_two_ranks_train_it_and_the_export_loads(recipe: Path, jobs: Jobs) -> None:
     folder = recipe.parent
     overrides = ["stages.connector.max_steps=2", "stages.instruct=null", "evaluation.tasks.test=null"]
     overrides += ["checkpoint.every_steps=1"]
-    assert "finished: runs/own" in run("train", str(recipe), *overrides, cwd=folder)
+    assert "finished: runs/own" in jobs.at(folder).finish(str(recipe), *overrides)
     records = metrics(folder / "runs" / "own")
     assert [record["step"] for record in records] == [1, 2]
     assert all(record["mfu"] > 0 for record in records)

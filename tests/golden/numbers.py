@@ -23,7 +23,8 @@ from data_pipeline.order.hashing import counter_hash, hash_key
 from data_pipeline.order.plan import Plan
 from data_pipeline.order.settings import PlanSettings
 from data_pipeline.order.summary import summarise
-from tests.jobs import TINY, metrics, run
+from tests.faults import Jobs
+from tests.jobs import TINY, metrics
 from tests.kernels.align.cases import problem, solve
 
 RECORD = Path(__file__).with_name("record.json")
@@ -32,7 +33,7 @@ PICKED = 6
 """Elements of a tensor that the record names besides its norm."""
 
 
-def losses() -> dict[str, list[dict[str, float]]]:
+def losses(jobs: Jobs) -> dict[str, list[dict[str, float]]]:
     """Loss and gradient norm of 20 steps of the tiny recipe and of the quickstart's first stage, two ranks each."""
     tiny = [f"stages.connector.max_steps={STEPS}", "stages.instruct=null", "evaluation.tasks.test=null"]
     quickstart = [
@@ -44,7 +45,7 @@ def losses() -> dict[str, list[dict[str, float]]]:
     found = {}
     for name, recipe, overrides in (("tiny", str(TINY), tiny), ("quickstart", "quickstart", quickstart)):
         with tempfile.TemporaryDirectory() as folder:
-            run("train", recipe, *overrides, cwd=Path(folder))
+            jobs.at(Path(folder)).finish(recipe, *overrides)
             lines = metrics(Path(folder) / "runs" / name)
         found[name] = [{"loss": line["loss"], "grad_norm": line["grad_norm"]} for line in lines]
     return found
@@ -128,7 +129,8 @@ def machine() -> dict[str, str]:
 
 def numbers() -> dict[str, Any]:
     """Everything."""
-    return {"machine": machine(), "plans": plans(), "kernels": kernels(), "losses": losses()}
+    with tempfile.TemporaryDirectory() as folder, Jobs(Path(folder)) as jobs:
+        return {"machine": machine(), "plans": plans(), "kernels": kernels(), "losses": losses(jobs)}
 
 
 def _described(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:

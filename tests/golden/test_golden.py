@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import Jobs
 from tests.golden import numbers
 
 RECORD: dict[str, Any] = json.loads(numbers.RECORD.read_text())
@@ -43,7 +44,7 @@ def test_kernels_give_the_numbers_of_the_record() -> None:
 
 
 @pytest.mark.slow
-def test_losses_are_those_of_the_record() -> None:
-    found = numbers.losses()
+def test_losses_are_those_of_the_record(jobs: Jobs) -> None:
+    found = numbers.losses(jobs)
     assert [len(lines) for lines in found.values()] == [numbers.STEPS, numbers.STEPS]
     same(found, RECORD["losses"])

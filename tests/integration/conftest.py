@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.watch import RECIPE
-from tests.faults import Jobs
 from tests.jobs import run
 
 FOLDER = Path(__file__).resolve().parent
@@ -24,13 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
         elif not any(item.path.is_relative_to(folder) for folder in COLLECTED):
             assert not item.get_closest_marker("cluster"), f"move {item.nodeid} here: make test-cluster misses it"
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
-    """Starts jobs (`at` a folder) without the imports, which take most of the time of tiny ones."""
-    with Jobs(tmp_path_factory.mktemp("jobs")) as jobs:
-        yield jobs
 
 
 @pytest.fixture(scope="session")

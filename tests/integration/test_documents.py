@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +12,11 @@ import pytest
 from PIL import Image, ImageDraw
 
 from data_pipeline.files import read_json_lines
+from data_pipeline.stores import helper
 from tests.data_pipeline.published import published_desk
 from tests.documents.commands import lines_of
-from tests.jobs import ROOT, TINY, job_environment
+from tests.fixtures.command import Command
+from tests.jobs import ROOT, TINY, run
 from tests.stores.faults import Faults
 from tests.stores.servers import CREDENTIALS, MemoryS3, serve_memory
 
@@ -51,31 +51,45 @@ def desk(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store() -> Iterator[tuple[MemoryS3, dict[str, str]]]:
-    """A bucket behind 30 ms, and the environment that finds it."""
+def bucket(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryS3]:
+    """A bucket behind 30 ms, in the environment that finds it; in the folder of `desk`."""
+    monkeypatch.chdir(desk)
     memory = MemoryS3()
     with serve_memory(memory, Faults(latency=0.03)) as endpoint:
-        yield memory, {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint, "ALIGNVLM_CACHE": str(desk / "cache")}.items():
+            monkeypatch.setenv(name, value)
+        helper.stop()
+        yield memory
+        helper.stop()
 
 
-def test_the_pages_about_data_work_as_written(desk: Path, store: tuple[MemoryS3, dict[str, str]]) -> None:
-    bucket, keys = store
-    environment = job_environment(**keys, ALIGNVLM_CACHE=str(desk / "cache"))
-    program = f"alignvlm() {{ '{sys.executable}' -m alignvlm \"$@\"; }}\nset -e\n"
+def test_the_pages_about_data_work_as_written(
+    desk: Path, bucket: MemoryS3, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Line by line as a shell would; a training is a process of its own, the others spare themselves the imports."""
 
-    def bash(commands: str) -> str:
-        done = subprocess.run(
-            ["bash", "-c", program + commands], cwd=desk, env=environment, text=True, timeout=300,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{commands}\n{done.stdout[-4000:]}"
-        assert "Traceback" not in done.stdout
-        return done.stdout
+    def typed(commands: str) -> str:
+        output = ""
+        for text in commands.splitlines():
+            program, *words = shlex.split(text)
+            if program == "export":
+                monkeypatch.setenv(*words[0].split("=", 1))
+                continue
+            assert program == "alignvlm", text
+            *words, file = (*words[:-2], words[-1]) if ">" in words else (*words, "")
+            trains = words[0] == "train" and "--dry-run" not in words
+            printed = run(*words, cwd=desk) if trains else command(*words)
+            assert "Traceback" not in printed
+            if file:
+                Path(file).write_text(printed)
+            else:
+                output += printed
+        return output
 
     outputs = []
     for commands in blocks("sh"):
         short = commands.replace("name=far", "name=far stages.instruct=null evaluation.tasks={}")
-        outputs.append(bash(short))
+        outputs.append(typed(short))
         if len(outputs) == 1:  # what was written is in the bucket too
             for tar in (desk / "data").rglob("*.tar"):
                 bucket.objects[f"bucket/corpus/{tar.relative_to(desk / 'data').as_posix()}"] = tar.read_bytes()
@@ -92,12 +106,12 @@ def test_the_pages_about_data_work_as_written(desk: Path, store: tuple[MemoryS3,
     assert (desk / "mine-instruct-0.html").exists()
     assert "finished: runs/mine" in trained
     assert "heldout" in trained
-    same_from_a_bucket(desk, far, keys["AWS_SECRET_ACCESS_KEY"])
+    same_from_a_bucket(desk, far, CREDENTIALS["AWS_SECRET_ACCESS_KEY"])
     named = [line.text for line in lines_of(PAGES) if not line.whole and "s3://bucket/" in line.text]
     published, generated = (text for text in named if text.startswith("alignvlm data write"))
-    assert "s3://bucket/corpus/finevision: 2 samples" in bash(published)
+    assert "s3://bucket/corpus/finevision: 2 samples" in typed(published)
     few = [f"data.sources.{name}.generator_args.num_samples=3" for name in ("fields", "charts")]
-    said = bash(generated.replace("RECIPE", shlex.join([str(TINY), *few])))
+    said = typed(generated.replace("RECIPE", shlex.join([str(TINY), *few])))
     assert "test: 6 samples in 1 shards, s3://bucket/corpus/test" in said
 
 

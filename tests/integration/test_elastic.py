@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import TINY, curve, metrics, run, start, wait_for_step
+from tests.faults import Jobs
+from tests.jobs import TINY, curve, metrics, start, wait_for_step
 
 LONG = ["stages.connector.max_steps=26", "stages.connector.warmup_steps=4", "checkpoint.every_steps=50"]
 LONG += ["stages.instruct=null", "evaluation.tasks.test=null"]
@@ -39,16 +40,16 @@ def stop_at(step: int, folder: Path, processes: int, number: signal.Signals, who
     return output
 
 
-def test_world_sizes_2_1_4_2_in_one_training(tmp_path: Path) -> None:
+def test_world_sizes_2_1_4_2_in_one_training(tmp_path: Path, jobs: Jobs) -> None:
     reference = tmp_path / "reference"
     reference.mkdir()
-    run("train", str(TINY), *LONG, cwd=reference)
+    jobs.at(reference).finish(str(TINY), *LONG)
     folder = tmp_path / "elastic"
     folder.mkdir()
     stop_at(4, folder, 2, signal.SIGUSR1)
     assert "converting from 2 to 1 ranks" in stop_at(8, folder, 1, signal.SIGINT, whole_group=True)
     assert "converting from 1 to 4 ranks" in stop_at(12, folder, 4, signal.SIGHUP, whole_group=True)
-    run("train", str(TINY), *LONG, "train.processes=2", cwd=folder)
+    jobs.at(folder).finish(str(TINY), *LONG)
     ours, theirs = curve(folder / "runs" / "tiny"), curve(reference / "runs" / "tiny")
     assert [(stage, step) for stage, step, *_ in ours] == [(stage, step) for stage, step, *_ in theirs]
     for (stage, step, loss, norm), (_, _, expected, expected_norm) in zip(ours, theirs, strict=True):
