@@ -1,8 +1,8 @@
 """Indexing and measuring shards in one pass, against reading and hashing the same bytes in the same process.
 
-`python benchmarks/preparation/run.py`: CPU time and wall time of A4 pages and of crops, alternating; ratios are those of
-the least CPU times, which other programs on the machine change least. Beside it, what writing these shards from parquet
-takes, their indexes included. Writes benchmarks/results/preparation.json.
+`python benchmarks/preparation/run.py`: CPU time and wall time of A4 pages and of crops, alternating; ratios are those
+of the least CPU times, which other programs on the machine change least. Beside it, what writing these shards from
+parquet takes, their indexes included. Writes benchmarks/results/preparation.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`benchmarks/preparation/run.py` on a few images: every way to prepare them is timed, and written down with its ratio."""
+"""`benchmarks/preparation/run.py` on a few images: every way to prepare them is timed and written with its ratio."""
 
 import json
 import subprocess
