@@ -35,6 +35,11 @@ _STATUS = re.compile(r"status:? ([45]\d\d)")
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
 _WHY = re.compile(r"kind: (Connection\w+|TimedOut|HostUnreachable|NetworkUnreachable)|\"(failed to lookup[^\"]*)\"")
 """What "error sending request" means, in the dump behind an error's first line."""
+_BODY = re.compile(r"(status code: \d{3}[^:\n]*):.*")
+"""What a store answered, behind its status: S3 repeats a token that has expired, Azure what a signature was made of."""
+_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+_EXPIRED = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
+"""Codes that S3 answers with 400 instead of 403."""
 _NOT_TRUSTED = re.compile(r"InvalidCertificate\(\s*(\w+)")
 
 
@@ -107,6 +112,10 @@ def meaning(exceptions: Any, error: Exception, url: str, name: str) -> DataError
             "certificate of who signed it"
         )
     status = found[1] if (found := _STATUS.search(dump)) else ""
+    if status in ("401", "403"):  # of a list, which has no exception of its own
+        return AccessError(f"{place}: access is denied ({text}); {credentials(url)}")
+    if (code := _CODE.search(dump)) and code[1] in _EXPIRED:
+        return LoadError(f"{place}: the credentials have expired or are not valid ({text}); {credentials(url)}")
     if status.startswith("4") and status not in ("408", "425", "429"):
         return LoadError(f"{place}: {text} (status {status})")
     return (BusyError if status in ("429", "503") else TransientError)(f"{place}: {text}")
@@ -128,7 +137,8 @@ def scheme_of(url: str) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error, without secrets: the rest is a dump of structures of Rust."""
-    text = mask(str(error).strip().partition("\n")[0].strip())[:300]
+    """The first line of an error, without secrets: the rest is a dump of structures of Rust. Of an answer its code."""
+    text, cut = _BODY.subn(r"\1", mask(str(error).strip().partition("\n")[0].strip()))
+    text = text[:300] + (f" ({code[1]})" if cut and (code := _CODE.search(str(error))) else "")
     why = _WHY.search(str(error)) if text.endswith("error sending request") else None
     return f"{text}: {why[1] or why[2]}" if why else text
