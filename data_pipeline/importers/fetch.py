@@ -45,8 +45,10 @@ def fetch_shards(url: str, folder: str | os.PathLike[str], *, progress: Progress
         _copy_missing(storage, names, folder, progress)
         manifest = index_shards(folder, source=known.source if known else "", progress=progress)
     if known is not None and manifest.fingerprint != known.fingerprint:
+        others = {shard.name for shard in set(known.shards) ^ set(manifest.shards)}
         raise DataError(
-            f"{folder}: the copies are not what {mask(url)}/manifest.json lists; run `alignvlm data index {mask(url)}`"
+            f"{folder / min(others)} is not what {mask(url)}/manifest.json lists: delete it and fetch again, or, where "
+            f"the shards there are newer than their manifest, run `alignvlm data index {mask(url)}`"
         )
     return manifest
 
@@ -63,20 +65,28 @@ def _claim(folder: Path, url: str) -> None:
 
 
 def _copy_missing(storage: Storage, names: Sequence[str], folder: Path, progress: Progress) -> None:
-    """Copy the shards that are not there as they are now; what a killed call left half is removed."""
+    """Copy the shards that are not there as they are now, or were changed here; half a copy of a killed call goes."""
     for half in folder.rglob(".*.tmp"):
         half.unlink(missing_ok=True)
     marks = read_json_lines(folder / MARKS) if (folder / MARKS).exists() else []
-    copied = {row.get("name"): row.get("mark") for row in marks}
+    copied = {row.get("name"): row for row in marks}
     with progress(f"fetch {folder.name}", len(names)) as advance:
         for name, (mark, size) in zip(names, _marks(storage, names), strict=True):
-            target = folder / name
-            is_same = str(copied.get(name)).strip('"') == mark
-            if not (is_same and target.is_file() and target.stat().st_size == size):
+            target, row = folder / name, copied.get(name, {})
+            if str(row.get("mark")).strip('"') != mark or not _is_untouched(target, size, row.get("time")):
                 _copy(storage, name, target)
+                row = {"name": name, "mark": mark, "time": target.stat().st_mtime_ns}
                 with must_write(folder / MARKS, _WAY_OUT), (folder / MARKS).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"name": name, "mark": mark}) + "\n")
+                    file.write(json.dumps(row) + "\n")
             advance(1)
+
+
+def _is_untouched(target: Path, size: int, written: int | None) -> bool:
+    """Whether a copy is there as it was written; earlier versions did not note when that was."""
+    if not target.is_file():
+        return False
+    status = target.stat()
+    return status.st_size == size and written in (None, status.st_mtime_ns)
 
 
 def _marks(storage: Storage, names: Sequence[str]) -> Iterator[tuple[str, int]]:

@@ -10,7 +10,7 @@ from typing import Any
 from data_pipeline.errors import DataError
 from data_pipeline.importers.rows.far_path import AnyPath, any_path
 from data_pipeline.importers.rows.images import ImageFiles
-from data_pipeline.samples.schema import SampleError
+from data_pipeline.samples.schema import MAX_JSON_BYTES, SampleError
 from data_pipeline.samples.turns import turn_messages
 
 
@@ -27,7 +27,9 @@ def read_jsonl(file: AnyPath, *, images: str | AnyPath | None = None) -> Iterato
         raise DataError(f"{file}: no such file")
     files, key = ImageFiles(file.parent if images is None else any_path(images, (".zip",))), ""
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(iter(lambda: lines.readline(MAX_JSON_BYTES + 1), b""), 1):
+            if len(line) > MAX_JSON_BYTES:
+                raise DataError(f"{file}, line {number}: more than {MAX_JSON_BYTES:,} bytes")
             if line.strip():
                 key = f"{number:09d}"
                 try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from data_pipeline.importers.layouts.layout import Layout, Row
 from data_pipeline.importers.rows.far_path import AnyPath, relative
 from data_pipeline.importers.rows.files import READERS, find_files
 from data_pipeline.importers.rows.images import ImageFiles, row_image
-from data_pipeline.samples.schema import MAX_IMAGES, MAX_JSON_BYTES, SampleError
+from data_pipeline.samples.schema import MAX_IMAGES, SampleError
 from data_pipeline.samples.turns import check_answers, place_images
 
 Record = dict[str, Any]
@@ -70,12 +69,10 @@ class Reading:
                 yield Rejected(key, "its values are nested too deeply")
 
     def _renamed(self, row: Row) -> Row:
-        row = {**self.defaults, **row}
-        for name, old in self.columns.items():
+        for old in self.columns.values():
             if old not in row:
                 raise SampleError(f"no column {old!r}")
-            row[name] = row.pop(old)
-        return row
+        return {**self.defaults, **_rename(row, self.columns)}
 
 
 @dataclass(frozen=True)
@@ -134,12 +131,18 @@ def open_dataset(
     for name, old in columns.items():
         if old not in row:
             raise DataError(f"{path}: no column {old!r} to read as {name!r}: {nearest(old, row)}")
-        row[name] = row.pop(old)
+    row = _rename(row, columns)
     try:
         name = find_layout(row, format)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return Dataset(path, files, Reading(name, images, columns, defaults), tuple(row))
+
+
+def _rename(row: Row, columns: Mapping[str, str]) -> Row:
+    """A row whose columns have their layout's names; two may change theirs for each other."""
+    taken = {name: row[old] for name, old in columns.items()}
+    return {**{name: value for name, value in row.items() if name not in columns.values()}, **taken}
 
 
 def _first_row(path: AnyPath, files: list[AnyPath]) -> Row:
@@ -168,8 +171,6 @@ def _record(row: Row, layout: Layout, files: ImageFiles) -> Record:
     messages = place_images(layout.messages(row), len(images))
     check_answers(messages)
     meta = {_OWN.get(name, name): plain for name, value in row.items() if (plain := _plain(value)) is not None}
-    if len(json.dumps([messages, meta])) > MAX_JSON_BYTES:
-        raise SampleError(f"its texts and meta data have more than {MAX_JSON_BYTES:,} bytes")
     return {"messages": messages, "images": images, **meta}
 
 

@@ -23,6 +23,8 @@ from data_pipeline.progress import Progress, silent
 PLAN_VERSION = 1
 _ENDS = 64 * 1024
 """Bytes of a file's begin and end that tell it from another one of the same size."""
+_NAMED = 20
+"""Damaged files that an error names; each keeps all shards from being cut, so they are named at once."""
 _SHAPE = {"version": int, "reading": dict, "files": [[str]], "tasks": [[int]]}
 
 
@@ -101,15 +103,23 @@ class WorkPlan:
 def make_plan(
     dataset: Dataset, rows: int, *, num_processes: int | None = None, progress: Progress = silent
 ) -> WorkPlan:
-    """Cut a dataset into shards of at most `rows` rows. Raises DataError for files that cannot be read."""
-    inputs, ranges = [], []
+    """Cut a dataset into shards of at most `rows` rows. Raises DataError that names all files that cannot be read."""
+    inputs, ranges, damaged = [], [], dict[str, DataError]()
     names, prefixes, files = dataset.names(), dataset.prefixes(), dataset.files
     with pool(num_processes, len(files)) as executor, progress("look at the files", len(files)) as advance:
         run = map if executor is None else executor.map
-        for number, (content, cuts) in enumerate(run(_look, files, [rows] * len(files))):
-            inputs.append(Input(names[number], prefixes[number], content))
-            ranges += [[number, *each] for each in cuts]
+        for number, found in enumerate(run(_look, files, [rows] * len(files))):
+            if isinstance(found, DataError):
+                damaged[names[number]] = found
+            else:
+                inputs.append(Input(names[number], prefixes[number], found[0]))
+                ranges += [[number, *each] for each in found[1]]
             advance(1)
+    if len(damaged) > 1:
+        some = ", ".join(list(damaged)[:_NAMED]) + (", …" if len(damaged) > _NAMED else "")
+        raise DataError(f"{next(iter(damaged.values()))} ({len(damaged)} of {len(files)} files are damaged: {some})")
+    if damaged:
+        raise next(iter(damaged.values()))
     if not ranges:
         raise DataError(f"{dataset.path}: no rows")
     return WorkPlan(dataset, inputs, ranges)
@@ -168,5 +178,8 @@ def content_of(path: AnyPath) -> str:
     return f"{size}:{digest.hexdigest()[:16]}"
 
 
-def _look(path: AnyPath, rows: int) -> tuple[str, list[tuple[int, int, int]]]:
-    return content_of(path), list(READERS[path.suffix.lower()].cut(path, rows))
+def _look(path: AnyPath, rows: int) -> tuple[str, list[tuple[int, int, int]]] | DataError:
+    try:
+        return content_of(path), list(READERS[path.suffix.lower()].cut(path, rows))
+    except DataError as error:
+        return error

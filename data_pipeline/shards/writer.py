@@ -21,7 +21,7 @@ from PIL import Image
 from data_pipeline.errors import DataError
 from data_pipeline.files import has_shape, locked, must_write
 from data_pipeline.samples.images import decode_image, image_extension
-from data_pipeline.samples.schema import SampleError, check_key, normalise_messages
+from data_pipeline.samples.schema import MAX_JSON_BYTES, SampleError, check_key, normalise_messages
 from data_pipeline.shards.index import index_shards, save_manifest
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.sidecars import index_name, writable_place
@@ -207,7 +207,7 @@ def to_members(record: Mapping[str, Any]) -> dict[str, Any]:
     normalise_messages(record["messages"], len(images))
     sample: dict[str, Any] = {
         "__key__": check_key(record["key"]),
-        "json": {name: value for name, value in record.items() if name not in ("key", "images")},
+        "json": _json({name: value for name, value in record.items() if name not in ("key", "images")}),
     }
     for number, image in enumerate(images):
         if isinstance(image, Image.Image):
@@ -217,6 +217,16 @@ def to_members(record: Mapping[str, Any]) -> dict[str, Any]:
         else:
             raise SampleError(f"image {number} is {type(image).__name__}, neither a PIL image nor bytes")
     return sample
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    try:
+        data = json.dumps(content).encode()
+    except RecursionError as error:
+        raise SampleError("its values are nested too deeply") from error
+    if len(data) > MAX_JSON_BYTES:
+        raise SampleError(f"its texts and meta data have {len(data):,} bytes; at most {MAX_JSON_BYTES:,} are read")
+    return data
 
 
 def _png(image: Image.Image) -> bytes:

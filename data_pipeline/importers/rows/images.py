@@ -13,6 +13,7 @@ from typing import Any
 from data_pipeline.errors import DataError
 from data_pipeline.files import reason
 from data_pipeline.importers.rows.far_path import AnyPath, FarPath
+from data_pipeline.masking import mask
 from data_pipeline.samples.images import MAX_IMAGE_BYTES, image_bytes
 from data_pipeline.samples.schema import SampleError
 from data_pipeline.shards.storage import check_name
@@ -87,5 +88,5 @@ def row_image(value: Any, files: ImageFiles) -> bytes:
     if not isinstance(value, str):
         raise SampleError(f"image {brief(value)} is neither bytes nor a file name")
     if "://" in value[:16]:
-        raise SampleError(f"image {brief(value)} is a URL; fetch images with img2dataset and write its output")
+        raise SampleError(f"image {brief(mask(value))} is a URL; fetch images with img2dataset and write its output")
     return files.read(value)

@@ -21,7 +21,7 @@ def cut(path: AnyPath, rows: int) -> Iterator[tuple[int, int, int]]:
     """(first row, row after the last, byte of the first) of ranges of at most `rows` rows.
 
     Raises:
-        DataError: the file is no list of objects, is cut off, or has a row of more than MAX_JSON_BYTES.
+        DataError: the file is no list of objects, is cut off, or such a list has a row of more than MAX_JSON_BYTES.
     """
     begin = end = offset = 0
     for number, (place, _) in enumerate(_texts(path, 0)):
@@ -37,6 +37,9 @@ def cut(path: AnyPath, rows: int) -> Iterator[tuple[int, int, int]]:
 def read(path: AnyPath, begin: int, end: int, offset: int) -> Iterator[dict[str, Any] | SampleError]:
     """Rows `begin` to `end`, whose first begins at byte `offset`; a SampleError in the place of what is no object."""
     for _, (_, text) in zip(range(begin, end), _texts(path, offset), strict=False):
+        if text is None:
+            yield SampleError(f"a line of more than {MAX_JSON_BYTES:,} bytes")
+            continue
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -45,14 +48,14 @@ def read(path: AnyPath, begin: int, end: int, offset: int) -> Iterator[dict[str,
         yield row if isinstance(row, dict) else SampleError("not a JSON object")
 
 
-def _texts(path: AnyPath, offset: int) -> Iterator[tuple[int, bytes]]:
-    """(byte of its start, text) of every row from one that begins at `offset` on."""
+def _texts(path: AnyPath, offset: int) -> Iterator[tuple[int, bytes | None]]:
+    """(byte of its start, text) of every row from one that begins at `offset` on; None for a line that is too long."""
     try:
         with path.open("rb") as file:
             is_list = _first(file) == b"["
             if offset or not is_list:
                 file.seek(offset)
-            yield from (_elements(file, path) if is_list else _lines(file, path))
+            yield from (_elements(file, path) if is_list else _lines(file))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
 
@@ -64,14 +67,15 @@ def _first(file: BinaryIO) -> bytes:
     return byte
 
 
-def _lines(file: BinaryIO, path: AnyPath) -> Iterator[tuple[int, bytes]]:
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
     offset = file.tell()
     while line := file.readline(MAX_JSON_BYTES + 1):
-        if len(line) > MAX_JSON_BYTES:
-            raise DataError(f"{path}, byte {offset:,}: a line of more than {MAX_JSON_BYTES:,} bytes")
-        if line.strip():
-            yield offset, line
-        offset += len(line)
+        size, is_long = len(line), len(line) > MAX_JSON_BYTES
+        while is_long and not line.endswith(b"\n") and (line := file.readline(_PIECE)):
+            size += len(line)
+        if is_long or line.strip():
+            yield offset, None if is_long else line
+        offset += size
 
 
 def _elements(file: BinaryIO, path: AnyPath) -> Iterator[tuple[int, bytes]]:

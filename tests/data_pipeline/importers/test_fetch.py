@@ -73,6 +73,21 @@ def test_a_shard_that_was_replaced_by_one_of_equal_size_is_fetched_again(
     assert (here / "000002.tar").read_bytes() == tars[name]
 
 
+@pytest.mark.parametrize("place", [10, 700])
+def test_a_copy_that_was_changed_is_fetched_again(
+    bucket: Bucket, shard_folder: Path, tmp_path: Path, place: int
+) -> None:
+    """In a header, where it would be no archive, and in a member."""
+    url, here = bucket.upload(shard_folder, "letters"), tmp_path / "here"
+    made, copy = fetch_shards(url, here), here / "000001.tar"
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    bucket.store.log.clear()
+    assert fetch_shards(url, here) == made
+    assert bucket.requests("GET", ".tar") == bucket.requests("GET", "000001.tar") == 1
+    assert copy.read_bytes() == whole
+
+
 def test_what_is_not_there_or_was_replaced_is_named(bucket: Bucket, shard_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"s3://bucket/none: no \.tar shards here"):
         fetch_shards("s3://bucket/none", tmp_path / "here")
@@ -80,7 +95,7 @@ def test_what_is_not_there_or_was_replaced_is_named(bucket: Bucket, shard_folder
     index_shards(url, num_processes=1)
     shards = bucket.store.objects
     shards["bucket/letters/000000.tar"] = shards["bucket/letters/000001.tar"]
-    with pytest.raises(DataError, match="the copies are not what"):
+    with pytest.raises(DataError, match=r"here/000000\.tar is not what s3://bucket/letters/manifest\.json lists"):
         fetch_shards(url, tmp_path / "here")
     with pytest.raises(LoadError, match="replaced"):
         SourceReader(url)[0]

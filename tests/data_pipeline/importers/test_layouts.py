@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.importers.jsonl import read_jsonl
 from data_pipeline.importers.layouts import LAYOUTS
 from data_pipeline.importers.records import Rejected, open_dataset
 from data_pipeline.importers.rows import json_rows
@@ -94,7 +95,7 @@ def test_pairs_become_one_conversation_and_empty_answers_are_rejected(tmp_path: 
         {"images": [], "texts": pairs},
         {"images": [{"bytes": b"GIF", "path": None}], "texts": pairs},
         {"images": [{"bytes": None, "path": "../x.jpg"}], "texts": pairs},
-        {"images": [{"bytes": None, "path": "https://host/x.jpg"}], "texts": pairs},
+        {"images": [{"bytes": None, "path": "s3://a:geheim@b/x.jpg"}], "texts": pairs},
     ]
     _, records = read(parquet(tmp_path / "a.parquet", rows))
     assert said(records[0]) == [["IMAGE", "IMAGE", "a?"], ["a"], ["b?"], ["b"]]
@@ -103,7 +104,7 @@ def test_pairs_become_one_conversation_and_empty_answers_are_rejected(tmp_path: 
     assert said(records[3])[0] == ["a?"]
     assert records[4]["images"] == [b"GIF"]  # the writer, which needs the format, rejects it
     assert "leaves its folder" in why(records[5])
-    assert "is a URL; fetch images with img2dataset" in why(records[6])
+    assert "'s3://a:***@b/x.jpg' is a URL; fetch images with img2dataset" in why(records[6])
 
 
 def test_pixmo_points_urls_and_turns(tmp_path: Path) -> None:
@@ -174,6 +175,9 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
         read(path, columns={"messages": "chta"})
     with pytest.raises(DataError, match="unknown format 'lava': did you mean 'llava'"):
         read(path, format="lava", columns={"messages": "chat"})
+    (tmp_path / "b.jsonl").write_text('{"question": "the answer", "answer": "asked", "n": 1}\n')
+    records = read(tmp_path / "b.jsonl", columns={"question": "answer", "answer": "question"})[1]  # each other's names
+    assert said(records[0]) == [["asked"], ["the answer"]]
 
 
 def test_a_hub_folder_and_its_splits(tmp_path: Path) -> None:
@@ -244,10 +248,20 @@ def test_sizes_are_bounded_before_memory_is_taken(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(json_rows, "MAX_JSON_BYTES", 1000)
     monkeypatch.setattr(json_rows, "_PIECE", 100)
     row = json.dumps(llava_row(0) | {"more": "a" * 2000})
-    for name, text in (("rows.jsonl", row + "\n"), ("rows.json", f"[{row}]"), ("open.json", '[{"a": "' + "a" * 5000)):
+    for name, text in (("rows.json", f"[{row}]"), ("open.json", '[{"a": "' + "a" * 5000)):
         (tmp_path / name).write_text(text)
         with pytest.raises(DataError, match="more than 1,000 bytes"):
             list(json_rows.cut(tmp_path / name, 10))
+    (tmp_path / "rows.jsonl").write_text(f'{{"a": 1}}\n{row}\n\n{{"a": 2}}\n{row}')  # a line costs itself only
+    cuts = list(json_rows.cut(tmp_path / "rows.jsonl", 1))
+    found = [row for cut in cuts for row in json_rows.read(tmp_path / "rows.jsonl", *cut)]
+    assert [each if isinstance(each, dict) else str(each) for each in found] == [
+        {"a": 1}, "a line of more than 1,000 bytes", {"a": 2}, "a line of more than 1,000 bytes",
+    ]  # fmt: skip
+    monkeypatch.setattr("data_pipeline.importers.jsonl.MAX_JSON_BYTES", 1000)
+    (tmp_path / "own.jsonl").write_text(f"\n{row}")
+    with pytest.raises(DataError, match=r"own\.jsonl, line 2: more than 1,000 bytes"):
+        list(read_jsonl(tmp_path / "own.jsonl"))
     monkeypatch.setattr("data_pipeline.importers.rows.images.MAX_IMAGE_BYTES", 100)
     with zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.jpg", bytes(10**6))

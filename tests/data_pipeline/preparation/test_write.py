@@ -172,6 +172,15 @@ def test_a_damaged_file_does_not_stop_the_others(source: Path, tmp_path: Path) -
     assert write.finish(plan, tmp_path / "out").rejected == {"answer 0 is empty": 4}
 
 
+def test_all_files_that_keep_shards_from_being_cut_are_named_at_once(source: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(source)
+    for file in dataset.files:
+        file.write_bytes(file.read_bytes()[:-9])  # an interrupted download
+    names = "sub.set/train-0.parquet, sub.set/train-1.parquet"
+    with pytest.raises(DataError, match=rf"train-0.* cannot be read: .*\(2 of 2 files are damaged: {names}\)"):
+        write.plan_folder(dataset, tmp_path / "out", 10, num_processes=1)
+
+
 def test_plans_of_other_data_and_damaged_ones_are_refused(source: Path, tmp_path: Path) -> None:
     write.plan_folder(open_dataset(source), tmp_path / "out", 10, num_processes=1)
     with pytest.raises(DataError, match="holds shards of another dataset"):

@@ -57,6 +57,7 @@ def test_the_same_records_have_the_same_fingerprint(records: Any, tmp_path: Path
         ({"key": "a", "messages": [{"role": "user", "content": "<image>"}]}, "1 image placeholder"),
         ({"key": "a", "messages": [{"role": "user", "content": "<image>"}], "images": [b"text"]}, "not an image"),
         ({"key": "a", "messages": [{"role": "user", "content": [{"type": "video"}]}]}, "neither an image nor a text"),
+        ({"key": "a", "messages": [{"role": "user", "content": "é" * 3_000_000}]}, r"18,\d{3},\d{3} bytes; at most"),
     ],
 )
 def test_invalid_records_are_refused_and_leave_nothing(tmp_path: Path, record: dict[str, Any], reason: str) -> None:
