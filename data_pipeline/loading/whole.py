@@ -1,7 +1,7 @@
 """Whole shards on the node's disk: fetched two windows ahead of the plan, deleted when the plan has passed them.
 
-Each loader process looks for shards that nobody has and fetches them one after the other, those first that its next
-work items name. A sample whose shard is still missing waits for it; one that has no room on the disk is read by ranges.
+Each loader process looks for shards that nobody has and fetches some at a time, those first that its next work items
+name. A sample whose shard is still missing waits for it; one that has no room on the disk is read by ranges.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sources import Source
 from data_pipeline.shards.storage import LocalStorage
 from data_pipeline.stores.object_storage import ObjectStorage
+from data_pipeline.stores.requests import DOWNLOAD_BYTES
 from data_pipeline.stores.shard_cache import Fetched, ShardCache
 
 WINDOWS_AHEAD = 2
 """Pack windows behind the present one whose shards are fetched."""
+DOWNLOADS = 8
+"""Shards that a loader process fetches at a time, while they are small: one by one they would mostly wait for a store
+120 ms away."""
 Shard = tuple[int, str]
 """Number of a source in the plan, and the name of a shard in it."""
 
@@ -55,7 +59,7 @@ class WholeShards:
         self._kept: frozenset[Path] = frozenset()  # with those of the window before, where other ranks may be
         self._queue: deque[Shard] = deque()
         self._lock = threading.Lock()
-        self._is_fetching = False
+        self._fetching = self._coming = 0  # shards that are on their way, and their bytes
 
     def __len__(self) -> int:
         return len(self.readers)
@@ -71,10 +75,7 @@ class WholeShards:
             if self._move_to(step):
                 coming += self._shards_from(self._window_of(step))
             self._queue = deque(shard for shard in dict.fromkeys([*first, *coming]) if shard not in self._here)
-            if self._is_fetching or not self._queue:
-                return
-            self._is_fetching = True
-        threading.Thread(target=self._fetch_ahead, name="whole-shards", daemon=True).start()
+            self._start()
 
     def read_range(self, source: int, name: str, offset: int, size: int) -> bytes | None:
         """Bytes of a shard; waits until it is on the disk. None where there is no room for it.
@@ -145,20 +146,27 @@ class WholeShards:
             found |= dict.fromkeys((number, reader.manifest.shards[shard].name) for shard in shards.tolist())
         return list(found)
 
-    def _fetch_ahead(self) -> None:
-        """In a thread of its own, until nothing is wanted any more or the disk is full."""
-        while True:
-            with self._lock:
-                if not self._queue:
-                    self._is_fetching = False
-                    return
-                shard = self._queue.popleft()
-            try:
-                if shard not in self._here and self._fetch(shard, wait=False) is Fetched.NO_ROOM:
-                    with self._lock:
-                        self._queue.clear()
-            except (DataError, OSError):
-                continue  # whoever needs a sample of it says so
+    def _start(self) -> None:
+        """Fetch what comes next, while there may be more on their way: a large shard comes alone, small ones together.
+
+        With the lock, which is not held while they come.
+        """
+        while self._queue and self._fetching < DOWNLOADS and self._coming < DOWNLOAD_BYTES:
+            shard = self._queue.popleft()
+            size = self.caches[shard[0]].storage.pinned_size(shard[1])
+            self._fetching, self._coming = self._fetching + 1, self._coming + size
+            threading.Thread(target=self._fetch_ahead, args=(shard, size), name="whole-shards", daemon=True).start()
+
+    def _fetch_ahead(self, shard: Shard, size: int) -> None:
+        """In a thread of its own."""
+        fetched = None
+        with suppress(DataError, OSError):  # whoever needs a sample of it says so
+            fetched = self._fetch(shard, wait=False)
+        with self._lock:
+            self._fetching, self._coming = self._fetching - 1, self._coming - size
+            if fetched is Fetched.NO_ROOM:
+                self._queue.clear()
+            self._start()
 
     def _fetch(self, shard: Shard, wait: bool) -> Fetched:
         source, name = shard

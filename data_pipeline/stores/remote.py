@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 READ_TIMEOUT = "ALIGNVLM_READ_TIMEOUT"
 """Environment variable: seconds without a byte after which a request is made again (default 10)."""
 RETRIES = "ALIGNVLM_RETRIES"
-"""Environment variable: how often a request that failed is made again, for 30 s at most; then the store is waited for
-(default 10; for web servers and the Hub 2)."""
-_RETRIES = {"http": 2, "hf": 2}
-"""Their refusals say when to ask again; obstore does not read that, waiting/patience.py does."""
+"""Environment variable: how often a request that failed is made again, for some seconds; then the store is waited for
+(default 5; for web servers and the Hub 2)."""
+_RETRIES, _FEW_RETRIES = 5, {"http": 2, "hf": 2}
+"""The few: their refusals say when to ask again; obstore does not read that, waiting/patience.py does."""
 SCHEMES = tuple(KINDS)
 _WRITE_TIMEOUT = 120.0
 """Seconds: a store may say nothing until it has taken a whole object."""
@@ -256,7 +256,7 @@ def _store(url: str, writes: bool = False) -> ObjectStore:
     if KINDS[scheme] == "s3" and not any(name.startswith(("AWS_ACCESS", "AWS_SKIP", "AWS_WEB")) for name in os.environ):
         more |= _profile()
     retries = {
-        "max_retries": int(os.environ.get(RETRIES) or _RETRIES.get(KINDS[scheme], 10)),
+        "max_retries": int(os.environ.get(RETRIES) or _FEW_RETRIES.get(KINDS[scheme], _RETRIES)),
         "retry_timeout": timedelta(seconds=30),
         "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
     }

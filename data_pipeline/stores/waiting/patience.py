@@ -1,7 +1,8 @@
 """Requests that are made again until the store answers or patience ends, and pauses that a server asks for.
 
 A web server or the Hub that refuses a request for its number says when it wants to be asked again; until then this
-process asks it nothing. S3 and its like say nothing: obstore makes their requests again, ever later (remote.py).
+process asks it nothing. S3 and its like say nothing: obstore makes their requests again, ever later (remote.py). Of a
+store that does not answer at all one request of a process asks, every few seconds; the others wait for its answer.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ MOST_SECONDS = 900.0
 _RESET = re.compile(r";\s*t=(\d+)")
 _closed: dict[str, float] = {}
 """Store -> when it wants to be asked again, by this process' monotonic clock."""
+_outages: dict[str, asyncio.Event] = {}
+"""Store that does not answer -> set when it does again, or when the request that asks ends without an answer."""
 
 
 def patience_seconds() -> float:
@@ -49,25 +52,51 @@ async def patiently(url: str, work: Callable[[], Awaitable[T]]) -> T:
         UnreachableError: it never did.
     """
     began, patience, store = time.monotonic(), patience_seconds(), store_of(url)
-    while True:
-        while (closed := _closed.get(store, 0.0) - time.monotonic()) > 0:
-            await asyncio.sleep(min(closed, max(began + patience - time.monotonic(), 0.05)))
-            if time.monotonic() - began >= patience:
-                break
-        try:
-            return await work()
-        except TransientError as error:
-            waited = time.monotonic() - began
-            if waited >= patience:
-                why = f"{error}; no answer for {waited:.0f} s; the same command goes on when the store is back"
-                note_given_up(url, why)
-                raise UnreachableError(why) from error
-            warn_once_a_minute(store, f"{error}; waiting for the store, at most {patience:.0f} s")
-            if isinstance(error, BusyError) and _closed.get(store, 0.0) <= time.monotonic():
-                _closed[store] = time.monotonic() + RETRY_SECONDS  # while it is asked for how long
-                _closed[store] += max(await asyncio.to_thread(asked_pause, url) - RETRY_SECONDS, 0.0)
+    mine: asyncio.Event | None = None  # the outage of which this request asks whether it is over
+    try:
+        while True:
+            await _turn(store, mine, began + patience)
+            try:
+                result = await work()
+            except TransientError as error:
+                waited = time.monotonic() - began
+                if waited >= patience:
+                    why = f"{error}; no answer for {waited:.0f} s; the same command goes on when the store is back"
+                    note_given_up(url, why)
+                    raise UnreachableError(why) from error
+                warn_once_a_minute(store, f"{error}; waiting for the store, at most {patience:.0f} s")
+                if isinstance(error, BusyError):
+                    if _closed.get(store, 0.0) <= time.monotonic():
+                        _closed[store] = time.monotonic() + RETRY_SECONDS  # while it is asked for how long
+                        _closed[store] += max(await asyncio.to_thread(asked_pause, url) - RETRY_SECONDS, 0.0)
+                    continue
+                if store not in _outages:
+                    mine = _outages[store] = asyncio.Event()
+                if _outages[store] is mine:
+                    await asyncio.sleep(min(RETRY_SECONDS, max(patience - waited, 0.05)))
             else:
-                await asyncio.sleep(min(RETRY_SECONDS, max(patience - waited, 0.05)))
+                _end(store, _outages.get(store))
+                return result
+    finally:
+        _end(store, mine)
+
+
+async def _turn(store: str, mine: asyncio.Event | None, until: float) -> None:
+    """Wait while a store wants to be asked nothing, or another request asks for its outage; `until` at the latest."""
+    while (closed := _closed.get(store, 0.0) - time.monotonic()) > 0:
+        await asyncio.sleep(min(closed, max(until - time.monotonic(), 0.05)))
+        if time.monotonic() >= until:
+            return
+    while (outage := _outages.get(store)) and outage is not mine and (left := until - time.monotonic()) > 0:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(outage.wait(), left)
+
+
+def _end(store: str, outage: asyncio.Event | None) -> None:
+    """Let all requests that wait for the end of this outage go on, where it is the store's present one."""
+    if outage is not None and _outages.get(store) is outage:
+        del _outages[store]
+        outage.set()
 
 
 def asked_pause(url: str) -> float:

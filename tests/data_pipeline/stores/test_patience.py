@@ -60,6 +60,42 @@ def test_nothing_is_asked_before_the_time_that_a_server_names(server: tuple[Busy
     assert len(store.asked) - len(early) == 12
 
 
+class DeadServer(BusyServer):
+    """Answers nothing until a time."""
+
+    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
+        self.asked.append(time.monotonic())
+        return (
+            (500, {}, b"")
+            if time.monotonic() < self.busy_until
+            else MemoryS3.answer(self, method, target, headers, body)
+        )
+
+
+def test_one_request_asks_for_an_outage_and_all_go_on_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DeadServer()
+    store.objects["docs/a.tar"] = bytes(100)
+    for name, value in {"CACHE": str(tmp_path), "PATIENCE": "20", "RETRIES": "1"}.items():
+        monkeypatch.setenv(f"ALIGNVLM_{name}", value)
+    with serve_memory(store) as endpoint:
+        helper.stop()
+        url = f"{endpoint}/docs"
+        assert len(open_storage(url).read_range("a.tar", 0, 10)) == 10  # the helper runs
+        store.asked.clear()
+        began = time.monotonic()
+        store.busy_until = began + 5
+        requests = [helper.submit(Get(url, "a.tar", begin, begin + 1)) for begin in range(64)]
+        assert [len(request.result()[0]) for request in requests] == [1] * 64
+        ended = time.monotonic()
+        helper.stop()
+    later = [when for when in store.asked if began + 2 < when < store.busy_until]
+    assert 1 <= len(later) <= 6, "two requests every two seconds"
+    assert ended < store.busy_until + 4
+    assert sum(when >= store.busy_until for when in store.asked) == 64
+
+
 def test_patience_ends_in_a_longer_pause(server: tuple[BusyServer, str], monkeypatch: pytest.MonkeyPatch) -> None:
     store, url = server
     store.busy_until = time.monotonic() + 600

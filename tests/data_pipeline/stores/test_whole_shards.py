@@ -114,9 +114,9 @@ def test_a_disk_that_fails_once_does_not_end_fetching_ahead(
     whole = WholeShards(plan, SHARDS, 10**9)
     whole.begin(0, np.zeros((0, 2), np.int64))
     deadline = time.monotonic() + 20
-    while whole._is_fetching and time.monotonic() < deadline:
+    while whole._fetching and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not whole._is_fetching
+    assert not whole._fetching
     assert len([name for name in tars() if name.endswith(".tar")]) == len(shard_sizes(far)) - 1
 
 
