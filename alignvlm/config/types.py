@@ -72,8 +72,9 @@ def describe(kind: Any) -> str:
     limits: list[str] = []
     if typing.get_origin(kind) is Annotated:
         kind, *marks = typing.get_args(kind)
-        limits += [f"at least {mark.ge:,}" for mark in marks if isinstance(mark, Ge)]
-        limits += [f"more than {mark.gt:,}" for mark in marks if isinstance(mark, Gt)]
+        over: list[Any] = [mark.gt for mark in marks if isinstance(mark, Gt)]
+        limits += [f"at least {mark.ge:,}" for mark in marks if isinstance(mark, Ge) and mark.ge not in over]
+        limits += [f"more than {bound:,}" for bound in over]
         limits += [f"less than {mark.lt:,}" for mark in marks if isinstance(mark, Lt)]
         most: list[Any] = [mark.le for mark in marks if isinstance(mark, Le)]
         limits += [f"at most {min(most):,}"] if most else []

@@ -35,9 +35,7 @@ def epoch_draws(sizes: Mapping[str, int], mixture: Mapping[str, float]) -> dict[
                 "remove sources without weight"
             )
         if sizes[name] < 1:
-            raise DataError(
-                f"source {name!r} has no usable sample; see `alignvlm data plan` for why samples are dropped"
-            )
+            raise DataError(f"source {name!r} has no usable sample")
     weights = {name: Fraction(str(weight)) for name, weight in mixture.items()}
     lead = max(weights, key=lambda name: (Fraction(sizes[name]) / weights[name], name))
     unit = Fraction(sizes[lead]) / weights[lead]

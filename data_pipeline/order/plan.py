@@ -78,6 +78,13 @@ class Plan:
         self.mixture = {name: float(weight) for name, weight in mixture.items()}
         self.sources = {name: sources[name] for name in self.names if name in sources}
         self.orders = {name: SourceOrder(name, source, settings) for name, source in self.sources.items()}
+        for name, order in self.orders.items():
+            if not order.num_usable:
+                raise DataError(
+                    f"source {name!r} has no usable sample: {order.num_unselected} are not selected by its filter or "
+                    f"share, {order.num_too_long} are longer than {settings.sequence_length} tokens, "
+                    f"{order.num_unmeasured} cannot be used"
+                )
         self.draws = epoch_draws({name: order.num_usable for name, order in self.orders.items()}, self.mixture)
         self.samples_per_epoch = sum(self.draws.values())
         self.num_windows = -(-self.samples_per_epoch // settings.pack_window)

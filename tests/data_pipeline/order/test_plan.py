@@ -159,7 +159,7 @@ def test_long_and_unusable_samples_are_counted_and_named(synthetic: Any, caplog:
     summary = summarise(plan)
     assert (summary["dropped_too_long"], summary["dropped_unusable"]) == (long, 7)
     assert summary["samples_per_epoch"] == 500 - 7 - long
-    with pytest.raises(DataError, match="no usable sample"):
+    with pytest.raises(DataError, match=r"0 are not selected .*, 493 are longer than 10 tokens, 7 cannot be used"):
         Plan({"a": source}, {"a": 1}, replace(SMALL, sequence_length=10))
 
 

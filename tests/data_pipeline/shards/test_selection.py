@@ -84,6 +84,9 @@ def test_a_plan_draws_what_is_selected_and_says_how_many_are_not(folder: Path, e
     assert drawn == taken(source)
     lines = "\n".join(describe("only", summarise(plan)))
     assert f"{200 - len(drawn) - len(source.unusable)} not selected" in lines
+    source = select(folder, encoder, filter={"ratng": 3})
+    with pytest.raises(DataError, match=rf"no usable sample: {200 - len(source.unusable)} are not selected"):
+        Plan({"s": source}, {"s": 1}, PlanSettings(sequence_length=64, global_batch_packs=2))
 
 
 @pytest.mark.parametrize(
@@ -111,4 +114,7 @@ def test_a_recipe_names_the_line_of_a_filter_that_is_none(tmp_path: Path) -> Non
     assert one_line(str(caught.value)).startswith(f"{recipe}:7: data.sources.llava_558k: filter.score")
     recipe.write_text(start + "      sample: 0.5\n    docvqa_val: {sample: 0.5}\n")
     with pytest.raises(UserError, match="an evaluation takes whole sources"):
+        load_recipe(str(recipe))
+    recipe.write_text(start + "      sample: 0\n")
+    with pytest.raises(UserError, match=r"sample is 0, but must be a number, more than 0 and at most 1$"):
         load_recipe(str(recipe))

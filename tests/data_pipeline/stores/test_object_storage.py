@@ -318,7 +318,7 @@ def test_errors_name_the_way_out_and_no_secret(
     with pytest.raises(LoadError, match=r"access is denied .* looked for AWS_ACCESS_KEY_ID") as caught:
         open_storage("S3://bucket/none").read("x")
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(caught.value) + "".join(capfd.readouterr())
-    for status, code, meaning in ((400, "ExpiredToken", "credentials have expired"), (403, "AccessDenied", "is denied")):
+    for status, code, meaning in ((400, "ExpiredToken", "credentials have expired"), (403, "NoAccess", "is denied")):
         body = f"<Error><Code>{code}</Code><Token-0>geheim-987</Token-0></Error>".encode()  # as S3 repeats it
         monkeypatch.setattr(bucket.store, "answer", lambda *_, answer=(status, {}, body): answer)
         for ask in (lambda: open_storage("s3://bucket/none").read("x"), lambda: index_shards("s3://bucket/none")):
