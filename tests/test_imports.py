@@ -47,7 +47,7 @@ ORDER = {
         ("order",),
         ("samples",),
         ("files", "parallel", "progress"),
-        ("checksums", "errors", "masking"),
+        ("checksums", "errors", "masking", "tar_writer"),
     ),
 }
 FACADES = {"__init__", "__main__"}
