@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 from alignvlm.errors import UserError
-from alignvlm.studies.study import Study
 from data_pipeline.errors import nearest
+
+if TYPE_CHECKING:  # `alignvlm --help` names the studies and loads none
+    from alignvlm.studies.study import Study
 
 STUDIES = {
     "connectors": "alignvlm.studies.connectors",
