@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 class EvaluationFolder:
-    """Predictions and scores of one model: `runs/<name>/<n>-<stage>/evaluation`, or wherever `--out` says."""
+    """Predictions and scores of one model: `runs/<name>/<n>-<stage>/evaluation`, or wherever `--output` says."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,7 +82,7 @@ class EvaluationFolder:
 
 
 class BenchmarkFolder:
-    """Replies and scores of one model on published benchmarks: `runs/<name>/<n>-<stage>/benchmarks`, or `--out`."""
+    """Replies and scores of one model on published benchmarks: `runs/<name>/<n>-<stage>/benchmarks`, or `--output`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -21,17 +21,29 @@ def add_parser(subparsers: Any) -> None:
         "whose connector keeps the fewest tokens that hold --keep-mass of them, or the --num-active most used ones. "
         "The LLM keeps its whole vocabulary.",
     )
-    vocab.add_argument("export", type=path, help="export folder of a trained model")
-    vocab.add_argument("--data", type=folder, required=True, nargs="+", help="folders of shards with images")
+    vocab.add_argument("export", type=path, metavar="EXPORT", help="export folder of a trained model")
+    vocab.add_argument(
+        "--data", type=folder, required=True, nargs="+", metavar="FOLDER", help="folders of shards with images"
+    )
     kept = vocab.add_mutually_exclusive_group()
     kept.add_argument(
-        "--keep-mass", type=fraction, default=0.999, help="probability mass to keep (default: %(default)g)"
+        "--keep-mass",
+        type=fraction,
+        default=0.999,
+        metavar="SHARE",
+        help="probability mass to keep (default: %(default)g)",
     )
     kept.add_argument("--num-active", type=positive, metavar="N", help="keep this many tokens, the most used ones")
     vocab.add_argument(
-        "--images", type=positive, default=100, help="number of images, spread over the sources (default: %(default)s)"
+        "--images",
+        type=positive,
+        default=100,
+        metavar="N",
+        help="number of images, spread over the sources (default: %(default)s)",
     )
-    vocab.add_argument("--output", type=path, help="new folder (default: the export's name with -active)")
+    vocab.add_argument(
+        "--output", type=path, metavar="FOLDER", help="new folder (default: the export's name with -active)"
+    )
     vocab.set_defaults(handler=run)
 
 

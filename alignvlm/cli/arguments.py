@@ -25,6 +25,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options | {"exit_on_error": False})
+        self.register("action", "parsers", _Commands)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse; UserError for a value that its argument does not take."""
@@ -38,12 +39,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"alignvlm: {one_line(message)}; see {self.prog} --help\n")
 
 
+class _Commands(argparse._SubParsersAction):
+    """The commands that a word chooses between. The help of each begins with its line in the list of all."""
+
+    def add_parser(self, name: str, **options: Any) -> Any:
+        if text := options.get("help", ""):
+            options.setdefault("description", f"{text[0].upper()}{text[1:]}.")
+        return super().add_parser(name, **options)
+
+
 def add_recipe(parser: argparse.ArgumentParser, example: str = "seed=1") -> None:
     """Add `RECIPE [key=value …]`; `example` is an override that makes sense for the command.
 
     The parsed arguments have `recipe` and `overrides`, as `load_recipe` takes them.
     """
-    parser.add_argument("recipe", type=word, help="name of a built-in recipe, or path of a YAML file")
+    parser.add_argument("recipe", type=word, metavar="RECIPE", help="name of a built-in recipe, or path of a YAML file")
     add_overrides(parser, f"settings to change, such as {example}")
 
 

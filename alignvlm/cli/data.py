@@ -33,7 +33,9 @@ def add_parser(subparsers: Any) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     write = actions.add_parser("write", help="write the shards that a recipe generates, or shards of your own data")
-    write.add_argument("target", type=word, help="recipe; with --from, the folder for the new shards, or its URL")
+    write.add_argument(
+        "target", type=word, metavar="TARGET", help="recipe; with --from, the folder for the new shards, or its URL"
+    )
     add_overrides(write, "settings of the recipe; with --from, options of the format")
     write.add_argument(
         "--from", dest="source", type=word, metavar="PATH", help="file or folder with your data, or its URL"
@@ -55,18 +57,20 @@ def add_parser(subparsers: Any) -> None:
     write.add_argument(
         "--columns", type=columns, metavar="NAME=COLUMN,…", help="what the columns are, such as images=pages"
     )
-    write.add_argument("--samples-per-shard", type=positive, default=1000, help="default: %(default)s")
+    write.add_argument("--samples-per-shard", type=positive, default=1000, metavar="N", help="default: %(default)s")
     write.add_argument("--dry-run", action="store_true", help="print what would be written")
     add_engine(write)
     write.set_defaults(handler=run_write)
 
     fetch = actions.add_parser("fetch", help="copy the shards behind a URL into a local folder")
-    fetch.add_argument("url", type=word, help="folder of shards, for example s3://bucket/docs")
-    fetch.add_argument("folder", type=path, help="new folder, or one of an earlier call, which goes on")
+    fetch.add_argument("url", type=word, metavar="URL", help="folder of shards, for example s3://bucket/docs")
+    fetch.add_argument(
+        "folder", type=path, metavar="FOLDER", help="new folder, or one of an earlier call, which goes on"
+    )
     fetch.set_defaults(handler=run_fetch)
 
     index = actions.add_parser("index", help="index WebDataset tars (written here, by img2dataset or others)")
-    index.add_argument("folder", type=word, help="folder of shards, or its URL")
+    index.add_argument("folder", type=word, metavar="FOLDER", help="folder of shards, or its URL")
     index.add_argument(
         "--measure", type=word, metavar="RECIPE", help="also measure the samples as this recipe's training would"
     )
@@ -74,36 +78,46 @@ def add_parser(subparsers: Any) -> None:
     index.set_defaults(handler=run_index)
 
     verify = actions.add_parser("verify", help="read all shards and compare them with their indexes")
-    verify.add_argument("target", type=word, help="folder of shards, its URL, or recipe")
+    verify.add_argument("target", type=word, metavar="TARGET", help="folder of shards, its URL, or recipe")
     verify.add_argument("--decode", action="store_true", help="also decode every sample")
     verify.add_argument(
-        "--recipe", type=word, help="also encode every sample as this recipe's training would, and name the unusable"
+        "--recipe",
+        type=word,
+        metavar="RECIPE",
+        help="also encode every sample as this recipe's training would, and name the unusable",
     )
     verify.set_defaults(handler=run_verify)
 
     plan = actions.add_parser("plan", help="print steps, mixture, fill and first batches of a recipe's stages")
     add_recipe(plan, "stages.joint.sequence_length=4096")
-    plan.add_argument("--stage", type=word, help="only this stage")
-    plan.add_argument("--world-size", type=positive, help="also check batch sizes and balance for this number of ranks")
+    plan.add_argument("--stage", type=word, metavar="STAGE", help="only this stage")
+    plan.add_argument(
+        "--world-size", type=positive, metavar="N", help="also check batch sizes and balance for this number of ranks"
+    )
     plan.add_argument(
         "--step-seconds",
         type=positive_number,
+        metavar="S",
         help="duration of a step: also print requests and bytes per second",
     )
     plan.add_argument("--json", action="store_true", help="print JSON, which `alignvlm data diff` reads")
     plan.set_defaults(handler=run_plan)
 
     diff = actions.add_parser("diff", help="compare two plans; exit code 1 when they differ")
-    diff.add_argument("old", type=word, help="recipe, or a file written by `alignvlm data plan --json`")
-    diff.add_argument("new", type=word, help="recipe, or a file written by `alignvlm data plan --json`")
+    diff.add_argument("old", type=word, metavar="OLD", help="recipe, or a file written by `alignvlm data plan --json`")
+    diff.add_argument("new", type=word, metavar="NEW", help="recipe, or a file written by `alignvlm data plan --json`")
     diff.set_defaults(handler=run_diff)
 
     show = actions.add_parser("show", help="draw the packs of one step as HTML: images, tokens, labels")
     add_recipe(show, "stages.joint.sequence_length=4096")
-    show.add_argument("--stage", type=word, help="default: the first stage")
-    show.add_argument("--step", type=count, default=0, help="optimizer step, from 0 (default: %(default)s)")
-    show.add_argument("--packs", type=positive, default=4, help="number of packs to draw (default: %(default)s)")
-    show.add_argument("--out", type=path, help="HTML file (default: <recipe>-<stage>-<step>.html)")
+    show.add_argument("--stage", type=word, metavar="STAGE", help="default: the first stage")
+    show.add_argument(
+        "--step", type=count, default=0, metavar="N", help="optimizer step, from 0 (default: %(default)s)"
+    )
+    show.add_argument(
+        "--packs", type=positive, default=4, metavar="N", help="number of packs to draw (default: %(default)s)"
+    )
+    show.add_argument("--output", type=path, metavar="FILE", help="HTML file (default: <recipe>-<stage>-<step>.html)")
     show.set_defaults(handler=run_show)
 
 
@@ -319,7 +333,7 @@ def run_show(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     stage = find_stage(recipe, args.stage)
     page = batch_page(recipe, stage, args.step, args.packs, data_progress)
-    out = args.out or Path(f"{recipe.name}-{stage.name}-{args.step}.html")
+    out = args.output or Path(f"{recipe.name}-{stage.name}-{args.step}.html")
     out.write_text(page, encoding="utf-8", errors="backslashreplace")
     print(out)
     return 0

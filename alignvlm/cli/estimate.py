@@ -17,16 +17,21 @@ def add_parser(subparsers: Any) -> None:
     """Add `estimate` to the command line, and `plan`, its former name, which only says so."""
     parser = subparsers.add_parser("estimate", help="parameters, memory, FLOPs and hours of a recipe, before it runs")
     add_recipe(parser, "train.deepspeed=zero2")
-    parser.add_argument("--world-size", type=positive, help="GPUs (default: the recipe's train.processes)")
-    parser.add_argument("--gpus-per-node", type=positive, default=8, help="GPUs of a host (default: %(default)s)")
+    parser.add_argument("--world-size", type=positive, metavar="N", help="GPUs (default: the recipe's train.processes)")
     parser.add_argument(
-        "--gpu-memory", type=positive_number, default=80.0, help="GiB of one GPU (default: %(default)g)"
+        "--gpus-per-node", type=positive, default=8, metavar="N", help="GPUs of a host (default: %(default)s)"
     )
-    parser.add_argument("--mfu", type=fraction, default=0.4, help="model FLOPs utilisation (default: %(default)g)")
+    parser.add_argument(
+        "--gpu-memory", type=positive_number, default=80.0, metavar="GIB", help="GiB of one GPU (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--mfu", type=fraction, default=0.4, metavar="SHARE", help="model FLOPs utilisation (default: %(default)g)"
+    )
     parser.add_argument(
         "--peak-tflops",
         type=positive_number,
         default=989.0,
+        metavar="TFLOPS",
         help="dense bf16 peak of one GPU (default: %(default)g, H100 SXM)",
     )
     parser.add_argument("--json", action="store_true", help="print the estimate as JSON")

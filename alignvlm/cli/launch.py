@@ -34,17 +34,24 @@ def add_parser(subparsers: Any) -> None:
     slurm.set_defaults(handler=run_slurm)
 
     torchrun = _add_kind(kinds, "torchrun", "start torchrun on this host; run the same command on every host")
-    torchrun.add_argument("--nodes", type=hosts, default="1", help="number of hosts, or MIN:MAX")
-    torchrun.add_argument("--processes-per-node", type=positive, help="default: one per GPU, else 1")
+    torchrun.add_argument(
+        "--nodes", type=hosts, default="1", metavar="N", help="number of hosts, or MIN:MAX (default: 1)"
+    )
+    torchrun.add_argument("--processes-per-node", type=positive, metavar="N", help="default: one per GPU, else 1")
     torchrun.add_argument(
         "--rendezvous", type=endpoint, default="localhost:29400", metavar="HOST:PORT", help="default: %(default)s"
     )
     torchrun.set_defaults(handler=run_torchrun)
 
     hostfile = _add_kind(kinds, "hosts", "start the hosts of a DeepSpeed hostfile over ssh")
-    hostfile.add_argument("--hostfile", type=path, required=True)
     hostfile.add_argument(
-        "--node-rank", type=count, help="start this host only, without ssh; its position in the hostfile, from 0"
+        "--hostfile", type=path, required=True, metavar="FILE", help="a line per host: NAME slots=GPUS"
+    )
+    hostfile.add_argument(
+        "--node-rank",
+        type=count,
+        metavar="N",
+        help="start this host only, without ssh; its position in the hostfile, from 0",
     )
     hostfile.set_defaults(handler=run_hosts)
 
@@ -52,12 +59,23 @@ def add_parser(subparsers: Any) -> None:
     local.set_defaults(handler=run_local)
 
     kubernetes = _add_kind(kinds, "kubernetes", "print a manifest for `kubectl apply -f -`", dry_run=False)
-    kubernetes.add_argument("--kind", dest="manifest", choices=("job", "pytorchjob"), default="job")
-    kubernetes.add_argument("--nodes", type=positive, default=1)
-    kubernetes.add_argument("--gpus-per-node", type=positive, default=8)
-    kubernetes.add_argument("--image", type=word, required=True, help="container image with alignvlm installed")
     kubernetes.add_argument(
-        "--claim", type=word, required=True, help="persistent volume claim (ReadWriteMany) for data and runs"
+        "--kind", dest="manifest", choices=("job", "pytorchjob"), default="job",
+        help="a Job of Kubernetes itself, or a PyTorchJob of Kubeflow's operator (default: %(default)s)",
+    )  # fmt: skip
+    kubernetes.add_argument("--nodes", type=positive, default=1, metavar="N", help="pods (default: %(default)s)")
+    kubernetes.add_argument(
+        "--gpus-per-node", type=positive, default=8, metavar="N", help="GPUs of a pod (default: %(default)s)"
+    )
+    kubernetes.add_argument(
+        "--image", type=word, required=True, metavar="NAME", help="container image with alignvlm installed"
+    )
+    kubernetes.add_argument(
+        "--claim",
+        type=word,
+        required=True,
+        metavar="NAME",
+        help="persistent volume claim (ReadWriteMany) for data and runs",
     )
     kubernetes.add_argument(
         "--rdma", type=device_resource, metavar="RESOURCE[=N]",
@@ -69,17 +87,23 @@ def add_parser(subparsers: Any) -> None:
 
 def add_slurm_options(slurm: Any) -> None:
     """Add what says how a job of Slurm looks, to a parser or a group of it; `slurm_job` reads it."""
-    slurm.add_argument("--nodes", type=positive, default=1)
-    slurm.add_argument("--gpus-per-node", type=count, default=8, help="0 trains on CPUs (default: %(default)s)")
-    slurm.add_argument("--processes-per-node", type=positive, help="default: one per GPU, else train.processes")
-    slurm.add_argument("--cpus-per-process", type=positive, help="default: data.num_workers + 1")
-    slurm.add_argument("--time", type=word, default="24:00:00", help="time limit of one job (default: %(default)s)")
+    slurm.add_argument("--nodes", type=positive, default=1, metavar="N", help="hosts of a job (default: %(default)s)")
     slurm.add_argument(
-        "--signal-seconds", type=positive, default=300,
+        "--gpus-per-node", type=count, default=8, metavar="N", help="0 trains on CPUs (default: %(default)s)"
+    )
+    slurm.add_argument(
+        "--processes-per-node", type=positive, metavar="N", help="default: one per GPU, else train.processes"
+    )
+    slurm.add_argument("--cpus-per-process", type=positive, metavar="N", help="default: data.num_workers + 1")
+    slurm.add_argument(
+        "--time", type=word, default="24:00:00", metavar="TIME", help="time limit of one job (default: %(default)s)"
+    )
+    slurm.add_argument(
+        "--signal-seconds", type=positive, default=300, metavar="N",
         help="save and requeue this many seconds before the time limit (default: %(default)s)",
     )  # fmt: skip
-    slurm.add_argument("--partition", type=word)
-    slurm.add_argument("--account", type=word)
+    slurm.add_argument("--partition", type=word, metavar="NAME", help="of the cluster (default: the cluster's)")
+    slurm.add_argument("--account", type=word, metavar="NAME", help="that pays for the job (default: the user's)")
     slurm.add_argument(
         "--sbatch",
         type=word,
@@ -91,7 +115,7 @@ def add_slurm_options(slurm: Any) -> None:
 
 
 def _add_kind(kinds: Any, name: str, text: str, dry_run: bool = True) -> argparse.ArgumentParser:
-    parser = kinds.add_parser(name, help=text, description=text)
+    parser = kinds.add_parser(name, help=text)
     add_recipe(parser, "train.precision=fp32")
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help="print what would run, and run nothing")

@@ -48,10 +48,11 @@ def add_parser(subparsers: Any) -> None:
     export.add_argument(
         "checkpoint",
         type=path,
+        metavar="CHECKPOINT",
         help="runs/<name>/<n>-<stage>/checkpoints/step-…; with --best or --average also a run or a stage; "
         "with --push and no OUTPUT runs/<name>/<n>-<stage>/export",
     )
-    export.add_argument("output", type=path, nargs="?", help="new folder")
+    export.add_argument("output", type=path, nargs="?", metavar="OUTPUT", help="new folder")
     which = export.add_mutually_exclusive_group()
     which.add_argument("--best", action="store_true", help="take the checkpoint that is best by checkpoint.keep_best")
     which.add_argument(

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 EVALUATION_VERSION = 3
 """Raised when prompts, scores or files change, so that older results are computed again."""
-WAY_OUT = "make the folder writable and free some space, or give another one: --out FOLDER"
+WAY_OUT = "make the folder writable and free some space, or give another one: --output FOLDER"
 VIEWS_PER_TASK = 2
 """Samples per task whose image is saved with the connector's top tokens."""
 GALLERY_SIDE = 1280

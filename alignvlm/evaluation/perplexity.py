@@ -31,7 +31,7 @@ VERSION = 1
 """Raised when the numbers change, so that older results are computed again."""
 ENTRY = {"perplexity?": float, "bits_per_byte?": float, "word_perplexity?": float, "documents": int, "tokens": int}
 """What text.json has of every text, for its readers; a number too large for floating point is null there."""
-WAY_OUT = "make the folder writable and free some space, or give another one: --out FOLDER"
+WAY_OUT = "make the folder writable and free some space, or give another one: --output FOLDER"
 RANGE = 1000
 """Rows that are looked for at once."""
 

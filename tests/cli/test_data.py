@@ -151,7 +151,7 @@ def test_plan_diff_and_show(tmp_path: Path, command: Command) -> None:
     saved.write_text(json.dumps(plan))
     assert "stages.first.steps" in command("data", "diff", saved, "tiny", code=1)
     page = tmp_path / "page.html"
-    assert command("data", "show", "tiny", "--step", "1", "--out", page).split()[-1] == str(page)
+    assert command("data", "show", "tiny", "--step", "1", "--output", page).split()[-1] == str(page)
     html = page.read_text()
     assert "visual tokens" in html
     assert "data:image/png;base64" in html

@@ -124,8 +124,8 @@ def test_two_processes_give_what_one_gives_bit_for_bit(
     write_json_lines(Path("pages.jsonl"), [{"text": f"page {n} " * n} for n in range(1, 6)])
     more = ("evaluation.text={pages: {path: pages.jsonl, window: 8}}",)
     more += ("evaluation.benchmarks={docvqa: {path: DocVQA_VAL.tsv, flavour: lmms_eval}}",)
-    command("eval", recipe, *more, "--processes", "2", "--out", "two")
-    command("eval", recipe, *more, "--out", "one")
+    command("eval", recipe, *more, "--processes", "2", "--output", "two")
+    command("eval", recipe, *more, "--output", "one")
     for name, lines in (("fields.jsonl", 5), ("text.json", None), ("benchmarks/docvqa.jsonl", 19)):
         content = Path("one", name).read_bytes()
         assert Path("two", name).read_bytes() == content

@@ -10,7 +10,7 @@ import pytest
 
 from alignvlm.cli import main
 from tests.checkout import ROOT
-from tests.fixtures.command import Command
+from tests.fixtures.command import Command, every_command
 
 
 def test_overrides_may_follow_options(command: Command, tmp_path: Path) -> None:
@@ -43,6 +43,20 @@ def test_export_and_track_say_the_way_out(command: Command, tmp_path: Path) -> N
     assert "already exists; give another folder" in command("export", "checkpoint", tmp_path, code=2)
     message = command("track", "quickstart", f"runs={tmp_path}", code=2)
     assert "no such run; start it with `alignvlm train" in message
+
+
+def test_every_command_and_argument_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    for words, parser in every_command().items():
+        if words == ("plan",):  # the former name of another command, which says so
+            continue
+        assert parser.description[0].isupper(), words
+        assert parser.description.endswith((".", ":")), words
+        for action in parser._actions:
+            assert action.help, (words, action.dest)
+            shown = action.metavar or action.dest if action.nargs != 0 else "N"  # flags have no value
+            if not action.choices and shown != "key=value":
+                assert any(letter.isupper() for letter in str(shown)), (words, action.dest)
 
 
 def test_help_loads_nothing_heavy() -> None:

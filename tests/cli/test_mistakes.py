@@ -107,7 +107,7 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
     ],
     ("data", "plan"): [*RECIPE, (["tiny.yaml", "--stage", "conector"], "did you mean 'connector'")],
     ("data", "diff"): [
-        (["missing.json", "tiny.yaml"], "missing.json: not a saved plan"), (["tiny.yaml"], "required: new"),
+        (["missing.json", "tiny.yaml"], "missing.json: not a saved plan"), (["tiny.yaml"], "required: NEW"),
         (["folder.json", "tiny.yaml"], "folder.json: not a saved plan"),
         (["list.json", "tiny.yaml"], "list.json: not a saved plan"),
         (["deep.jsonl", "tiny.yaml"], "unknown recipe"), (["deep.json", "tiny.yaml"], "deep.json: not a saved plan"),
@@ -141,20 +141,20 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
     ("export",): [
         (["missing", "out"], "not a finished checkpoint"), (["file.txt", "out"], "not a finished checkpoint"),
         (["missing", "empty"], "already exists"), (["missing"], "give the new folder"),
-        (["made_model", "out", "--private"], "belong to --push"), ([], "required: checkpoint"),
+        (["made_model", "out", "--private"], "belong to --push"), ([], "required: CHECKPOINT"),
         (["made_model", "--push", "model"], "not ORGANISATION/NAME"),
         (["missing", "--push", "a/b", "--dry-run"], "missing is not an export folder"),
         (["missing", "out", "--push", "a/b", "--dry-run"], "leave OUTPUT out"),
     ],
     ("track",): [*RECIPE, (["tiny.yaml"], "no such run"), (["tiny.yaml", "runs=file.txt"], "file.txt")],
     ("chat",): [
-        *(([*words, "--question", "?"], said) for words, said in EXPORT), ([], "required: export"),
+        *(([*words, "--question", "?"], said) for words, said in EXPORT), ([], "required: EXPORT"),
         (["made_model", "--question", "?", "--device", "tpu9"], "device 'tpu9' cannot be used"),
         (["made_model", "--question", "?", "--device", "meta"], "device 'meta' cannot be used"),
         (["made_model", "--question", "?", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
     ],
     ("serve",): [
-        *EXPORT, ([], "required: export"), (["made_model", "--image-folder", "file.txt"], "a file, not a folder"),
+        *EXPORT, ([], "required: EXPORT"), (["made_model", "--image-folder", "file.txt"], "a file, not a folder"),
         (["made_model", "--image-host", "https://images.example/"], "must be HOST or HOST:PORT"),
         (["made_model", "--port", "http"], "must be a whole number"),
         (["made_model", "--host", "no host"], "--host no host: no address of this machine"),

@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_answered(
 ) -> None:
     (tmp_path / "file").touch()
     fake = Fake()
-    with pytest.raises(DataError, match=r"cannot be written \(Not a directory\); .* --out FOLDER"):
+    with pytest.raises(DataError, match=r"cannot be written \(Not a directory\); .* --output FOLDER"):
         evaluate(model, recipe, tmp_path / "file" / "out", answerer=fake)
     assert fake.batches == []
 

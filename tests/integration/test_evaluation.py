@@ -28,7 +28,7 @@ def test_two_processes_and_one_that_goes_on_give_the_bytes_of_one(
     ]
     tsv(Path("DocVQA_VAL.tsv"), rows)
     words = ("--benchmark", "docvqa", "--data", "DocVQA_VAL.tsv", "--flavour", "lmms_eval", "--batch-size", "2")
-    call = ("eval", "export", *words, "--device", "cpu", "--out")
+    call = ("eval", "export", *words, "--device", "cpu", "--output")
     command(*call, "alone")
 
     job = start(*call, "both", "--processes", "2", cwd=tmp_path)

@@ -34,9 +34,14 @@ def add_parser(subparsers: Any) -> None:
         help="a recipe (the newest export of its run), or an export folder",
     )
     add_overrides(parser, "settings of the recipe to change")
-    parser.add_argument("--recipe", type=word, help="the recipe with the tasks, for an export folder outside a run")
     parser.add_argument(
-        "--stage", type=word, help="the export of this stage instead of the newest (init: before training)"
+        "--recipe", type=word, metavar="RECIPE", help="the recipe with the tasks, for an export folder outside a run"
+    )
+    parser.add_argument(
+        "--stage",
+        type=word,
+        metavar="STAGE",
+        help="the export of this stage instead of the newest (init: before training)",
     )
     parser.add_argument("--task", type=word, action="append", metavar="NAME", help="only this task; may be repeated")
     parser.add_argument(
@@ -56,14 +61,31 @@ def add_parser(subparsers: Any) -> None:
         "--flavour", type=word, metavar="NAME", help="whose prompts and metric: vlmevalkit, lmms_eval, docowl, official"
     )
     parser.add_argument("--batch-size", type=positive, metavar="N", help="questions of a benchmark per batch and rank")
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N samples of each task")
     parser.add_argument(
-        "--processes", type=processes, default=1, metavar="P", help="processes to start on this machine"
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="only the first N samples of each task, or questions of each benchmark",
     )
     parser.add_argument(
-        "--device", type=word, help="such as cuda:1 or cpu (default: the GPU of this process, else the CPU)"
+        "--processes",
+        type=processes,
+        default=1,
+        metavar="N",
+        help="processes to start on this machine (default: %(default)s)",
     )
-    parser.add_argument("--out", type=path, help="folder for the results (default: `evaluation` beside the export)")
+    parser.add_argument(
+        "--device",
+        type=word,
+        metavar="DEVICE",
+        help="such as cuda:1 or cpu (default: the GPU of this process, else the CPU)",
+    )
+    parser.add_argument(
+        "--output",
+        type=path,
+        metavar="FOLDER",
+        help="for the results (default: `evaluation` or `benchmarks` beside the export)",
+    )
     parser.set_defaults(handler=run)
 
 
@@ -104,7 +126,7 @@ def _prepare_tasks(arguments: argparse.Namespace) -> tuple[partial[None], float]
     recipe, export = find_target(arguments.target, arguments.overrides, arguments.recipe, arguments.stage)
     if not (recipe.evaluation.tasks or recipe.evaluation.text or recipe.evaluation.benchmarks):
         raise UserError(f"recipe {recipe.name!r} has no evaluation.tasks; name at least one held-out source there")
-    out = arguments.out or evaluation_folder(export, arguments.limit)
+    out = arguments.output or evaluation_folder(export, arguments.limit)
     return partial(_evaluate_tasks, arguments, recipe, export, out), recipe.train.timeout_minutes
 
 
@@ -127,7 +149,7 @@ def _evaluate_tasks(arguments: argparse.Namespace, recipe: Any, export: Path, ou
         from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
 
         arguments.batch_size = recipe.evaluation.batch_size
-        place = out / "benchmarks" if arguments.out else benchmark_folder(export, arguments.limit)
+        place = out / "benchmarks" if arguments.output else benchmark_folder(export, arguments.limit)
         jobs = ranks.together(jobs_of_recipe, recipe, arguments.limit)
         _evaluate_benchmarks(arguments, export, jobs, place, ranks)
 
@@ -137,7 +159,7 @@ def _prepare_benchmarks(arguments: argparse.Namespace) -> tuple[partial[None], f
 
     export = benchmarks.find_export(arguments)
     jobs = benchmarks.jobs_of(arguments)
-    out = arguments.out or benchmark_folder(export, arguments.limit)
+    out = arguments.output or benchmark_folder(export, arguments.limit)
     return partial(_evaluate_benchmarks, arguments, export, jobs, out), BENCHMARK_MINUTES
 
 
@@ -198,7 +220,7 @@ def _same_command(arguments: argparse.Namespace) -> list[str]:
         "stage",
         "limit",
         "device",
-        "out",
+        "output",
         "flavour",
         "batch_size",
         "task",

@@ -15,11 +15,17 @@ from alignvlm.errors import UserError
 def add_parser(subparsers: Any) -> None:
     """Add `chat` to the command line."""
     parser = subparsers.add_parser("chat", help="ask an exported model about images")
-    parser.add_argument("export", type=path, help="export folder of a model")
-    parser.add_argument("--image", type=path, action="append", default=[], help="image file; may be repeated")
-    parser.add_argument("--question", type=word, help="answer this question and exit")
-    parser.add_argument("--max-new-tokens", type=positive, default=128, help="longest answer (default: %(default)s)")
-    parser.add_argument("--device", type=word, help="cpu, cuda, … (default: CUDA where there is a GPU)")
+    parser.add_argument("export", type=path, metavar="EXPORT", help="export folder of a model")
+    parser.add_argument(
+        "--image", type=path, metavar="FILE", action="append", default=[], help="image file; may be repeated"
+    )
+    parser.add_argument("--question", type=word, metavar="TEXT", help="answer this question and exit")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=128, metavar="N", help="longest answer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device", type=word, metavar="DEVICE", help="cpu, cuda, … (default: CUDA where there is a GPU)"
+    )
     parser.set_defaults(handler=run)
 
 

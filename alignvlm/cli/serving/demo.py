@@ -23,7 +23,9 @@ def add_parser(subparsers: Any) -> None:
         "patches into, with the export's API beside it. Examples come from the gallery of the export's evaluation. "
         f"Where {KEY_VARIABLE} is set, the page asks for it.",
     )
-    parser.add_argument("export", type=path, nargs="?", help="export folder of a model; with --server only for tokens")
+    parser.add_argument(
+        "export", type=path, nargs="?", metavar="EXPORT", help="export folder of a model; with --server only for tokens"
+    )
     parser.add_argument(
         "--server",
         type=web_address,

@@ -23,11 +23,20 @@ def add_parser(subparsers: Any) -> None:
         description="Serve POST /v1/chat/completions, GET /v1/models and GET /health until Ctrl-C. Images come inside "
         f"requests, as data URLs. Where {KEY_VARIABLE} is set, clients must send it as their key.",
     )
-    parser.add_argument("export", type=path, help="export folder of a model")
+    parser.add_argument("export", type=path, metavar="EXPORT", help="export folder of a model")
     add_address(parser)
-    parser.add_argument("--max-context", type=positive, metavar="TOKENS", help="of prompt and answer together")
     parser.add_argument(
-        "--max-requests", type=positive, default=16, help="answered or waiting at a time (default: %(default)s)"
+        "--max-context",
+        type=positive,
+        metavar="N",
+        help="tokens of prompt and answer together (default: all positions of the language model)",
+    )
+    parser.add_argument(
+        "--max-requests",
+        type=positive,
+        default=16,
+        metavar="N",
+        help="answered or waiting at a time (default: %(default)s)",
     )
     parser.add_argument(
         "--image-host",
@@ -39,7 +48,10 @@ def add_parser(subparsers: Any) -> None:
         "and 443 (default: none)",
     )
     parser.add_argument(
-        "--image-folder", type=folder, help="read images in this folder that requests name by file: URL (default: none)"
+        "--image-folder",
+        type=folder,
+        metavar="FOLDER",
+        help="read images in this folder that requests name by file: URL (default: none)",
     )
     parser.set_defaults(handler=run)
 
@@ -47,10 +59,18 @@ def add_parser(subparsers: Any) -> None:
 def add_address(parser: argparse.ArgumentParser) -> None:
     """Add where to listen and to compute."""
     parser.add_argument(
-        "--host", type=word, default="127.0.0.1", help="0.0.0.0 for all (default: %(default)s, only this machine)"
+        "--host",
+        type=word,
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="0.0.0.0 for all (default: %(default)s, only this machine)",
     )
-    parser.add_argument("--port", type=port, default=8000, help="0 for any free one (default: %(default)s)")
-    parser.add_argument("--device", type=word, help="cpu, cuda, … (default: CUDA where there is a GPU)")
+    parser.add_argument(
+        "--port", type=port, default=8000, metavar="N", help="0 for any free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device", type=word, metavar="DEVICE", help="cpu, cuda, … (default: CUDA where there is a GPU)"
+    )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from data_pipeline.samples.schema import SampleError
 
 WINDOW = 4
 """Batches whose questions are sorted by length together, and answered by one rank."""
-WAY_OUT = "make the folder writable and free some space, or give another one: --out FOLDER"
+WAY_OUT = "make the folder writable and free some space, or give another one: --output FOLDER"
 Row = dict[str, Any]
 
 

@@ -93,7 +93,7 @@ def test_the_suite_prints_the_row_beside_the_published_ones(export: Path, comman
     assert scores == [100.0, 100.0, 0.0, 0.0, 0.0, 0.0, 100.0, 100.0, 100.0]
     assert results["paper_average"] == pytest.approx(sum(scores) / 9)
     assert row.split(" | ")[1:] == [*(f"{score:.2f}" for score in scores), f"{sum(scores) / 9:.2f} |"]
-    printed = command(*call, "docvqa=data/docvqa", "--out", "one")
+    printed = command(*call, "docvqa=data/docvqa", "--output", "one")
     assert "chartqa is left out: no folder of this name; give --data chartqa=PATH" in printed
     assert set(json.loads(Path("one/results.json").read_text())["benchmarks"]) == {"docvqa"}
     assert "found no data" in command(*call, "runs", code=2)
