@@ -36,6 +36,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Hint for an unknown name: "did you mean 'x'? (known: a, b, x)"."""
+    """Hint for an unknown name: "did you mean 'x'? (known: a, b, x)"; without a name that is near, "known: a, b, x"."""
     names = [str(candidate) for candidate in known]
-    return f"{did_you_mean(name, names)} (known: {', '.join(names) or 'none'})".lstrip()
+    hint, listed = did_you_mean(name, names), f"known: {', '.join(names) or 'none'}"
+    return f"{hint} ({listed})" if hint else listed

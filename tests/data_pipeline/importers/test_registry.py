@@ -44,6 +44,8 @@ def test_a_format_from_outside_is_written_as_shards(table: Path, tmp_path: Path,
 def test_mistakes_are_named(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match=r"unknown format 'tvs': did you mean 'tsv'\? \(known: jsonl, tsv\)"):
         read_records(table, "tvs")
+    with pytest.raises(DataError, match=r"unknown format 'spreadsheet': known: jsonl, tsv$"):
+        read_records(table, "spreadsheet")
     with pytest.raises(DataError, match=r"suffix tells no format; name one with --format: jsonl, tsv"):
         read_records(table.with_suffix(".xls"))
     with pytest.raises(DataError, match=r"format 'tsv': .*'promt' \(its options: prompt\)"):
