@@ -13,7 +13,7 @@ from tests.fixtures.command import Command
 from tests.jobs import kill, start
 from tests.tiny import WORDS, tiny_model
 
-QUESTIONS = 96
+QUESTIONS = 48
 
 
 def test_two_processes_and_one_that_goes_on_give_the_bytes_of_one(
