@@ -103,6 +103,8 @@ def start(timeout_minutes: float, heart: Heart | None = None) -> World:
     else:
         device = torch.device("cpu")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # DeepSpeed asks for it at every reduction of gradients; where nobody says it, it starts `numactl` each time.
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
         keep_memory()
     import deepspeed
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -188,6 +189,22 @@ def gather_whole_layers(model: AlignVLMForConditionalGeneration) -> None:
 
     for layer in whole_layers(model):
         set_z3_leaf_module(layer, True)
+        remember_parameters(layer)
+
+
+def remember_parameters(layer: nn.Module) -> None:
+    """Let a layer name its parameters without walking through its modules; from then on it gets and loses none.
+
+    DeepSpeed asks each whole layer at every gather and every release, half a dozen times in a micro-batch.
+    """
+    found = list(layer.named_parameters())
+
+    def named_parameters(self: nn.Module, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
+        if prefix or not recurse or not remove_duplicate:
+            return type(self).named_parameters(self, prefix, recurse, remove_duplicate)
+        return iter(found)
+
+    layer.named_parameters = MethodType(named_parameters, layer)  # type: ignore[method-assign]
 
 
 def whole_layers(model: AlignVLMForConditionalGeneration) -> list[nn.Module]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import deepspeed
 import pytest
 import torch
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
 from alignvlm.errors import UserError
 from alignvlm.training import distributed
 from alignvlm.training.distributed import choose_gpu
+
+ON_A_CPU = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu", "PYTORCH_ALLOC_CONF": ""}
 
 
 @pytest.mark.parametrize(
@@ -31,8 +36,7 @@ def test_training_on_a_cpu_keeps_the_memory_that_a_step_frees(monkeypatch: pytes
         done.append("join")
         raise ConnectionError
 
-    variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu", "PYTORCH_ALLOC_CONF": ""}
-    for name, value in variables.items():
+    for name, value in ON_A_CPU.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(distributed, "keep_memory", lambda: done.append("keep"))
@@ -40,3 +44,17 @@ def test_training_on_a_cpu_keeps_the_memory_that_a_step_frees(monkeypatch: pytes
     with pytest.raises(ConnectionError):
         distributed.start(timeout_minutes=1)
     assert done == ["keep", "join"]
+
+
+def test_deepspeed_starts_no_program_to_count_the_processes_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for their number whenever it reduces gradients."""
+    for name, value in {**ON_A_CPU, "LOCAL_SIZE": "", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_SIZE")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(distributed, "keep_memory", lambda: None)
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda **_: pytest.fail("far enough"))
+    with pytest.raises(pytest.fail.Exception, match="far enough"):
+        distributed.start(timeout_minutes=1)
+    monkeypatch.setattr(subprocess, "check_output", lambda *_, **__: pytest.fail("a program"))
+    assert CPU_Accelerator().device_count() == 2

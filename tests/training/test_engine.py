@@ -9,7 +9,7 @@ import pytest
 
 from alignvlm.model.network import largest_list
 from alignvlm.parts import public_name
-from alignvlm.training.engine import look_at_the_norm_only, whole_layers
+from alignvlm.training.engine import gather_whole_layers, look_at_the_norm_only, whole_layers
 from tests.tiny import tiny_model
 
 
@@ -42,6 +42,18 @@ def test_layers_that_get_no_gradient_of_their_input_are_not_gathered_whole(
     whole = whole_layers(model)
     assert [name for name, layer in layers.items() if layer not in whole] == not_whole
     assert len(whole) == len(layers) - len(not_whole)
+
+
+def test_a_layer_gathered_whole_names_its_parameters_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And without a walk through its modules, which DeepSpeed would have it take several times in a micro-batch."""
+    model, _ = tiny_model()
+    layer = largest_list(model.model.part("language"))[2][0]
+    questions = [{}, {"prefix": "a.b"}, {"recurse": False}, {"remove_duplicate": False}]
+    expected = [[(name, id(p)) for name, p in layer.named_parameters(**asked)] for asked in questions]
+    gather_whole_layers(model)
+    assert [[(name, id(p)) for name, p in layer.named_parameters(**asked)] for asked in questions] == expected
+    monkeypatch.setattr(type(layer), "named_modules", lambda *_, **__: pytest.fail("it walks"))
+    assert [id(p) for p in layer.parameters()] == [number for _, number in expected[0]]
 
 
 @pytest.mark.parametrize(
