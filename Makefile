@@ -21,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-browser test-cluster test-faults test-harness test-vllm check check-hf docs gpu-check gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
+.PHONY: help quickstart test test-fast test-browser test-cluster test-faults test-harness test-vllm check check-hf docs gpu-check gpu-check-quick gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,13 +73,16 @@ GPU_CHECK = $(PYTHON) scripts/gpu_check.py $(if $(TINY),--tiny) $(if $(RESULTS),
 gpu-check: ## on a machine with a GPU: its three parts, the next also after a failed one
 	@worst=0; for part in kernels train profile; do $(GPU_CHECK) $$part || worst=$$?; done; exit $$worst
 
+gpu-check-quick: ## what matters most of all parts, in less than six minutes
+	$(GPU_CHECK) quick
+
 gpu-check-kernels: ## tests of the kernels, the ALIGN operator against its alternatives
 	$(GPU_CHECK) kernels
 
 gpu-check-train: ## tests of model, training and evaluation, training steps in variants
 	$(GPU_CHECK) train
 
-gpu-check-profile: ## where the time goes: the row kernels, one training step
+gpu-check-profile: ## where the time goes: the row kernels, steps of 1B and 8B
 	$(GPU_CHECK) profile
 
 wheel: $(VENV)/installed-test ## source distribution and wheel, in dist/

@@ -10,6 +10,8 @@ import json
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +22,8 @@ from alignvlm.system.environment import processor_name
 if TYPE_CHECKING:
     from torch import Tensor
 
+TRIALS, LAUNCHES = 3, 12
+"""Of a call that is timed on a GPU."""
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 PACKAGES = (
     "torch", "triton", "transformers", "deepspeed", "liger-kernel", "flash-attn", "numpy", "webdataset", "pillow",
@@ -109,6 +113,27 @@ class Problem:
         """h, w2, e, gamma and beta as fresh leaves that require gradients."""
         leaves = (self.h, self.w2, self.e, self.gamma, self.beta)
         return [t.detach().requires_grad_() for t in leaves]
+
+
+def timed(run: Callable[[], Any], device: str) -> float:
+    """ms of one call: the best of a few trials of several launches."""
+    import torch
+
+    run()
+    if device == "cpu":
+        start = time.perf_counter()
+        run()
+        return (time.perf_counter() - start) * 1e3
+    best = float("inf")
+    for _ in range(TRIALS):
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(LAUNCHES):
+            run()
+        stop.record()
+        stop.synchronize()
+        best = min(best, start.elapsed_time(stop) / LAUNCHES)
+    return best
 
 
 TENSORS = ("out", "h", "w2", "e", "gamma", "beta")

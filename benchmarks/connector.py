@@ -2,11 +2,13 @@
 
     python benchmarks/connector.py                    the default shapes of this device
     python benchmarks/connector.py --tokens 1024 --repeats 9 --no-plot
+    python benchmarks/connector.py --blocks 8192 8448 16384 --tokens 16384 8192
 
 One floor is the operator's own products, swept as it sweeps them, the other seven plain products of 2 N D V FLOPs each.
 All methods run in turn on the same inputs, so a busy machine slows them alike; times are medians. Errors are those of
 the output and of all gradients, against float64. Prints a table and writes benchmarks/results/connector-<device>.json
-after every shape, and a .png at the end.
+after every shape, and a .png at the end. With --blocks only the operator runs, with these numbers of rows of the
+vocabulary per block, beside the plain products.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from _common import RESULTS, TENSORS, Problem, Shape, exact_solution, largest_difference, write
 from softmax.floors import Floor, PlainFloor, TokenChunksFloor, VocabBlocksFloor
+from softmax.table import PLAIN, SWEPT, Result, plot, show
 
 from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
 from alignvlm.kernels.align import vocab_softmax_reference
@@ -35,18 +38,6 @@ ACTIVE = 3400
 """Tokens that carry the mass in the paper."""
 CHUNK = 1024
 """Tokens per chunk of the checkpointed eager version."""
-SWEPT, PLAIN = "floor: its products alone", "floor: 7 plain products"
-
-
-@dataclass
-class Result:
-    method: str
-    forward_ms: float | None = None
-    total_ms: float | None = None
-    extra_mib: float | None = None
-    errors: dict[str, float] = field(default_factory=dict)
-    """Largest error by tensor, each relative to the largest float64 value."""
-    note: str = ""
 
 
 SHAPES = {
@@ -57,6 +48,9 @@ SHAPES = {
         Shape(16384, 128_256, 4096, "bfloat16"),
     ],
 }
+BLOCKS = (8192, 8448, 12_672, 12_826, 14_272, 16_032, 16_384)
+"""Rows per block to compare on a GPU. With tiles of 256 x 128, blocks of 8,448 and 12,672 rows fill whole waves of an
+H100's 132 multiprocessors; 12,826, 14,272 and 16,032 leave no small last block of Llama 3's vocabulary."""
 MAIN = {"cpu": Shape(1024, 49152, 576, "float32"), "cuda": Shape(16384, 128_256, 2048, "bfloat16")}
 """The shape whose ratios are printed."""
 
@@ -90,7 +84,11 @@ class ActiveSubset:
         return vocab_softmax(h, w2, e[self.ids], gamma, beta, moments=self.moments)
 
 
-def methods(problem: Problem, *, compiled: bool) -> dict[str, Method]:
+def methods(problem: Problem, *, compiled: bool, blocks: Sequence[int] = ()) -> dict[str, Method]:
+    if blocks:
+        implementation = None if problem.device == "cuda" else "vocab_blocks"  # a CPU's own has no such blocks
+        ours = partial(vocab_softmax, implementation=implementation)
+        return {"ours": ours} | {f"ours, blocks of {rows:,}": partial(ours, block=rows) for rows in blocks}
     chosen: dict[str, Method] = {"eager": vocab_softmax_reference}
     if compiled:
         torch._dynamo.reset()
@@ -169,12 +167,14 @@ def fits(shape: Shape, device: str) -> bool:
     return 8 * shape.tokens * shape.vocab * 4 < 0.6 * psutil.virtual_memory().available
 
 
-def measure(shape: Shape, device: str, repeats: int, *, compiled: bool, clock: Clock) -> list[Result]:
+def measure(
+    shape: Shape, device: str, repeats: int, *, compiled: bool, clock: Clock, blocks: Sequence[int] = ()
+) -> list[Result]:
     problem = Problem(shape, device)
-    exact = exact_solution(problem)
+    exact = {} if blocks else exact_solution(problem)
     swept = VocabBlocksFloor if device == "cuda" else TokenChunksFloor
-    candidates: dict[str, Method | Floor] = dict(methods(problem, compiled=compiled))
-    candidates |= {SWEPT: swept(problem), PLAIN: PlainFloor(problem)}
+    candidates: dict[str, Method | Floor] = dict(methods(problem, compiled=compiled, blocks=blocks))
+    candidates |= {PLAIN: PlainFloor(problem)} if blocks else {SWEPT: swept(problem), PLAIN: PlainFloor(problem)}
     results = {name: Result(name) for name in candidates}
     for name, method in list(candidates.items()):
         try:
@@ -183,7 +183,7 @@ def measure(shape: Shape, device: str, repeats: int, *, compiled: bool, clock: C
             timed(problem, method)  # warm up: compilation
             if not isinstance(method, Floor):
                 results[name].extra_mib = extra_memory(problem, method)
-                if "subset" not in name:
+                if exact and "subset" not in name:
                     results[name].errors = errors(problem, method, exact)
         except torch.OutOfMemoryError:
             results[name].note = "does not fit"
@@ -221,59 +221,6 @@ def show_kernels(found: dict[str, tuple[int, float]]) -> None:
         print(f"{ms:10.2f} ms{count:6}  {name[:100]}")
 
 
-def show(shape: Shape, results: list[Result]) -> None:
-    print(f"\nN={shape.tokens:,}  V={shape.vocab:,}  D={shape.width:,}  {shape.dtype}")
-    print(f"{'':28}{'fwd ms':>10}{'fwd+bwd':>10}{'extra MiB':>11}" + "".join(f"{f'err {t}':>11}" for t in TENSORS))
-
-    def number(value: float | None, pattern: str) -> str:
-        return "-" if value is None else format(value, pattern)
-
-    for r in results:
-        print(
-            f"{r.method:28}{number(r.forward_ms, ',.1f'):>10}{number(r.total_ms, ',.1f'):>10}"
-            f"{number(r.extra_mib, ',.0f'):>11}" + "".join(f"{number(r.errors.get(t), '.1e'):>11}" for t in TENSORS),
-            r.note,
-        )
-    by_name = {r.method: r for r in results}
-    for name in (name for name in by_name if name.startswith("ours") and "subset" not in name):
-        ours, parts = by_name[name], []
-        for title, other in (("eager", by_name["eager"]), ("its products", by_name[SWEPT]), ("14 NDV", by_name[PLAIN])):
-            if ours.total_ms and other.total_ms:
-                parts.append(f"{ours.total_ms / other.total_ms:.2f} of the time of {title}")
-        if ours.extra_mib and by_name["eager"].extra_mib:
-            parts.append(f"{ours.extra_mib / by_name['eager'].extra_mib:.3f} of eager's memory")
-        print(f"{name}: {', '.join(parts)}")
-
-
-def plot(measured: list[tuple[Shape, list[Result]]], main: Shape, path: Path) -> None:
-    """Time and memory against N (at the main V) and against V (at the main N)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
-    for column, key in enumerate(("tokens", "vocab")):
-        fixed = "vocab" if key == "tokens" else "tokens"
-        chosen = [(s, r) for s, r in measured if s.width == main.width and getattr(s, fixed) == getattr(main, fixed)]
-        chosen.sort(key=lambda item: getattr(item[0], key))
-        for line, quantity in enumerate(("total_ms", "extra_mib")):
-            axis = axes[line][column]
-            for method in dict.fromkeys(r.method for _, results in chosen for r in results):
-                points = [
-                    (getattr(s, key), getattr(r, quantity)) for s, results in chosen for r in results
-                    if r.method == method and getattr(r, quantity)
-                ]  # fmt: skip
-                if points:
-                    axis.plot(*zip(*points, strict=True), marker="o", label=method)
-            axis.set(xscale="log", yscale="log", xlabel="visual tokens N" if key == "tokens" else "vocabulary V")
-            axis.set_ylabel("forward + backward [ms]" if quantity == "total_ms" else "extra memory [MiB]")
-            axis.grid(alpha=0.3)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.suptitle(f"ALIGN operator, D={main.width}, {main.dtype}")
-    figure.savefig(path, dpi=110)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
@@ -281,6 +228,9 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, help="vocabulary V with --tokens")
     parser.add_argument("--width", type=int, help="hidden width D with --tokens")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="with --tokens")
+    parser.add_argument(
+        "--blocks", type=int, nargs="*", metavar="ROWS", help=f"compare sizes of blocks; without a number {BLOCKS}"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true", help="one thread, CPU time: fair on a shared CPU")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
@@ -299,7 +249,7 @@ def main() -> None:
         shapes = [Shape(**(base | {"tokens": tokens})) for tokens in arguments.tokens]
         main_shape = shapes[0]
     measured, profiled = [], {}
-    name = arguments.name or f"connector-{arguments.device}"
+    name = arguments.name or f"connector-{arguments.device}" + ("" if arguments.blocks is None else "-blocks")
     for shape in shapes:
         results = measure(
             shape,
@@ -307,6 +257,7 @@ def main() -> None:
             arguments.repeats,
             compiled=not arguments.no_compile,
             clock=time.process_time if arguments.cpu_time else time.perf_counter,
+            blocks=() if arguments.blocks is None else arguments.blocks or BLOCKS,
         )
         show(shape, results)
         measured.append((shape, results))

@@ -140,8 +140,8 @@ def held_out_loss(num_packs: int, rounds: int, threads: int) -> dict[str, Any]:
     One rank, fp32. They alternate pack by pack; the least seconds of every pack count, since other work of the machine
     only adds. ZeRO-3 comes last: it replaces torch's linear layer for the rest of the process.
     """
-    from _steps import make_pack
-    from _variants import Pack
+    from steps.bench import make_pack
+    from steps.variants import Pack
 
     from alignvlm.model import AlignVLMForConditionalGeneration
     from alignvlm.model.attention import SDPA

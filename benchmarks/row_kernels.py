@@ -24,8 +24,8 @@ if "--tiny" in sys.argv:
 
 import torch
 import triton
-from _common import write
-from rows.blocks import Block, Candidate, backward, forward, timed
+from _common import timed, write
+from rows.blocks import Block, Candidate, backward, forward
 from rows.products import products
 
 from alignvlm.kernels.align import rows_triton

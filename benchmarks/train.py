@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _common import RESULTS, write
-from _variants import ALL, MODELS, VARIANTS, find_variant
+from steps.variants import ALL, MODELS, VARIANTS, find_variant
 
 SHORT = {"tiny": (2, 1, 2), "1b": (5, 2, 4), "3b": (3, 1, 4), "8b": (3, 1, 4)}
 """Model -> default steps, warm-up steps, micro-batches per step."""
@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, help="steps before them")
     parser.add_argument("--micro-batches", type=int, help="packs per step")
     extent = parser.add_mutually_exclusive_group()
-    extent.add_argument("--profile", action="store_true", help="one more step under torch's profiler")
+    extent.add_argument("--profile", action="store_true", help="where the device's and the host's time goes")
     extent.add_argument("--brief", action="store_true", help="leave the host's time out: more variants in a short time")
     parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="then start no variant")
     parser.add_argument("--name", help="added to the name of the result file")
@@ -77,7 +77,7 @@ def main() -> int:
 
 def compare(arguments: argparse.Namespace, world: Any, began: float) -> int:
     """Measure the variants; 1 where one of them failed for no reason that is expected."""
-    from _steps import Bench
+    from steps.bench import Bench
 
     model, device = MODELS[arguments.model], world.device.type
     name = "-".join(filter(None, ["train", device, arguments.name]))
@@ -124,6 +124,8 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:300]}"
 
 
+SHAPES = 24
+"""That are shown of a profile; the results have more."""
 COLUMNS = {
     "s/step": ("step_s", "{:.3f}", 1.0),
     "tokens/s": ("tokens_per_s", "{:,.0f}", 1.0),
@@ -148,14 +150,44 @@ def line(row: dict[str, Any]) -> str:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The table, and where the time of the first profiled variant goes."""
+    """The table, and where the time of the profiled variants goes."""
     print("\n" + " " * 47 + " ".join(f"{head:>{max(9, len(head))}}" for head in COLUMNS))
     for row in rows:
         print(line(row))
-    profiled = next((row for row in rows if "profile" in row), None)
-    if profiled is not None:
-        kinds = profiled["profile"]["kinds"].items()
-        print(f"\n{profiled['variant']}: " + ", ".join(f"{kind} {100 * v['share']:.1f} %" for kind, v in kinds))
+    for row in rows:
+        if "profile" in row:
+            show_profile(row["variant"], row["profile"])
+        if "host_profile" in row:
+            show_host(row["host_profile"])
+
+
+def show_profile(variant: str, found: dict[str, Any]) -> None:
+    """Kernels by kind, part and shape: what keeps a step from the speed of a large product."""
+    for title in ("kinds", "parts"):
+        print(f"\n{variant}, {title}: " + ", ".join(f"{k} {100 * v['share']:.1f} %" for k, v in found[title].items()))
+    products, waits = found["products"], found["waits"]
+    if products["tflops"]:
+        print(
+            f"products: {products['ms']:.1f} of {found['total_ms']:.1f} ms, {products['tflops']:.3g} TFLOP/s; a large "
+            f"one reaches {products['peak_tflops']:.3g} here, which would save {products['lost_ms']:.1f} ms"
+        )
+    print("the host waits: " + (", ".join(f"{v['count']} x {k}, {v['ms']:.1f} ms" for k, v in waits.items()) or "-"))
+    print(f"{'ms':>9}{'count':>7}{'TFLOP/s':>9}{'lost ms':>9}  operator, shapes, kernel")
+    for shape in found["shapes"][:SHAPES]:
+        reached = [format(shape[key], ".4g") if key in shape else "-" for key in ("tflops", "lost_ms")]
+        print(
+            f"{shape['ms']:9.2f}{shape['count']:7}{reached[0]:>9}{reached[1]:>9}  "
+            f"{shape['operator']} {shape['shapes'][:60]}  {shape['kernel'][:70]}"
+        )
+
+
+def show_host(found: dict[str, Any]) -> None:
+    """Where the host's time of a micro-batch goes."""
+    print(f"\nhost: {found['ms_per_micro_batch']:.1f} ms per micro-batch, {found['samples']} samples")
+    for title in ("self", "caller"):
+        print(f"{title}: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in found[title].items()))
+    for name, milliseconds in list(found["callers"].items())[:SHAPES]:
+        print(f"{milliseconds:9.2f} ms  {name}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""What only a GPU can show, in three parts of less than nine minutes each.
+"""What only a GPU can show, in parts of less than nine minutes each.
 
+    python scripts/gpu_check.py quick          what matters most, in less than six minutes: tests, attention, where a
+                                               step's time goes, how large the operator's blocks should be
     python scripts/gpu_check.py kernels        tests of the kernels; the ALIGN operator against its alternatives
     python scripts/gpu_check.py train          tests of the model, training and evaluation; training steps in variants
-    python scripts/gpu_check.py profile        where the time goes: the row kernels, and one training step
+    python scripts/gpu_check.py profile        where the time goes: the row kernels, steps of the 1B and the 8B recipe
     python scripts/gpu_check.py train --tiny   the same at tiny sizes, without a GPU; of the tests, the collection only
 
-alignvlm need not be installed. What is missing is named in one line. A command that fails, or that takes longer than
-is left, does not keep the next one from running; the exit code is the worst one. Logs and results are written as they
-come, to benchmarks/results or the folder that --results names.
+alignvlm need not be installed. What is missing is named in one line, with what to download where there is a network.
+A command that fails, or that takes longer than is left, does not keep the next one from running; the exit code is the
+worst one. Logs and results are written as they come, to benchmarks/results or the folder that --results names.
 """
 
 from __future__ import annotations
@@ -23,38 +25,90 @@ import threading
 import time
 import tomllib
 from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 520
+SECONDS = {"quick": 345, "kernels": 520, "train": 520, "profile": 520}
 """Of a part, all its commands together."""
 NOT_NEEDED = {"mlflow"}
 """Of the package's dependencies: nothing here tracks a run."""
 TESTING = ("triton", "pytest", "pytest-xdist")
 REHEARSED = "default,connector-mlp,attention-flash,zero2,compile-vision"
 """Variants of a training step with --tiny; flash-attn needs a GPU: it fails as expected."""
+REHEARSED_QUICKLY = "zero1,attention-flash4"
+QUICK = ",".join("no-checkpointing+zero1" + more for more in (
+    "", "+attention-flash4", "+compile-vision+compile-language+layers-unfused",
+))  # fmt: skip
+EIGHT_B = "default,attention-flash4,connector-mlp"
+SMALL_BLOCKS = ("--tokens=48", "--vocab=512", "--width=64", "--repeats=1", "--blocks", "100", "256")
+LEFT_OUT = ("liger-kernel>=0.8", "flash-attn-4")
+"""Variants of a step ask for them; without them the others are measured."""
+NO_WHEELS = ("deepspeed",)
+"""Published as sources only; without a compiler at hand they become pure Python."""
+PLATFORM = "manylinux_2_28_x86_64"
+BROUGHT = {
+    "accelerate": "huggingface_hub numpy packaging psutil pyyaml safetensors",
+    "deepspeed": "einops hjson msgpack ninja numpy packaging psutil py-cpuinfo pydantic tqdm",
+    "peft": "accelerate huggingface_hub numpy packaging psutil pyyaml safetensors tqdm transformers",
+    "pydantic": "annotated-types pydantic-core typing-extensions typing-inspection",
+    "pytest": "iniconfig packaging pluggy pygments",
+    "pytest-xdist": "execnet pytest",
+    "rich": "markdown-it-py pygments",
+    "markdown-it-py": "mdurl",
+    "webdataset": "braceexpand numpy pyyaml",
+    "flash-attn-4": "apache-tvm-ffi einops nvidia-cutlass-dsl quack-kernels torch-c-dlpack-ext",
+    "nvidia-cutlass-dsl": " ".join(f"nvidia-cutlass-dsl-libs-{part}" for part in ("base", "cu12", "cu13")),
+}
+"""What packages bring that a machine with PyTorch and transformers may lack: one that is not there cannot say it."""
 TEST_PROCESSES = 8
 """They share the GPU; the tests are small, and much of their time is the host's."""
 
 
-def missing() -> list[str]:
-    """Requirements of pyproject.toml, and of the tests, that are not fulfilled here."""
+def missing(wanted: Iterable[str] | None = None) -> list[str]:
+    """Requirements that are not fulfilled here, with all that they bring: of pyproject.toml and the tests, or these."""
     from packaging.requirements import Requirement
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    found = []
-    for text in (*project["dependencies"], *project["optional-dependencies"]["train"], *TESTING):
+    if wanted is None:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        wanted = (*project["dependencies"], *project["optional-dependencies"]["train"], *TESTING)
+    found: dict[str, str] = {}
+    seen, left = set(), [text for text in wanted if Requirement(text).name not in NOT_NEEDED]
+    while left:
+        text = left.pop(0)
         requirement = Requirement(text)
-        if requirement.name in NOT_NEEDED:
+        if text in seen or not _applies(requirement):
             continue
+        seen.add(text)
         try:
             is_there = requirement.specifier.contains(version(requirement.name), prereleases=True)
+            brought = requires(requirement.name) or ()
         except PackageNotFoundError:
-            is_there = False
+            is_there, brought = False, BROUGHT.get(requirement.name, "").split()
         if not is_there:
-            found.append(text)
-    return found
+            found.setdefault(requirement.name, f"{requirement.name}{requirement.specifier}")
+        left += [other for other in brought if _applies(Requirement(other))]
+    return list(found.values())
+
+
+def _applies(requirement: Any) -> bool:
+    """Whether a requirement holds on this machine, extras aside."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+
+
+def how_to_get(lacking: list[str]) -> str:
+    """Commands for a machine with a network, and for this one."""
+    sources = [text for text in lacking if text.startswith(NO_WHEELS)]
+    wheels = [text for text in lacking if text not in sources]
+    python = ".".join(map(str, sys.version_info[:2]))
+    commands = []
+    if wheels:
+        options = ["--no-deps", "--only-binary=:all:", f"--python-version={python}", f"--platform={PLATFORM}"]
+        commands.append(shlex.join(["pip", "download", *options, "--dest=wheels", *wheels]))
+    if sources:
+        commands.append(shlex.join(["pip", "wheel", "--no-deps", "--wheel-dir=wheels", *sources]))
+    return " && ".join(commands) + "; here: pip install --no-deps wheels/*.whl"
 
 
 def test_files(*folders: str) -> list[str]:
@@ -79,7 +133,17 @@ def commands(part: str, is_tiny: bool) -> Iterator[tuple[float, list[str]]]:
         "benchmarks/train.py",
         *(["--tiny", "--steps=1", f"--variants={REHEARSED}"] if is_tiny else []),
     ]
-    if part == "kernels":
+    connector = [sys.executable, "benchmarks/connector.py", *([] if is_tiny else ["--device=cuda"]), "--no-plot"]
+    if part == "quick":
+        yield 0.4, tests(is_tiny, "model", "training", "evaluation", "data_pipeline")
+        yield 0.25, [sys.executable, "benchmarks/attention.py", *(["--tiny"] if is_tiny else [])]
+        if is_tiny:
+            train[-1] = f"--variants={REHEARSED_QUICKLY}"
+        yield 0.6, [*train, *([] if is_tiny else [f"--variants={QUICK}"]), "--profile", "--name=quick"]
+        tokens = ["--blocks", "--tokens", "16384", "17496", "4096", "8192", "32768"]
+        yield 0.6, [*connector, *(SMALL_BLOCKS if is_tiny else tokens)]
+        yield 1.0, tests(is_tiny, "kernels")
+    elif part == "kernels":
         sizes = ["--tokens=48", "--vocab=512", "--width=64", "--no-compile", "--no-plot", "--repeats=1"]
         yield 0.5, tests(is_tiny, "kernels")
         yield 1.0, [sys.executable, "benchmarks/connector.py", *(sizes if is_tiny else ["--device=cuda"])]
@@ -87,8 +151,12 @@ def commands(part: str, is_tiny: bool) -> Iterator[tuple[float, list[str]]]:
         yield 0.5, tests(is_tiny, "model", "data_pipeline", "training", "evaluation")
         yield 1.0, [*train, *([] if is_tiny else ["--variants=all"])]
     else:
-        yield 0.5, [sys.executable, "benchmarks/row_kernels.py", *(["--tiny"] if is_tiny else [])]
-        yield 1.0, [*train, "--profile", "--name=profile"]
+        yield 0.3, [sys.executable, "benchmarks/row_kernels.py", *(["--tiny"] if is_tiny else [])]
+        yield 0.5, [*train, "--profile", "--name=profile"]
+        large = [*train[:-1], "--variants=default"] if is_tiny else [*train, "--model=8b", f"--variants={EIGHT_B}"]
+        yield 0.8, [*large, "--profile", "--name=8b"]
+        wide = ["--blocks", "--tokens", "16384", "4096", "--width", "4096"]
+        yield 1.0, [*connector, *(SMALL_BLOCKS if is_tiny else wide), "--name=connector-blocks-4096"]
 
 
 def run(command: list[str], seconds: float, environment: dict[str, str], log: Path) -> int:
@@ -126,15 +194,17 @@ def run(command: list[str], seconds: float, environment: dict[str, str], log: Pa
 
 def main(words: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["kernels", "train", "profile"])
+    parser.add_argument("part", choices=list(SECONDS))
     parser.add_argument("--tiny", action="store_true", help="rehearse without a GPU")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="that this part may take")
+    parser.add_argument("--seconds", type=float, help="that this part may take")
     arguments = parser.parse_args(None if words is None else list(words))
     lacking = missing()
     if lacking:
-        print(f"needed here: pip install {shlex.join(lacking)}")
+        print(f"needed here: {shlex.join(lacking)}; where there is a network: {how_to_get(lacking)}")
         return 2
+    if left_out := missing(LEFT_OUT):
+        print(f"left out without {shlex.join(left_out)}; where there is a network: {how_to_get(left_out)}")
     import torch
 
     if not arguments.tiny and not torch.cuda.is_available():
@@ -148,7 +218,7 @@ def main(words: Iterable[str] | None = None) -> int:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(paths), "BENCHMARK_RESULTS": str(results), "PYTHONUNBUFFERED": "1"
     }  # fmt: skip
-    deadline, worst = time.monotonic() + arguments.seconds, 0
+    deadline, worst = time.monotonic() + (arguments.seconds or SECONDS[arguments.part]), 0
     for share, command in commands(arguments.part, arguments.tiny):
         left = deadline - time.monotonic()
         if "benchmarks/train.py" in command:

@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from alignvlm.kernels.align import rows_triton
-
-TRIALS, LAUNCHES = 3, 12
-
-
-def timed(run: Callable[[], Any], device: str) -> float:
-    """ms of one call: the best of a few trials of several launches."""
-    run()
-    if device == "cpu":
-        start = time.perf_counter()
-        run()
-        return (time.perf_counter() - start) * 1e3
-    best = float("inf")
-    for _ in range(TRIALS):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(LAUNCHES):
-            run()
-        stop.record()
-        stop.synchronize()
-        best = min(best, start.elapsed_time(stop) / LAUNCHES)
-    return best
 
 
 class Block:

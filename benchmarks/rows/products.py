@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rows.blocks import timed
+from _common import timed
 from torch import Tensor
 
 from alignvlm.kernels.align import vocab_moments

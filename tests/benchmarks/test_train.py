@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
+import threading
+import time
+from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -21,14 +25,14 @@ def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(FOLDER))
 
     def load(name: str) -> ModuleType:
-        return __import__(name)
+        return import_module(name)
 
     return load
 
 
 @pytest.mark.parametrize("model", ["1b", "3b", "8b"])
 def test_recipes_and_packs_of_the_real_shapes(benchmark_module: Any, model: str) -> None:
-    variants, steps = benchmark_module("_variants"), benchmark_module("_steps")
+    variants, steps = benchmark_module("steps.variants"), benchmark_module("steps.bench")
     chosen = variants.MODELS[model]
     names = variants.ALL if model == "1b" else ("default", "connector-mlp")
     for variant in map(variants.find_variant, names):
@@ -45,36 +49,118 @@ def test_recipes_and_packs_of_the_real_shapes(benchmark_module: Any, model: str)
         assert (batch.input_ids[0, batch.visual_positions] == config.image_token_id).all()
 
 
+PEAK = 1e12
+
+
 def event(name: str, parent: Any = None, *, kernels: dict[str, float] | None = None, **fields: Any) -> Any:
     """An event as torch's profiler has them; kernels of an operator by name, in microseconds."""
     launched = [SimpleNamespace(name=name, duration=us) for name, us in (kernels or {}).items()]
     defaults = {"device_type": DeviceType.CPU, "thread": 1, "fwd_thread": 0, "sequence_nr": -1, "scope": 0}
-    defaults |= {"is_user_annotation": False}
+    defaults |= {"is_user_annotation": False, "input_shapes": []}
     return SimpleNamespace(name=name, cpu_parent=parent, kernels=launched, **(defaults | fields))
 
 
-def test_kernels_of_the_connector(benchmark_module: Any) -> None:
-    """An operator of its forward, its backward node on another thread, and a node of the same number elsewhere."""
-    kernels = benchmark_module("_kernels")
-    outer = event(kernels.RANGE, kernels={kernels.RANGE: 99.0}, is_user_annotation=True)
+def on_device(name: str, us: float, **fields: Any) -> Any:
+    """A kernel, or what a range looks like there."""
+    duration = SimpleNamespace(elapsed_us=lambda: us)
+    return event(name, time_range=duration, device_type=DeviceType.CUDA, **fields)
+
+
+def test_kernels_of_the_parts(benchmark_module: Any) -> None:
+    """An operator of a forward, its backward node on another thread, and a node of the same number elsewhere."""
+    kernels = benchmark_module("steps.kernels")
+    named = kernels.RANGE + "connector"
+    outer = event(named, kernels={named: 99.0}, is_user_annotation=True)
     operator = event("aten::mm", outer, sequence_nr=7, kernels={"nvjet_a": 10.0})
-    other = event("aten::mm", sequence_nr=8, kernels={"nvjet_a": 100.0})
+    vision = event("aten::mm", event(kernels.RANGE + "vision"), sequence_nr=8, kernels={"nvjet_a": 60.0})
+    other = event("aten::mm", sequence_nr=9, kernels={"nvjet_a": 40.0})
     node = event("MmBackward0", thread=2, fwd_thread=1, sequence_nr=7, scope=1)
     inner = event("aten::mm", node, thread=2, kernels={"flash_bwd": 20.0})
     recomputed = event("MulBackward0", thread=2, fwd_thread=2, sequence_nr=7, scope=1, kernels={"nccl_x": 200.0})
-    launched = {"nvjet_a": 110.0, "flash_bwd": 20.0, "nccl_x": 200.0}
-    device: dict[str, Any] = {"device_type": DeviceType.CUDA}
-    on_device = [
-        event(name, time_range=SimpleNamespace(elapsed_us=lambda us=us: us), **device) for name, us in launched.items()
-    ]
-    annotation = event(kernels.RANGE, time_range=SimpleNamespace(elapsed_us=lambda: 99.0), **device)
-    annotation.is_user_annotation = True
-    events = [outer, operator, other, node, inner, recomputed, *on_device, annotation]
-    table = kernels.time_table(events, cuda=True)
+    waits = event("cudaStreamSynchronize", node, time_range=SimpleNamespace(elapsed_us=lambda: 3000.0))
+    launched = [on_device("nvjet_a", 110.0), on_device("flash_bwd", 20.0), on_device("nccl_x", 200.0)]
+    annotation = on_device(named, 99.0, is_user_annotation=True)
+    events = [outer, operator, vision, other, node, inner, recomputed, waits, *launched, annotation]
+    table = kernels.time_table(events, PEAK, cuda=True)
     assert table["total_ms"] == pytest.approx(0.33)
     assert table["launches"] == 3
     assert table["connector_share"] == pytest.approx(30 / 330)
+    assert {name: round(1e3 * part["ms"]) for name, part in table["parts"].items()} == {
+        kernels.REST: 240, "vision": 60, "connector": 30
+    }  # fmt: skip
     assert list(table["kinds"]) == ["NCCL", "GEMM", "attention"]
+    assert table["waits"] == {"cudaStreamSynchronize": {"ms": 3.0, "count": 1}}
+
+
+@pytest.mark.parametrize(
+    ("operator", "shapes", "flops"),
+    [
+        ("aten::mm", [[3, 5], [5, 7]], 2 * 3 * 5 * 7),
+        ("aten::mm", [[3, 5], [5, 7], [], [3, 7]], 2 * 3 * 5 * 7),  # with `out`
+        ("aten::addmm", [[7], [3, 5], [5, 7], [], []], 2 * 3 * 5 * 7),
+        ("aten::bmm", [[4, 3, 5], [4, 5, 7]], 4 * 2 * 3 * 5 * 7),
+        ("aten::mul", [[3, 5], [5]], None),
+        ("aten::mm", [], None),
+    ],
+)
+def test_flops_of_a_product(benchmark_module: Any, operator: str, shapes: list[list[int]], flops: int | None) -> None:
+    assert benchmark_module("steps.shapes").product_flops(event(operator, input_shapes=shapes)) == flops
+
+
+def test_products_by_shape_against_the_peak(benchmark_module: Any) -> None:
+    """Two products of 2 GFLOP in 5 and 3 ms where 2 ms would do, one of another shape, and an operator that is none."""
+    large, small = [[1000, 1000], [1000, 1000]], [[1000, 100], [100, 1000]]
+    launches = [
+        (event("aten::mm", input_shapes=large), [("nvjet_a", 4000.0), ("splitk", 1000.0)]),
+        (event("aten::mm", input_shapes=large), [("nvjet_a", 3000.0)]),
+        (event("aten::mm", input_shapes=small), [("nvjet_b", 300.0)]),
+        (event("aten::mul", input_shapes=[[2, 2], []]), [("elementwise", 100.0)]),
+    ]
+    table = benchmark_module("steps.shapes").operator_table(launches, PEAK)
+    first, second, third = table["shapes"]
+    assert first == {
+        "operator": "aten::mm", "shapes": "1000x1000 1000x1000", "ms": pytest.approx(8), "count": 2,
+        "kernel": "nvjet_a", "tflop": pytest.approx(0.004), "tflops": pytest.approx(0.5), "lost_ms": pytest.approx(4),
+    }  # fmt: skip
+    assert second["lost_ms"] == pytest.approx(0.1)
+    assert third == {
+        "operator": "aten::mul", "shapes": "2x2", "ms": pytest.approx(0.1), "count": 1, "kernel": "elementwise"
+    }  # fmt: skip
+    assert table["products"] == {
+        "ms": pytest.approx(8.3), "tflop": pytest.approx(0.0042), "tflops": pytest.approx(4.2 / 8.3),
+        "peak_tflops": pytest.approx(1), "lost_ms": pytest.approx(4.1),
+    }  # fmt: skip
+    assert {name: row["count"] for name, row in table["operators"].items()} == {"aten::mm": 3, "aten::mul": 1}
+
+
+def test_samples_of_the_host_are_those_of_the_thread_that_works(benchmark_module: Any) -> None:
+    """The caller's own, and that of a thread which Python does not know, as autograd's, while the caller waits."""
+    host = benchmark_module("steps.host")
+
+    def busy(seconds: float) -> None:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+
+    def run() -> None:
+        done = threading.Lock()
+        done.acquire()
+
+        def in_a_thread_of_c() -> None:
+            busy(0.3)
+            done.release()
+
+        _thread.start_new_thread(in_a_thread_of_c, ())
+        done.acquire()
+        busy(0.1)
+
+    found = host.sample_host(run, micro_batches=4)
+    assert 100 <= found["ms_per_micro_batch"] < 1000
+    assert found["samples"] > 20
+    assert found["caller"]["tests"] > 0.9
+    (name, milliseconds), *_ = found["functions"].items()
+    assert name == "tests/benchmarks/test_train.py:busy"
+    assert 0.7 * found["ms_per_micro_batch"] < milliseconds <= found["ms_per_micro_batch"]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +186,7 @@ def test_kernels_of_the_connector(benchmark_module: Any) -> None:
     ],
 )
 def test_kinds_of_kernels(benchmark_module: Any, name: str, kind: str) -> None:
-    assert benchmark_module("_kernels").kind_of(name) == kind
+    assert benchmark_module("steps.kernels").kind_of(name) == kind
 
 
 def test_an_unexpected_error_is_noted_and_gives_code_1(benchmark_module: Any) -> None:

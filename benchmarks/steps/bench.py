@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from _kernels import profile_step
-from _variants import Model, Pack, Variant, merged
+from steps.host import sample_host
+from steps.kernels import profile_step
+from steps.shapes import measured_peak
+from steps.variants import Model, Pack, Variant, merged
 
 from alignvlm.config.deepspeed import deepspeed_config
 from alignvlm.config.load import load_recipe
@@ -189,10 +191,27 @@ class Bench:
                 row |= self._host_seconds(trainer)
         if profiled:
             with self._phase("profile"):
-                step = lambda: self._run(trainer, batches)
-                row["profile"] = found = profile_step(trainer.model.model.connector, step, cuda=self._cuda)
+                row["profile"] = found = self._profile(recipe, trainer, batches)
+                row["host_profile"] = self._host_profile(trainer)
             if self._cuda:
                 row["busy"] = found["total_ms"] / 1e3 / row["step_s"]
+
+    def _profile(self, recipe: Recipe, trainer: Trainer, batches: list[MicroBatch]) -> dict[str, Any]:
+        """Where the device's time goes in one more step."""
+        base, dtype = trainer.model.model, torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+        peak = measured_peak(self.world.device, dtype)
+        parts = {"connector": base.connector, "vision": base.vision_tower, "language": base.language_model}
+        return profile_step(parts, lambda: self._run(trainer, batches), peak, cuda=self._cuda)
+
+    def _host_profile(self, trainer: Trainer) -> dict[str, Any]:
+        """Where the host's time goes in steps that leave a GPU next to nothing to do."""
+        batches = self._packs(HOST_PACK, trainer)
+
+        def run() -> None:
+            for _ in range(HOST_STEPS):
+                self._step(trainer, batches)
+
+        return sample_host(run, HOST_STEPS * len(batches))
 
     def _packs(self, pack: Pack, trainer: Trainer) -> list[MicroBatch]:
         batches = [make_pack(pack, trainer.config, seed) for seed in range(self.micro_batches)]
