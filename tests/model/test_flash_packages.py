@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import pytest
@@ -80,6 +81,17 @@ def test_flash_attn_4_is_taken_when_asked_for(monkeypatch) -> None:
         choose_attention("flash4", gpu, "bf16")
     monkeypatch.setattr(attention, "flash4_available", lambda device: True)
     assert choose_attention("flash4", gpu, "bf16") == FLASH4 != choose_attention("auto", gpu, "bf16")
+
+
+def test_the_namespace_of_flash_attn_4_is_not_taken_for_flash_attn(monkeypatch) -> None:
+    """Both packages are imported as `flash_attn`."""
+    package = ModuleType("flash_attn")
+    package.__spec__ = ModuleSpec("flash_attn", None)
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    gpu = torch.device("cuda")
+    assert choose_attention("auto", gpu, "bf16") == VARLEN
+    with pytest.raises(ValueError, match="needs a CUDA device, bf16 and the flash-attn package"):
+        choose_attention("flash", gpu, "bf16")
 
 
 @pytest.mark.parametrize("name", [VARLEN, FLASH4])

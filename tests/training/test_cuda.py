@@ -18,7 +18,7 @@ from alignvlm.training.callbacks.health.replay import loss_and_norm
 from alignvlm.training.distributed import World
 from alignvlm.training.engine import Trainer
 from data_pipeline.loading.collate import collate
-from tests.one_rank import micro_batches, take_bad_step, take_step, trainer_of
+from tests.one_rank import differing, masters, micro_batches, take_bad_step, take_step, trainer_of
 from tests.tiny import samples, tiny_model
 
 pytestmark = pytest.mark.cuda
@@ -110,6 +110,38 @@ def test_a_replay_gives_the_same_bits_and_leaves_no_trace(strategy: str, export:
             losses.append(take_step(trainer, micro_batches(4), world).loss)
     assert [len(same) for same in found] == [1] * 6
     assert losses == expected
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_lora_stage_changes_its_adapters_only_and_its_dropout_repeats(
+    strategy: str, export: Path, world: World
+) -> None:
+    """Three steps with one seed of the dropout, with it again, and with another."""
+    settings = (
+        "stages.connector.lora={rank: 4, dropout: 0.3}", "stages.connector.trainable=[connector.*]",
+        "stages.connector.lr={connector: 1.0e-3, language: 1.0e-2}",
+    )  # fmt: skip
+    losses = []
+    for another in (False, False, True):
+        with training(export, strategy, world, *settings) as trainer:
+            trainer.seed += another
+            frozen, learned = frozen_weights(trainer), masters(trainer)
+            assert any("lora" in name for name in learned)
+            losses.append([take_step(trainer, micro_batches(4), world).loss for _ in range(3)])
+            assert differing(frozen_weights(trainer), frozen) == []
+            assert set(differing(masters(trainer), learned)) == set(learned)
+    first, again, other = losses
+    assert first == again
+    assert first[0] == other[0]  # adapters begin with zeros
+    assert first[1:] != other[1:]
+
+
+def frozen_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """The language model's own weights, where this rank's part of them lies."""
+    named = trainer.model.model.language_model.named_parameters()
+    parts = {name: getattr(p, "ds_tensor", p) for name, p in named if not p.requires_grad}
+    assert parts
+    return {name: part.detach().clone() for name, part in parts.items()}
 
 
 def test_a_stage_gives_its_memory_back(export: Path, world: World) -> None:

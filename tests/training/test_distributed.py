@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import deepspeed
@@ -13,7 +14,10 @@ from alignvlm.errors import UserError
 from alignvlm.training import distributed
 from alignvlm.training.distributed import choose_gpu
 
-ON_A_CPU = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu", "PYTORCH_ALLOC_CONF": ""}
+ON_A_CPU = {
+    "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "DS_ACCELERATOR": "cpu",
+    "PYTORCH_ALLOC_CONF": "",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -46,9 +50,25 @@ def test_training_on_a_cpu_keeps_the_memory_that_a_step_frees(monkeypatch: pytes
     assert done == ["keep", "join"]
 
 
+@pytest.mark.parametrize(("asked", "expected"), [(None, "expandable_segments:True"), ("max_split_size_mb:64",) * 2])
+def test_the_allocator_leaves_no_gaps_unless_told_otherwise(
+    asked: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**ON_A_CPU, "PYTORCH_ALLOC_CONF": asked or ""}.items():
+        monkeypatch.setenv(name, value)
+    if asked is None:
+        monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(distributed, "keep_memory", lambda: None)
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda **_: pytest.fail("far enough"))
+    with pytest.raises(pytest.fail.Exception, match="far enough"):
+        distributed.start(timeout_minutes=1)
+    assert os.environ["PYTORCH_ALLOC_CONF"] == expected
+
+
 def test_deepspeed_starts_no_program_to_count_the_processes_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """It asks for their number whenever it reduces gradients."""
-    for name, value in {**ON_A_CPU, "LOCAL_SIZE": "", "LOCAL_WORLD_SIZE": "2"}.items():
+    for name, value in {**ON_A_CPU, "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("LOCAL_SIZE")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
