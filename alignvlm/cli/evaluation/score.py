@@ -65,7 +65,7 @@ def _flavour_of(path: Path, benchmark: Benchmark) -> str | None:
     """In whose flavour `alignvlm eval` asked, by results.json beside its file; None for a file from elsewhere.
 
     Raises:
-        UserError: results.json is there and does not say it.
+        UserError: results.json is damaged.
     """
     from alignvlm.errors import UserError
     from alignvlm.evaluation.benchmarks.run import read_results
@@ -74,10 +74,11 @@ def _flavour_of(path: Path, benchmark: Benchmark) -> str | None:
     folder, name = BenchmarkFolder(path.parent), benchmark.name
     if path != folder.replies(name) or not folder.results.exists():
         return None
-    entries = read_results(folder).get("benchmarks", {})
-    if name not in entries and len(benchmark.flavours) > 1:
+    known = read_results(folder)
+    if not known and len(benchmark.flavours) > 1:
         names = ", ".join(benchmark.flavours)
         raise UserError(f"{folder.results} does not say in whose flavour {name} was asked: give --flavour ({names})")
+    entries = known.get("benchmarks", {})
     return entries[name]["flavour"] if name in entries else None
 
 

@@ -291,7 +291,7 @@ def test_eval_and_score_as_commands(tmp_path: Path, command: Command, monkeypatc
     assert "docowl" in again
     assert command("score", "benchmarks/docvqa.jsonl", "--benchmark", "docvqa", "--flavour", "docowl") == again
     whole = Path("benchmarks/results.json").read_text()
-    for damaged in (whole[:100], '{"model": "export", "benchmarks": {}}'):
+    for damaged in (whole[:100], '{"model": "export", "benchmarks": []}'):
         Path("benchmarks/results.json").write_text(damaged)
         message = "benchmarks/results.json does not say in whose flavour docvqa was asked: give --flavour (vlmevalkit, "
         assert message in command("score", "benchmarks/docvqa.jsonl", code=2)
