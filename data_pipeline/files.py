@@ -130,6 +130,21 @@ def check_name(name: str) -> str:
     return name
 
 
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, sorted, also in folders that are links; not those that lead back to one above."""
+    found, ways = (
+        [],
+        {os.fspath(folder): {os.path.realpath(folder)}},
+    )  # folder -> where it and those above it really are
+    for place, folders, names in os.walk(folder, followlinks=True):
+        above = ways.pop(place)
+        found += [path for name in names if (path := Path(place, name)).is_file()]
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in above]
+        ways |= {os.path.join(place, name): above | {real[name]} for name in folders}
+    return sorted(found)
+
+
 def has_shape(value: Any, shape: Any) -> bool:
     """Whether JSON data has a shape: a type, [shape of every item], {key: shape}, {str: shape of every value}, a test.
 

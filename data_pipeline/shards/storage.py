@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from data_pipeline.errors import DataError, LoadError, nearest
-from data_pipeline.files import check_name, must_write, write_atomic
+from data_pipeline.files import check_name, files_below, must_write, write_atomic
 from data_pipeline.masking import mask
 from data_pipeline.stores import remote
 from data_pipeline.stores.object_storage import HubStorage, ObjectStorage
@@ -100,10 +100,8 @@ class LocalStorage:
                 raise LoadError(f"{self._path(name)} cannot be read: {error.strerror}") from error
 
     def list(self, suffix: str = "") -> Iterator[str]:
-        if not self.folder.is_dir():
-            return
-        for path in sorted(self.folder.rglob(f"*{suffix}")):
-            if path.is_file():
+        for path in files_below(self.folder):
+            if path.name.endswith(suffix):
                 yield path.relative_to(self.folder).as_posix()
 
     def size(self, name: str) -> int:

@@ -18,6 +18,7 @@ import pytest
 from data_pipeline.errors import DataError
 from data_pipeline.files import (
     JsonLinesLog,
+    files_below,
     has_shape,
     load_array,
     must_write,
@@ -32,6 +33,7 @@ from data_pipeline.files import (
     write_atomic,
     write_json_lines,
 )
+from data_pipeline.shards.storage import open_storage
 from tests.fixtures.damage import DAMAGES, full_disk
 
 
@@ -145,6 +147,21 @@ def test_damaged_records_are_read_as_far_as_they_can_be(
     assert read_json(tmp_path / "one.json", {"stage": str, "step": int}) == {}
     (warning,) = caplog.messages
     assert str(tmp_path / "one.json") in warning
+
+
+def test_files_below_a_folder_are_found_behind_links_too(tmp_path: Path) -> None:
+    """A dataset may be put together of links; one that leads back above is not followed without end."""
+    for name in ("in/b/x.tar", "in/a.tar", "elsewhere/deep/y.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    links = {"linked": "../elsewhere", "b/top": "../../in", "again": "b", "c.tar": "a.tar", "gone": "x"}
+    for link, to in links.items():
+        (tmp_path / "in" / link).symlink_to(to)
+    (tmp_path / "elsewhere" / "back").symlink_to("../in")
+    names = [path.relative_to(tmp_path / "in").as_posix() for path in files_below(tmp_path / "in")]
+    assert names == ["a.tar", "again/x.tar", "b/x.tar", "c.tar", "linked/deep/y.tar"]
+    assert list(open_storage(tmp_path / "in").list(".tar")) == names
+    assert files_below(tmp_path / "none") == []
 
 
 def test_shapes_of_json() -> None:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from types import ModuleType
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import has_shape, read_needed
+from data_pipeline.files import files_below, has_shape, read_needed
 from data_pipeline.importers.rows import arrow, json_rows
 from data_pipeline.importers.rows.far_path import AnyPath, FarPath, relative
 from data_pipeline.shards.storage import check_name
@@ -56,10 +56,9 @@ def find_files(path: AnyPath, split: str = "") -> list[AnyPath]:
 
 def _walk(folder: AnyPath) -> Iterator[AnyPath]:
     """Files below a folder, sorted; what begins with a dot (caches of downloads among it) is left out."""
-    files: Iterable[AnyPath] = folder.rglob("*")
-    for file in sorted(files):
-        is_file = isinstance(file, FarPath) or file.is_file()
-        if is_file and not any(part.startswith(".") for part in relative(file, folder).parts):
+    files: Iterable[AnyPath] = sorted(folder.rglob("*")) if isinstance(folder, FarPath) else files_below(folder)
+    for file in files:
+        if not any(part.startswith(".") for part in relative(file, folder).parts):
             yield file
 
 
