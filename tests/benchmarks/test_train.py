@@ -207,3 +207,9 @@ def test_an_unexpected_error_is_noted_and_gives_code_1(benchmark_module: Any) ->
         assert row["failed"].startswith(type(error).__name__)
         assert "\n" not in row["failed"]
         assert row["build_s"] == 1.0
+
+
+def test_results_without_git_say_so(benchmark_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine for measuring it may be missing, and results are written after all the work."""
+    monkeypatch.setenv("PATH", "")
+    assert benchmark_module("_common").environment()["commit"] == "unknown"
