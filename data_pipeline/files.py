@@ -132,10 +132,8 @@ def check_name(name: str) -> str:
 
 def files_below(folder: Path) -> list[Path]:
     """All files below a folder, sorted, also in folders that are links; not those that lead back to one above."""
-    found, ways = (
-        [],
-        {os.fspath(folder): {os.path.realpath(folder)}},
-    )  # folder -> where it and those above it really are
+    found = []
+    ways = {os.fspath(folder): {os.path.realpath(folder)}}  # folder -> where it and those above it really are
     for place, folders, names in os.walk(folder, followlinks=True):
         above = ways.pop(place)
         found += [path for name in names if (path := Path(place, name)).is_file()]

@@ -6,13 +6,16 @@ And the names that a folder of shards has in every store.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from data_pipeline.errors import DataError
 
+log = logging.getLogger(__name__)
 VARIABLE = "ALIGNVLM_CACHE"
 MANIFEST, ETAGS = "manifest.json", "etags.json"
 """Every folder of shards has the first; a remote one that was written here has the second too."""
@@ -35,14 +38,24 @@ def cache_folders() -> Iterator[Path]:
 
 def cache_folder() -> Path:
     """The first of them that can be written. Raises DataError when none can."""
+    own = os.environ.get(VARIABLE, "")
     for folder in cache_folders():
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:
             continue
         if os.access(folder, os.W_OK):
+            if own and folder != Path(own):
+                _say_not_taken(own, folder)
             return folder
     raise DataError(f"no folder for caches can be written; let {VARIABLE} name one that can")
+
+
+@cache
+def _say_not_taken(own: str, folder: Path) -> None:
+    """Once in a process."""
+    why = "cannot be written" if os.path.isabs(own) else "is not an absolute path"
+    log.warning("%s=%s %s: the cache is %s", VARIABLE, own, why, folder)
 
 
 def canonical(url: str) -> str:
