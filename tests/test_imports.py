@@ -47,7 +47,7 @@ ORDER = {
         ("order",),
         ("samples",),
         ("files", "parallel", "progress"),
-        ("checksums", "errors", "masking", "tar_writer"),
+        ("checksums", "errors", "masking"),
     ),
 }
 FACADES = {"__init__", "__main__"}

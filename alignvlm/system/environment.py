@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("alignvlm", "torch", "deepspeed", "transformers", "peft", "mlflow", "flash-attn", "numpy")
+PACKAGES = ("alignvlm", "torch", "deepspeed", "transformers", "peft", "webdataset", "mlflow", "flash-attn", "numpy")
 
 
 def describe_environment() -> dict[str, Any]:

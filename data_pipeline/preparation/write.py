@@ -10,7 +10,6 @@ import io
 import os
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -27,9 +26,8 @@ from data_pipeline.shards.index import scan_shard
 from data_pipeline.shards.manifest import Manifest, ShardTable, load_manifest
 from data_pipeline.shards.sidecars import index_name
 from data_pipeline.shards.storage import LocalStorage
-from data_pipeline.shards.writer import to_members
+from data_pipeline.shards.writer import tar_writers, to_members
 from data_pipeline.stores.object_storage import ObjectStorage
-from data_pipeline.tar_writer import TarWriter
 
 __all__ = ["finish", "is_written", "make_plan", "plan_folder", "write_dataset", "write_missing"]
 Folder = str | os.PathLike[str]
@@ -110,7 +108,7 @@ def write_shard(target: Target, reading: Reading, task: Task) -> None:
         with (
             must_write(path, WAY_OUT),
             open_atomic(path) as file,
-            closing(TarWriter(file)) as writer,
+            tar_writers().TarWriter(file, mtime=0, format="PAX_FORMAT", compress=False) as writer,
         ):
             for record in reading.records(task.file, task.input.prefix, task.begin, task.end, task.offset):
                 sample = _members(record)

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -29,7 +29,6 @@ from data_pipeline.shards.storage import open_storage
 from data_pipeline.stores.folders import ETAGS, MANIFEST
 from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.remote import check_writable
-from data_pipeline.tar_writer import TarWriter
 
 _WAY_OUT = "choose a folder that can be written and has room"
 _UPLOADING = "uploading"
@@ -156,8 +155,20 @@ def _write_local(
     shutil.rmtree(partial, ignore_errors=True)
     with must_write(partial, _WAY_OUT):
         partial.mkdir(parents=True)
+    files: list[BinaryIO] = []
+
+    def opener(name: str) -> BinaryIO:  # webdataset's own opener would run `pipe:` names
+        files.append(open(name, "wb"))  # noqa: SIM115 (webdataset writes to it, `close` ends it)
+        return files[-1]
+
+    def close(name: str) -> None:
+        files[-1].close()
+
+    pattern = f"{str(partial).replace('%', '%%')}/%06d.tar"
     seen: set[str] = set()
-    with closing(_Shards(partial, samples_per_shard, shard_bytes)) as shards:
+    with tar_writers().ShardWriter(
+        pattern, samples_per_shard, shard_bytes, close, 0, 0, opener, mtime=0, format="PAX_FORMAT", compress=False
+    ) as writer:
         for number, record in enumerate(samples):
             try:
                 sample = to_members(record)
@@ -167,9 +178,7 @@ def _write_local(
                 raise DataError(f"{folder}: record {number}: the key {sample['__key__']!r} comes twice")
             seen.add(sample["__key__"])
             with must_write(partial, _WAY_OUT):
-                shards.write(sample)
-        with must_write(partial, _WAY_OUT):
-            shards.close()
+                writer.write(sample)
     if not seen:
         shutil.rmtree(partial)
         raise DataError(f"{folder}: no records to write")
@@ -180,30 +189,13 @@ def _write_local(
     return manifest
 
 
-class _Shards:
-    """The tars 000000.tar, 000001.tar, … of a folder, each of at most so many samples and about so many bytes."""
-
-    def __init__(self, folder: Path, samples: int, size: int) -> None:
-        self._folder, self._most, self._most_bytes = folder, samples, size
-        self._number = self._samples = self._bytes = 0
-        self._file: BinaryIO | None = None
-
-    def write(self, sample: Mapping[str, Any]) -> None:
-        if self._samples >= self._most or self._bytes >= self._most_bytes:
-            self.close()
-        if self._file is None:
-            self._file = (self._folder / f"{self._number:06d}.tar").open("wb")
-            self._tar, self._number, self._samples, self._bytes = TarWriter(self._file), self._number + 1, 0, 0
-        self._bytes += self._tar.write(sample)
-        self._samples += 1
-
-    def close(self) -> None:
-        """End the tar that is being written."""
-        if self._file is not None:
-            with self._file as file:
-                self._file = None
-                self._tar.close()
-                file.flush()
+def tar_writers() -> Any:
+    """The package webdataset, which writes tars. Raises DataError where it is not installed."""
+    try:
+        import webdataset
+    except ModuleNotFoundError as error:
+        raise DataError("writing shards needs webdataset: pip install 'alignvlm[train]'") from error
+    return webdataset
 
 
 def to_members(record: Mapping[str, Any]) -> dict[str, Any]:

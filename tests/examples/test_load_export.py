@@ -5,7 +5,6 @@ A name that `sys.modules` holds as None is neither found nor imported, by other 
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import tomllib
@@ -47,7 +46,7 @@ def test_they_answer_without_the_extras(tmp_path: Path) -> None:
     extras, base = project["optional-dependencies"], {Requirement(text).name for text in project["dependencies"]}
     packages = [Requirement(text).name for extra in ("train", "quickstart", "parquet", "ray") for text in extras[extra]]
     absent = [MODULES.get(name, name) for name in packages if name not in base]  # [train] wants a later transformers
-    assert {"deepspeed", "mlflow", "peft", "matplotlib"} <= set(absent)
+    assert {"deepspeed", "mlflow", "webdataset", "matplotlib"} <= set(absent)
     model, processor = tiny_model(text={"tie_word_embeddings": False, "initializer_range": 0.5})  # says various things
     model.save_pretrained(tmp_path / "export")
     processor.save_pretrained(tmp_path / "export")
@@ -62,7 +61,7 @@ def test_they_answer_without_the_extras(tmp_path: Path) -> None:
     item = Item("k", 0, question, ["12"], [{"role": "user", "content": content}], [image])
     (answer,) = ModelAnswerer(model, processor, "cpu").answer([item], 6)
     assert answer
-    written = ["write: 1 in 0:00", "shards: 1 samples in 1 shards", "0"]
-    assert re.sub(r"\d:\d\d$", "0:00", done.stdout, flags=re.M).split("\n") == [answer, answer, "0", "2", *written, ""]
+    assert done.stdout.split("\n") == [answer, answer, "0", "2", "2", ""]
     assert "alignvlm: this needs the packages of training" in done.stderr
     assert "pip install 'alignvlm[train]'" in done.stderr
+    assert "alignvlm: writing shards needs webdataset: pip install 'alignvlm[train]'" in done.stderr

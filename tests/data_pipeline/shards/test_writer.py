@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import itertools
-import subprocess
-import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +12,6 @@ from data_pipeline.errors import DataError
 from data_pipeline.samples.schema import normalise_messages
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.writer import write_shards
-from data_pipeline.tar_writer import TarWriter
-from tests.checkout import ROOT
 
 
 def test_round_trip(reader: SourceReader, records: Any) -> None:
@@ -41,44 +34,6 @@ def test_a_plain_webdataset_pipeline_reads_the_shards(shard_folder: Path) -> Non
     assert [sample["__key__"] for sample in samples] == [f"s{i:05d}" for i in range(300)]
     assert samples[1]["json"]["task"] == "count"
     assert samples[1]["0.png"].size == (11, 12)
-
-
-def test_tars_are_those_of_webdatasets_own_writer() -> None:
-    """Also with names that are long or not ASCII, which have pax headers, and with members of any length."""
-    names = ["a", "日本/é", "x" * 95, "x" * 96, "d/" + "y" * 190, "é" * 50, "é" * 110]
-    sizes = [0, 1, 511, 512, 513, 20_000]
-    samples = [
-        {"__key__": f"{name}", "json": bytes(range(1, 256)) * number, "0.jpg": b"x" * size, "10.png": b"y"}
-        for number, (name, size) in enumerate(itertools.product(names, sizes))
-    ]
-    for count in (0, 1, 3, len(samples)):
-        theirs, ours = io.BytesIO(), io.BytesIO()
-        with webdataset.TarWriter(theirs, mtime=0, format="PAX_FORMAT", compress=False) as writer:
-            sums = [writer.write(sample) for sample in samples[:count]]
-        with closing(TarWriter(ours)) as own:
-            assert [own.write(sample) for sample in samples[:count]] == sums
-        assert ours.getvalue() == theirs.getvalue()
-
-
-def test_a_process_that_writes_shards_imports_no_torch(tmp_path: Path) -> None:
-    code = (
-        "import sys; from data_pipeline.shards.writer import write_shards;"
-        "talk = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}];"
-        f"write_shards([{{'key': 'k', 'messages': talk}}], {str(tmp_path / 'out')!r});"
-        "assert not {'torch', 'webdataset'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-def test_a_shard_ends_at_its_samples_or_its_bytes(tmp_path: Path) -> None:
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 500}]
-    records = [{"key": f"{number}", "messages": talk} for number in range(10)]
-    made = write_shards(records, tmp_path / "count", samples_per_shard=4)
-    assert [(shard.name, shard.samples) for shard in made.shards] == [
-        ("000000.tar", 4), ("000001.tar", 4), ("000002.tar", 2),
-    ]  # fmt: skip
-    made = write_shards(records, tmp_path / "bytes", shard_bytes=1500)
-    assert [shard.samples for shard in made.shards] == [3, 3, 3, 1]
 
 
 def test_the_same_records_have_the_same_fingerprint(records: Any, tmp_path: Path) -> None:
