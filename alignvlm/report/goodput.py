@@ -6,9 +6,10 @@ when it took which step. Times are whole microseconds inside, so that the parts 
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import accumulate, islice, pairwise
@@ -17,10 +18,11 @@ from typing import Any
 
 from alignvlm.errors import UserError
 from alignvlm.report.charts import format_duration
-from alignvlm.run_folder import METRICS_LINE, TIMELINE_LINE, RunFolder
+from alignvlm.run_folder import METRICS_LINE, TIMELINE_LINE, RunFolder, checkpoint_step
 from alignvlm.system import lease
 from data_pipeline.files import read_json_lines
 
+log = logging.getLogger(__name__)
 PARTS = {
     "steps": "steps that count",
     "data_wait": "waiting for data",
@@ -167,15 +169,36 @@ def table(found: Goodput) -> str:
 def read_goodput(folder: str | Path) -> Goodput:
     """The goodput of a run folder, finished or not. Runs of versions without a timeline are mostly `unknown`.
 
+    What the files evidently lack is a warning each.
+
     Raises:
         UserError: there is no such folder, or nothing in it says when a step or a start was.
     """
     run = RunFolder(folder)
     run.must_exist()
-    found = goodput_of(run, _lines(run, run.metrics, METRICS_LINE))
+    metrics = _lines(run, run.metrics, METRICS_LINE)
+    found = goodput_of(run, metrics)
     if found is None:
         raise UserError(f"{run.path}: neither {run.timeline.name} nor {run.metrics.name} says when it trained")
+    for lack in _lacks(run, metrics):
+        log.warning("%s: what is not there counts as unknown, or not at all", lack)
     return found
+
+
+def _lacks(run: RunFolder, metrics: list[dict[str, Any]]) -> Iterator[str]:
+    """What was lost of the files, as far as they or the checkpoints tell."""
+    if not run.has_file(run.timeline):
+        yield f"{run.timeline} is missing"
+    for path in filter(run.has_file, (run.timeline, run.metrics)):
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 1))
+            if file.read() not in (b"", b"\n"):
+                yield f"the last line of {path} was cut off, or is being written"
+    for stage in run.stages():
+        kept = max(map(checkpoint_step, stage.checkpoint_folders()), default=0)
+        steps = max((line["step"] for line in metrics if line["stage"] == stage.name), default=0)
+        if steps < kept:
+            yield f"{run.metrics} ends at step {steps} of stage {stage.name}, which has a checkpoint of step {kept}"
 
 
 def goodput_of(run: RunFolder, metrics: Iterable[dict[str, Any]]) -> Goodput | None:

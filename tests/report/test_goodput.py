@@ -167,6 +167,24 @@ def test_times_that_are_none_are_passed_over(tmp_path: Path) -> None:
     assert read_goodput(run.path) == whole
 
 
+def test_what_the_files_lack_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = write(tmp_path, [*FIRST, *SECOND], KEPT, LOST)
+    (tmp_path / "1-joint" / "checkpoints" / "step-00000004").mkdir(parents=True)
+    whole = read_goodput(run.path)
+    assert caplog.messages == []
+    os.truncate(run.metrics, run.metrics.stat().st_size - 5)
+    assert read_goodput(run.path).parts["steps"] < whole.parts["steps"]
+    rest = "what is not there counts as unknown, or not at all"
+    assert caplog.messages == [
+        f"the last line of {run.metrics} was cut off, or is being written: {rest}",
+        f"{run.metrics} ends at step 3 of stage joint, which has a checkpoint of step 4: {rest}",
+    ]
+    caplog.clear()
+    run.timeline.unlink()
+    read_goodput(run.path)
+    assert caplog.messages[0] == f"{run.timeline} is missing: {rest}"
+
+
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither timeline\.jsonl nor metrics\.jsonl says when it trained"):
         read_goodput(tmp_path)
