@@ -230,10 +230,17 @@ class Run:
         """Create the folder, or make sure that it belongs to this recipe. Rank 0 only.
 
         Raises:
-            UserError: when the run was started with other settings; lists the differences. DataError: when the folder
-                cannot be written.
+            UserError: when the run was started with other settings; lists the differences. Or when nothing says with
+                which. DataError: when the folder cannot be written.
         """
         self.check_recipe()
+        for stage in self.folder.stages() if self.folder.path.is_dir() and not self.folder.config.exists() else ():
+            if any(path.is_file() for path in stage.path.rglob("*")):  # such as what a job has saved after an `rm -r`
+                raise UserError(
+                    f"{self.folder.config} is missing, so nothing says with which recipe {stage.path} was made: "
+                    f"restore it, give the new run another name (name={self.recipe.name}-2), or remove "
+                    f"{self.folder.path}"
+                )
         with must_write(self.folder.path, "make it writable, or give another folder for all runs: runs=FOLDER"):
             self.folder.path.mkdir(parents=True, exist_ok=True)
             write_atomic(self.folder.config, recipe_to_yaml(self.recipe))

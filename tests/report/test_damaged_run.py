@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from alignvlm.config import load_recipe
+from alignvlm.config import load_recipe, recipe_to_yaml
 from alignvlm.errors import UserError
 from alignvlm.evaluation.evaluate import read_results
 from alignvlm.report.report import build_report
@@ -93,13 +93,13 @@ def test_a_damaged_recipe_is_one_line(run: RunFolder, damage: str) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_next_start_reads_what_can_be_read(run: RunFolder, damage: str) -> None:
-    run.config.unlink()
+    recipe = replace(load_recipe(str(TINY)), runs=str(run.path.parent), name="demo")
+    run.config.write_text(recipe_to_yaml(recipe))
     metrics = run.metrics.read_bytes()
     for path in (run.environment, run.metrics, run.attempts, run.quarantine):
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
     results = run.stage(1, "connector").evaluation
     results.results.write_bytes(DAMAGES[damage](results.results.read_bytes()))
-    recipe = replace(load_recipe(str(TINY)), runs=str(run.path.parent), name="demo")
     Run(recipe).open()
     assert json.loads(run.environment.read_text())["python"]
     keep_until(run.metrics, run.lost_steps, "connector", 2)
@@ -203,3 +203,17 @@ def test_a_report_is_written_nowhere_else(run: RunFolder, tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"report cannot be written .*leads out of the run folder"):
         build_report(run.path)
     assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_stages_without_a_recipe_are_refused(tmp_path: Path) -> None:
+    """What a job leaves that still saves while its folder is removed."""
+    run = Run(load_recipe(str(TINY), [f"runs={tmp_path}"]))
+    checkpoints = run.folder.path / "1-connector" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    run.open()
+    run.folder.config.unlink()
+    (checkpoints / "step-00000002").mkdir()
+    (checkpoints / "step-00000002" / "manifest.json").touch()
+    with pytest.raises(UserError, match=r"config\.yaml is missing, .* recipe \S*/1-connector was made: restore it"):
+        run.open()
+    assert not run.folder.config.exists()
