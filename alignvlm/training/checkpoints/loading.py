@@ -76,7 +76,7 @@ def load(engine: Any, folder: Path, world: World, own: Sequence[Unchecked] = ())
             keys.LOSS_SCALER: optimizer.loss_scaler,
             "dynamic_loss_scale": optimizer.dynamic_loss_scale,
             "overflow": False,
-            keys.FP32_FLAT_GROUPS: [],  # DeepSpeed would copy to them: they are filled
+            keys.FP32_FLAT_GROUPS: optimizer.fp32_partitioned_groups_flat,
         }
         optimizer.load_state_dict([None] * world.rank + [values], load_optimizer_states=False)
     else:
