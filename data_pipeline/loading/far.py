@@ -62,13 +62,13 @@ class FarReads:
             return partial(self._take_whole, self.whole, source, storage)
         return partial(self._take, storage)
 
-    def _take(self, storage: ObjectStorage, name: str, offset: int, size: int) -> bytes:
+    def _take(self, storage: ObjectStorage, name: str, offset: int, size: int) -> memoryview:
         assert self._fetch is not None
         return self._fetch.take(Range(storage, name, offset, offset + size))
 
     def _take_whole(
         self, whole: WholeShards, source: int, storage: ObjectStorage, name: str, offset: int, size: int
-    ) -> bytes:
+    ) -> bytes | memoryview:
         data = whole.read_range(source, name, offset, size)
         return self._take(storage, name, offset, size) if data is None else data
 

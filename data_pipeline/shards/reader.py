@@ -35,7 +35,7 @@ from data_pipeline.stores.object_storage import ObjectStorage
 MAX_OPEN_INDEXES = 256
 RECORDS_AHEAD = 256
 """Records that are asked for together from an object store, while those before them are used."""
-ReadRange = Callable[[str, int, int], bytes]
+ReadRange = Callable[[str, int, int], bytes | memoryview]
 """(name of a shard, offset, size) -> bytes."""
 Members = Mapping[str, tuple[int, int, int]]
 """Extension -> (offset, size, crc32)."""
@@ -213,7 +213,7 @@ class SourceReader:
             spans = [(shard, _span(each)) for shard, each in members if each and not too_large(each)]
             return entries, [Range(storage, shard, *span) for shard, span in spans]
 
-        def read_range(name: str, offset: int, size: int) -> bytes:
+        def read_range(name: str, offset: int, size: int) -> memoryview:
             return fetch.take(Range(storage, name, offset, offset + size))
 
         entries, ranges = block(0)
@@ -302,7 +302,9 @@ def _span(wanted: Mapping[str, tuple[int, int, int]]) -> tuple[int, int]:
     return min(offset for offset, _, _ in wanted.values()), max(offset + size for offset, size, _ in wanted.values())
 
 
-def _cut(data: bytes, begin: int, wanted: Mapping[str, tuple[int, int, int]]) -> tuple[dict[str, bytes], str]:
+def _cut(
+    data: bytes | memoryview, begin: int, wanted: Mapping[str, tuple[int, int, int]]
+) -> tuple[dict[str, bytes], str]:
     """The members in bytes of a shard from `begin` on, and the first of them with another checksum, or ""."""
     block, members = memoryview(data), {}
     for extension, (offset, size, crc) in wanted.items():

@@ -29,7 +29,7 @@ def submit(work: Coroutine[Any, Any, T]) -> Future[T]:
         LoadError: a process from which this one was forked had such a thread.
     """
     try:
-        loop = _running()
+        loop = begin()
     except LoadError:
         work.close()
         raise
@@ -47,7 +47,8 @@ def set_helping() -> None:
     _helping = True
 
 
-def _running() -> asyncio.AbstractEventLoop:
+def begin() -> asyncio.AbstractEventLoop:
+    """Have the thread run before this process uses a store in any other. Raises LoadError as `submit`."""
     global _loop
     if _lost:
         raise LoadError(

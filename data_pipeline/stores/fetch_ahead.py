@@ -12,7 +12,8 @@ import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import cached_property
+from typing import Any
 
 from data_pipeline.stores.helper import submit
 from data_pipeline.stores.object_storage import ObjectStorage
@@ -58,7 +59,7 @@ class Range:
     begin: int
     end: int
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, str, int, int]:
         return self.storage.url, self.name, self.begin, self.end
 
@@ -111,7 +112,7 @@ class FetchAhead:
             self._queue += self._new_reads(later)
             self._start()
 
-    def take(self, wanted: Range) -> bytes:
+    def take(self, wanted: Range) -> memoryview:
         """The bytes of a range. Raises LoadError when they cannot be read."""
         with self._lock:
             read = self._known.get(wanted.key)
@@ -132,9 +133,7 @@ class FetchAhead:
                 self._forget(wanted.key)
                 self._start()
         wanted.storage.answered(wanted.name, info)
-        if len(data) == wanted.end - wanted.begin:
-            return cast(bytes, data)
-        return bytes(memoryview(data)[wanted.begin - read.begin : wanted.end - read.begin])
+        return memoryview(data)[wanted.begin - read.begin : wanted.end - read.begin]
 
     def _new_reads(self, ranges: Iterable[Range]) -> list[_Read]:
         """Requests for the ranges that are not known, those of neighbours merged, in the order of their first range."""

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from data_pipeline.errors import DataError
@@ -64,6 +64,7 @@ def canonical(url: str) -> str:
     return f"{scheme.lower()}{separator}{rest.rstrip('/')}"
 
 
+@lru_cache(256)  # asked for with every request
 def store_of(url: str) -> str:
     """The bucket, container or host in which a URL's folder lies, as `s3://bucket`; the Hub's data sets are one."""
     return "/".join(canonical(url).split("/")[:3])

@@ -23,7 +23,8 @@ from typing import Any
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.parallel import end_with_parent
 from data_pipeline.stores import engine
-from data_pipeline.stores.requests import Request
+from data_pipeline.stores.requests import Get, Request
+from data_pipeline.stores.waiting import late
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 _START = "import sys; sys.path.insert(0, {!r}); from data_pipeline.stores.helper import main; main({}, {})"
@@ -34,12 +35,17 @@ _lock = threading.RLock()  # an answer that is an error may make the next reques
 def submit(request: Request) -> Future[Any]:
     """Make a request, in this process or by its helper; the future gives what `request.run` returns or raises."""
     if engine.is_leaf():
-        return engine.submit(request.run())
+        return _run(request)
     global _helper
     with _lock:
         if _helper is None or _helper.is_gone:
             _helper = _Helper()
         return _helper.submit(request)
+
+
+def _run(request: Request) -> Future[Any]:
+    """Make a request in this process."""
+    return late.submit(request) if isinstance(request, Get) and request.hedged else engine.submit(request.run())
 
 
 def ask(request: Request) -> Any:
@@ -134,13 +140,16 @@ def main(parent: int, descriptor: int) -> None:
         error = future.exception()
         if error is not None and not isinstance(error, DataError):
             error = LoadError(f"{type(error).__name__}: {error}")
+        result = None if error else future.result()
+        if isinstance(result, tuple) and isinstance(result[0], memoryview):
+            result = bytes(result[0]), *result[1:]
         with lock:
-            connection.send((number, None if error else future.result(), error))
+            connection.send((number, result, error))
 
     try:
         while True:
             number, request = connection.recv()
-            engine.submit(request.run()).add_done_callback(partial(answer, number))
+            _run(request).add_done_callback(partial(answer, number))
     except EOFError:
         os._exit(0)
 

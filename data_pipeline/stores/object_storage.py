@@ -39,6 +39,8 @@ class ObjectStorage:
         self.pins: dict[str, ObjectInfo] = {}
         self._etags: Mapping[str, str] = {}
         self._sizes: Mapping[str, int] = {}
+        self._known: dict[str, tuple[str, int | None]] = {}
+        """ETags and sizes as `request` found them: it is asked for every sample."""
 
     def __str__(self) -> str:
         return mask(self.url)
@@ -49,14 +51,18 @@ class ObjectStorage:
 
     def pin(self, sizes: Mapping[str, int], etags: Mapping[str, str]) -> None:
         """What objects must be: their sizes, and ETags where they are known."""
-        self._sizes, self._etags = sizes, etags
+        self._sizes, self._etags, self._known = sizes, etags, {}
 
     def request(self, name: str, begin: int, end: int, hedged: bool = False) -> Get:
         """The request of a range, which is refused when the object is another one than before."""
-        seen = self.pins.get(name)
-        etag = self._etags.get(name) or (seen.etag if seen else "")
-        size = self._sizes.get(name, seen.size if seen else None)
-        return Get(self.place(), check_name(name), begin, end, etag, size, hedged=hedged)
+        known = self._known.get(name)
+        if known is None:
+            seen = self.pins.get(name)
+            etag = self._etags.get(name) or (seen.etag if seen else "")
+            known = etag, self._sizes.get(name, seen.size if seen else None)
+            if seen or etag:
+                self._known[check_name(name)] = known
+        return Get(self.place(), check_name(name), begin, end, *known, hedged=hedged)
 
     def pinned_size(self, name: str) -> int:
         """The size that an object must have."""
@@ -165,7 +171,7 @@ class ObjectStorage:
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "pins": dict(self.pins)}
+        return {**self.__dict__, "pins": dict(self.pins), "_known": {}}
 
 
 class HubStorage(ObjectStorage):

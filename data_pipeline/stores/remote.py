@@ -1,6 +1,6 @@
 """Single requests to S3, Google Cloud Storage, Azure, the Hub and HTTP servers: the only module that imports obstore.
 
-Every function is a coroutine for engine.py. A name is relative to the folder that a URL names.
+Functions are coroutines for engine.py where nothing else is said. A name is relative to the folder that a URL names.
 """
 
 from __future__ import annotations
@@ -83,10 +83,9 @@ async def get(
         unless: the ETag that it must not have, else NotModifiedError.
         most: bytes that the object may have, else TooLargeError.
     """
-    etag, unless = _known(url, etag), _known(url, unless)
-    options: dict[str, Any] = {"if_match": etag} if etag else {"if_none_match": unless} if unless else {}
-    if end is not None:
-        options["range"] = (begin, end)
+    options = _options(url, begin, end, etag)
+    if unless := _known(url, unless):
+        options["if_none_match"] = unless
     with _errors(url, name) as (obstore, store):
         result = await obstore.get_async(store, name, options=options)
         info = _info(url, result.meta)
@@ -96,14 +95,19 @@ async def get(
     return data, info
 
 
+def get_range(url: str, name: str, begin: int, end: int, *, etag: str = "") -> tuple[memoryview, ObjectInfo]:
+    """What `get` gives, by a thread that waits for it; engine.py has begun."""
+    with _errors(url, name) as (obstore, store):
+        result = obstore.get(store, name, options=_options(url, begin, end, etag))
+        return memoryview(result.bytes()), _info(url, result.meta)
+
+
 async def get_into(url: str, name: str, begin: int, end: int, file: int, *, etag: str = "") -> ObjectInfo:
     """Write bytes [begin, end) of an object to the same place of an open file, as they come; what the object is now.
 
     Raises NoRoomError when the disk is full, else as `get`.
     """
-    etag = _known(url, etag)
-    options: dict[str, Any] = {"range": (begin, end)} | ({"if_match": etag} if etag else {})
-    place = begin
+    options, place = _options(url, begin, end, etag), begin
     with _errors(url, name) as (obstore, store):
         result = await obstore.get_async(store, name, options=options)
         info = _info(url, result.meta)
@@ -119,6 +123,13 @@ async def get_into(url: str, name: str, begin: int, end: int, file: int, *, etag
     if place != end:
         raise TransientError(f"{mask(url)}/{name}: {place - begin:,} of {end - begin:,} bytes came")
     return info
+
+
+def _options(url: str, begin: int, end: int | None, etag: str) -> dict[str, Any]:
+    options: dict[str, Any] = {} if end is None else {"range": (begin, end)}
+    if etag := _known(url, etag):
+        options["if_match"] = etag
+    return options
 
 
 def _info(url: str, meta: ObjectMeta) -> ObjectInfo:

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import statistics
-import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from data_pipeline.errors import LoadError
 from data_pipeline.masking import mask
@@ -27,9 +24,6 @@ PART_BYTES = 16 * 1024**2
 """Of an object that is read from front to end."""
 DOWNLOAD_BYTES, DOWNLOAD_PARTS = 64 * 1024**2, 8
 """Of a part of an object that goes to a file, and how many of them are fetched at a time."""
-_HEDGE_SHARE = 0.05
-_HEDGE_FROM = 20
-_HEDGE_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,7 @@ class Get:
     unless: str = ""
     most: int | None = None
     hedged: bool = False
+    """Of a sample, which somebody waits for: read by waiting/late.py, a second time when it is late."""
 
     async def run(self) -> tuple[bytes, ObjectInfo]:
         data, info = await self.checked(self._read)
@@ -68,11 +63,8 @@ class Get:
         return data, info
 
     async def _read(self) -> tuple[bytes, ObjectInfo]:
-        def read() -> Awaitable[tuple[bytes, ObjectInfo]]:
-            options = {"etag": self.etag, "unless": self.unless, "most": self.most}
-            return remote.get(self.url, self.name, self.begin, self.end, **options)  # type: ignore[arg-type]
-
-        return await (LATENCIES.hedge(read) if self.hedged else read())
+        options: dict[str, Any] = {"etag": self.etag, "unless": self.unless, "most": self.most}
+        return await remote.get(self.url, self.name, self.begin, self.end, **options)
 
     def _replaced(self, now: ObjectInfo) -> ReplacedError:
         was = [f"{self.size:,} bytes"] if self.size is not None else []
@@ -199,76 +191,3 @@ class Tree:
 
 
 Request = Get | Head | Put | Upload | Delete | Listing | Download | Tree
-
-
-class Latencies:
-    """How long reads took lately, and second requests for those that take far longer.
-
-    A store answers one request in a thousand after seconds; a second request is answered at once. It is made when
-    three medians, the 95th percentile and 100 ms have passed, for at most one in twenty, and the first answer counts.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: deque[float] = deque(maxlen=200)
-        self.num_reads = self.num_hedges = 0
-        self._delay = 0.0
-
-    async def hedge(self, read: Callable[[], Awaitable[T]]) -> T:
-        """What the faster of one or two reads gives."""
-        began = time.monotonic()
-        self.num_reads += 1
-        first = asyncio.ensure_future(read())
-        delay = self.delay()
-        if not delay:
-            result = await first
-        else:
-            result = await self._first(first, read, delay)
-        self._took(time.monotonic() - began)
-        return result
-
-    async def _first(self, first: asyncio.Future[T], read: Callable[[], Awaitable[T]], delay: float) -> T:
-        """The answer of `first`, or of a second read that is begun after `delay` seconds; the other is dropped."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
-        reads = [first]
-
-        def ended(task: asyncio.Future[T]) -> None:
-            if task.cancelled() or answer.done():
-                if not task.cancelled():
-                    task.exception()  # seen
-                return
-            error = task.exception()
-            if error is None:
-                answer.set_result(task.result())
-            elif all(each.done() for each in reads):
-                answer.set_exception(error)
-
-        def begin_second() -> None:
-            if not first.done() and self.num_hedges < _HEDGE_SHARE * self.num_reads:
-                self.num_hedges += 1
-                reads.append(asyncio.ensure_future(read()))
-                reads[1].add_done_callback(ended)
-
-        first.add_done_callback(ended)
-        timer = loop.call_later(delay, begin_second)
-        try:
-            return await answer
-        finally:
-            timer.cancel()
-            for each in reads:
-                each.cancel()
-
-    def delay(self) -> float:
-        """Seconds after which a second request is made; 0 while too few reads were seen."""
-        return self._delay if len(self.seconds) >= _HEDGE_FROM else 0.0
-
-    def _took(self, seconds: float) -> None:
-        self.seconds.append(seconds)
-        if (len(self.seconds) >= _HEDGE_FROM and self.num_reads % 10 == 0) or len(self.seconds) == _HEDGE_FROM:
-            ordered = sorted(self.seconds)
-            p95 = ordered[int(0.95 * (len(ordered) - 1))]
-            self._delay = max(3 * statistics.median(ordered), p95, _HEDGE_SECONDS)
-
-
-LATENCIES = Latencies()
-"""Of this process."""

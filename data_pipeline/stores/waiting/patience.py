@@ -81,6 +81,12 @@ async def patiently(url: str, work: Callable[[], Awaitable[T]]) -> T:
         _end(store, mine)
 
 
+def is_open(url: str) -> bool:
+    """Whether a store may be asked now, as far as this process knows."""
+    store = store_of(url)
+    return store not in _outages and _closed.get(store, 0.0) <= time.monotonic()
+
+
 async def _turn(store: str, mine: asyncio.Event | None, until: float) -> None:
     """Wait while a store wants to be asked nothing, or another request asks for its outage; `until` at the latest."""
     while (closed := _closed.get(store, 0.0) - time.monotonic()) > 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 
 from data_pipeline.stores.fetch_ahead import FetchAhead, Range, reads_in_flight
 from data_pipeline.stores.object_storage import ObjectStorage
-from data_pipeline.stores.requests import Latencies
 from tests.fixtures.buckets import Bucket
 
 DATA = bytes(range(256)) * 4096
@@ -65,50 +63,6 @@ def test_bytes_ahead_are_bounded_and_what_is_not_wanted_is_dropped(bucket: Bucke
 @pytest.mark.parametrize(("processes", "reads"), [(1, 96), (4, 64), (16, 16), (64, 8), (256, 8)])
 def test_processes_of_a_node_share_the_reads(processes: int, reads: int) -> None:
     assert reads_in_flight(processes) == reads
-
-
-def test_slow_reads_get_a_second_request_and_few_do() -> None:
-    latencies, number = Latencies(), 0
-
-    async def read() -> int:
-        nonlocal number
-        number += 1
-        await asyncio.sleep(3 if number % 50 == 0 else 0.005)
-        return number
-
-    async def run() -> list[float]:
-        seconds = []
-        for _ in range(200):
-            began = time.monotonic()
-            await latencies.hedge(read)
-            seconds.append(time.monotonic() - began)
-        return seconds
-
-    seconds = asyncio.run(run())
-    assert max(seconds) < 1.5
-    assert latencies.num_hedges in (4, 5)
-
-    async def fails() -> int:
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        asyncio.run(latencies.hedge(fails))
-
-
-def test_hedges_stay_within_a_twentieth() -> None:
-    latencies = Latencies()
-    latencies.seconds.extend([0.001] * 20)
-    latencies._delay = 0.002
-
-    async def read() -> None:
-        await asyncio.sleep(0.01)
-
-    async def run() -> None:
-        for _ in range(100):
-            await latencies.hedge(read)
-
-    asyncio.run(run())
-    assert 1 <= latencies.num_hedges <= 5
 
 
 def test_one_retry_of_a_damaged_answer(bucket: Bucket, shard_folder: Path) -> None:
