@@ -62,6 +62,8 @@ BROUGHT = {
     "nvidia-cutlass-dsl": " ".join(f"nvidia-cutlass-dsl-libs-{part}" for part in ("base", "cu12", "cu13")),
 }
 """What packages bring that a machine with PyTorch and transformers may lack: one that is not there cannot say it."""
+LAST_SECONDS = 5.0
+"""That a command has to end in when its time is over."""
 TEST_PROCESSES = 8
 """They share the GPU; the tests are small, and much of their time is the host's."""
 
@@ -160,7 +162,10 @@ def commands(part: str, is_tiny: bool) -> Iterator[tuple[float, list[str]]]:
 
 
 def run(command: list[str], seconds: float, environment: dict[str, str], log: Path) -> int:
-    """Run a command, at most so long, its output also to the end of a file. Its exit code; 124 at the limit."""
+    """Run a command, at most so long, its output also to the end of a file. Its exit code; 124 at the limit.
+
+    There it is asked to end first: training steps have written random weights, to memory where there is a lot of it.
+    """
     began = time.monotonic()
     with log.open("a", encoding="utf-8") as file:
 
@@ -178,7 +183,9 @@ def run(command: list[str], seconds: float, environment: dict[str, str], log: Pa
 
         def stop() -> None:
             if not ended.wait(seconds):
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGTERM)
+                if not ended.wait(LAST_SECONDS):
+                    os.killpg(process.pid, signal.SIGKILL)
 
         threading.Thread(target=stop, daemon=True).start()
         assert process.stdout is not None
@@ -187,7 +194,7 @@ def run(command: list[str], seconds: float, environment: dict[str, str], log: Pa
         code = process.wait()
         ended.set()
         took = time.monotonic() - began
-        code = 124 if code == -signal.SIGKILL and took >= seconds else abs(code)
+        code = 124 if took >= seconds else abs(code)
         say(f"# exit code {code} after {took:.0f} s\n\n")
     return code
 
@@ -220,10 +227,10 @@ def main(words: Iterable[str] | None = None) -> int:
     }  # fmt: skip
     deadline, worst = time.monotonic() + (arguments.seconds or SECONDS[arguments.part]), 0
     for share, command in commands(arguments.part, arguments.tiny):
-        left = deadline - time.monotonic()
+        seconds = share * (deadline - time.monotonic())
         if "benchmarks/train.py" in command:
-            command = [*command, f"--budget={0.7 * left:.0f}"]  # then no variant is begun
-        worst = max(worst, run(command, share * left, environment, log))
+            command = [*command, f"--budget={0.7 * seconds:.0f}"]  # then no variant is begun
+        worst = max(worst, run(command, seconds, environment, log))
     return worst
 
 

@@ -108,7 +108,8 @@ def test_quick(tmp_path: Path) -> None:
 def test_a_failed_command_does_not_stop_the_next_one(
     gpu_check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    programs = ["raise SystemExit(3)", "import time; print('waits', flush=True); time.sleep(60)", "print('the last')"]
+    waits = "signal.signal(signal.SIGTERM, lambda *_: sys.exit('tidied')); print('waits', flush=True); time.sleep(60)"
+    programs = ["raise SystemExit(3)", f"import signal, sys, time; {waits}", "print('the last')"]
     monkeypatch.setattr(
         gpu_check, "commands", lambda part, tiny: [(share, [sys.executable, "-c", program])
                                                    for share, program in zip((1, 0.2, 1), programs, strict=True)]
@@ -117,8 +118,24 @@ def test_a_failed_command_does_not_stop_the_next_one(
     assert gpu_check.main(["train", "--tiny", "--results", str(tmp_path), "--seconds=10"]) == 124
     log = (tmp_path / "gpu-check-train.log").read_text()
     assert [line.split()[3] for line in log.splitlines() if line.startswith("# exit code")] == ["3", "124", "0"]
-    assert "waits\n" in log
+    assert "waits\ntidied\n" in log
     assert "the last\n" in log
+
+
+def test_training_steps_begin_no_variant_at_the_end_of_their_time(
+    gpu_check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = []
+
+    def run(command: list[str], seconds: float, *others: object) -> int:
+        shares.extend(float(word.split("=")[1]) / seconds for word in command if word.startswith("--budget="))
+        return 0
+
+    monkeypatch.setattr(gpu_check, "run", run)
+    monkeypatch.setattr(gpu_check, "missing", lambda *_: [])
+    for part in gpu_check.SECONDS:
+        assert gpu_check.main([part, "--tiny", "--results", str(tmp_path)]) == 0
+    assert shares == pytest.approx([0.7] * 4, abs=0.01)
 
 
 def test_what_is_missing_is_one_line(
