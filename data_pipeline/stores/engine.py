@@ -1,7 +1,8 @@
-"""The one thread of a process that talks to object stores, and the guard against using it across a fork.
+"""The asyncio thread of a process that talks to object stores, and the guard against using stores across a fork.
 
 The Rust runtime below does not survive a fork: a child of a process that used it would wait for ever. So the thread
-starts with the first request, and a child of a process that had it gets an error instead.
+starts with the first request, and a child of a process that had it gets an error instead. Samples are read by further
+threads (waiting/late.py), which start behind it.
 """
 
 from __future__ import annotations

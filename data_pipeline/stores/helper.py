@@ -150,7 +150,7 @@ def main(parent: int, descriptor: int) -> None:
         while True:
             number, request = connection.recv()
             _run(request).add_done_callback(partial(answer, number))
-    except EOFError:
+    except (EOFError, OSError):  # the latter where an answer lay there unread
         os._exit(0)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ _CHUNK_BYTES = 1 << 20
 """Of an object that is written to a file: what is held in memory."""
 _PART_BYTES, _PARTS, _MOST_PARTS = 16 * 1024**2, 4, 10_000
 """Of a file that is written as an object: a part at least, how many are on their way, and how many a store takes."""
+
+_making = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -243,9 +246,14 @@ def _errors(url: str, name: str, writes: bool = False) -> Iterator[Any]:
         raise meaning(exceptions, error, url, name) from error
 
 
-@cache
 def _store(url: str, writes: bool = False) -> ObjectStore:
-    """The store of a folder; made once in a process."""
+    """The store of a folder; made once in a process, though many threads ask for it first."""
+    with _making:
+        return _make_store(url, writes)
+
+
+@cache
+def _make_store(url: str, writes: bool) -> ObjectStore:
     try:
         from obstore.store import from_url
     except ImportError as error:

@@ -42,7 +42,7 @@ class _Read:
 
 
 def submit(get: Get) -> Future[Result]:
-    """Read a range; the future gives what `get.run` returns or raises, the bytes as a memoryview.
+    """Read a range; the future gives what `get.run` returns or raises, the bytes perhaps as a memoryview.
 
     Raises:
         LoadError: a process from which this one was forked used a store.
@@ -66,7 +66,7 @@ class Latencies:
 
     def __init__(self) -> None:
         self.seconds: deque[float] = deque(maxlen=200)
-        self.num_reads = self.num_hedges = 0
+        self.num_reads = self.num_hedges = self._num_took = 0
         self._delay = 0.0
 
     def delay(self) -> float:
@@ -83,7 +83,8 @@ class Latencies:
     def took(self, seconds: float) -> None:
         """Note how long a read took."""
         self.seconds.append(seconds)
-        if (len(self.seconds) >= _HEDGE_FROM and self.num_reads % 10 == 0) or len(self.seconds) == _HEDGE_FROM:
+        self._num_took += 1
+        if self._num_took >= _HEDGE_FROM and self._num_took % 10 == 0:
             ordered = sorted(self.seconds)
             p95 = ordered[int(0.95 * (len(ordered) - 1))]
             self._delay = max(3 * statistics.median(ordered), p95, _HEDGE_SECONDS)
@@ -144,7 +145,9 @@ class LateReads:
                 for read in list(self._flying) if self.latencies.delay() else ():
                     if read.began > before:
                         break
-                    if not read.is_hedged and not read.future.cancelled() and self.latencies.may_hedge():
+                    if read.is_hedged or read.future.cancelled() or not is_open(read.get.url):
+                        continue
+                    if self.latencies.may_hedge():
                         read.is_hedged = True
                         self._try(read)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from data_pipeline.errors import DataError, LoadError
 from data_pipeline.stores import engine
 from data_pipeline.stores.failures import MissingObjectError, ReplacedError
+from data_pipeline.stores.remote import ObjectInfo
 from data_pipeline.stores.requests import Get
-from data_pipeline.stores.waiting import late
+from data_pipeline.stores.waiting import late, patience
 from tests.fixtures.buckets import Bucket
 
 DATA = bytes(range(256)) * 4096
@@ -105,6 +107,52 @@ def test_second_requests_stay_within_a_twentieth() -> None:
         latencies.took(0.2)
     assert latencies.delay() == pytest.approx(0.6)
     assert sum(latencies.may_hedge() for _ in range(100)) == 5
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_store_that_wants_to_be_asked_nothing_gets_no_second_requests(closed: bool) -> None:
+    assert in_worker(tries_of_late_reads, closed) == (10 if closed else 12)
+
+
+def tries_of_late_reads(closed: bool) -> int:
+    tries, answer, info = list[Get](), threading.Event(), ObjectInfo(len(DATA))
+
+    def read_late(get: Get) -> Any:
+        tries.append(get)
+        answer.wait(20)
+        return DATA, info
+
+    late._read = read_late
+    reads = late.LateReads()
+    reads.latencies.num_reads = 30  # and ten more: two second requests
+    for _ in range(20):
+        reads.latencies.took(0.01)
+    if closed:
+        patience._closed["s3://bucket"] = time.monotonic() + 20
+    futures = [reads.submit(Get(URL, "a", 0, 1)) for _ in range(10)]
+    time.sleep(0.5)
+    answer.set()
+    assert all(future.result(10) == (DATA, info) for future in futures)
+    return len(tries)
+
+
+def test_many_threads_share_one_client(store: Bucket) -> None:
+    assert in_worker(clients_made) == 1
+
+
+def clients_made() -> int:
+    import obstore.store
+
+    made, make = list[str](), obstore.store.from_url
+
+    def slowly(url: str, **options: Any) -> Any:
+        made.append(url)
+        time.sleep(0.2)
+        return make(url, **options)
+
+    obstore.store.from_url = slowly
+    assert read(RANGES)[0] == wanted(RANGES)
+    return len(made)
 
 
 def test_what_is_not_wanted_any_more_is_no_result(store: Bucket) -> None:
