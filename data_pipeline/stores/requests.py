@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from data_pipeline.errors import LoadError
 from data_pipeline.masking import mask
 from data_pipeline.stores import remote
-from data_pipeline.stores.failures import ReplacedError
+from data_pipeline.stores.failures import ReplacedError, TransientError
 from data_pipeline.stores.remote import ObjectInfo
 from data_pipeline.stores.waiting.patience import patiently
 
@@ -45,16 +45,18 @@ class Get:
     hedged: bool = False
     """Of a sample, which somebody waits for: read by waiting/late.py, a second time when it is late."""
 
-    async def run(self) -> tuple[bytes, ObjectInfo]:
-        data, info = await self.checked(self._read)
+    async def run(self, failed: TransientError | None = None) -> tuple[bytes, ObjectInfo]:
+        data, info = await self.checked(self._read, failed)
         if self.end is not None and len(data) != self.end - self.begin:
             raise LoadError(f"{mask(self.url)}/{self.name}: {len(data):,} of {self.end - self.begin:,} bytes came")
         return data, info
 
-    async def checked(self, read: Callable[[], Awaitable[tuple[T, ObjectInfo]]]) -> tuple[T, ObjectInfo]:
+    async def checked(
+        self, read: Callable[[], Awaitable[tuple[T, ObjectInfo]]], failed: TransientError | None = None
+    ) -> tuple[T, ObjectInfo]:
         """What `read` gives, tried again for some minutes. Raises ReplacedError for another object."""
         try:
-            data, info = await patiently(self.url, read)
+            data, info = await patiently(self.url, read, failed)
         except ReplacedError as error:
             now = await patiently(self.url, lambda: remote.head(self.url, self.name))
             raise self._replaced(now) from error

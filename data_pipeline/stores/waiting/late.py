@@ -1,7 +1,8 @@
 """Reads of samples: threads that wait for the client, and a second request for what is late.
 
 A thread that waits for a range takes half the CPU time of the client's asyncio futures, each of which takes Python's
-lock in two threads. Whatever is not the range is asked for again in the asyncio thread, with patience and all errors.
+lock in two threads. Whatever is not the range is asked for again in the asyncio thread, with all errors; a store that
+did not answer is waited for there at once, with patience.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.stores import engine, remote
+from data_pipeline.stores.failures import TransientError
 from data_pipeline.stores.remote import ObjectInfo
 from data_pipeline.stores.requests import Get
 from data_pipeline.stores.waiting.patience import is_open
@@ -127,11 +129,11 @@ class LateReads:
             with self._lock:
                 self._free += 1
                 read.tries -= 1
-                is_end = not read.is_over and (result is not None or not read.tries)
+                is_end = not read.is_over and (isinstance(result, tuple) or not read.tries)
                 if is_end:
                     read.is_over = True
                     del self._flying[read]
-                    if result is not None:
+                    if isinstance(result, tuple):
                         self.latencies.took(time.monotonic() - read.began)
             if is_end:  # without the lock: whoever waits for it may ask for more
                 _finish(read, result)
@@ -152,27 +154,29 @@ class LateReads:
                         self._try(read)
 
 
-def _read(get: Get) -> Result | None:
-    """The bytes and what the object is now; null when they are not what was asked for."""
+def _read(get: Get) -> Result | TransientError | None:
+    """The bytes and what the object is now, or how the store failed; null when it is not what was asked for."""
     assert get.end is not None
     try:
         data, info = remote.get_range(get.url, get.name, get.begin, get.end, etag=get.etag)
+    except TransientError as error:
+        return error
     except BaseException:  # of Rust too: it is asked for again, and then raised in whoever waits
         return None
     return (data, info) if len(data) == get.end - get.begin and get.size in (None, info.size) else None
 
 
-def _finish(read: _Read, result: Result | None) -> None:
+def _finish(read: _Read, result: Result | TransientError | None) -> None:
     """Give a result, or what the asyncio thread makes of the request."""
     future = read.future
-    if result is not None:
+    if isinstance(result, tuple):
         if future.set_running_or_notify_cancel():
             future.set_result(result)
         return
     if future.cancelled():
         return
     try:
-        again = engine.submit(read.get.run())
+        again = engine.submit(read.get.run(result))
     except DataError as error:
         if future.set_running_or_notify_cancel():
             future.set_exception(error)

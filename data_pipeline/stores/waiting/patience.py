@@ -45,8 +45,11 @@ def patience_seconds() -> float:
     return float(os.environ.get(PATIENCE, "300"))
 
 
-async def patiently(url: str, work: Callable[[], Awaitable[T]]) -> T:
+async def patiently(url: str, work: Callable[[], Awaitable[T]], failed: TransientError | None = None) -> T:
     """What `work` gives, tried again for some minutes while the store does not answer.
+
+    Args:
+        failed: what a try in another thread has just ended with; it is the first one.
 
     Raises:
         UnreachableError: it never did.
@@ -55,10 +58,13 @@ async def patiently(url: str, work: Callable[[], Awaitable[T]]) -> T:
     mine: asyncio.Event | None = None  # the outage of which this request asks whether it is over
     try:
         while True:
-            await _turn(store, mine, began + patience)
             try:
+                if failed is not None:
+                    raise failed
+                await _turn(store, mine, began + patience)
                 result = await work()
             except TransientError as error:
+                failed = None
                 waited = time.monotonic() - began
                 if waited >= patience:
                     why = f"{error}; no answer for {waited:.0f} s; the same command goes on when the store is back"

@@ -136,6 +136,19 @@ def tries_of_late_reads(closed: bool) -> int:
     return len(tries)
 
 
+def test_reads_that_failed_wait_without_asking_once_more(store: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "1")
+    answer, asked, until = store.store.answer, list[float](), time.monotonic() + 3
+
+    def dead(*arguments: Any) -> Any:
+        asked.append(time.monotonic())
+        return (500, {}, b"") if asked[-1] < until else answer(*arguments)
+
+    monkeypatch.setattr(store.store, "answer", dead)
+    assert in_worker(read, RANGES[:16])[0] == wanted(RANGES[:16])
+    assert 32 <= sum(when < until for when in asked) <= 38, "twice each, then one of them every two seconds"
+
+
 def test_many_threads_share_one_client(store: Bucket) -> None:
     assert in_worker(clients_made) == 1
 
