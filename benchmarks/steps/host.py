@@ -33,7 +33,7 @@ def sample_host(run: Callable[[], object], micro_batches: int) -> dict[str, Any]
         nor Python itself; `functions`: ms per micro-batch of single functions, `callers` of those that are neither.
     """
     main, stop = threading.get_ident(), threading.Event()
-    others = {t.ident for t in threading.enumerate() if not t.name.startswith("Dummy-")} - {main}
+    others = set(sys._current_frames()) - {main}  # autograd's thread runs no Python yet, and is not among them
     stacks: list[list[tuple[str, str]]] = []
 
     def watch() -> None:

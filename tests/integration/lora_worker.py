@@ -126,10 +126,10 @@ def on_two_ranks(folder: Path, world: World) -> dict[str, dict[str, Any]]:
 def open_run(run: Run, world: World) -> None:
     """Give a run its first model."""
     if world.is_main:
+        run.open()
         model, processor = tiny_model()
         (model.bfloat16() if run.recipe.train.precision == "bf16" else model).save_pretrained(run.initial.export)
         processor.save_pretrained(run.initial.export)
-        run.open()
     world.barrier()
 
 
