@@ -133,9 +133,17 @@ class MicroBatches(Dataset[WorkResult | LoadError]):
     def _reading(self, documents: np.ndarray, thread: ThreadPoolExecutor) -> Iterator[_Read]:
         """Every document in its turn and its bytes, while the thread reads the next ones."""
         rows = iter(documents.tolist())
-        ahead = deque(thread.submit(self._read_some, rows) for _ in range(READ_AHEAD))
+
+        def read() -> list[_Read]:
+            try:
+                return self._read_some(rows)
+            except Exception:
+                deque(rows, maxlen=0)  # each of those behind it would wait for the store in its turn, for minutes
+                raise
+
+        ahead = deque(thread.submit(read) for _ in range(READ_AHEAD))
         while group := ahead.popleft().result():
-            ahead.append(thread.submit(self._read_some, rows))
+            ahead.append(thread.submit(read))
             yield from group
 
     def _read_some(self, rows: Iterator[list[int]]) -> list[_Read]:

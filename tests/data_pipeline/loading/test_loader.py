@@ -7,21 +7,22 @@ import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from data_pipeline.errors import DataError, LoadError
+from data_pipeline.errors import DataError, LoadError, UnreachableError
 from data_pipeline.files import read_json_lines
 from data_pipeline.loading.collate import MicroBatch, collate
 from data_pipeline.loading.ledger import Ledger
 from data_pipeline.loading.loader import build_loader, load_packs
-from data_pipeline.loading.worker import prepare_process
+from data_pipeline.loading.worker import MicroBatches, prepare_process
 from data_pipeline.order.plan import Plan
 from data_pipeline.order.settings import PlanSettings
 from data_pipeline.samples.schema import Encoded
@@ -307,6 +308,22 @@ class Deadly:
         if self.count == 5:
             os.kill(os.getpid(), signal.SIGKILL)
         return self.encoder.encode(sample)
+
+
+def test_nothing_is_read_behind_a_sample_that_cannot_be(encoder: Any) -> None:
+    """Each read behind it would wait for its store in its turn, five minutes."""
+    asked = list[int]()
+
+    class Unreachable:
+        def entry(self, number: int) -> Any:
+            asked.append(number)
+            raise UnreachableError("no answer")
+
+    batches = MicroBatches(cast(Any, [Unreachable()]), encoder)
+    documents = np.array([[0, number, 10, 1] for number in range(9)])
+    with ThreadPoolExecutor(1) as thread, pytest.raises(UnreachableError):
+        list(batches._reading(documents, thread))
+    assert asked == [0]
 
 
 def test_a_dead_worker_is_a_clear_error(plan: Plan, encoder: Any) -> None:
