@@ -43,6 +43,9 @@ ENVIRONMENT = {"packages": {str: str}, "git_commit?": str, "device?": str, "star
 """What every line of metrics.jsonl, attempts.jsonl and timeline.jsonl and the objects in recomputation.json and
 environment.json have, for their readers."""
 
+WAY_OUT = "make the folder writable and free some space, or give another one: --output FOLDER"
+"""For results of evaluation that cannot be written."""
+
 log = logging.getLogger(__name__)
 
 

@@ -26,7 +26,7 @@ from alignvlm.evaluation.items import Item, items_of, spread
 from alignvlm.evaluation.scores import is_entry, score, task_scores
 from alignvlm.metrics import Metric, find_metric
 from alignvlm.progress import Progress
-from alignvlm.run_folder import EvaluationFolder
+from alignvlm.run_folder import WAY_OUT, EvaluationFolder
 from alignvlm.stage_data import open_reader
 from alignvlm.system.ranks import ALONE, Ranks
 from data_pipeline.errors import nearest
@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 
 EVALUATION_VERSION = 3
 """Raised when prompts, scores or files change, so that older results are computed again."""
-WAY_OUT = "make the folder writable and free some space, or give another one: --output FOLDER"
 VIEWS_PER_TASK = 2
 """Samples per task whose image is saved with the connector's top tokens."""
 GALLERY_SIDE = 1280

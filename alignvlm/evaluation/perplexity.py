@@ -21,7 +21,7 @@ from alignvlm.config.sections.evaluation import TextConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import find_device, load_export
 from alignvlm.progress import Progress
-from alignvlm.run_folder import EvaluationFolder
+from alignvlm.run_folder import WAY_OUT, EvaluationFolder
 from alignvlm.system.ranks import ALONE, Ranks
 from data_pipeline.errors import DataError
 from data_pipeline.files import must_write, read_json, read_needed, to_json, write_atomic, write_json_lines
@@ -31,7 +31,6 @@ VERSION = 1
 """Raised when the numbers change, so that older results are computed again."""
 ENTRY = {"perplexity?": float, "bits_per_byte?": float, "word_perplexity?": float, "documents": int, "tokens": int}
 """What text.json has of every text, for its readers; a number too large for floating point is null there."""
-WAY_OUT = "make the folder writable and free some space, or give another one: --output FOLDER"
 RANGE = 1000
 """Rows that are looked for at once."""
 

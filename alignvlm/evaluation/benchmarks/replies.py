@@ -14,6 +14,7 @@ from alignvlm.evaluation.benchmarks.base import Part, Question
 from alignvlm.evaluation.benchmarks.job import Job
 from alignvlm.evaluation.items import Item
 from alignvlm.progress import Progress
+from alignvlm.run_folder import WAY_OUT
 from alignvlm.system.ranks import Ranks
 from data_pipeline.files import JsonLinesLog, must_write, read_json_lines
 from data_pipeline.samples.images import decode_image, image_size
@@ -21,7 +22,6 @@ from data_pipeline.samples.schema import SampleError
 
 WINDOW = 4
 """Batches whose questions are sorted by length together, and answered by one rank."""
-WAY_OUT = "make the folder writable and free some space, or give another one: --output FOLDER"
 Row = dict[str, Any]
 
 

@@ -14,10 +14,10 @@ from alignvlm import __version__
 from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import Answerer, ModelAnswerer
 from alignvlm.evaluation.benchmarks.job import BENCHMARK_VERSION, Job, model_identity
-from alignvlm.evaluation.benchmarks.replies import WAY_OUT, ask
+from alignvlm.evaluation.benchmarks.replies import ask
 from alignvlm.evaluation.benchmarks.scoring import score_rows
 from alignvlm.evaluation.benchmarks.suite import COLUMNS, paper_average, paper_table
-from alignvlm.run_folder import BenchmarkFolder
+from alignvlm.run_folder import WAY_OUT, BenchmarkFolder
 from alignvlm.system.ranks import ALONE, Ranks
 from data_pipeline.files import must_write, read_json, read_json_lines, write_atomic, write_json_lines
 
