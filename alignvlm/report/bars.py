@@ -81,7 +81,9 @@ def time_of(run: RunData) -> TimeSection | None:
     left_out = len(found.attempts) - len(shown)
     bars = [Bar("all", _shares(found.parts, found.wall), format_duration(found.wall), f"ETTR {100 * found.ettr:.1f} %")]
     for number, attempt in enumerate(shown, left_out + 1):
-        note = f"{attempt.end} on {attempt.host}" if attempt.host else attempt.end
+        # The job that finishes a run writes this page before it ends.
+        end = "finished" if run.finished and attempt.end == "open" else attempt.end
+        note = f"{end} on {attempt.host}" if attempt.host else end
         bars.append(Bar(str(number), _shares(attempt.parts, attempt.wall), format_duration(attempt.wall), note))
     rows = [row for kind, title in KINDS.items() if (row := _row(run, kind, title)) is not None]
     named = Counter(name for step in run.steps for name in step.get("stragglers") or () if isinstance(name, str))

@@ -157,6 +157,12 @@ def test_the_page_has_a_bar_for_all_and_one_for_every_attempt(run_folder: Path) 
     assert results["goodput"] == json.loads(json.dumps(read_goodput(run_folder).to_json()))
 
 
+def test_the_job_that_finishes_a_run_has_finished_on_the_page_that_it_writes(run_folder: Path) -> None:
+    write(run_folder, [*FIRST, *SECOND[:-1]], KEPT, LOST)
+    assert read_goodput(run_folder).attempts[-1].end == "open"
+    assert "finished on node8" in build_report(run_folder).read_text(encoding="utf-8")
+
+
 def test_times_that_are_none_are_passed_over(tmp_path: Path) -> None:
     run = write(tmp_path, [*FIRST, *SECOND], KEPT, LOST)
     whole = read_goodput(run.path)
