@@ -85,6 +85,24 @@ def test_a_disk_that_fails_leaves_the_checkpoint_before(
     assert ["cannot be sealed: Input/output error" in line for line in said] == [True]
 
 
+def test_a_disk_that_does_not_say_whether_there_is_a_checkpoint_leaves_the_one_before(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 10, 20)
+    (store.folder / "step-00000020").rename(store.folder / "step-00000020.partial")
+    exists = Path.exists
+
+    def exists_or_fails(path: Path, **options: bool) -> bool:
+        if path.name == "step-00000020":
+            raise OSError(errno.EIO, "Input/output error")
+        return exists(path, **options)
+
+    monkeypatch.setattr(Path, "exists", exists_or_fails)
+    found = store.newest(print)
+    assert found is not None
+    assert found.step == 10
+
+
 def test_a_save_that_is_sealed_late_is_checked_as_any_other(store: CheckpointStore) -> None:
     save(store, 10)
     engine = Engine()

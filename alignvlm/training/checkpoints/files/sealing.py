@@ -49,13 +49,14 @@ def complete_saves(checkpoints: Path) -> dict[Path, dict[str, Entry]]:
     found = {}
     for partial in checkpoints.glob(f"step-*{SUFFIX}"):
         final = partial.with_name(partial.name.removesuffix(SUFFIX))
-        if final.name.removeprefix("step-").isdigit() and not final.exists():
-            try:
-                files = listed_files(partial)
-            except OSError:  # of a disk that fails: it is no checkpoint
-                continue
-            if files is not None:
-                found[final] = files
+        if not final.name.removeprefix("step-").isdigit():
+            continue
+        try:
+            files = None if final.exists() else listed_files(partial)
+        except OSError:  # of a disk that fails: it is no checkpoint
+            continue
+        if files is not None:
+            found[final] = files
     return found
 
 
