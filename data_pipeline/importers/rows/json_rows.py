@@ -12,7 +12,7 @@ from data_pipeline.importers.rows.far_path import AnyPath
 from data_pipeline.samples.schema import MAX_JSON_BYTES, SampleError
 
 _PIECE = 1 << 20
-_TOKEN = re.compile(rb'(?>[^"{}\[\]]+|"(?>[^"\\]+|\\.)*")*(["{}\[\]])', re.DOTALL)
+_TOKEN = re.compile(rb'(?>[^"{}\[\]]+|"(?>[^"\\]+|\\.)*")*+(["{}\[\]])', re.DOTALL)
 """The next bracket that is in no string, or a quotation mark whose string has no end yet."""
 _BETWEEN = b" \t\r\n,"
 
@@ -21,7 +21,7 @@ def cut(path: AnyPath, rows: int) -> Iterator[tuple[int, int, int]]:
     """(first row, row after the last, byte of the first) of ranges of at most `rows` rows.
 
     Raises:
-        DataError: the file is no list of objects, is cut off, or such a list has a row of more than MAX_JSON_BYTES.
+        DataError: the file begins as a list, and is no list of objects or is cut off.
     """
     begin = end = offset = 0
     for number, (place, _) in enumerate(_texts(path, 0)):
@@ -38,7 +38,7 @@ def read(path: AnyPath, begin: int, end: int, offset: int) -> Iterator[dict[str,
     """Rows `begin` to `end`, whose first begins at byte `offset`; a SampleError in the place of what is no object."""
     for _, (_, text) in zip(range(begin, end), _texts(path, offset), strict=False):
         if text is None:
-            yield SampleError(f"a line of more than {MAX_JSON_BYTES:,} bytes")
+            yield SampleError(f"a row of more than {MAX_JSON_BYTES:,} bytes")
             continue
         try:
             row = json.loads(text)
@@ -49,7 +49,7 @@ def read(path: AnyPath, begin: int, end: int, offset: int) -> Iterator[dict[str,
 
 
 def _texts(path: AnyPath, offset: int) -> Iterator[tuple[int, bytes | None]]:
-    """(byte of its start, text) of every row from one that begins at `offset` on; None for a line that is too long."""
+    """(byte of its start, text) of every row from one that begins at `offset` on; None for one that is too long."""
     try:
         with path.open("rb") as file:
             is_list = _first(file) == b"["
@@ -78,13 +78,18 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
         offset += size
 
 
-def _elements(file: BinaryIO, path: AnyPath) -> Iterator[tuple[int, bytes]]:
+def _elements(file: BinaryIO, path: AnyPath) -> Iterator[tuple[int, bytes | None]]:
     """The objects of a list, the file standing inside of it."""
-    base, text = file.tell(), b""  # where `text` begins in the file
+    end, text = file.tell(), b""  # where `text` ends in the file
     start, position, depth = 0, 0, 0  # of the object in `text`; what was looked at; brackets that are open
+    is_long = False  # the object, of which nothing is kept then
+
+    def place(index: int) -> int:
+        return end - len(text) + index
+
     while True:
         piece = file.read(_PIECE)
-        text += piece
+        end, text = end + len(piece), text + piece
         while (token := _TOKEN.match(text, position)) is not None and token[1] != b'"':
             position = token.end()
             if depth == 0:
@@ -92,14 +97,25 @@ def _elements(file: BinaryIO, path: AnyPath) -> Iterator[tuple[int, bytes]]:
                 if token[1] == b"]" and not between:
                     return
                 if token[1] not in b"{[" or between:
-                    raise DataError(f"{path}, byte {base + start:,}: not a list of JSON objects")
+                    raise DataError(f"{path}, byte {place(start):,}: not a list of JSON objects")
                 start = position - 1
             depth += 1 if token[1] in b"{[" else -1
             if depth == 0:
-                yield base + start, text[start:position]
-                start = position
+                if not is_long:
+                    yield place(start), text[start:position] if position - start <= MAX_JSON_BYTES else None
+                start, is_long = position, False
         if not piece:
-            raise DataError(f"{path}: the list of JSON objects is cut off after byte {base + start:,}")
-        base, text, position, start = base + start, text[start:], position - start, 0
-        if len(text) > MAX_JSON_BYTES:
-            raise DataError(f"{path}, byte {base:,}: a row of more than {MAX_JSON_BYTES:,} bytes")
+            raise DataError(f"{path}: the list of JSON objects is cut off after byte {place(start):,}")
+        text, position, start = text[start:], position - start, 0
+        if depth and not is_long and len(text) > MAX_JSON_BYTES:
+            yield place(0), None
+            is_long = True
+        if is_long:
+            text, position = _open_string(text, token), 0
+
+
+def _open_string(text: bytes, quote: re.Match[bytes] | None) -> bytes:
+    """What is left of a text that is not kept: the string in which it ends, as far as what follows depends on it."""
+    if quote is None:
+        return b""
+    return b'"\\' if (len(text) - len(text.rstrip(b"\\"))) % 2 else b'"'

@@ -225,6 +225,24 @@ def test_json_rows_are_cut_where_they_begin(piece: int, tmp_path: Path, monkeypa
             list(json_rows.cut(tmp_path / "rows.json", 15))
 
 
+def test_rows_of_a_list_that_are_too_long_leave_the_others_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a piece ends: in a string, behind a backslash, between brackets."""
+    monkeypatch.setattr(json_rows, "MAX_JSON_BYTES", 60)
+    long = {"s": 'a\\"]}[{' * 6, "t": "\\", "u": [{"v": ["}"]}] * 3, "é": '"'}
+    rows = [{"n": 0}, long, {"n": 1, "s": '\\"{'}, long, long, {"n": 2}, {"s": "b" * 70}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    wanted = [row if len(json.dumps(row)) <= 60 else None for row in rows]
+    assert wanted.count(None) == 4
+    for piece in range(1, 80):
+        monkeypatch.setattr(json_rows, "_PIECE", piece)
+        for rows_per_cut in (1, 3, 100):
+            cuts = list(json_rows.cut(tmp_path / "rows.json", rows_per_cut))
+            found = [row for cut in cuts for row in json_rows.read(tmp_path / "rows.json", *cut)]
+            assert [None if isinstance(row, SampleError) else row for row in found] == wanted, piece
+
+
 def test_damage_and_strangers_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(DataError, match=r"a\.parquet cannot be read: "):
@@ -248,16 +266,17 @@ def test_sizes_are_bounded_before_memory_is_taken(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(json_rows, "MAX_JSON_BYTES", 1000)
     monkeypatch.setattr(json_rows, "_PIECE", 100)
     row = json.dumps(llava_row(0) | {"more": "a" * 2000})
-    for name, text in (("rows.json", f"[{row}]"), ("open.json", '[{"a": "' + "a" * 5000)):
-        (tmp_path / name).write_text(text)
-        with pytest.raises(DataError, match="more than 1,000 bytes"):
-            list(json_rows.cut(tmp_path / name, 10))
-    (tmp_path / "rows.jsonl").write_text(f'{{"a": 1}}\n{row}\n\n{{"a": 2}}\n{row}')  # a line costs itself only
-    cuts = list(json_rows.cut(tmp_path / "rows.jsonl", 1))
-    found = [row for cut in cuts for row in json_rows.read(tmp_path / "rows.jsonl", *cut)]
-    assert [each if isinstance(each, dict) else str(each) for each in found] == [
-        {"a": 1}, "a line of more than 1,000 bytes", {"a": 2}, "a line of more than 1,000 bytes",
-    ]  # fmt: skip
+    (tmp_path / "open.json").write_text('[{"a": "' + "a" * 5000)
+    with pytest.raises(DataError, match=r"open\.json: the list .* is cut off after byte"):
+        list(json_rows.cut(tmp_path / "open.json", 10))
+    for lines in (True, False):  # a row costs itself only
+        texts = ['{"a": 1}', row, '{"a": 2}', row]
+        (tmp_path / "rows.json").write_text("\n\n".join(texts) if lines else f"[{', '.join(texts)}]")
+        cuts = list(json_rows.cut(tmp_path / "rows.json", 1))
+        found = [row for cut in cuts for row in json_rows.read(tmp_path / "rows.json", *cut)]
+        assert [each if isinstance(each, dict) else str(each) for each in found] == [
+            {"a": 1}, "a row of more than 1,000 bytes", {"a": 2}, "a row of more than 1,000 bytes",
+        ]  # fmt: skip
     monkeypatch.setattr("data_pipeline.importers.jsonl.MAX_JSON_BYTES", 1000)
     (tmp_path / "own.jsonl").write_text(f"\n{row}")
     with pytest.raises(DataError, match=r"own\.jsonl, line 2: more than 1,000 bytes"):
