@@ -39,10 +39,9 @@ if TYPE_CHECKING:
 READ_TIMEOUT = "ALIGNVLM_READ_TIMEOUT"
 """Environment variable: seconds without a byte after which a request is made again (default 10)."""
 RETRIES = "ALIGNVLM_RETRIES"
-"""Environment variable: how often a request that failed is made again, for some seconds; then the store is waited for
-(default 5; for web servers and the Hub 2)."""
+"""Environment variable: how often the client repeats a request that fails, within 30 s, before the store is waited for
+(default 5; 2 for web servers and the Hub, whose refusals say when to ask again: waiting/patience.py reads that)."""
 _RETRIES, _FEW_RETRIES = 5, {"http": 2, "hf": 2}
-"""The few: their refusals say when to ask again; obstore does not read that, waiting/patience.py does."""
 SCHEMES = tuple(KINDS)
 _WRITE_TIMEOUT = 120.0
 """Seconds: a store may say nothing until it has taken a whole object."""
