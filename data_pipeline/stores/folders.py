@@ -70,6 +70,11 @@ def store_of(url: str) -> str:
     return "/".join(canonical(url).split("/")[:3])
 
 
+def place_of(url: str, name: str) -> str:
+    """An object of a URL's folder, or the folder, as one string."""
+    return f"{canonical(url)}/{name}".rstrip("/")
+
+
 def node_folder(url: str) -> Path:
     """The folder of this node's cache for a remote folder."""
     return cache_folder() / "folders" / hashlib.sha256(canonical(url).encode()).hexdigest()[:16]

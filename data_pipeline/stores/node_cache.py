@@ -73,8 +73,8 @@ class CachedFolder:
 
     def fetch(self, names: Iterable[str]) -> None:
         """Have the local copies of files, many of them fetched at a time."""
-        place = self._place()
-        with _alone(self._storage, place), suppress(MissingObjectError):
+        place, names = self._place(), list(names)
+        with _alone(self._storage, place, names), suppress(MissingObjectError):
             missing = [name for name in names if not (place / check_name(name)).is_file()]
             for name, data in zip(missing, self._storage.reads(missing), strict=True):
                 self.write(name, data)
@@ -108,7 +108,7 @@ class CachedFolder:
 
     def _look(self) -> str | None:
         place = self._storage.place()
-        with _alone(self._storage, self._root):
+        with _alone(self._storage, self._root, (ETAGS, MANIFEST)):
             known = _current(self._root)
             is_here = known["place"] == place
             if known["key"] and is_here and 0 <= time.time() - known["checked"] < FRESH_SECONDS:
@@ -187,14 +187,14 @@ def _adopt(root: Path, manifest: bytes | None, etags: bytes | None, known: dict[
 
 
 @contextmanager
-def _alone(storage: ObjectStorage, folder: Path) -> Iterator[None]:
-    """One process of the node at a time asks the store for what comes into a folder.
+def _alone(storage: ObjectStorage, folder: Path, names: Iterable[str]) -> Iterator[None]:
+    """One process of the node at a time asks the store for these objects, which come into a folder.
 
-    Raises UnreachableError when the one that was waited for gave the store up.
+    Raises UnreachableError when the one that was waited for gave up the store or one of them.
     """
     since = time.time()
     with locked(folder / ".lock", _WAY_OUT):
-        raise_if_given_up(storage.url, since)
+        raise_if_given_up(storage.place(), names, since)
         yield
 
 
@@ -202,7 +202,7 @@ def fetched(storage: ObjectStorage, name: str, path: Path) -> Path | None:
     """The local copy of a small file, fetched by the first process of the node that wants it; None: there is none."""
     if path.is_file():
         return path
-    with _alone(storage, path.parent):
+    with _alone(storage, path.parent, [name]):
         if not path.is_file():
             try:
                 data = storage.read(name)

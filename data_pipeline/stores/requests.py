@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from data_pipeline.errors import LoadError
 from data_pipeline.masking import mask
 from data_pipeline.stores import remote
-from data_pipeline.stores.failures import ReplacedError, TransientError
+from data_pipeline.stores.failures import ReplacedError
 from data_pipeline.stores.remote import ObjectInfo
-from data_pipeline.stores.waiting.patience import patiently
+from data_pipeline.stores.waiting.patience import Failed, patiently
 
 T = TypeVar("T")
 PART_BYTES = 16 * 1024**2
@@ -45,20 +45,20 @@ class Get:
     hedged: bool = False
     """Of a sample, which somebody waits for: read by waiting/late.py, a second time when it is late."""
 
-    async def run(self, failed: TransientError | None = None) -> tuple[bytes, ObjectInfo]:
+    async def run(self, failed: Failed | None = None) -> tuple[bytes, ObjectInfo]:
         data, info = await self.checked(self._read, failed)
         if self.end is not None and len(data) != self.end - self.begin:
             raise LoadError(f"{mask(self.url)}/{self.name}: {len(data):,} of {self.end - self.begin:,} bytes came")
         return data, info
 
     async def checked(
-        self, read: Callable[[], Awaitable[tuple[T, ObjectInfo]]], failed: TransientError | None = None
+        self, read: Callable[[], Awaitable[tuple[T, ObjectInfo]]], failed: Failed | None = None
     ) -> tuple[T, ObjectInfo]:
         """What `read` gives, tried again for some minutes. Raises ReplacedError for another object."""
         try:
-            data, info = await patiently(self.url, read, failed)
+            data, info = await patiently(self.url, self.name, read, failed)
         except ReplacedError as error:
-            now = await patiently(self.url, lambda: remote.head(self.url, self.name))
+            now = await patiently(self.url, self.name, lambda: remote.head(self.url, self.name))
             raise self._replaced(now) from error
         if self.size is not None and info.size != self.size:
             raise self._replaced(info)
@@ -86,7 +86,7 @@ class Head:
     name: str
 
     async def run(self) -> ObjectInfo:
-        return await patiently(self.url, lambda: remote.head(self.url, self.name))
+        return await patiently(self.url, self.name, lambda: remote.head(self.url, self.name))
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Put:
     over: str | None = None
 
     async def run(self) -> str:
-        return await patiently(self.url, lambda: remote.put(self.url, self.name, self.data, self.over))
+        return await patiently(self.url, self.name, lambda: remote.put(self.url, self.name, self.data, self.over))
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Upload:
 
     async def run(self) -> None:
         for name, path in self.files:
-            await patiently(self.url, partial(remote.put_file, self.url, name, path))
+            await patiently(self.url, name, partial(remote.put_file, self.url, name, path), is_long=True)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Delete:
     name: str
 
     async def run(self) -> None:
-        await patiently(self.url, lambda: remote.delete(self.url, self.name))
+        await patiently(self.url, self.name, lambda: remote.delete(self.url, self.name))
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ class Listing:
     most: int | None = None
 
     async def run(self) -> dict[str, ObjectInfo]:
-        return await patiently(self.url, lambda: remote.listing(self.url, self.suffix, self.most))
+        work = partial(remote.listing, self.url, self.suffix, self.most)
+        return await patiently(self.url, "", work, is_long=True)
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class Tree:
     url: str
 
     async def run(self) -> tuple[str, dict[str, ObjectInfo]]:
-        return await patiently(self.url, lambda: remote.tree(self.url))
+        return await patiently(self.url, "", lambda: remote.tree(self.url), is_long=True)
 
 
 Request = Get | Head | Put | Upload | Delete | Listing | Download | Tree

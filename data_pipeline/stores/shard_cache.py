@@ -93,7 +93,7 @@ class ShardCache:
                 if _is_whole(path, size):  # it got its name before this file was made
                     partial.unlink()
                     break
-                raise_if_given_up(self.storage.url, began)
+                raise_if_given_up(self.storage.place(), [name], began)
                 has_room = self._reserve(file, partial, size, wanted)
                 if has_room is None:
                     continue

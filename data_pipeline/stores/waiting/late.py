@@ -22,6 +22,7 @@ from data_pipeline.stores import engine, remote
 from data_pipeline.stores.failures import TransientError
 from data_pipeline.stores.remote import ObjectInfo
 from data_pipeline.stores.requests import Get
+from data_pipeline.stores.waiting.outages import answered
 from data_pipeline.stores.waiting.patience import is_open
 
 LOOK_SECONDS = 0.05
@@ -51,7 +52,7 @@ def submit(get: Get) -> Future[Result]:
     """
     global _reads
     engine.begin()
-    if not is_open(get.url):
+    if not is_open(get.url, get.name):
         return engine.submit(get.run())
     with _start:
         if _reads is None:
@@ -147,7 +148,7 @@ class LateReads:
                 for read in list(self._flying) if self.latencies.delay() else ():
                     if read.began > before:
                         break
-                    if read.is_hedged or read.future.cancelled() or not is_open(read.get.url):
+                    if read.is_hedged or read.future.cancelled() or not is_open(read.get.url, read.get.name):
                         continue
                     if self.latencies.may_hedge():
                         read.is_hedged = True
@@ -163,6 +164,7 @@ def _read(get: Get) -> Result | TransientError | None:
         return error
     except BaseException:  # of Rust too: it is asked for again, and then raised in whoever waits
         return None
+    answered(get.url, get.name)
     return (data, info) if len(data) == get.end - get.begin and get.size in (None, info.size) else None
 
 
@@ -176,7 +178,7 @@ def _finish(read: _Read, result: Result | TransientError | None) -> None:
     if future.cancelled():
         return
     try:
-        again = engine.submit(read.get.run(result))
+        again = engine.submit(read.get.run(None if result is None else (result, read.began)))
     except DataError as error:
         if future.set_running_or_notify_cancel():
             future.set_exception(error)

@@ -1,7 +1,7 @@
-"""What the processes of a node tell each other: warnings that many would repeat, and stores waited for in vain.
+"""What the processes of a node tell each other: warnings that many would repeat, and what was waited for in vain.
 
 <cache>/warnings/<hash of the subject>            when the last warning of this subject was
-<cache>/warnings/<hash of the store>.given-up     why a process gave up a store, and by its time, when
+<cache>/warnings/<hash of the subject>.given-up   why a process gave up a store or an object, and by its time, when
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from data_pipeline.errors import DataError, UnreachableError
 from data_pipeline.files import write_atomic
-from data_pipeline.stores.folders import cache_folder, store_of
+from data_pipeline.stores.folders import cache_folder, place_of, store_of
 
 SECONDS = 60.0
 GIVEN_UP = ".given-up"
@@ -38,26 +39,28 @@ def warn_once_a_minute(subject: str, message: str) -> None:
     log.warning("%s", message)
 
 
-def note_given_up(url: str, why: str) -> None:
-    """Tell the node's other processes that the store of a URL was waited for as long as anyone may."""
+def note_given_up(subject: str, why: str) -> None:
+    """Tell the node's other processes that a store, or the place of an object, was waited for as long as anyone may."""
     with suppress(OSError, DataError):  # then they wait for it too
-        write_atomic(_note(store_of(url), GIVEN_UP), why)
+        write_atomic(_note(subject, GIVEN_UP), why)
 
 
-def raise_if_given_up(url: str, since: float) -> None:
+def raise_if_given_up(url: str, names: Iterable[str], since: float) -> None:
     """For who has waited for another process since then (seconds since 1970), which may have waited for the store.
 
     Raises:
-        UnreachableError: a process of this node gave the store up meanwhile. Each waiting in its turn would take hours.
+        UnreachableError: a process of this node gave up the store, or one of these objects of a URL's folder,
+            meanwhile. Each waiting in its turn would take hours.
     """
-    try:
-        note = _note(store_of(url), GIVEN_UP)
-        is_new = since < note.stat().st_mtime <= time.time()  # not one of a clock that was set back since
-        why = note.read_text(encoding="utf-8") if is_new else ""
-    except (OSError, DataError):
-        return
-    if why:
-        raise UnreachableError(why)
+    for subject in (store_of(url), *(place_of(url, name) for name in names)):
+        try:
+            note = _note(subject, GIVEN_UP)
+            is_new = since < note.stat().st_mtime <= time.time()  # not one of a clock that was set back since
+            why = note.read_text(encoding="utf-8") if is_new else ""
+        except (OSError, DataError):
+            continue
+        if why:
+            raise UnreachableError(why)
 
 
 def _note(subject: str, suffix: str = "") -> Path:

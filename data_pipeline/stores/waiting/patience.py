@@ -2,7 +2,7 @@
 
 A web server or the Hub that refuses a request for its number says when it wants to be asked again; until then this
 process asks it nothing. S3 and its like say nothing: obstore makes their requests again, ever later (remote.py). Of a
-store that does not answer at all one request of a process asks, every few seconds; the others wait for its answer.
+store or an object that does not answer at all one request of a process asks, every few seconds (outages.py).
 """
 
 from __future__ import annotations
@@ -21,23 +21,26 @@ from typing import Any, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 
-from data_pipeline.errors import UnreachableError
+from data_pipeline.errors import DataError, UnreachableError
+from data_pipeline.masking import mask
 from data_pipeline.stores import remote
-from data_pipeline.stores.failures import BusyError, TransientError
-from data_pipeline.stores.folders import MANIFEST, store_of
+from data_pipeline.stores.failures import BusyError, MissingObjectError, TransientError
+from data_pipeline.stores.folders import ETAGS, MANIFEST, place_of, store_of
+from data_pipeline.stores.waiting import outages
 from data_pipeline.stores.waiting.node_notes import note_given_up, warn_once_a_minute
 
 T = TypeVar("T")
+Failed = tuple[TransientError, float]
+"""How a try ended, and when it began by this process' monotonic clock."""
 PATIENCE = "ALIGNVLM_PATIENCE"
 """Environment variable: seconds to wait for a store that does not answer (default 300)."""
-RETRY_SECONDS = 2.0
 MOST_SECONDS = 900.0
 """Longest pause that a server may ask for."""
+_LAST_SECONDS = 3.0
+"""For the question whether a store answers other requests than the one that is given up."""
 _RESET = re.compile(r";\s*t=(\d+)")
 _closed: dict[str, float] = {}
 """Store -> when it wants to be asked again, by this process' monotonic clock."""
-_outages: dict[str, asyncio.Event] = {}
-"""Store that does not answer -> set when it does again, or when the request that asks ends without an answer."""
 
 
 def patience_seconds() -> float:
@@ -45,70 +48,111 @@ def patience_seconds() -> float:
     return float(os.environ.get(PATIENCE, "300"))
 
 
-async def patiently(url: str, work: Callable[[], Awaitable[T]], failed: TransientError | None = None) -> T:
-    """What `work` gives, tried again for some minutes while the store does not answer.
+async def patiently(
+    url: str,
+    name: str,
+    work: Callable[[], Awaitable[T]],
+    failed: Failed | None = None,
+    is_long: bool = False,
+) -> T:
+    """What `work` gives, tried again for some minutes while the object or its store does not answer.
 
     Args:
-        failed: what a try in another thread has just ended with; it is the first one.
+        failed: the first try, which another thread has made.
+        is_long: it may take longer than patience lasts. Patience counts from the end of the first try instead of its
+            begin then, and a try that is under way when it ends may be the one that succeeds.
 
     Raises:
-        UnreachableError: it never did.
+        UnreachableError: there was no answer for as long.
     """
-    began, patience, store = time.monotonic(), patience_seconds(), store_of(url)
-    mine: asyncio.Event | None = None  # the outage of which this request asks whether it is over
+    loop, patience = asyncio.get_running_loop(), patience_seconds()
+    first, last = 0.0, None  # when patience began, and what the last try ended with
     try:
-        while True:
-            try:
-                if failed is not None:
-                    raise failed
-                await _turn(store, mine, began + patience)
-                result = await work()
-            except TransientError as error:
-                failed = None
-                waited = time.monotonic() - began
-                if waited >= patience:
-                    why = f"{error}; no answer for {waited:.0f} s; the same command goes on when the store is back"
-                    note_given_up(url, why)
-                    raise UnreachableError(why) from error
-                warn_once_a_minute(store, f"{error}; waiting for the store, at most {patience:.0f} s")
-                if isinstance(error, BusyError):
-                    if _closed.get(store, 0.0) <= time.monotonic():
-                        _closed[store] = time.monotonic() + RETRY_SECONDS  # while it is asked for how long
-                        _closed[store] += max(await asyncio.to_thread(asked_pause, url) - RETRY_SECONDS, 0.0)
-                    continue
-                if store not in _outages:
-                    mine = _outages[store] = asyncio.Event()
-                if _outages[store] is mine:
-                    await asyncio.sleep(min(RETRY_SECONDS, max(patience - waited, 0.05)))
-            else:
-                _end(store, _outages.get(store))
-                return result
-    finally:
-        _end(store, mine)
+        async with asyncio.timeout(None) as limit:
+            while True:
+                began = time.monotonic()
+                try:
+                    if failed is not None:
+                        began = failed[1]
+                        raise failed[0]
+                    return await _asked(url, name, work, limit if is_long else None)
+                except TransientError as error:
+                    now, failed = time.monotonic(), None
+                    first = first if last else now if is_long else began
+                    last = error
+                    limit.reschedule(loop.time() + first + patience - now)
+                    await asyncio.sleep(0)  # where patience is over
+                    warn_once_a_minute(store_of(url), f"{error}; waiting for the store, at most {patience:.0f} s")
+                    if isinstance(error, BusyError):
+                        await _close(url)
+                    elif not outages.failed(url, name, began):
+                        await asyncio.sleep(outages.RETRY_SECONDS)
+    except TimeoutError:
+        if last is None or not limit.expired():
+            raise
+    waited = time.monotonic() - first
+    why, store, goes_on = f"{last}; no answer for {waited:.0f} s", store_of(url), "the same command goes on when"
+    if waited > outages.RETRY_SECONDS and await _answers(url, ETAGS if name == MANIFEST else MANIFEST):
+        why = f"{why}, though {mask(store)} answers other requests; {goes_on} this one is answered"
+        note_given_up(place_of(url, name), why)
+    else:
+        why = f"{why}; {goes_on} the store is back"
+        note_given_up(store, why)
+    raise UnreachableError(why) from last
 
 
-def is_open(url: str) -> bool:
-    """Whether a store may be asked now, as far as this process knows."""
+async def _asked(url: str, name: str, work: Callable[[], Awaitable[T]], limit: asyncio.Timeout | None) -> T:
+    """One try, as soon as it may be made; one that is not to be cut off takes the limit away."""
+    while (pause := _closed.get(store_of(url), 0.0) - time.monotonic()) > 0:
+        await asyncio.sleep(pause)
+    while outage := outages.current(url, name):
+        async with outage.turn(place_of(url, name)):
+            if outage.is_over:
+                continue
+            if limit is None:
+                return await _noted(url, name, work)
+            with suppress(MissingObjectError):  # a short question: the others wait for the answer
+                await _noted(url, name, lambda: remote.head(url, name or MANIFEST))
+    if limit is not None:
+        limit.reschedule(None)
+    return await _noted(url, name, work)
+
+
+async def _noted(url: str, name: str, work: Callable[[], Awaitable[T]]) -> T:
+    try:
+        result = await work()
+    except TransientError:
+        raise
+    except DataError:
+        outages.answered(url, name)
+        raise
+    outages.answered(url, name)
+    return result
+
+
+async def _answers(url: str, name: str) -> bool:
+    """Whether the store says anything of this object, within some seconds."""
+    try:
+        async with asyncio.timeout(_LAST_SECONDS):
+            await remote.head(url, name)
+    except (TransientError, TimeoutError):
+        return False
+    except DataError:
+        pass  # that there is none, or that it may not be read
+    return True
+
+
+async def _close(url: str) -> None:
+    """Have this process ask a store nothing for as long as it wants, or for some seconds."""
     store = store_of(url)
-    return store not in _outages and _closed.get(store, 0.0) <= time.monotonic()
+    if _closed.get(store, 0.0) <= time.monotonic():
+        _closed[store] = time.monotonic() + outages.RETRY_SECONDS  # while it is asked for how long
+        _closed[store] += max(await asyncio.to_thread(asked_pause, url) - outages.RETRY_SECONDS, 0.0)
 
 
-async def _turn(store: str, mine: asyncio.Event | None, until: float) -> None:
-    """Wait while a store wants to be asked nothing, or another request asks for its outage; `until` at the latest."""
-    while (closed := _closed.get(store, 0.0) - time.monotonic()) > 0:
-        await asyncio.sleep(min(closed, max(until - time.monotonic(), 0.05)))
-        if time.monotonic() >= until:
-            return
-    while (outage := _outages.get(store)) and outage is not mine and (left := until - time.monotonic()) > 0:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(outage.wait(), left)
-
-
-def _end(store: str, outage: asyncio.Event | None) -> None:
-    """Let all requests that wait for the end of this outage go on, where it is the store's present one."""
-    if outage is not None and _outages.get(store) is outage:
-        del _outages[store]
-        outage.set()
+def is_open(url: str, name: str) -> bool:
+    """Whether an object may be asked for now, as far as this process knows."""
+    return outages.current(url, name) is None and _closed.get(store_of(url), 0.0) <= time.monotonic()
 
 
 def asked_pause(url: str) -> float:

@@ -26,7 +26,7 @@ from data_pipeline.shards.storage import open_storage
 from data_pipeline.stores import engine, helper
 from data_pipeline.stores.failures import MissingObjectError
 from data_pipeline.stores.requests import Get
-from data_pipeline.stores.waiting import patience
+from data_pipeline.stores.waiting import outages
 from tests.data_pipeline.loading.test_loader import same
 from tests.fixtures.buckets import Bucket
 
@@ -75,7 +75,7 @@ def test_an_outage_that_outlasts_the_retries_of_a_read_is_waited_for(
     bucket: Bucket, far: Plan, source: Source, encoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALIGNVLM_RETRIES", "1")  # 0.1 s instead of 30
-    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(outages, "RETRY_SECONDS", 0.2)
     steps = []
     for step in build_loader(far, encoder, num_workers=1, prefetch=1, reads=RANGES):
         if not steps:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UnreachableError
+from data_pipeline.stores.folders import store_of
 from data_pipeline.stores.waiting.node_notes import note_given_up, raise_if_given_up
 
 
@@ -17,12 +18,12 @@ def test_only_who_waits_while_a_store_is_given_up_gives_it_up_too(
 ) -> None:
     monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path))
     before = time.time() - 5
-    note_given_up("s3://bucket/data/fields", "no answer for 300 s")
+    note_given_up(store_of("s3://bucket/data/fields"), "no answer for 300 s")
     (note,) = tmp_path.rglob("*.given-up")
     os.utime(note, (before + 1, before + 1))
     with pytest.raises(UnreachableError, match="no answer for 300 s"):
-        raise_if_given_up("S3://bucket/other/", before)
-    raise_if_given_up("s3://another/data/fields", before)
-    raise_if_given_up("s3://bucket/data/fields", before + 2)  # the next start
+        raise_if_given_up("S3://bucket/other/", [], before)
+    raise_if_given_up("s3://another/data/fields", [], before)
+    raise_if_given_up("s3://bucket/data/fields", [], before + 2)  # the next start
     os.utime(note, (before + 3600, before + 3600))  # the clock was set back since
-    raise_if_given_up("s3://bucket/data/fields", before)
+    raise_if_given_up("s3://bucket/data/fields", [], before)

@@ -1,0 +1,140 @@
+"""An object that fails keeps nobody from the others of its store; what is waited for in vain is named in time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.errors import UnreachableError
+from data_pipeline.stores import helper
+from data_pipeline.stores.requests import Get, Upload
+from data_pipeline.stores.waiting.node_notes import raise_if_given_up
+from tests.data_pipeline.stores.test_late import in_worker
+from tests.fixtures.buckets import Bucket
+from tests.stores.servers import Answer, MemoryS3
+
+URL = "s3://bucket/docs"
+
+
+class Broken:
+    """Requests of some objects are answered by 500 (null: those of all); `asked` has when."""
+
+    def __init__(self, bucket: Bucket, names: list[str] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names, self.store, self.asked = names, bucket.store, list[float]()
+        self.store.objects |= {f"bucket/docs/{name}.tar": bytes(1000) for name in "abcdefgh"}
+        monkeypatch.setattr(self.store, "answer", self._answer)
+
+    def _answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
+        if self.names is None or any(target.endswith(f"/{name}") for name in self.names):
+            self.asked.append(time.monotonic())
+            return 500, {}, b""
+        return MemoryS3.answer(self.store, method, target, headers, body)
+
+
+def read(names: str, seconds: float, hedged: bool) -> tuple[list[float], list[str], float]:
+    """Read ranges of objects for some seconds, and one of a.tar; how long each took, what became of that, and when."""
+    began, took, errors = time.monotonic(), list[float](), list[str]()
+
+    def read_broken() -> None:
+        try:
+            helper.ask(Get(URL, "a.tar", 0, 10, hedged=hedged))
+        except UnreachableError as error:
+            errors.append(f"{time.monotonic() - began:.1f} {error}")
+
+    threads = [threading.Thread(target=read_broken) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    number = 0
+    while time.monotonic() - began < seconds:
+        asked = time.monotonic()
+        helper.ask(Get(URL, f"{names[number % len(names)]}.tar", number % 900, number % 900 + 10, hedged=hedged))
+        took.append(time.monotonic() - asked)
+        number += 1
+        time.sleep(0.02)
+    for thread in threads:
+        thread.join(30)
+    return took, errors, time.time()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hedged", [False, True])
+def test_an_object_that_fails_is_given_up_alone(bucket: Bucket, monkeypatch: pytest.MonkeyPatch, hedged: bool) -> None:
+    broken, began = Broken(bucket, ["a.tar"], monkeypatch), time.time()
+    monkeypatch.setenv("ALIGNVLM_PATIENCE", "7")
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "2")
+    helper.stop()
+    took, errors, _ = (in_worker if hedged else lambda call, *args: call(*args))(read, "bcdefgh", 9.0, hedged)
+    assert len(took) > 200
+    assert max(took) < 1.5, "nobody waits for another object"
+    assert len(errors) == 3
+    for error in errors:
+        seconds, said = error.split(" ", 1)
+        assert 7 <= float(seconds) < 9.5
+        assert said.startswith("s3://bucket/docs/a.tar: ")
+        assert "; no answer for 7 s, though s3://bucket answers other requests; the same command goes on" in said
+    later = [when for when in broken.asked if when > broken.asked[0] + 3]
+    assert len(later) <= 3 * 4, "one of the three asks, every two seconds, three times in a row"
+    raise_if_given_up(URL, ["b.tar"], began)
+    with pytest.raises(UnreachableError, match=r"a\.tar: .*though s3://bucket answers"):
+        raise_if_given_up(URL, ["a.tar"], began)
+
+
+def test_two_objects_that_fail_stop_the_others_for_a_turn_at_most(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Broken(bucket, ["a.tar", "b.tar"], monkeypatch)
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "0")
+    helper.stop()
+    failing = [helper.submit(Get(URL, f"{name}.tar", begin, begin + 1)) for begin in range(4) for name in "ab"]
+    time.sleep(1)  # nothing else was asked for: the store may be away
+    began = time.monotonic()
+    for name in "cdefgh":
+        helper.ask(Get(URL, f"{name}.tar", 0, 10))
+    assert time.monotonic() - began < 8, "it is their turn before those of the same two objects"
+    began = time.monotonic()
+    for begin in range(50):
+        helper.ask(Get(URL, "h.tar", begin, begin + 10))
+        time.sleep(0.05)
+    assert time.monotonic() - began < 2.5 + 4
+    assert not any(each.done() for each in failing)
+
+
+@pytest.mark.slow
+def test_patience_ends_when_it_says(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though one round of retries takes six seconds."""
+    for name, value in {"PATIENCE": "9", "RETRIES": "1", "READ_TIMEOUT": "3"}.items():
+        monkeypatch.setenv(f"ALIGNVLM_{name}", value)
+    bucket.faults.latency = 3600.0
+    began, requests = time.monotonic(), [helper.submit(Get(URL, f"{name}.tar", 0, 100)) for name in "abcdefgh"]
+    for request in requests:
+        with pytest.raises(UnreachableError, match=r"no answer for (9|10) s; .* when the store is back"):
+            request.result()
+    assert 9 <= time.monotonic() - began < 9 + 4.5
+
+
+@pytest.mark.slow
+def test_an_upload_that_goes_on_is_not_cut_off(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its second try begins within patience and ends behind it."""
+    tries: list[float] = []
+
+    def answer(method: str, target: str, headers: dict[str, str], body: bytes) -> Any:
+        if method == "PUT":
+            tries.append(time.monotonic())
+            if len(tries) == 1:
+                return 500, {}, b""
+            time.sleep(6)
+        return MemoryS3.answer(bucket.store, method, target, headers, body)
+
+    monkeypatch.setattr(bucket.store, "answer", answer)
+    monkeypatch.setenv("ALIGNVLM_PATIENCE", "4")
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "0")
+    helper.stop()
+    (tmp_path / "x").write_bytes(bytes(1000))
+    request = helper.submit(Upload(URL, [("x.tar", str(tmp_path / "x"))]))
+    request.result()
+    assert bucket.store.objects["bucket/docs/x.tar"] == bytes(1000)
+    assert time.monotonic() - tries[0] > 5
