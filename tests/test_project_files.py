@@ -63,7 +63,7 @@ def test_ci_runs_commands_that_exist() -> None:
     workflow = read(".github/workflows/ci.yml")
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
     used = {word for step in steps for word in re.findall(r"make ([a-z-]+)", step.get("run", ""))}
-    assert used == {"check", "quickstart", "test", "test-browser", "test-cluster", "test-fast"}
+    assert used == {"check", "quickstart", "test", "test-browser", "test-cluster", "test-fast", "test-kills"}
     assert used <= COMMANDS
 
 

@@ -29,7 +29,7 @@ RECIPE = [
 RECIPE += ["evaluation.tasks.test=null"]
 
 
-@pytest.mark.cluster
+@pytest.mark.kills
 def test_twenty_kills_change_no_bit(tmp_path: Path) -> None:
     chance = random.Random(0)
     reference, folder = tmp_path / "reference", tmp_path / "killed"

@@ -6,6 +6,7 @@ one line on standard error when a delivery fails; whatever libraries print is dr
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -145,6 +146,7 @@ def show_warnings(target: Target, output: IO[str]) -> None:
 
 def main() -> int:
     """Read the order and work."""
+    gc.set_threshold(100_000)  # importing MLflow takes 2.1 instead of 2.8 s of CPU time, beside a job that starts
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # the run decides when it ends
         signal.signal(number, signal.SIG_IGN)
     output = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
