@@ -88,7 +88,7 @@ def scan_tar(file: BinaryIO, size: int, name: str, texts: Collection[str] = ()) 
     except TarDamage as damage:
         last = f", the last one {current.key!r}" if current is not None else ""
         way_out = "write or download the shard again"
-        if damage.offset == size:  # whole blocks, and nothing of a header
+        if damage.offset == size and seen and "://" not in name:  # whole blocks, and nothing of a header
             way_out += f", or, if no sample is missing, end it by `head -c 1024 /dev/zero >> {name}`"
         raise DataError(
             f"{name}: {damage} (byte {damage.offset:,}, after {len(seen)} samples{last}); {way_out}"

@@ -17,6 +17,7 @@ from data_pipeline.shards.reader import Record, SourceReader
 from data_pipeline.shards.sidecars import index_name, index_storage
 from data_pipeline.shards.sources import measure_messages
 from data_pipeline.shards.storage import Storage, open_storage
+from data_pipeline.stores.failures import MissingObjectError
 from data_pipeline.stores.object_storage import ObjectStorage
 
 
@@ -46,13 +47,15 @@ def verify_folder(
         DataError: no manifest.
     """
     storage = open_storage(folder)
-    shards, place = load_manifest(storage).shards, index_storage(storage)
+    manifest, place = load_manifest(storage), index_storage(storage)
+    shards = manifest.shards
     known = {shard.name for shard in shards}
     there = storage.listed(".tar") if isinstance(storage, ObjectStorage) else storage.list(".tar")
     problems = [f"{name}: not in the manifest" for name in there if name not in known]
     with pool(num_processes, len(shards)) as executor, progress("verify", len(shards)) as advance:
         run = map if executor is None else executor.map
-        for lines in run(_verify_shard, [storage] * len(shards), [place] * len(shards), shards):
+        etags = (manifest.etags.get(shard.name, "") for shard in shards)
+        for lines in run(_verify_shard, [storage] * len(shards), [place] * len(shards), shards, etags):
             problems += lines
             advance(1)
     unusable: dict[tuple[str, str], str] = {}
@@ -122,9 +125,14 @@ def _why_not_encoded(encoder: Encoder, record: Record | SampleError, sample: Sam
     return ""
 
 
-def _verify_shard(storage: Storage, place: Storage, shard: ShardInfo) -> list[str]:
-    name = index_name(shard.name)
-    if not storage.exists(shard.name):
+def _verify_shard(storage: Storage, place: Storage, shard: ShardInfo, etag: str) -> list[str]:
+    name, now = index_name(shard.name), etag
+    try:
+        if isinstance(storage, ObjectStorage):
+            now = storage.head(shard.name).etag
+        elif not storage.exists(shard.name):
+            return [f"{shard.name}: missing"]
+    except MissingObjectError:
         return [f"{shard.name}: missing"]
     if not place.exists(name):
         return [f"{name}: missing"]
@@ -135,7 +143,11 @@ def _verify_shard(storage: Storage, place: Storage, shard: ShardInfo) -> list[st
         found = scan_shard(storage, shard.name)
     except DataError as error:
         return [f"{shard.name}: damaged: {error}"]
-    return [] if index_digest(found) == shard.sha256 else _differences(shard.name, written, found)
+    if index_digest(found) != shard.sha256:
+        return _differences(shard.name, written, found)
+    if etag and now != etag:  # as when it was copied or uploaded again
+        return [f"{shard.name}: what was indexed, with another ETag ({etag}; now {now or 'none'}); index again"]
+    return []
 
 
 def _differences(shard: str, written: bytes, found: bytes) -> list[str]:

@@ -30,16 +30,26 @@ _CREDENTIALS = {
 }
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google", "MissingRegion", "InvalidAccessKey")
 _IGNORES_RANGES = ("non-partial response", "Range request not supported")
-_NO_RANGES = "samples are read by ranged requests: use a server that answers them, or copy the shards to a local folder"
+_NO_RANGES = "shards are read by ranged requests: use a server that answers them, or copy the folder by other means"
 _STATUS = re.compile(r"status:? ([45]\d\d)")
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
-_WHY = re.compile(r"kind: (Connection\w+|TimedOut|HostUnreachable|NetworkUnreachable)|\"(failed to lookup[^\"]*)\"")
+_WHY = re.compile(
+    r"kind: (Connection\w+|TimedOut|HostUnreachable|NetworkUnreachable)|\"(failed to lookup[^\"]*)\"|(TunnelUnsucc\w+)"
+)
 """What "error sending request" means, in the dump behind an error's first line."""
 _BODY = re.compile(r"(status code: \d{3}[^:\n]*):.*")
 """What a store answered, behind its status: S3 repeats a token that has expired, Azure what a signature was made of."""
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _EXPIRED = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
 """Codes that S3 answers with 400 instead of 403."""
+_WAYS_OUT = {
+    "RequestTimeTooSkewed": "this machine's clock is not the store's; set it",
+    "InvalidObjectState": "the object is archived; restore it",
+}
+"""Codes of S3 that stand beside 403, and have nothing to do with credentials."""
+_REGION = re.compile(
+    r"redirect without LOCATION|<Code>AuthorizationHeaderMalformed</Code>.*?<Region>([\w-]{1,30})", re.DOTALL
+)
 _NOT_TRUSTED = re.compile(r"InvalidCertificate\(\s*(\w+)")
 
 
@@ -81,7 +91,7 @@ class BusyError(TransientError):
 
 def meaning(exceptions: Any, error: Exception, url: str, name: str) -> DataError:
     """Our error for one of obstore's, whose module of exceptions is given."""
-    place, text, dump = mask(f"{url}/{name}".rstrip("/")), _line(error), str(error)
+    place, text, dump = mask(f"{url}/{name}".rstrip("/")), first_line(error), str(error)
     if _NO_BUCKET.search(dump):
         kind = "container" if KINDS[scheme_of(url)] == "az" else "bucket"
         return LoadError(f"{mask(store_of(url))}: there is no such {kind}")
@@ -93,30 +103,38 @@ def meaning(exceptions: Any, error: Exception, url: str, name: str) -> DataError
         return ExistsError(f"{place} is there already")
     if isinstance(error, exceptions.NotModifiedError):
         return NotModifiedError(place)
+    code = found[1] if (found := _CODE.search(dump)) else ""
+    if code in _WAYS_OUT:
+        return AccessError(f"{place}: access is denied ({code}): {_WAYS_OUT[code]}")
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
         return AccessError(f"{place}: access is denied ({text}); {credentials(url)}")
     if isinstance(error, exceptions.NotSupportedError) or any(word in text for word in _IGNORES_RANGES):
         return LoadError(f"{place}: {text}; {_NO_RANGES}")
-    if not name and "405" in dump:
+    status = found[1] if (found := _STATUS.search(dump)) else ""
+    if not name and status in ("405", "501"):
         way_out = "name a file, or put the manifest.json of indexed shards there"
         return LoadError(f"{place} cannot be listed; {way_out}")
     if any(word in dump for word in _NO_CREDENTIALS):
         return AccessError(f"{place}: no credentials ({text}); {credentials(url)}")
     if "builder error" in text:
         return LoadError(f"{place}: {text}; an http: endpoint needs AWS_ALLOW_HTTP=true")
-    if "redirect without LOCATION" in dump:
-        return LoadError(f"{place}: the bucket is in another region; let AWS_REGION name it")
+    if found := _REGION.search(dump):
+        region = f"let AWS_REGION be {found[1]}" if found[1] else "let AWS_REGION name it"
+        return LoadError(f"{place}: the bucket is in another region; {region}")
+    if "TooManyRedirects" in dump:
+        return LoadError(f"{place}: the server redirects without end")
+    if "InvalidContentType" in dump:
+        return LoadError(f"{place}: the server, or the proxy before it, does not speak TLS here; is it http:?")
     if found := _NOT_TRUSTED.search(dump):
         return LoadError(
             f"{place}: the server's certificate is not trusted ({found[1]}); let SSL_CERT_FILE name a file with the "
             "certificate of who signed it"
         )
-    status = found[1] if (found := _STATUS.search(dump)) else ""
     if status in ("401", "403"):  # of a list, which has no exception of its own
         return AccessError(f"{place}: access is denied ({text}); {credentials(url)}")
-    if (code := _CODE.search(dump)) and code[1] in _EXPIRED:
+    if code in _EXPIRED:
         return LoadError(f"{place}: the credentials have expired or are not valid ({text}); {credentials(url)}")
-    if status.startswith("4") and status not in ("408", "425", "429"):
+    if status == "501" or (status.startswith("4") and status not in ("408", "425", "429")):
         return LoadError(f"{place}: {text} (status {status})")
     return (BusyError if status in ("429", "503") else TransientError)(f"{place}: {text}")
 
@@ -136,9 +154,9 @@ def scheme_of(url: str) -> str:
     return url.partition(":")[0].lower()
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error, without secrets: the rest is a dump of structures of Rust. Of an answer its code."""
     text, cut = _BODY.subn(r"\1", mask(str(error).strip().partition("\n")[0].strip()))
     text = text[:300] + (f" ({code[1]})" if cut and (code := _CODE.search(str(error))) else "")
     why = _WHY.search(str(error)) if text.endswith("error sending request") else None
-    return f"{text}: {why[1] or why[2]}" if why else text
+    return f"{text}: {next(filter(None, why.groups()))}" if why else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -34,7 +35,7 @@ class ObjectStorage:
 
     def __init__(self, url: str) -> None:
         self.url = canonical(url)
-        if self.url.endswith(":"):
+        if not re.match(r"[^:]+://[^/]", self.url):
             raise DataError(f"{url!r} names no bucket, container or host, as in s3://bucket/folder")
         self.pins: dict[str, ObjectInfo] = {}
         self._etags: Mapping[str, str] = {}

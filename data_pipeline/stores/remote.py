@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from data_pipeline.errors import LoadError
 from data_pipeline.masking import mask
@@ -27,6 +29,7 @@ from data_pipeline.stores.failures import (
     TooLargeError,
     TransientError,
     credentials,
+    first_line,
     knows_no_conditions,
     meaning,
     scheme_of,
@@ -46,6 +49,7 @@ SCHEMES = tuple(KINDS)
 _WRITE_TIMEOUT = 120.0
 """Seconds: a store may say nothing until it has taken a whole object."""
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
+_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
 _CHUNK_BYTES = 1 << 20
 """Of an object that is written to a file: what is held in memory."""
 _PART_BYTES, _PARTS, _MOST_PARTS = 16 * 1024**2, 4, 10_000
@@ -254,10 +258,12 @@ def _store(url: str, writes: bool = False) -> ObjectStore:
 @cache
 def _make_store(url: str, writes: bool) -> ObjectStore:
     try:
+        from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError as error:
         raise LoadError(f"{mask(url)}: object stores need `pip install 'alignvlm[remote]'`") from error
 
+    _check_endpoints()
     scheme, timeout = scheme_of(url), float(os.environ.get(READ_TIMEOUT, "10"))
     headers: dict[str, str] = {}
     if scheme == "hf":
@@ -278,7 +284,24 @@ def _make_store(url: str, writes: bool) -> ObjectStore:
         "retry_timeout": timedelta(seconds=30),
         "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
     }
-    return from_url(url, client_options=client, retry_config=retries, **more)  # type: ignore[call-overload]
+    try:
+        return from_url(_quoted(url), client_options=client, retry_config=retries, **more)  # type: ignore[call-overload]
+    except (BaseError, ValueError) as error:
+        raise LoadError(f"{mask(url)}: {first_line(error)}") from error
+
+
+def _quoted(url: str) -> str:
+    """A URL as obstore reads it: names in buckets may have any character, and are written as they are."""
+    scheme, separator, rest = url.partition("://")
+    return url if KINDS[scheme_of(url)] in ("http", "hf") else f"{scheme}{separator}{quote(rest, safe='/:@')}"
+
+
+def _check_endpoints() -> None:
+    """Raise LoadError for an endpoint that would make the client panic."""
+    for name in _ENDPOINTS:
+        endpoint = os.environ.get(name, "")
+        if endpoint and not re.match(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/\S*)?$", endpoint):
+            raise LoadError(f"{name}={mask(endpoint)!r} is not http://HOST:PORT or https://HOST")
 
 
 def _profile() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from data_pipeline.errors import LoadError
 from data_pipeline.masking import mask
 from data_pipeline.stores import remote
-from data_pipeline.stores.failures import ReplacedError
+from data_pipeline.stores.failures import MissingObjectError, ReplacedError
 from data_pipeline.stores.remote import ObjectInfo
 from data_pipeline.stores.waiting.patience import Failed, patiently
 
@@ -54,12 +54,19 @@ class Get:
     async def checked(
         self, read: Callable[[], Awaitable[tuple[T, ObjectInfo]]], failed: Failed | None = None
     ) -> tuple[T, ObjectInfo]:
-        """What `read` gives, tried again for some minutes. Raises ReplacedError for another object."""
+        """What `read` gives, tried again for some minutes. Raises ReplacedError or MissingObjectError."""
         try:
             data, info = await patiently(self.url, self.name, read, failed)
         except ReplacedError as error:
             now = await patiently(self.url, self.name, lambda: remote.head(self.url, self.name))
             raise self._replaced(now) from error
+        except MissingObjectError as error:
+            if self.size is None:
+                raise
+            raise MissingObjectError(
+                f"{mask(self.url)}/{self.name} is gone since it was indexed; put the shard back, "
+                f"or run `alignvlm data index {mask(self.url)}`"
+            ) from error
         if self.size is not None and info.size != self.size:
             raise self._replaced(info)
         return data, info

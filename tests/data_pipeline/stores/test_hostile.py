@@ -1,0 +1,125 @@
+"""What users and servers get wrong: names, endpoints, answers. Each ends at once, with a line that says what to do."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.errors import DataError, LoadError
+from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.reader import SourceReader
+from data_pipeline.shards.storage import open_storage
+from data_pipeline.shards.verify import verify_folder
+from data_pipeline.stores import helper
+from tests.fixtures.buckets import Bucket
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b=c", "50%25", "a%20b", "a b", "日本 é", "[x]*~", "@a:b"])
+def test_names_in_a_bucket_are_taken_as_they_are(bucket: Bucket, name: str) -> None:
+    """As other tools take them; `#` and `?` ended the name, and another folder was read and written."""
+    bucket.store.objects[f"bucket/{name}/x"] = b"1"
+    storage = open_storage(f"s3://bucket/{name}")
+    assert storage.read("x") == b"1"
+    assert storage.read_range("x", 0, 1) == b"1"
+    assert list(storage.list()) == ["x"]
+    storage.write("y", b"2")
+    assert bucket.store.objects == {f"bucket/{name}/x": b"1", f"bucket/{name}/y": b"2"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://",
+        "s3:///docs",
+        "http:///docs",
+        "s3://bucket//docs",
+        "s3://bucket/a\tb",
+        "http://[::1/docs",
+        "http://h:99999/x",
+    ],
+)
+def test_what_is_no_url_is_named(bucket: Bucket, url: str) -> None:
+    with pytest.raises(DataError, match=re.escape(url)):
+        open_storage(url).read("x")
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:9000", "http://", " http://127.0.0.1", "http://[::1", "ftp://h"])
+def test_an_endpoint_that_is_none_is_named(bucket: Bucket, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """The client panics at some of them."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    helper.stop()
+    with pytest.raises(LoadError, match=rf"AWS_ENDPOINT_URL='{re.escape(endpoint)}' is not http://HOST:PORT or"):
+        open_storage("s3://bucket/docs").read("x")
+
+
+SKEW = b"<Error><Code>RequestTimeTooSkewed</Code></Error>"
+ARCHIVED = b"<Error><Code>InvalidObjectState</Code></Error>"
+REGION = b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>m</Message><Region>eu-west-1</Region></Error>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((403, {}, SKEW), r"access is denied \(RequestTimeTooSkewed\): this machine's clock"),
+        ((403, {}, ARCHIVED), r"access is denied \(InvalidObjectState\): the object is archived; restore it"),
+        ((400, {}, REGION), r"another region; let AWS_REGION be eu-west-1$"),
+        ((301, {}, b"<Error><Code>PermanentRedirect</Code></Error>"), "another region; let AWS_REGION name it$"),
+        ((501, {}, b""), r"501 Not Implemented"),
+        ((302, {"location": "/bucket/docs/x"}, b""), "redirects without end"),
+    ],
+)
+def test_answers_that_no_patience_changes(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, answer: Any, said: str
+) -> None:
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "0")
+    helper.stop()
+    monkeypatch.setattr(bucket.store, "answer", lambda *_: answer)
+    began = time.monotonic()
+    with pytest.raises(LoadError, match=f"s3://bucket/docs.*{said}"):
+        open_storage("s3://bucket/docs").read("x")
+    with pytest.raises(LoadError, match=r"s3://bucket/docs(: | cannot be listed)"):
+        index_shards("s3://bucket/docs")
+    assert time.monotonic() - began < 10, "without patience"
+
+
+def test_a_web_server_that_knows_no_lists_is_not_waited_for(
+    bucket: Bucket, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's answers 501, others 405."""
+    answer = bucket.store.answer
+    monkeypatch.setattr(bucket.store, "answer", lambda *all: (501, {}, b"") if all[0] == "PROPFIND" else answer(*all))
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "0")
+    helper.stop()
+    bucket.upload(shard_folder, "docs")
+    began = time.monotonic()
+    assert verify_folder(f"{bucket.endpoint}/bucket/docs", num_processes=1) == []
+    with pytest.raises(LoadError, match=r"bucket/docs cannot be listed; name a file, or put the manifest\.json"):
+        index_shards(f"{bucket.endpoint}/bucket/docs")
+    assert time.monotonic() - began < 10
+
+
+def test_a_shard_that_is_gone_or_was_uploaded_again_is_named(
+    bucket: Bucket, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "docs"
+    shutil.copytree(shard_folder, folder)
+    url = bucket.upload(folder, "docs")
+    index_shards(url, num_processes=1)
+    entry = SourceReader(url).entry(40)
+    place, size, _ = entry.members["json"]
+    assert (place + size) % 512, "padding follows, which is no content"
+    data = bytearray(bucket.store.objects[f"bucket/docs/{entry.shard}"])
+    data[place + size] = 1
+    bucket.store.objects[f"bucket/docs/{entry.shard}"] = bytes(data)
+    (line,) = verify_folder(url, num_processes=1)
+    assert re.fullmatch(r"000001\.tar: what was indexed, with another ETag \(\"\w+\"; now \"\w+\"\); index again", line)
+    index_shards(url, num_processes=1)
+    assert verify_folder(url, num_processes=1) == []
+    del bucket.store.objects["bucket/docs/000000.tar"]
+    with pytest.raises(DataError, match=r"docs/000000\.tar is gone since it was indexed; put the shard back, or run"):
+        SourceReader(url)[0]
