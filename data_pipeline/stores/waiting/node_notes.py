@@ -30,7 +30,7 @@ def warn_once_a_minute(subject: str, message: str) -> None:
         with _note(subject).open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             stat = os.fstat(file.fileno())
-            if stat.st_size and time.time() - stat.st_mtime < SECONDS:
+            if stat.st_size and abs(time.time() - stat.st_mtime) < SECONDS:  # else the clock was set back since
                 return
             file.truncate(0)
             file.write(b"\n")
@@ -55,7 +55,7 @@ def raise_if_given_up(url: str, names: Iterable[str], since: float) -> None:
     for subject in (store_of(url), *(place_of(url, name) for name in names)):
         try:
             note = _note(subject, GIVEN_UP)
-            is_new = since < note.stat().st_mtime <= time.time()  # not one of a clock that was set back since
+            is_new = since < note.stat().st_mtime < time.time() + SECONDS  # likewise; a file server's may be ahead
             why = note.read_text(encoding="utf-8") if is_new else ""
         except (OSError, DataError):
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from data_pipeline.errors import UnreachableError
 from data_pipeline.stores.folders import store_of
-from data_pipeline.stores.waiting.node_notes import note_given_up, raise_if_given_up
+from data_pipeline.stores.waiting.node_notes import note_given_up, raise_if_given_up, warn_once_a_minute
 
 
 def test_only_who_waits_while_a_store_is_given_up_gives_it_up_too(
@@ -27,3 +28,16 @@ def test_only_who_waits_while_a_store_is_given_up_gives_it_up_too(
     raise_if_given_up("s3://bucket/data/fields", [], before + 2)  # the next start
     os.utime(note, (before + 3600, before + 3600))  # the clock was set back since
     raise_if_given_up("s3://bucket/data/fields", [], before)
+
+
+def test_a_warning_is_said_once_a_minute_whatever_a_clock_said_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path))
+    caplog.set_level(logging.WARNING)
+    for seconds, said in ((0, 1), (-30, 1), (-90, 2), (3600, 3)):
+        for note in (tmp_path / "warnings").glob("*"):
+            os.utime(note, (time.time() + seconds,) * 2)
+        warn_once_a_minute("s3://bucket", "it does not answer")
+        warn_once_a_minute("s3://bucket", "it does not answer")
+        assert len(caplog.records) == said
