@@ -36,6 +36,8 @@ class FarReads:
 
     def __init__(self, readers: Sequence[SourceReader], workers: int, whole: WholeShards | None = None) -> None:
         self.readers, self.workers, self.whole = readers, workers, whole
+        far = (number for number, reader in enumerate(readers) if is_far(reader))
+        self._by_ranges = any(whole is None or number not in whole for number in far)
         self._range = lru_cache(MOST_PLACES)(self._find)  # a document is named by several work items before its own
         self._fetch: FetchAhead | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -48,6 +50,8 @@ class FarReads:
         if self._fetch is None or self._thread is None:
             self._fetch = FetchAhead(reads_in_flight(node_processes(self.workers)))
             self._thread = ThreadPoolExecutor(1, "ahead")
+        if not self._by_ranges:  # a shard that has no room is read without forecast
+            return
         now = list(self._ranges(documents))
         generation = self._fetch.expect(now)
         if ahead is not None:

@@ -139,12 +139,13 @@ class WholeShards:
 
     def _shards_of(self, documents: np.ndarray) -> list[Shard]:
         """Shards of these documents, in the order of the first of each."""
-        found: dict[Shard, None] = {}
+        found: list[Shard] = []
         for number, reader in self.readers.items():
-            places = np.flatnonzero(documents[:, 0] == number)
-            shards = np.searchsorted(reader.shard_starts, documents[places, 1], side="right") - 1
-            found |= dict.fromkeys((number, reader.manifest.shards[shard].name) for shard in shards.tolist())
-        return list(found)
+            samples = documents[documents[:, 0] == number, 1]
+            shards = np.searchsorted(reader.shard_starts, samples, side="right") - 1
+            different, places = np.unique(shards, return_index=True)
+            found += ((number, reader.manifest.shards.names[shard]) for shard in different[np.argsort(places)].tolist())
+        return found
 
     def _start(self) -> None:
         """Fetch what comes next, while there may be more on their way: a large shard comes alone, small ones together.

@@ -5,11 +5,10 @@ Functions are coroutines for engine.py where nothing else is said. A name is rel
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,7 +24,6 @@ from data_pipeline.stores.failures import (
     KINDS,
     AccessError,
     BusyError,
-    NoRoomError,
     TooLargeError,
     TransientError,
     credentials,
@@ -50,8 +48,8 @@ _WRITE_TIMEOUT = 120.0
 """Seconds: a store may say nothing until it has taken a whole object."""
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
-_CHUNK_BYTES = 1 << 20
-"""Of an object that is written to a file: what is held in memory."""
+_CHUNK_BYTES = 256 * 1024
+"""Of an object that is written to a file: what is held in memory, and copied with Python's lock."""
 _PART_BYTES, _PARTS, _MOST_PARTS = 16 * 1024**2, 4, 10_000
 """Of a file that is written as an object: a part at least, how many are on their way, and how many a store takes."""
 
@@ -108,23 +106,19 @@ def get_range(url: str, name: str, begin: int, end: int, *, etag: str = "") -> t
         return memoryview(result.bytes()), _info(url, result.meta)
 
 
-async def get_into(url: str, name: str, begin: int, end: int, file: int, *, etag: str = "") -> ObjectInfo:
-    """Write bytes [begin, end) of an object to the same place of an open file, as they come; what the object is now.
+def get_into(
+    url: str, name: str, begin: int, end: int, write: Callable[[memoryview, int], None], *, etag: str = ""
+) -> ObjectInfo:
+    """Hand bytes [begin, end) of an object over as they come, with the place of each piece; what the object is now.
 
-    Raises NoRoomError when the disk is full, else as `get`.
+    By a thread that waits for it, as `get_range`; raises what `get` does.
     """
-    options, place = _options(url, begin, end, etag), begin
+    place = begin
     with _errors(url, name) as (obstore, store):
-        result = await obstore.get_async(store, name, options=options)
+        result = obstore.get(store, name, options=_options(url, begin, end, etag))
         info = _info(url, result.meta)
-        async for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
-            data = memoryview(chunk)[: max(end - place, 0)]
-            writing = asyncio.ensure_future(asyncio.to_thread(_write, file, data, place))
-            try:
-                await asyncio.shield(writing)
-            except asyncio.CancelledError:
-                await asyncio.wait([writing])  # a thread cannot be cancelled, and the file is closed after this
-                raise
+        for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
+            write(memoryview(chunk)[: max(end - place, 0)], place)
             place += len(chunk)
     if place != end:
         raise TransientError(f"{mask(url)}/{name}: {place - begin:,} of {end - begin:,} bytes came")
@@ -145,15 +139,6 @@ def _info(url: str, meta: ObjectMeta) -> ObjectInfo:
 def _known(url: str, etag: str | None) -> str:
     """An ETag that says which object it is; on the Hub the commit does, and servers behind it have others."""
     return "" if etag is None or scheme_of(url) == "hf" else etag
-
-
-def _write(file: int, data: memoryview, place: int) -> None:
-    try:
-        while data:
-            written = os.pwrite(file, data, place)
-            data, place = data[written:], place + written
-    except OSError as error:
-        raise NoRoomError(error.strerror or str(error)) from error
 
 
 async def head(url: str, name: str) -> ObjectInfo:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -15,7 +17,7 @@ from typing import Any, TypeVar
 from data_pipeline.errors import LoadError
 from data_pipeline.masking import mask
 from data_pipeline.stores import remote
-from data_pipeline.stores.failures import MissingObjectError, ReplacedError
+from data_pipeline.stores.failures import MissingObjectError, NoRoomError, ReplacedError
 from data_pipeline.stores.remote import ObjectInfo
 from data_pipeline.stores.waiting.patience import Failed, patiently
 
@@ -177,17 +179,60 @@ class Download:
         whole = self.whole
 
         async def read() -> tuple[None, ObjectInfo]:
-            return None, await remote.get_into(whole.url, whole.name, begin, end, file, etag=whole.etag)
+            with _Writes(file) as writes:
+                place = whole.url, whole.name, begin, end, writes.write
+                return None, await _in_thread(partial(remote.get_into, *place, etag=whole.etag))
 
         async with slots:
             return (await whole.checked(read))[1]
+
+
+class _Writes:
+    """What a thread writes into a file until the block ends, which does not wait for the thread."""
+
+    def __init__(self, file: int) -> None:
+        self._file, self._is_over, self._lock = file, False, threading.Lock()
+
+    def __enter__(self) -> _Writes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._is_over = True
+
+    def write(self, data: memoryview, place: int) -> None:
+        """Write all of it. Raises NoRoomError, and LoadError when the block has ended."""
+        with self._lock:
+            if self._is_over:
+                raise LoadError("nobody waits for it any more")
+            try:
+                while data:
+                    written = os.pwrite(self._file, data, place)
+                    data, place = data[written:], place + written
+            except OSError as error:
+                raise NoRoomError(error.strerror or str(error)) from error
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """What `work` gives in a thread of its own; it goes on when this is cancelled, and the process ends without it."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+    threading.Thread(target=run, name="download", daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 def _sync(file: int) -> None:
     try:
         os.fsync(file)
     except OSError as error:  # quotas and network file systems say only here that a disk is full
-        raise remote.NoRoomError(error.strerror or str(error)) from error
+        raise NoRoomError(error.strerror or str(error)) from error
 
 
 @dataclass(frozen=True)

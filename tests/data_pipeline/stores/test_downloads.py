@@ -1,0 +1,90 @@
+"""Whole objects into files, by threads: every part in its place whatever goes wrong, and an end that waits for none."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.stores import engine, helper, requests
+from data_pipeline.stores.failures import ReplacedError
+from data_pipeline.stores.requests import Download, Get
+from tests.data_pipeline.stores.test_late import in_worker
+from tests.fixtures.buckets import Bucket
+
+DATA = os.urandom(1_000_003)
+URL = "s3://bucket/far"
+
+
+@pytest.fixture
+def path(bucket: Bucket, tmp_path: Path) -> Path:
+    """An empty file of the object's size."""
+    bucket.store.objects["bucket/far/a b.tar"] = DATA
+    path = tmp_path / "a b.tar"
+    path.write_bytes(bytes(len(DATA)))
+    return path
+
+
+def request(path: Path, etag: str = "") -> Download:
+    return Download(Get(URL, path.name, 0, len(DATA), etag, len(DATA)), str(path))
+
+
+def ask(path: Path, etag: str) -> str:
+    try:
+        helper.ask(request(path, etag))
+    except DataError as error:
+        return type(error).__name__
+    return ""
+
+
+@pytest.mark.parametrize("part_bytes", [64 * 1024, 10**9])
+def test_every_byte_comes_through_faults(
+    bucket: Bucket, path: Path, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "DOWNLOAD_BYTES", part_bytes)
+    bucket.faults.cut = bucket.faults.reset = 0.2
+    assert in_worker(ask, path, bucket.etag("far/a b.tar")) == ""
+    assert path.read_bytes() == DATA
+    bucket.faults.cut = bucket.faults.reset = 0.0
+    assert in_worker(ask, path, '"another"') == ReplacedError.__name__
+
+
+def end_one_that_stalls(path: Path) -> Any:
+    """Seconds that the end of a download takes, and what came and was written after it."""
+
+    def is_open() -> bool:
+        return any(os.path.realpath(f"/proc/self/fd/{each}") == str(path) for each in os.listdir("/proc/self/fd"))
+
+    future = engine.submit(request(path).run())
+    while not any(path.read_bytes()):
+        time.sleep(0.02)
+    began = time.monotonic()
+    future.cancel()
+    while is_open():
+        time.sleep(0.01)
+    seconds, before = time.monotonic() - began, path.read_bytes()
+    try:
+        future.result()
+    except CancelledError:
+        time.sleep(1.5)  # the thread goes on, and has all of it by then
+        return seconds, before == path.read_bytes() != DATA
+    return None
+
+
+def test_the_end_of_a_download_waits_for_no_thread_and_nothing_is_written_after_it(
+    bucket: Bucket, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.faults.bandwidth = len(DATA) / 1.5
+    seconds, is_left_alone = in_worker(end_one_that_stalls, path)
+    assert seconds < 0.5
+    assert is_left_alone
+    bucket.faults.bandwidth, bucket.faults.stall = 0.0, 1.0
+    monkeypatch.setenv("ALIGNVLM_READ_TIMEOUT", "60")
+    began = time.monotonic()
+    in_worker(end_one_that_stalls, path)
+    assert time.monotonic() - began < 20  # the end of the process waits for none either
