@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
 
 from alignvlm.config.deepspeed import deepspeed_config, fit_reduce_bucket
 from alignvlm.config.schema import Recipe, RecomputeConfig, StageConfig
@@ -20,9 +18,10 @@ from alignvlm.kernels.linear import keep_parameters
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm.model.attention import choose_attention
 from alignvlm.model.lora import add_adapters
-from alignvlm.model.network import largest_list
 from alignvlm.training.distributed import World
 from alignvlm.training.optim import Group, optimizer_groups, parameter_groups, set_trainable
+from alignvlm.training.zero3.layers import gather_whole_layers
+from alignvlm.training.zero3.shortcuts import take_shortcuts
 from data_pipeline.order.hashing import hash_key
 
 
@@ -66,12 +65,14 @@ def build_trainer(
     world: World,
     extra: dict[str, Any] | None = None,
     whole_layers: bool = True,
+    shortcuts: bool = True,
 ) -> Trainer:
     """The engine of a stage, starting from the weights in `export` (under ZeRO-3 never whole on one rank's GPU).
 
     Args:
         extra: added to DeepSpeed's configuration.
         whole_layers: under ZeRO-3, gather the layers of the backbones as wholes.
+        shortcuts: under ZeRO-3, spare the host what DeepSpeed does by parameter.
     """
     import deepspeed
 
@@ -103,6 +104,8 @@ def build_trainer(
             model=model, model_parameters=optimizer_groups(model, groups), config=config, dist_init_required=False
         )
     look_at_the_norm_only(engine.optimizer)
+    if shortcuts:
+        take_shortcuts(engine)
     share_embeddings(model)
     return Trainer(engine, groups, attention, fused, hash_key(recipe.seed, stage.name))
 
@@ -178,58 +181,6 @@ def release_modules() -> None:
     original = getattr(partition_parameters.InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
     if original is not None:
         torch.nn.functional.linear = original
-
-
-def gather_whole_layers(model: AlignVLMForConditionalGeneration) -> None:
-    """Let ZeRO-3 gather and release a backbone's layer at once, not each of the dozen modules in it by itself.
-
-    It takes a fraction of the host's time (`benchmarks/step_overhead.py`) and of the collectives.
-    """
-    from deepspeed.utils import set_z3_leaf_module
-
-    for layer in whole_layers(model):
-        set_z3_leaf_module(layer, True)
-        remember_parameters(layer)
-
-
-def remember_parameters(layer: nn.Module) -> None:
-    """Let a layer name its parameters without walking through its modules; from then on it gets and loses none.
-
-    DeepSpeed asks each whole layer at every gather and every release, half a dozen times in a micro-batch.
-    """
-    found = list(layer.named_parameters())
-
-    def named_parameters(self: nn.Module, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
-        if prefix or not recurse or not remove_duplicate:
-            return type(self).named_parameters(self, prefix, recurse, remove_duplicate)
-        return iter(found)
-
-    layer.named_parameters = MethodType(named_parameters, layer)  # type: ignore[method-assign]
-
-
-def whole_layers(model: AlignVLMForConditionalGeneration) -> list[nn.Module]:
-    """The layers that ZeRO-3 may gather as wholes: all but a trained one before which nothing is trained.
-
-    DeepSpeed takes the gradients of such a layer when that of its input is there. Where the input needs none, PyTorch
-    calls the hook before the layer's backward pass, and DeepSpeed would take zeros.
-    """
-    base, embedding = model.model, model.get_input_embeddings()
-    before = {
-        base.vision_tower: [base.vision_tower.get_input_embeddings()],
-        base.language_model: [base.vision_tower, base.connector, embedding],
-    }
-    found = []
-    for part, modules in before.items():
-        is_fed = any(map(_is_trained, modules))
-        for layer in largest_list(part)[2]:
-            if is_fed or not _is_trained(layer):
-                found.append(layer)
-            is_fed = is_fed or _is_trained(layer)
-    return found
-
-
-def _is_trained(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def look_at_the_norm_only(optimizer: Any) -> None:

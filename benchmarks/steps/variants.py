@@ -91,7 +91,7 @@ VARIANTS: dict[str, Variant] = {
     "attention-flash": Variant(("model.attention=flash",)),
     "connector-mlp": Variant(("model.connector.kind=mlp",)),
     "deepspeed-linear": Variant(deepspeed={"zero_optimization": {"memory_efficient_linear": True}}),
-    "gradients-in-place": Variant(deepspeed={"zero_optimization": {"contiguous_gradients": False}}),
+    "gradients-in-bucket": Variant(deepspeed={"zero_optimization": {"contiguous_gradients": True}}),
     "compile-vision": Variant(compiled=("vision",)),
     "compile-language": Variant(compiled=("language",)),
     "kept-logits": Variant(("train.kept_logits_gib=8",)),
@@ -106,8 +106,8 @@ VARIANTS: dict[str, Variant] = {
 }
 """Name -> what differs."""
 ALL = tuple(dict.fromkeys([
-    "default", "no-checkpointing", "no-checkpointing+zero1", "no-checkpointing+gradients-in-place",
-    "no-checkpointing+gradients-in-place+no-overlap", "no-checkpointing+zero2", "no-checkpointing+kept-logits",
+    "default", "no-checkpointing", "no-checkpointing+zero1", "no-checkpointing+gradients-in-bucket",
+    "no-checkpointing+gradients-in-bucket+no-overlap", "no-checkpointing+zero2", "no-checkpointing+kept-logits",
     *VARIANTS,
 ]))  # fmt: skip
 """In the order of what a short time should rather see."""

@@ -1,5 +1,6 @@
 """Two ZeRO-3 processes against one process without DeepSpeed: losses, every gradient, weights after three steps.
 
+And ZeRO-3 with the shortcuts of `training/zero3/shortcuts.py` against DeepSpeed's own ways: the same bits.
 And a LoRA stage with dropout, on two processes and on one: the same numbers, its checkpoints, and what it exports.
 """
 
@@ -19,7 +20,7 @@ from alignvlm.launch.local import free_port
 from alignvlm.model.attention import SDPA
 from alignvlm.parts import part_of, public_name
 from tests.fixtures.command import Command
-from tests.integration import lora_worker
+from tests.integration import lora_worker, shortcuts_worker
 from tests.integration.zero3_worker import CASES, LR, STEPS
 from tests.jobs import ROOT, job_environment, weights
 from tests.one_rank import differing
@@ -64,6 +65,24 @@ def test_zero3_equals_a_single_process(name: str, results: dict[str, dict[str, A
         optimizer.zero_grad()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(result["weights"][name], parameter.detach(), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", shortcuts_worker.CASES)
+def test_shortcuts_change_no_bit(name: str, results: dict[str, dict[str, Any]]) -> None:
+    """Of gradients, weights, losses and norms: through a skipped step, and a pass without gradients between steps."""
+    result = results["shortcuts"][name]
+    assert result["differing"] == []
+    assert result["tensors"] > 40
+    ours, theirs = result["seen"]
+    assert ours == theirs
+    assert ours[0]["skipped"] == [True, False]
+
+
+def test_another_version_of_deepspeed_keeps_its_own_ways(results: dict[str, dict[str, Any]]) -> None:
+    """With the shortcuts a whole layer names its matrices only, where its vectors stay gathered."""
+    for name, result in results["shortcuts"].items():
+        shortened, whole = result["named"]
+        assert (shortened < whole) == (shortcuts_worker.CASES[name][0] == "zero3"), name
 
 
 @pytest.fixture(scope="module")

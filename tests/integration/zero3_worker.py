@@ -1,6 +1,7 @@
 """A rank of the ZeRO-3 comparison: trains a few steps per case; rank 0 writes losses, gradients and weights.
 
-Then both ranks train a LoRA stage (lora_worker.py), and rank 0 once more alone. Argument: the output file. Started by
+Then both ranks compare ZeRO-3 with and without our shortcuts (shortcuts_worker.py) and train a LoRA stage
+(lora_worker.py), rank 0 once more alone. Argument: the output file. Started by
 test_zero3.py.
 """
 
@@ -20,8 +21,11 @@ from alignvlm.kernels.linear import keep_parameters
 from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 from alignvlm.training import distributed
 from alignvlm.training.checkpoints.export import consolidate
-from alignvlm.training.engine import Trainer, gather_whole_layers, share_embeddings, zero3_construction
+from alignvlm.training.engine import Trainer, share_embeddings, zero3_construction
+from alignvlm.training.zero3.layers import gather_whole_layers
+from alignvlm.training.zero3.shortcuts import take_shortcuts
 from tests.integration.lora_worker import on_one_rank, on_two_ranks
+from tests.integration.shortcuts_worker import compared
 from tests.tiny import CONNECTORS, pack, samples, tiny_model
 
 STEPS = 3
@@ -64,13 +68,14 @@ CASES = {
 
 def main(output: Path) -> None:
     world = distributed.start(timeout_minutes=2)
-    found = {}
+    found: dict[str, Any] = {}
     for number, (name, case) in enumerate(CASES.items()):
         folder = output.with_suffix(f".model{number}")
         if world.is_main:
             case.model().save_pretrained(folder)
         world.barrier()
         found[name] = train(case, folder, world)
+    found["shortcuts"] = compared(output.with_suffix(".shortcuts"), world)
     lora = on_two_ranks(output.with_suffix(".lora"), world)
     distributed.stop()
     if world.is_main:
@@ -92,6 +97,7 @@ def train(case: Case, folder: Path, world: distributed.World) -> dict[str, Any]:
         "zero_optimization": {
             "stage": 3, "overlap_comm": False, "stage3_param_persistence_threshold": 0,
             "memory_efficient_linear": not case.checkpointing, "reduce_scatter": not case.checkpointing,
+            "contiguous_gradients": case.checkpointing,
         },
         "prescale_gradients": case.checkpointing,
         "optimizer": {"type": "AdamW", "params": {"torch_adam": True, "fused": case.checkpointing}},
@@ -110,6 +116,7 @@ def train(case: Case, folder: Path, world: distributed.World) -> dict[str, Any]:
     gather_whole_layers(model)
     groups = [{"params": list(model.parameters()), **LR}]
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config, dist_init_required=False)
+    assert take_shortcuts(engine)
     share_embeddings(model)
     tokens = sum(int((b["labels"] != -100).sum()) for b in batches)
     losses, gradients = [], {}

@@ -9,7 +9,8 @@ import pytest
 
 from alignvlm.model.network import largest_list
 from alignvlm.parts import public_name
-from alignvlm.training.engine import gather_whole_layers, look_at_the_norm_only, whole_layers
+from alignvlm.training.engine import look_at_the_norm_only
+from alignvlm.training.zero3.layers import gather_whole_layers, whole_layers
 from tests.tiny import tiny_model
 
 

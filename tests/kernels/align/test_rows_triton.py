@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -47,3 +48,15 @@ def test_kernels_compiled_for_hopper(tmp_path: Path) -> None:
         assert found["wide_stores"] >= pieces, name
         assert found["barriers"] <= 6, name  # one for the copies, at most four for sums over the row, one at the end
         assert 65536 // (found["reg"] * found["threads"]) * found["threads"] >= resident, name
+
+
+def test_no_kernel_is_tuned_at_run_time() -> None:
+    """A kernel that tries configurations in the first step takes other ones on other machines, and with them sums."""
+    names = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for path in (ROOT / "alignvlm").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in (getattr(node, "attr", None), getattr(node, "id", None), getattr(node, "name", None))
+    }
+    assert ("alignvlm/kernels/align/rows_triton.py", "jit") in names
+    assert {path for path, name in names if name in ("autotune", "Autotuner")} == set()
