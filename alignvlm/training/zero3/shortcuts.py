@@ -41,7 +41,8 @@ def take_shortcuts(engine: Any) -> bool:
         name_what_is_gathered(layer)
         access_directly(layer)
     remember_modules(model)
-    release_directly(offload.param_coordinator)
+    if not offload.fast_sharding_for_leaf_module:  # there a layer's parameters keep their memory when they are released
+        release_directly(offload.param_coordinator)
     add_at_once(optimizer)
     if not optimizer.contiguous_gradients:
         collect_in_place(optimizer)
