@@ -187,7 +187,7 @@ def _measure_all(measurings: Sequence[Measuring], samples: list[ScannedSample], 
 def _measure(measuring: Measuring, sample: ScannedSample) -> str:
     """The line of a sample: [tokens, tiles], or {"key", "error"} of one that cannot be used."""
     try:
-        if error := too_large({name: member for name, member in sample.members.items() if name in TEXT_MEMBERS}):
+        if error := too_large({name: sample.members[name] for name in TEXT_MEMBERS if name in sample.members}):
             raise SampleError(error)
         messages, sizes, _ = text_record(sample.texts, sample.image_sizes, measuring.prompt)
         tokens, tiles = measure_messages(measuring.encoder, messages, sizes)

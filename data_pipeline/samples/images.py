@@ -64,7 +64,8 @@ _PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 def image_members(extensions: Iterable[str]) -> list[str]:
     """A sample's images among its extensions, in order: a bare `png` first, then `0.png`, `1_name.jpg`, … by number."""
     numbered = [(number, each) for each in extensions if (number := _image_number(each)) is not None]
-    return [extension for _, extension in sorted(numbered)]
+    numbered.sort()
+    return [extension for _, extension in numbered]
 
 
 def is_image(extension: str) -> bool:

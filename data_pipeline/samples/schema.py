@@ -24,6 +24,8 @@ MAX_MESSAGES = 1000
 """Most messages of one sample: rendering them takes time that grows with their square."""
 IGNORE_INDEX = -100
 """Label of a token that is not supervised, as torch's cross entropy has it."""
+_OBJECT, _LIST = (dict, Mapping), (list, Sequence)
+"""What JSON gives is told first: asking an abstract class takes 0.3 µs, and a conversation is asked ten times."""
 _KEY = re.compile(r"[^\s./\\][^\s.\\]*(?<!/)\Z")
 _META = re.compile(r"__[^/]*__/|(?:.*/)?__[^/.]*__(?:\.[^/]*)?\Z")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -111,7 +113,7 @@ def normalise_messages(messages: Any, num_images: int) -> list[dict[str, Any]]:
     A string content is cut at `<image>`; a list is checked. Raises SampleError when the record is not a conversation or
     its image placeholders are not as many as `num_images`.
     """
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+    if not isinstance(messages, _LIST) or isinstance(messages, str) or not messages:
         raise SampleError("'messages' is not a list of messages")
     if len(messages) > MAX_MESSAGES:
         raise SampleError(f"{len(messages):,} messages; at most {MAX_MESSAGES:,} are read")
@@ -138,8 +140,8 @@ def caption_messages(caption: str, prompt: str = "") -> list[dict[str, Any]]:
 
 def check_role(message: Any, number: int) -> str:
     """The role of a message. Raises SampleError when it is none of ROLES."""
-    role = message.get("role") if isinstance(message, Mapping) else message
-    if not isinstance(message, Mapping) or role not in ROLES:
+    role = message.get("role") if isinstance(message, _OBJECT) else message
+    if not isinstance(message, _OBJECT) or role not in ROLES:
         raise SampleError(f"message {number}: role {brief(role)} is none of {', '.join(ROLES)}")
     return role
 
@@ -186,9 +188,10 @@ def _normalise_message(message: Any, number: int) -> dict[str, Any]:
 
 
 def _normalise_part(part: Any, number: int) -> dict[str, Any]:
-    if isinstance(part, Mapping):
-        if part.get("type") == "image":
+    if isinstance(part, _OBJECT):
+        kind, text = part.get("type"), part.get("text")
+        if kind == "text" and isinstance(text, str):
+            return {"type": "text", "text": check_text(text)}
+        if kind == "image":
             return {"type": "image"}
-        if part.get("type") == "text" and isinstance(part.get("text"), str):
-            return {"type": "text", "text": check_text(part["text"])}
     raise SampleError(f"message {number}: a part is neither an image nor a text: {brief(part)}")

@@ -275,11 +275,9 @@ def conversation(
 def text_record(data: Mapping[str, bytes], image_sizes: Sequence[tuple[int, int] | None], prompt: str = "") -> Record:
     """The record of a sample's .json and .txt members. Raises SampleError."""
     messages, meta = conversation(data, image_sizes, prompt)
-    sizes = []
-    for size in image_sizes:
-        if size is None:
-            raise SampleError("an image has no readable header, or far more pixels than are decoded")
-        sizes.append(size)
+    sizes = [size for size in image_sizes if size is not None]
+    if len(sizes) < len(image_sizes):
+        raise SampleError("an image has no readable header, or far more pixels than are decoded")
     return messages, sizes, meta
 
 

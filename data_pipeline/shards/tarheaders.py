@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
 BLOCK = 512
 _PIECE = 256 * 1024
 """Bytes that are read at once: they are hashed while they are in the cache of the core."""
 _ZEROS = bytes(BLOCK)
+_FORM = 156
+"""Where a header's type is: from here on those of one writer are mostly alike."""
 _USTAR = b"ustar\0"
 """Magic of headers in which a name may have a prefix; GNU tar has times in its place."""
 _RECORD = 20 * BLOCK
@@ -23,14 +26,14 @@ _MAX_PADDING = 2 * 1024**2
 """More zeros at the end are no padding (GNU tar's records have up to 1 MiB), but an interrupted download."""
 _MAX_EXTENDED = 1024**2
 """Longest pax header or GNU long name that is read, bytes."""
-_FILES = (b"0", b"\0", b"7", b"S")
-_LINKS = (b"1", b"2")
-_WITHOUT_DATA = (*_LINKS, b"3", b"4", b"5", b"6")
+_FILES = frozenset((b"0", b"\0", b"7", b"S"))
+_LINKS = frozenset((b"1", b"2"))
+_WITHOUT_DATA = _LINKS | {b"3", b"4", b"5", b"6"}
 _CONTROL = re.compile(r"[\x01-\x1f\x7f-\x9f\u2028\u2029]")
 """What may end a line or change a terminal. NUL is left for the check of names to refuse."""
 _PAX, _PAX_OF_ALL = (b"x", b"X"), b"g"
 _LONG_NAME, _LONG_LINK, _SPARSE = b"L", b"K", b"S"
-_EXTENDED = (*_PAX, _PAX_OF_ALL, _LONG_NAME, _LONG_LINK)
+_EXTENDED = frozenset((*_PAX, _PAX_OF_ALL, _LONG_NAME, _LONG_LINK))
 
 
 class TarDamage(Exception):
@@ -55,6 +58,16 @@ class Member(NamedTuple):
     """Offset of its archive: not 0 where archives were joined."""
 
 
+class _Form(NamedTuple):
+    """What a header says behind its checksum."""
+
+    kind: bytes
+    prefix: bytes
+    """Of the name, with its slash."""
+    total: int
+    """Sum of these bytes."""
+
+
 class Window:
     """The bytes of a file of `size` bytes, from front to end: many small headers and members are one read."""
 
@@ -74,8 +87,14 @@ class Window:
             raise TarDamage(position + len(data), "the file became shorter while it was read")
         return data
 
-    def pieces(self, position: int, size: int) -> Iterator[memoryview]:
+    def pieces(self, position: int, size: int) -> Iterable[memoryview]:
         """The same in pieces, each good until the next one is asked for; fewer bytes where the file became shorter."""
+        begin = position - self._begin
+        if begin >= 0 and position + size <= self._end:
+            return (self._buffer[begin : begin + size],)
+        return self._fill_and_cut(position, size)
+
+    def _fill_and_cut(self, position: int, size: int) -> Iterator[memoryview]:
         end = position + size
         while position < end:
             if not self._begin <= position < self._end and not self._fill(position):
@@ -105,7 +124,7 @@ def read_members(file: Window) -> Iterator[Member]:
     own: dict[str, bytes] = {}  # of the next member
     common: dict[str, bytes] = {}  # of all members that follow
     while True:
-        header = file.read(position, min(BLOCK, size - position))
+        header = file.read(position, BLOCK if position + BLOCK <= size else size - position)
         if header == _ZEROS and not own:
             following = _behind_zeros(file, start, position)
             if following is None:
@@ -116,7 +135,7 @@ def read_members(file: Window) -> Iterator[Member]:
             raise TarDamage(position, "the file ends without an end-of-archive mark")
         if len(header) < BLOCK:
             raise TarDamage(position, "the file is cut off inside a header")
-        kind, name, length = _parse(header, position, joined=0 < start == position)
+        kind, name, length = _parse(header, position, 0 < start == position)
         data = position + BLOCK
         if kind in _EXTENDED:
             if length > _MAX_EXTENDED or data + length > size:
@@ -128,18 +147,20 @@ def read_members(file: Window) -> Iterator[Member]:
             elif kind in _PAX:
                 own = _pax_records(file.read(data, length), data) | own
         else:
-            stated = common | own
-            is_folder = kind == b"5" or (kind == b"\0" and name.endswith(b"/"))
-            name = stated["path"].rstrip(b"/") if "path" in stated else name
-            length = _decimal(stated["size"], position) if "size" in stated else length
+            is_folder = kind == b"\0" and name.endswith(b"/")
+            is_sparse = kind == _SPARSE
+            if own or common:
+                stated = common | own
+                name = stated["path"].rstrip(b"/") if "path" in stated else name
+                length = _decimal(stated["size"], position) if "size" in stated else length
+                is_sparse = is_sparse or any(key.startswith("GNU.sparse.") for key in stated)
+                own = {}
             if is_folder or kind in _WITHOUT_DATA:
                 length = 0
             if data + length > size:
                 raise TarDamage(position, f"the member {_text(name)!r} of {length:,} bytes is cut off")
-            is_sparse = kind == _SPARSE or any(key.startswith("GNU.sparse.") for key in stated)
             is_file = kind in _FILES and not is_folder
             yield Member(_text(name), position, data, length, is_file, is_sparse, kind in _LINKS, start)
-            own = {}
         position = data + -(-length // BLOCK) * BLOCK
 
 
@@ -171,10 +192,10 @@ def _behind_zeros(file: Window, start: int, begin: int) -> int | None:
 
 def _parse(header: bytes, position: int, joined: bool) -> tuple[bytes, bytes, int]:
     """(type, name, size) of a header block whose checksum holds."""
-    field = header[148:156]  # counts as blanks
-    total = _sum(header[:256]) + _sum(header[256:]) - _sum(field) + 8 * 32
+    kind, prefix, total = _form(header[_FORM:])
+    total += _sum(header[:148]) + 8 * 32  # the checksum's own field counts as blanks
     try:
-        stated, size = _number(field), _number(header[124:136])
+        stated, size = _number(header[148:156]), _number(header[124:136])
     except ValueError:
         stated, size = -1, 0
     if stated != total and stated != total - 256 * _num_signed(header[:148] + header[156:]):
@@ -182,13 +203,18 @@ def _parse(header: bytes, position: int, joined: bool) -> tuple[bytes, bytes, in
             raise TarDamage(position, "not a tar archive; compressed ones are unpacked first")
         what = "what lies behind the end-of-archive mark is not another archive" if joined else "a header is damaged"
         raise TarDamage(position, what)
-    kind = header[156:157]
-    name, prefix = header[:100].partition(b"\0")[0], header[345:500].partition(b"\0")[0]
+    name = header[:100].partition(b"\0")[0]
     if size < 0:
         raise TarDamage(position, f"the member {_text(name)!r} has the size {size:,}")
-    if prefix and header[257:263] == _USTAR:
-        name = prefix + b"/" + name
-    return kind, name, size
+    return kind, prefix + name, size
+
+
+@lru_cache(maxsize=256)
+def _form(rest: bytes) -> _Form:
+    """Of the bytes of a header from its type on."""
+    has_prefix = rest[257 - _FORM : 263 - _FORM] == _USTAR and rest[345 - _FORM] != 0
+    prefix = rest[345 - _FORM : 500 - _FORM].partition(b"\0")[0] + b"/" if has_prefix else b""
+    return _Form(rest[:1], prefix, _sum(rest[:256]) + _sum(rest[256:]))
 
 
 def _sum(data: bytes) -> int:

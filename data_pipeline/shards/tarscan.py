@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -20,7 +19,6 @@ from data_pipeline.samples.schema import MAX_JSON_BYTES, SampleError, is_meta
 from data_pipeline.shards.storage import check_name
 from data_pipeline.shards.tarheaders import Member, TarDamage, Window, read_members
 
-_MEMBER = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)\Z")
 log = logging.getLogger(__name__)
 
 
@@ -57,15 +55,16 @@ def scan_tar(file: BinaryIO, size: int, name: str, texts: Collection[str] = ()) 
     try:
         for member in read_members(window):
             name_inside = member.name.removeprefix("./")
-            match = _MEMBER.match(name_inside)
             num_links += member.is_link
             archives.add(member.archive)
             if not member.is_file or is_meta(name_inside):
                 continue
             _check_name(member)
-            if match is None:
+            folder, slash, last = name_inside.rpartition("/")
+            stem, dot, extension = last.partition(".")
+            if not stem or not dot:
                 continue
-            key, extension = match[1], match[2].lower()
+            key, extension = f"{folder}{slash}{stem}", extension.lower()
             if member.is_sparse:
                 raise TarDamage(member.header, f"the member {member.name!r} is sparse")
             if current is None or key != current.key:
@@ -141,7 +140,7 @@ def _read(
 
 def _finish(sample: ScannedSample, sizes: dict[str, tuple[int, int] | None], digest: hashlib._Hash) -> ScannedSample:
     sample.digest = digest.digest()
-    sample.image_sizes = [sizes[extension] for extension in image_members(sample.members)]
+    sample.image_sizes = [sizes[extension] for extension in image_members(sizes)]
     return sample
 
 
