@@ -121,6 +121,8 @@ def meaning(exceptions: Any, error: Exception, url: str, name: str) -> DataError
     if found := _REGION.search(dump):
         region = f"let AWS_REGION be {found[1]}" if found[1] else "let AWS_REGION name it"
         return LoadError(f"{place}: the bucket is in another region; {region}")
+    if "object with invalid path" in text:
+        return LoadError(f"{place}: {text}; the client cannot list such a name: move or rename that object")
     if "TooManyRedirects" in dump:
         return LoadError(f"{place}: the server redirects without end")
     if "InvalidContentType" in dump:

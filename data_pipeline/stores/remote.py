@@ -32,6 +32,7 @@ from data_pipeline.stores.failures import (
     meaning,
     scheme_of,
 )
+from data_pipeline.stores.waiting.variables import number
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -249,7 +250,7 @@ def _make_store(url: str, writes: bool) -> ObjectStore:
         raise LoadError(f"{mask(url)}: object stores need `pip install 'alignvlm[remote]'`") from error
 
     _check_endpoints()
-    scheme, timeout = scheme_of(url), float(os.environ.get(READ_TIMEOUT, "10"))
+    scheme, timeout = scheme_of(url), number(READ_TIMEOUT, 10, least=0.1)
     headers: dict[str, str] = {}
     if scheme == "hf":
         url, headers = address(url)
@@ -265,7 +266,7 @@ def _make_store(url: str, writes: bool) -> ObjectStore:
     if KINDS[scheme] == "s3" and not any(name.startswith(("AWS_ACCESS", "AWS_SKIP", "AWS_WEB")) for name in os.environ):
         more |= _profile()
     retries = {
-        "max_retries": int(os.environ.get(RETRIES) or _FEW_RETRIES.get(KINDS[scheme], _RETRIES)),
+        "max_retries": int(number(RETRIES, _FEW_RETRIES.get(KINDS[scheme], _RETRIES))),
         "retry_timeout": timedelta(seconds=30),
         "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
     }

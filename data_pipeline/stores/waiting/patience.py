@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import os
 import re
 import time
 import urllib.request
@@ -28,6 +27,7 @@ from data_pipeline.stores.failures import BusyError, MissingObjectError, Transie
 from data_pipeline.stores.folders import ETAGS, MANIFEST, place_of, store_of
 from data_pipeline.stores.waiting import outages
 from data_pipeline.stores.waiting.node_notes import note_given_up, warn_once_a_minute
+from data_pipeline.stores.waiting.variables import number
 
 T = TypeVar("T")
 Failed = tuple[TransientError, float]
@@ -45,7 +45,7 @@ _closed: dict[str, float] = {}
 
 def patience_seconds() -> float:
     """How long a store that does not answer is waited for."""
-    return float(os.environ.get(PATIENCE, "300"))
+    return number(PATIENCE, 300)
 
 
 async def patiently(

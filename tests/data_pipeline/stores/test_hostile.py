@@ -57,6 +57,26 @@ def test_an_endpoint_that_is_none_is_named(bucket: Bucket, monkeypatch: pytest.M
         open_storage("s3://bucket/docs").read("x")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PATIENCE", "5m"), ("PATIENCE", "nan"), ("RETRIES", "-1"), ("READ_TIMEOUT", "0"), ("READ_TIMEOUT", "inf")],
+)
+def test_a_variable_that_is_no_number_is_named(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"ALIGNVLM_{name}", value)
+    helper.stop()
+    with pytest.raises(DataError, match=rf"^ALIGNVLM_{name}='{value}' is no number of at least 0"):
+        open_storage("s3://bucket/docs").read("x")
+
+
+@pytest.mark.parametrize("name", ["/x.tar", "../x.tar", "a\tb"])
+def test_a_name_that_cannot_be_listed_is_said_at_once(bucket: Bucket, name: str) -> None:
+    bucket.store.objects |= {"bucket/docs/a.tar": b"", f"bucket/docs/{name}": b""}
+    with pytest.raises(LoadError, match=r"s3://bucket/docs: Encountered object .*: move or rename that object"):
+        list(open_storage("s3://bucket/docs").list())
+
+
 SKEW = b"<Error><Code>RequestTimeTooSkewed</Code></Error>"
 ARCHIVED = b"<Error><Code>InvalidObjectState</Code></Error>"
 REGION = b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>m</Message><Region>eu-west-1</Region></Error>"
