@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, UnreachableError
 from data_pipeline.parallel import pool, usable_cores
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import Encoder, Sample, SampleError, encode_as_measured
@@ -17,7 +17,7 @@ from data_pipeline.shards.reader import Record, SourceReader
 from data_pipeline.shards.sidecars import index_name, index_storage
 from data_pipeline.shards.sources import measure_messages
 from data_pipeline.shards.storage import Storage, open_storage
-from data_pipeline.stores.failures import MissingObjectError
+from data_pipeline.stores.failures import AccessError, MissingObjectError
 from data_pipeline.stores.object_storage import ObjectStorage
 
 
@@ -44,7 +44,7 @@ def verify_folder(
         readings: also measure and encode every sample in these ways, as training would.
 
     Raises:
-        DataError: no manifest.
+        DataError: no manifest, or a store that does not answer.
     """
     storage = open_storage(folder)
     manifest, place = load_manifest(storage), index_storage(storage)
@@ -98,6 +98,8 @@ def _unusable_in(reader: SourceReader, encoder: Encoder | None, shards: tuple[in
             for number, error in zip(numbers, _why_unusable(reader, encoder, numbers), strict=True):
                 if error:
                     found.append((info.name, reader.entry(number).key, error))
+        except UnreachableError:
+            raise
         except DataError:
             continue  # cut, or its index is another one
     return found
@@ -134,6 +136,8 @@ def _verify_shard(storage: Storage, place: Storage, shard: ShardInfo, etag: str)
             return [f"{shard.name}: missing"]
     except MissingObjectError:
         return [f"{shard.name}: missing"]
+    except AccessError as error:  # perhaps to this one only
+        return [f"{shard.name}: cannot be read: {error}"]
     if not place.exists(name):
         return [f"{name}: missing"]
     written = place.read(name)
@@ -141,6 +145,8 @@ def _verify_shard(storage: Storage, place: Storage, shard: ShardInfo, etag: str)
         return [f"{name}: does not match the manifest; index again"]
     try:
         found = scan_shard(storage, shard.name)
+    except UnreachableError:
+        raise  # says nothing of the shard
     except DataError as error:
         return [f"{shard.name}: damaged: {error}"]
     if index_digest(found) != shard.sha256:

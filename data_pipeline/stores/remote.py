@@ -128,7 +128,7 @@ def get_into(
 
 def _options(url: str, begin: int, end: int | None, etag: str) -> dict[str, Any]:
     options: dict[str, Any] = {} if end is None else {"range": (begin, end)}
-    if etag := _known(url, etag):
+    if (etag := _known(url, etag)) and not etag.startswith("W/"):  # by RFC 9110 no weak one matches
         options["if_match"] = etag
     return options
 

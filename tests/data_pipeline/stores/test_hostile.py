@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.errors import DataError, LoadError
+from data_pipeline.errors import DataError, LoadError, UnreachableError
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.storage import open_storage
@@ -123,6 +123,28 @@ def test_a_web_server_that_knows_no_lists_is_not_waited_for(
     assert time.monotonic() - began < 10
 
 
+def test_a_web_server_with_weak_etags_is_read(
+    bucket: Bucket, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that compresses: a read with `If-Match` is refused there, whatever it names. Sizes still tell."""
+    answer = bucket.store.answer
+
+    def weak(method: str, target: str, headers: dict[str, str], body: bytes) -> Any:
+        if "if-match" in headers:
+            return 412, {}, b""
+        status, more, data = answer(method, target, headers, body)
+        return status, more | {"etag": f"W/{more.get('etag', '')}"}, data
+
+    bucket.upload(shard_folder, "docs")
+    monkeypatch.setattr(bucket.store, "answer", weak)
+    reader = SourceReader(f"{bucket.endpoint}/bucket/docs")
+    assert [reader[number].key for number in (0, 1)] == [SourceReader(shard_folder)[number].key for number in (0, 1)]
+    assert verify_folder(f"{bucket.endpoint}/bucket/docs", decode=True, num_processes=1) == []
+    bucket.store.objects[f"bucket/docs/{reader.entry(0).shard}"] += bytes(10240)
+    with pytest.raises(LoadError, match="was replaced since it was indexed"):
+        reader[0]
+
+
 def test_a_shard_that_is_gone_or_was_uploaded_again_is_named(
     bucket: Bucket, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,3 +165,32 @@ def test_a_shard_that_is_gone_or_was_uploaded_again_is_named(
     del bucket.store.objects["bucket/docs/000000.tar"]
     with pytest.raises(DataError, match=r"docs/000000\.tar is gone since it was indexed; put the shard back, or run"):
         SourceReader(url)[0]
+
+
+def test_one_shard_that_may_not_be_read_is_a_problem_and_an_outage_is_none(
+    bucket: Bucket, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outage that began with a shard's bytes called it damaged, or passed it over while its samples were decoded."""
+    url, answer, began = bucket.upload(shard_folder, "docs"), bucket.store.answer, list[str]()
+    status, methods = 403, ("GET", "HEAD")
+
+    def refuse(method: str, target: str, headers: dict[str, str], body: bytes) -> Any:
+        if target.endswith("/000001.tar") and method in methods:
+            began.append(method)
+            if len(began) > allowed:
+                return status, {}, b""
+        return answer(method, target, headers, body)
+
+    allowed = 0
+    monkeypatch.setattr(bucket.store, "answer", refuse)
+    (line,) = verify_folder(url, num_processes=1)
+    assert re.match(r"000001\.tar: cannot be read: s3://bucket/docs/000001\.tar: access is denied", line)
+    monkeypatch.setenv("ALIGNVLM_PATIENCE", "0")
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "0")
+    helper.stop()
+    status, methods = 500, ("GET",)
+    for number in (0, 1):  # in the first pass, in the second
+        began.clear()
+        allowed = number
+        with pytest.raises(UnreachableError, match=r"docs/000001\.tar: .*no answer for 0 s"):
+            verify_folder(url, decode=True, num_processes=1)
