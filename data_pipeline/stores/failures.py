@@ -95,6 +95,9 @@ def meaning(exceptions: Any, error: Exception, url: str, name: str) -> DataError
     if _NO_BUCKET.search(dump):
         kind = "container" if KINDS[scheme_of(url)] == "az" else "bucket"
         return LoadError(f"{mask(store_of(url))}: there is no such {kind}")
+    status = found[1] if (found := _STATUS.search(dump)) else ""
+    if isinstance(error, FileNotFoundError) and status == "405" and name:
+        return LoadError(f"{place}: the server answers no HEAD requests (405), which are needed")
     if isinstance(error, FileNotFoundError):
         return MissingObjectError(f"{place}: no such object")
     if isinstance(error, exceptions.PreconditionError):
@@ -110,7 +113,6 @@ def meaning(exceptions: Any, error: Exception, url: str, name: str) -> DataError
         return AccessError(f"{place}: access is denied ({text}); {credentials(url)}")
     if isinstance(error, exceptions.NotSupportedError) or any(word in text for word in _IGNORES_RANGES):
         return LoadError(f"{place}: {text}; {_NO_RANGES}")
-    status = found[1] if (found := _STATUS.search(dump)) else ""
     if not name and status in ("405", "501"):
         way_out = "name a file, or put the manifest.json of indexed shards there"
         return LoadError(f"{place} cannot be listed; {way_out}")

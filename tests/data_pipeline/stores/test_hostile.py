@@ -123,6 +123,17 @@ def test_a_web_server_that_knows_no_lists_is_not_waited_for(
     assert time.monotonic() - began < 10
 
 
+def test_a_web_server_without_head_requests_is_named(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its objects are not missing."""
+    answer = bucket.store.answer
+    bucket.store.objects["bucket/docs/x"] = b"1"
+    monkeypatch.setattr(bucket.store, "answer", lambda *all: (405, {}, b"") if all[0] == "HEAD" else answer(*all))
+    storage = open_storage(f"{bucket.endpoint}/bucket/docs")
+    assert storage.read("x") == b"1"
+    with pytest.raises(LoadError, match=r"docs/x: the server answers no HEAD requests \(405\), which are needed"):
+        storage.exists("x")
+
+
 def test_a_web_server_with_weak_etags_is_read(
     bucket: Bucket, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
