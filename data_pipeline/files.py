@@ -131,15 +131,22 @@ def check_name(name: str) -> str:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files below a folder, sorted, also in folders that are links; not those that lead back to one above."""
-    found = []
+    """All files below a folder, sorted, also in folders that are links; not those that lead back to one above.
+
+    A link to nothing is one of them: whoever needs it says so. Raises DataError for a folder that cannot be listed.
+    """
+    found, errors = list[Path](), list[OSError]()
     ways = {os.fspath(folder): {os.path.realpath(folder)}}  # folder -> where it and those above it really are
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=errors.append, followlinks=True):
         above = ways.pop(place)
-        found += [path for name in names if (path := Path(place, name)).is_file()]
+        paths = (Path(place, name) for name in names)
+        found += [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
         real = {name: os.path.realpath(os.path.join(place, name)) for name in folders}
         folders[:] = [name for name in folders if real[name] not in above]
         ways |= {os.path.join(place, name): above | {real[name]} for name in folders}
+    for error in errors:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise DataError(f"{error.filename}: its files cannot be listed: {error.strerror}") from error
     return sorted(found)
 
 

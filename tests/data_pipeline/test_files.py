@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,14 +156,34 @@ def test_files_below_a_folder_are_found_behind_links_too(tmp_path: Path) -> None
     for name in ("in/b/x.tar", "in/a.tar", "elsewhere/deep/y.tar"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    links = {"linked": "../elsewhere", "b/top": "../../in", "again": "b", "c.tar": "a.tar", "gone": "x"}
+    links = {"linked": "../elsewhere", "b/top": "../../in", "again": "b", "c.tar": "a.tar", "gone.tar": "x"}
     for link, to in links.items():
         (tmp_path / "in" / link).symlink_to(to)
     (tmp_path / "elsewhere" / "back").symlink_to("../in")
     names = [path.relative_to(tmp_path / "in").as_posix() for path in files_below(tmp_path / "in")]
-    assert names == ["a.tar", "again/x.tar", "b/x.tar", "c.tar", "linked/deep/y.tar"]
+    assert names == ["a.tar", "again/x.tar", "b/x.tar", "c.tar", "gone.tar", "linked/deep/y.tar"]
     assert list(open_storage(tmp_path / "in").list(".tar")) == names
     assert files_below(tmp_path / "none") == []
+    with pytest.raises(DataError, match=r"gone\.tar.*No such file"):  # a disk that is not there, say
+        open_storage(tmp_path / "in").open("gone.tar")
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Its shards were left out in silence."""
+    (tmp_path / "a").mkdir()
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        if os.fspath(path).endswith("/a"):
+            raise OSError(error, os.strerror(error), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=rf"/a: its files cannot be listed: {os.strerror(error)}"):
+        files_below(tmp_path)
 
 
 def test_shapes_of_json() -> None:
