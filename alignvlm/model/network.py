@@ -10,6 +10,7 @@ import copy
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -113,24 +114,25 @@ class Network:
 
     def learns(self, weight: torch.Tensor, trainable: Sequence[str]) -> bool:
         """Whether this parameter of the model matches one of the globs."""
-        return any(p is weight and matches(name, trainable) for name, p in self._named_parameters())
+        return any(p is weight and matches(name, trainable) for name, p in self._named_parameters)
 
     def parameters(self, part: str, trainable: Sequence[str] = ("*",)) -> int:
         """Elements of the part's parameters whose names match one of the globs; tied ones count once."""
         return sum(
             parameter.numel()
-            for name, parameter in self._named_parameters()
+            for name, parameter in self._named_parameters
             if name.startswith(f"{part}.") and matches(name, trainable)
         )
 
     def learning(self, module: nn.Module, trainable: Sequence[str]) -> int:
         """Elements of the parameters of a module of the model whose names match one of the globs."""
         mine = {id(parameter) for parameter in module.parameters()}
-        return sum(p.numel() for name, p in self._named_parameters() if id(p) in mine and matches(name, trainable))
+        return sum(p.numel() for name, p in self._named_parameters if id(p) in mine and matches(name, trainable))
 
-    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """By their public names; tied ones once."""
-        return ((public_name(name), parameter) for name, parameter in self.model.named_parameters())
+    @cached_property
+    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """By their public names; tied ones once. Listed once: an estimate of 8B asks for them some hundred times."""
+        return [(public_name(name), parameter) for name, parameter in self.model.named_parameters()]
 
     def total(self, trainable: Sequence[str] = ("*",)) -> int:
         """The same over all parts."""
@@ -138,7 +140,7 @@ class Network:
 
     def set_trainable(self, trainable: Sequence[str]) -> None:
         """Let gradients reach exactly the parameters that match one of the globs."""
-        for name, parameter in self._named_parameters():
+        for name, parameter in self._named_parameters:
             parameter.requires_grad_(matches(name, trainable))
 
     def empty(self, *shape: int, needs_grad: bool = False) -> torch.Tensor:
