@@ -241,7 +241,7 @@ def serve() -> int:
     from alignvlm.training import run  # noqa: F401
     from tests.integration import fault_worker
 
-    local.GRACE_SECONDS = local.KILLED_SECONDS = 5.0
+    local.KILLED_SECONDS = 5.0
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     gc.freeze()  # a collection in a rank would copy every page of these imports
     for line in iter(sys.stdin.readline, ""):
@@ -265,7 +265,7 @@ def serve() -> int:
                     fault_worker.plant(job["worker"].split(","))
                 return main(["train", *job["arguments"]])
             ranks.append(Rank(pid))
-        local.RANK_0_SECONDS, asked = job["patience"], []
+        local.RANK_0_SECONDS, local.GRACE_SECONDS, asked = job["patience"], 5.0 + job["patience"], []
         overdue = threading.Timer(JOB_SECONDS, asked.append, [f"{JOB_SECONDS:.0f} s"])
         overdue.start()
         code = local._wait(ranks, asked, 0.0)  # type: ignore[arg-type]
