@@ -15,11 +15,19 @@ pytest_plugins = [
 ]  # fmt: skip
 
 
+LONGEST = [f"tests/{name}.py" for name in (
+    "integration/test_slurm", "integration/test_hosts", "integration/test_run", "integration/test_faults",
+    "integration/test_elastic", "test_gpu_check",
+)]  # fmt: skip
+"""Files that take minutes, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with long tests come first: what is left at the end, for one process of several, is short."""
     markers = ("slow", "integration", "cluster")
     long = {item.path for item in items if any(map(item.get_closest_marker, markers))}
-    items.sort(key=lambda item: item.path not in long)
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (place.get(item.nodeid.partition("::")[0], len(LONGEST)), item.path not in long))
 
 
 def pytest_collection_finish() -> None:
