@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
 from itertools import repeat
 from pathlib import Path
@@ -10,13 +14,18 @@ from typing import Any, cast
 import pytest
 
 from alignvlm.config.schema import Recipe
+from alignvlm.launch.local import free_port
+from alignvlm.run_folder import checkpoint_folder
 from alignvlm.system.signals import Signals
 from alignvlm.system.timeline import Timeline
 from alignvlm.training import run as run_module
 from alignvlm.training.callbacks.bad_numbers import agreed_skips
+from alignvlm.training.checkpoints.store import CheckpointStore
 from alignvlm.training.distributed import World
 from data_pipeline.errors import DataError
+from tests.jobs import ROOT, job_environment
 from tests.training.fakes import FakeWorld, stage_state
+from tests.training.test_checkpoint import Engine
 
 
 class Main(FakeWorld):
@@ -79,3 +88,33 @@ def test_a_rank_trains_the_stages_that_rank_0_finds_unfinished(
     world = cast(World, Other(repeat(finished)))
     assert run_module._train(run, world, None, Signals(), (), Timeline()) == 0
     assert trained == ([] if finished else list(run.recipe.stages))
+
+
+def test_ranks_that_see_other_checkpoints_agree(tmp_path: Path) -> None:
+    """Two processes: one host does not see the newest checkpoint yet, and still sees one that was removed."""
+    folders = [tmp_path / "first" / "checkpoints", tmp_path / "second" / "checkpoints"]
+    for folder, losses in zip(folders, ({10: 2.0, 20: 2.0}, {10: 2.0, 30: 1.0}), strict=True):
+        store = CheckpointStore(folder, cast(World, FakeWorld()), keep_last=9, keep_every=None)
+        store.attach(engine := Engine())
+        for step, loss in losses.items():
+            assert store.begin(engine, {"step": step, "world_size": 1, "scores": {"loss/held_out": loss}}) is None
+            assert store.finish() is None
+        store.close()
+    shutil.copytree(*(checkpoint_folder(folder, 10) for folder in folders), dirs_exist_ok=True)  # the same one
+    port = str(free_port())
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.ranks_worker"], cwd=folder.parent, stdout=subprocess.PIPE,
+            env=job_environment(
+                WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), PYTHONPATH=str(ROOT)
+            ),
+        )
+        for rank, folder in enumerate(folders)
+    ]  # fmt: skip
+    try:
+        found = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    # A step that the second cannot read is no one's; what only the second sees takes part in nothing.
+    assert found == [{"newest": 10, "is best": [True, False]}] * 2
