@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.cluster.watch import RECIPE
 from tests.jobs import run
@@ -26,7 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which tests/recipes/cluster.yaml ran on this machine, with two processes and nothing in its way."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    run("train", str(RECIPE), cwd=folder)
+    """The folder in which tests/recipes/cluster.yaml ran on this machine, with two processes and nothing in its way.
+
+    One process of pytest-xdist runs it, the others wait.
+    """
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "uninterrupted"
+    with FileLock(f"{folder}.lock"):
+        folder.mkdir(exist_ok=True)
+        run("train", str(RECIPE), cwd=folder)  # where it has ended already, this call finds nothing to do
     return folder
