@@ -84,8 +84,11 @@ def main() -> int:
     if unknown := [name for name in names if name not in VARIANTS]:
         parser.error(f"--variants: no {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
 
+    import torch
+
     from alignvlm.training import distributed
 
+    torch.set_num_threads(1)  # a second one waits for its share of so little by spinning, which counts as CPU time
     world = distributed.start(timeout_minutes=5)
     rows = []
     for layers in args.layers:
