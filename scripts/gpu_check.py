@@ -40,8 +40,8 @@ TESTING = ("triton", "pytest", "pytest-xdist")
 REHEARSED = "default,connector-mlp,attention-flash,zero2,compile-vision"
 """Variants of a training step with --tiny; flash-attn needs a GPU: it fails as expected."""
 REHEARSED_QUICKLY = "zero1,attention-flash4"
-QUICK = ",".join("no-checkpointing+zero1" + more for more in (
-    "", "+attention-flash4", "+compile-vision+compile-language+layers-unfused",
+QUICK = ",".join("no-checkpointing" + more for more in (
+    "+zero1", "+zero1+attention-flash4", "+zero1+compile-vision+compile-language+layers-unfused", "", "+no-shortcuts",
 ))  # fmt: skip
 EIGHT_B = "default,attention-flash4,connector-mlp"
 SMALL_BLOCKS = ("--tokens=48", "--vocab=512", "--width=64", "--repeats=1", "--blocks", "100", "256")

@@ -163,7 +163,7 @@ class Bench:
         stage = recipe.stages[STAGE]
         config = deepspeed_config(recipe, stage, self.world.size)
         changes = merged(config, variant.deepspeed)
-        trainer = build_trainer(recipe, stage, export, self.world, changes, variant.whole_layers)
+        trainer = build_trainer(recipe, stage, export, self.world, changes, variant.whole_layers, variant.shortcuts)
         for part in variant.compiled:
             compile_layers(trainer.model.model.part(part), "inductor" if self._cuda else "aot_eager")
         return trainer

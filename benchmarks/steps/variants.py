@@ -39,6 +39,8 @@ class Variant:
     """Top-level entries of DeepSpeed's configuration; a dictionary is merged into the recipe's."""
     whole_layers: bool = True
     """Under ZeRO-3, gather the layers of the backbones as wholes."""
+    shortcuts: bool = True
+    """Under ZeRO-3, those of `alignvlm/training/zero3/shortcuts.py`."""
     compiled: tuple[str, ...] = ()
     """Parts of the model whose layers torch.compile compiles."""
     loss: str | None = None
@@ -76,6 +78,7 @@ VARIANTS: dict[str, Variant] = {
     "default": Variant(),
     "no-checkpointing": Variant(("train.gradient_checkpointing=false",)),
     "reuse-2e9": Variant(deepspeed={"zero_optimization": {"stage3_max_reuse_distance": 2_000_000_000}}),
+    "no-shortcuts": Variant(shortcuts=False),
     "modules": Variant(whole_layers=False),
     "modules-reuse-2e9": Variant(
         deepspeed={"zero_optimization": {"stage3_max_reuse_distance": 2_000_000_000}}, whole_layers=False
@@ -106,9 +109,9 @@ VARIANTS: dict[str, Variant] = {
 }
 """Name -> what differs."""
 ALL = tuple(dict.fromkeys([
-    "default", "no-checkpointing", "no-checkpointing+zero1", "no-checkpointing+gradients-in-bucket",
-    "no-checkpointing+gradients-in-bucket+no-overlap", "no-checkpointing+zero2", "no-checkpointing+kept-logits",
-    *VARIANTS,
+    "default", "no-checkpointing", "no-checkpointing+no-shortcuts", "no-checkpointing+zero1",
+    "no-checkpointing+gradients-in-bucket", "no-checkpointing+gradients-in-bucket+no-overlap", "no-checkpointing+zero2",
+    "no-checkpointing+kept-logits", *VARIANTS,
 ]))  # fmt: skip
 """In the order of what a short time should rather see."""
 
@@ -127,6 +130,7 @@ def find_variant(name: str) -> Variant:
         overrides=tuple(override for part in parts for override in part.overrides),
         deepspeed=deepspeed,
         whole_layers=all(part.whole_layers for part in parts),
+        shortcuts=all(part.shortcuts for part in parts),
         compiled=tuple(dict.fromkeys(name for part in parts for name in part.compiled)),
         loss=next((part.loss for part in parts if part.loss), None),
         pack=next((part.pack for part in parts if part.pack != Variant.pack), Variant.pack),

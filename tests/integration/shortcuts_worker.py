@@ -55,20 +55,24 @@ def observed(trainer: Trainer, world: Any) -> tuple[dict[str, torch.Tensor], lis
     return gradients | masters(trainer), seen
 
 
+def trainer_by(version: str, case: str, model: Path, world: Any) -> Trainer:
+    """A trainer of a case, with the shortcuts where `version` is that of the DeepSpeed they know, else without."""
+    strategy, settings, changes = CASES[case]
+    zero = json.loads(find_deepspeed_config(strategy).read_text())["zero_optimization"] | changes
+    with patch.object(shortcuts, "VERSION", version):
+        return trainer_of(model, strategy, world, *settings, accumulation=ACCUMULATION, zero_optimization=zero)
+
+
 def compared(folder: Path, world: Any) -> dict[str, Any]:
     """By case: the names of tensors that differ, what both ways have seen, and how many parameters a layer names."""
     if world.is_main:
         tiny_model()[0].save_pretrained(folder / "model")
     world.barrier()
     results = {}
-    for case, (strategy, settings, changes) in CASES.items():
-        zero = json.loads(find_deepspeed_config(strategy).read_text())["zero_optimization"] | changes
+    for case in CASES:
         found, named = [], []
         for version in (shortcuts.VERSION, "another"):
-            with patch.object(shortcuts, "VERSION", version):
-                trainer = trainer_of(
-                    folder / "model", strategy, world, *settings, accumulation=ACCUMULATION, zero_optimization=zero
-                )
+            trainer = trainer_by(version, case, folder / "model", world)
             found.append(observed(trainer, world))
             named.append(len(list(get_z3_leaf_modules(trainer.model)[0].parameters())))
             trainer.close()
