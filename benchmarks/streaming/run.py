@@ -31,6 +31,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -86,8 +87,7 @@ MOST_START = 3
 @contextmanager
 def cache() -> Iterator[None]:
     """An empty cache of the node."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["ALIGNVLM_CACHE"] = folder
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {"ALIGNVLM_CACHE": folder}):
         yield
 
 

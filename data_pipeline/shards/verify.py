@@ -91,9 +91,9 @@ def _unusable_in(reader: SourceReader, encoder: Encoder | None, shards: tuple[in
     found = []
     for shard in range(*shards):
         info = reader.manifest.shards[shard]
-        if not reader.storage.exists(info.name):
-            continue
         try:
+            if not reader.storage.exists(info.name):
+                continue
             numbers = range(int(reader.shard_starts[shard]), int(reader.shard_starts[shard + 1]))
             for number, error in zip(numbers, _why_unusable(reader, encoder, numbers), strict=True):
                 if error:
@@ -101,7 +101,7 @@ def _unusable_in(reader: SourceReader, encoder: Encoder | None, shards: tuple[in
         except UnreachableError:
             raise
         except DataError:
-            continue  # cut, or its index is another one
+            continue  # cut, not to be read, or its index is another one
     return found
 
 

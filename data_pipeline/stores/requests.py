@@ -54,11 +54,11 @@ class Get:
         return data, info
 
     async def checked(
-        self, read: Callable[[], Awaitable[tuple[T, ObjectInfo]]], failed: Failed | None = None
+        self, read: Callable[[], Awaitable[tuple[T, ObjectInfo]]], failed: Failed | None = None, is_long: bool = False
     ) -> tuple[T, ObjectInfo]:
-        """What `read` gives, tried again for some minutes. Raises ReplacedError or MissingObjectError."""
+        """What `read` gives, tried again as `patiently` says. Raises ReplacedError or MissingObjectError."""
         try:
-            data, info = await patiently(self.url, self.name, read, failed)
+            data, info = await patiently(self.url, self.name, read, failed, is_long)
         except ReplacedError as error:
             now = await patiently(self.url, self.name, lambda: remote.head(self.url, self.name))
             raise self._replaced(now) from error
@@ -184,7 +184,7 @@ class Download:
                 return None, await _in_thread(partial(remote.get_into, *place, etag=whole.etag))
 
         async with slots:
-            return (await whole.checked(read))[1]
+            return (await whole.checked(read, is_long=True))[1]
 
 
 class _Writes:

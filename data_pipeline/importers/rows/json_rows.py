@@ -107,7 +107,11 @@ def _elements(file: BinaryIO, path: AnyPath) -> Iterator[tuple[int, bytes | None
         if not piece:
             raise DataError(f"{path}: the list of JSON objects is cut off after byte {place(start):,}")
         text, position, start = text[start:], position - start, 0
-        if depth and not is_long and len(text) > MAX_JSON_BYTES:
+        if depth == 0:
+            text, position = text.lstrip(_BETWEEN), 0
+            if text:  # no bracket in it: of a list of numbers the whole file
+                raise DataError(f"{path}, byte {place(0):,}: not a list of JSON objects")
+        if not is_long and len(text) > MAX_JSON_BYTES:
             yield place(0), None
             is_long = True
         if is_long:

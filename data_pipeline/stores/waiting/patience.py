@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 from data_pipeline.errors import DataError, UnreachableError
 from data_pipeline.masking import mask
 from data_pipeline.stores import remote
-from data_pipeline.stores.failures import BusyError, MissingObjectError, TransientError
+from data_pipeline.stores.failures import BusyError, TransientError
 from data_pipeline.stores.folders import ETAGS, MANIFEST, place_of, store_of
 from data_pipeline.stores.waiting import outages
 from data_pipeline.stores.waiting.node_notes import note_given_up, warn_once_a_minute
@@ -111,8 +111,12 @@ async def _asked(url: str, name: str, work: Callable[[], Awaitable[T]], limit: a
                 continue
             if limit is None:
                 return await _noted(url, name, work)
-            with suppress(MissingObjectError):  # a short question: the others wait for the answer
+            try:  # a short question: the others wait for the answer
                 await _noted(url, name, lambda: remote.head(url, name or MANIFEST))
+            except TransientError:
+                raise
+            except DataError:
+                pass  # an answer, too
     if limit is not None:
         limit.reschedule(None)
     return await _noted(url, name, work)

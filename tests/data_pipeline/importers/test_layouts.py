@@ -269,6 +269,9 @@ def test_sizes_are_bounded_before_memory_is_taken(tmp_path: Path, monkeypatch: p
     (tmp_path / "open.json").write_text('[{"a": "' + "a" * 5000)
     with pytest.raises(DataError, match=r"open\.json: the list .* is cut off after byte"):
         list(json_rows.cut(tmp_path / "open.json", 10))
+    (tmp_path / "numbers.json").write_text("[" + "1.5, " * 5000)  # said at once, not at an end that it has not
+    with pytest.raises(DataError, match=r"numbers\.json, byte 1: not a list of JSON objects"):
+        list(json_rows.cut(tmp_path / "numbers.json", 10))
     for lines in (True, False):  # a row costs itself only
         texts = ['{"a": 1}', row, '{"a": 2}', row]
         (tmp_path / "rows.json").write_text("\n\n".join(texts) if lines else f"[{', '.join(texts)}]")

@@ -194,8 +194,9 @@ def test_one_shard_that_may_not_be_read_is_a_problem_and_an_outage_is_none(
 
     allowed = 0
     monkeypatch.setattr(bucket.store, "answer", refuse)
-    (line,) = verify_folder(url, num_processes=1)
-    assert re.match(r"000001\.tar: cannot be read: s3://bucket/docs/000001\.tar: access is denied", line)
+    for decode in (False, True):
+        (line,) = verify_folder(url, decode=decode, num_processes=1)
+        assert re.match(r"000001\.tar: cannot be read: s3://bucket/docs/000001\.tar: access is denied", line)
     monkeypatch.setenv("ALIGNVLM_PATIENCE", "0")
     monkeypatch.setenv("ALIGNVLM_RETRIES", "0")
     helper.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from data_pipeline.errors import UnreachableError
 from data_pipeline.stores import helper
-from data_pipeline.stores.requests import Get, Upload
+from data_pipeline.stores.requests import Download, Get, Upload
 from data_pipeline.stores.waiting.node_notes import raise_if_given_up
 from tests.data_pipeline.stores.test_late import in_worker
 from tests.fixtures.buckets import Bucket
@@ -68,14 +69,14 @@ def test_an_object_that_fails_is_given_up_alone(bucket: Bucket, monkeypatch: pyt
     monkeypatch.setenv("ALIGNVLM_RETRIES", "2")
     helper.stop()
     took, errors, _ = (in_worker if hedged else lambda call, *args: call(*args))(read, "bcdefgh", 9.0, hedged)
-    assert len(took) > 200
+    assert len(took) > 50
     assert max(took) < 1.5, "nobody waits for another object"
     assert len(errors) == 3
     for error in errors:
         seconds, said = error.split(" ", 1)
-        assert 7 <= float(seconds) < 9.5
+        assert 7 <= float(seconds) < 11
         assert said.startswith("s3://bucket/docs/a.tar: ")
-        assert "; no answer for 7 s, though s3://bucket answers other requests; the same command goes on" in said
+        assert re.search("; no answer for [78] s, though s3://bucket answers other requests; the same command", said)
     later = [when for when in broken.asked if when > broken.asked[0] + 3]
     assert len(later) <= 3 * 4, "one of the three asks, every two seconds, three times in a row"
     raise_if_given_up(URL, ["b.tar"], began)
@@ -117,24 +118,36 @@ def test_patience_ends_when_it_says(bucket: Bucket, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_an_upload_that_goes_on_is_not_cut_off(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its second try begins within patience and ends behind it."""
+@pytest.mark.parametrize("method", ["PUT", "GET"])
+def test_a_whole_object_that_goes_on_is_not_cut_off(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Its second try begins within patience and ends behind it; keys that only write may not ask before."""
     tries: list[float] = []
 
-    def answer(method: str, target: str, headers: dict[str, str], body: bytes) -> Any:
-        if method == "PUT":
+    def answer(asked: str, target: str, headers: dict[str, str], body: bytes) -> Any:
+        if asked == "HEAD" and method == "PUT":
+            return 403, {}, b""
+        if asked == method:
             tries.append(time.monotonic())
             if len(tries) == 1:
                 return 500, {}, b""
             time.sleep(6)
-        return MemoryS3.answer(bucket.store, method, target, headers, body)
+        return MemoryS3.answer(bucket.store, asked, target, headers, body)
 
     monkeypatch.setattr(bucket.store, "answer", answer)
-    monkeypatch.setenv("ALIGNVLM_PATIENCE", "4")
-    monkeypatch.setenv("ALIGNVLM_RETRIES", "0")
+    for name, value in {"PATIENCE": "4", "RETRIES": "0", "READ_TIMEOUT": "20"}.items():
+        monkeypatch.setenv(f"ALIGNVLM_{name}", value)
     helper.stop()
-    (tmp_path / "x").write_bytes(bytes(1000))
-    request = helper.submit(Upload(URL, [("x.tar", str(tmp_path / "x"))]))
-    request.result()
-    assert bucket.store.objects["bucket/docs/x.tar"] == bytes(1000)
+    path, data = tmp_path / "x", bytes(range(250)) * 4
+    if method == "PUT":
+        path.write_bytes(data)
+        helper.ask(Upload(URL, [("x.tar", str(path))]))
+        assert bucket.store.objects["bucket/docs/x.tar"] == data
+    else:
+        path.write_bytes(b"")
+        bucket.store.objects["bucket/docs/x.tar"] = data
+        helper.ask(Download(Get(URL, "x.tar", 0, len(data), size=len(data)), str(path)))
+        assert path.read_bytes() == data
+    assert len(tries) == 2
     assert time.monotonic() - tries[0] > 5
