@@ -21,7 +21,9 @@ from tests.tiny import tiny_model
 ACCUMULATION = 4
 RECOMPUTED, FROZEN = "train.gradient_checkpointing=true", "stages.connector.trainable=[connector.*, language.*]"
 CASES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
-    "vectors stay": ("zero3", (), {"stage3_param_persistence_threshold": 100}),
+    "vectors stay, a whole connector": ("zero3", (), {
+        "stage3_param_persistence_threshold": 100, "leaf_module": {"names": ["model.connector"]},
+    }),
     "recomputed, small buckets": ("zero3", (RECOMPUTED, "train.precision=fp32"), {
         "stage3_param_persistence_threshold": 100, "reduce_bucket_size": 20_000, "stage3_prefetch_bucket_size": 9_000,
     }),

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from alignvlm.model.network import largest_list
 from alignvlm.training.zero3.layers import remember_parameters
 
 VERSION = "0.19.8"
@@ -25,7 +26,7 @@ def take_shortcuts(engine: Any) -> bool:
     import deepspeed
     from deepspeed.runtime.torch_autocast import is_autocast_initialized
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
-    from deepspeed.utils import get_z3_leaf_modules
+    from deepspeed.utils import z3_leaf_module
 
     optimizer, model = engine.optimizer, engine.module
     if deepspeed.__version__ != VERSION or type(optimizer) is not DeepSpeedZeroOptimizer_Stage3:
@@ -33,13 +34,15 @@ def take_shortcuts(engine: Any) -> bool:
     offload = optimizer.parameter_offload
     if optimizer.offload_optimizer or offload.offload_device is not None or is_autocast_initialized():
         return False
+    if offload.zero_quantized_weights or offload.zero_quantized_nontrainable_weights:
+        return False
     if engine.zero_hpz_partition_size() > 1:
         return False
     for backbone in (model.model.vision_tower, model.model.language_model):
         keep_gathered(backbone)
-    for layer in get_z3_leaf_modules(model):
-        name_what_is_gathered(layer)
-        access_directly(layer)
+        for layer in filter(z3_leaf_module, largest_list(backbone)[2]):  # a strategy may name other whole modules
+            name_what_is_gathered(layer)
+            access_directly(layer)
     remember_modules(model)
     if not offload.fast_sharding_for_leaf_module:  # there a layer's parameters keep their memory when they are released
         release_directly(offload.param_coordinator)
