@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+from collections.abc import Generator
 
 import pytest
 
@@ -30,7 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (place.get(item.nodeid.partition("::")[0], len(LONGEST)), item.path not in long))
 
 
-def pytest_collection_finish() -> None:
-    gc.freeze()  # modules and tests stay: no collection walks through them
-    atexit.register(gc.unfreeze)  # extension modules complain of what is still there at the end of the process
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Also of pytest-xdist's first process, which collects nothing."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()  # modules and tests stay: no collection walks through them
+        atexit.register(gc.unfreeze)  # extension modules complain of what is still there at the end of the process
+        gc.enable()

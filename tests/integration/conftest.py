@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -27,14 +26,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which tests/recipes/cluster.yaml ran on this machine, with two processes and nothing in its way.
 
     One process of pytest-xdist runs it, the others wait.
     """
     own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "uninterrupted"
+    folder = (own.parent if hasattr(request.config, "workerinput") else own) / "uninterrupted"
+    ended = folder / "ended"
     with FileLock(f"{folder}.lock"):
-        folder.mkdir(exist_ok=True)
-        run("train", str(RECIPE), cwd=folder)  # where it has ended already, this call finds nothing to do
+        if not ended.exists():  # a second start would write into the run folder while another process copies it
+            folder.mkdir(exist_ok=True)
+            run("train", str(RECIPE), cwd=folder)
+            ended.touch()
     return folder
