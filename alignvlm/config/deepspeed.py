@@ -173,8 +173,8 @@ def deepspeed_config(
 def fit_reduce_bucket(config: dict[str, Any], num_trainable: int) -> None:
     """Make the bucket of gradients no larger than all gradients together; no number changes.
 
-    DeepSpeed 0.19.8 allocates it whole, and under ZeRO-1 and 2 a second one where it overlaps the reduction: a GiB and
-    more for a connector that learns alone.
+    DeepSpeed 0.19.8 allocates it whole where `contiguous_gradients` asks for it, and under ZeRO-1 and 2 a second one
+    where it overlaps the reduction: a GiB and more for a connector that learns alone.
 
     Args:
         config: DeepSpeed's configuration, changed in place.
