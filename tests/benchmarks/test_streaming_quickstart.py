@@ -24,6 +24,6 @@ def test_the_short_recipe_is_the_quickstarts(benchmark_module: Any) -> None:
 @pytest.mark.faults
 def test_losses_from_s3_and_through_an_outage_are_those_from_disk(benchmark_module: Any) -> None:
     with patch.dict(os.environ):
-        found = benchmark_module("quickstart").measure(samples=200, steps=30, outage=20)
+        found = benchmark_module("quickstart").measure(samples=200, steps=30, outage=20, kind="seaweed")
     assert (found["steps"], found["same_far"], found["same_outage"]) == (60, True, True)
     assert found["longest_step"] > 5
