@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
+from data_pipeline.files import locked
 from tests.cluster.watch import RECIPE
 from tests.jobs import run
 
@@ -34,7 +34,7 @@ def uninterrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if hasattr(request.config, "workerinput") else own) / "uninterrupted"
     ended = folder / "ended"
-    with FileLock(f"{folder}.lock"):
+    with locked(folder.with_name(f"{folder.name}.lock"), "make room"):
         if not ended.exists():  # a second start would write into the run folder while another process copies it
             folder.mkdir(exist_ok=True)
             run("train", str(RECIPE), cwd=folder)
