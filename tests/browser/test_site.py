@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.test_project_files import ROOT, make
+from tests.web import web_server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -33,17 +32,12 @@ def address(site: Path, request: pytest.FixtureRequest) -> Iterator[str]:
         yield site.as_uri()
         return
 
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *arguments: object) -> None:
-            pass
+    class Files(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(site))
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with web_server(Files) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_the_search_finds_a_setting_and_nothing_is_fetched_from_elsewhere(address: str, browser: Browser) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from PIL import Image
 from alignvlm.model.inputs.images import read_image, read_images
 from data_pipeline.samples.images import decode_image
 from tests.tiny import picture
+from tests.web import web_server
 
 
 def png(image: Image.Image) -> bytes:
@@ -45,15 +45,8 @@ def server() -> Iterator[str]:
             if status == 200:
                 self.wfile.write(DATA)
 
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with web_server(Handler) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_every_way_gives_the_same_pixels(server: str, tmp_path: Path) -> None:

@@ -6,10 +6,9 @@ import asyncio
 import io
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from alignvlm.serving.web.errors import RequestError
 from alignvlm.serving.web.fetching import Fetcher
 from alignvlm.serving.web.limits import Limits
 from tests.tiny import picture
+from tests.web import web_server
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +48,8 @@ def web(page: bytes) -> Iterator[int]:
             except OSError:
                 pass  # the asker has left
 
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server.server_port
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with web_server(Handler) as port:
+        yield port
 
 
 def fetched(limits: Limits, *urls: str) -> list[bytes]:

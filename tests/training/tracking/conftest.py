@@ -6,12 +6,11 @@ import json
 import os
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from alignvlm.training.tracking.client import TimeLimit
 from alignvlm.training.tracking.mirrors.mlflow import MLflow
 from alignvlm.training.tracking.target import Target
 from tests.jobs import TINY, copy_store
+from tests.web import web_server
 
 SECRET = "s3cr%40t-word"
 LOGIN = f"someone:{SECRET}@"
@@ -80,9 +80,6 @@ class Handler(BaseHTTPRequestHandler):
 
     do_POST = do_GET
 
-    def log_message(self, *arguments: object) -> None:
-        pass
-
 
 def answer(status: int, body: str = "<html>\n<h1>Sorry</h1>\n</html>", **headers: str) -> Callable[[Handler], None]:
     def behaviour(handler: Handler) -> None:
@@ -114,19 +111,5 @@ def trickle(handler: Handler) -> None:
 @contextmanager
 def serving(behaviour: Callable[[Handler], None]) -> Iterator[str]:
     """`host:port` of a server that answers everything like this."""
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *arguments: object) -> None:
-            pass
-
-    server = Server(("127.0.0.1", 0), type("Behaving", (Handler,), {"behaviour": behaviour}))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with web_server(type("Behaving", (Handler,), {"behaviour": behaviour})) as port:
+        yield f"127.0.0.1:{port}"
