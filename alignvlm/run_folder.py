@@ -44,7 +44,7 @@ ENVIRONMENT = {"packages": {str: str}, "git_commit?": str, "device?": str, "star
 environment.json have, for their readers."""
 
 WAY_OUT = "make the folder writable and free some space, or give another one: --output FOLDER"
-"""For results of evaluation that cannot be written."""
+"""What to do when the results of an evaluation cannot be written."""
 
 log = logging.getLogger(__name__)
 

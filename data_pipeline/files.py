@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 P = TypeVar("P")
 _SEAL = b"\ncrc32 %08x\n"
-"""Behind the numbers of an array, where numpy does not look."""
+"""What stands behind the numbers of an array, where numpy does not look."""
 _SEAL_BYTES = len(_SEAL % 0)
 log = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def locked(path: Path, way_out: str) -> Iterator[None]:
 
 @contextmanager
 def must_write(path: Path, way_out: str) -> Iterator[None]:
-    """Around the writing of what a command cannot do without: an OSError becomes a DataError of one line."""
+    """Open around writing what a command cannot do without: an OSError becomes a DataError of one line."""
     try:
         yield
     except OSError as error:

@@ -68,13 +68,13 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "--processes",
         type=processes,
         metavar="N",
-        help="on this machine (default: one per core, and two to write to a bucket)",
+        help="processes on this machine (default: one per core; two per core when writing to a bucket)",
     )
     parser.add_argument(
         "--tasks", type=positive, metavar="N", help="share the work among N jobs, each of which runs this command"
     )
     parser.add_argument("--task", type=count, metavar="I", help="which of the N jobs this one is, from 0")
-    parser.add_argument("--finish", action="store_true", help="when all jobs are done: check, and write the manifest")
+    parser.add_argument("--finish", action="store_true", help="after all jobs: check their work and write the manifest")
     parser.add_argument(
         "--ray",
         type=word,

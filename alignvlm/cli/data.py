@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
 
     write = actions.add_parser("write", help="write the shards that a recipe generates, or shards of your own data")
     write.add_argument(
-        "target", type=word, metavar="TARGET", help="recipe; with --from, the folder for the new shards, or its URL"
+        "target", type=word, metavar="TARGET", help="a recipe; with --from, the folder or URL for the new shards"
     )
     add_overrides(write, "settings of the recipe; with --from, options of the format")
     write.add_argument(
@@ -52,12 +52,17 @@ def add_parser(subparsers: Any) -> None:
         "--images",
         type=word,
         metavar="PATH",
-        help="folder or zip archive of the image files that FILE names (default: its own folder)",
+        help="folder or zip archive with the image files that your data names (default: the data's own folder)",
     )
     write.add_argument(
-        "--columns", type=columns, metavar="NAME=COLUMN,…", help="what the columns are, such as images=pages"
+        "--columns",
+        type=columns,
+        metavar="NAME=COLUMN,…",
+        help="which column of your data is what, such as images=pages",
     )
-    write.add_argument("--samples-per-shard", type=positive, default=1000, metavar="N", help="default: %(default)s")
+    write.add_argument(
+        "--samples-per-shard", type=positive, default=1000, metavar="N", help="at most (default: %(default)s)"
+    )
     write.add_argument("--dry-run", action="store_true", help="print what would be written")
     add_engine(write)
     write.set_defaults(handler=run_write)
@@ -65,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
     fetch = actions.add_parser("fetch", help="copy the shards behind a URL into a local folder")
     fetch.add_argument("url", type=word, metavar="URL", help="folder of shards, for example s3://bucket/docs")
     fetch.add_argument(
-        "folder", type=path, metavar="FOLDER", help="new folder, or one of an earlier call, which goes on"
+        "folder", type=path, metavar="FOLDER", help="new folder, or the folder of an earlier call, to go on with"
     )
     fetch.set_defaults(handler=run_fetch)
 
@@ -98,7 +103,7 @@ def add_parser(subparsers: Any) -> None:
         "--step-seconds",
         type=positive_number,
         metavar="S",
-        help="duration of a step: also print requests and bytes per second",
+        help="seconds that a step takes: also print requests and bytes per second of object stores",
     )
     plan.add_argument("--json", action="store_true", help="print JSON, which `alignvlm data diff` reads")
     plan.set_defaults(handler=run_plan)

@@ -37,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
     torchrun.add_argument(
         "--nodes", type=hosts, default="1", metavar="N", help="number of hosts, or MIN:MAX (default: 1)"
     )
-    torchrun.add_argument("--processes-per-node", type=positive, metavar="N", help="default: one per GPU, else 1")
+    torchrun.add_argument("--processes-per-node", type=positive, metavar="N", help="default: one per GPU, or 1")
     torchrun.add_argument(
         "--rendezvous", type=endpoint, default="localhost:29400", metavar="HOST:PORT", help="default: %(default)s"
     )
@@ -89,12 +89,21 @@ def add_slurm_options(slurm: Any) -> None:
     """Add what says how a job of Slurm looks, to a parser or a group of it; `slurm_job` reads it."""
     slurm.add_argument("--nodes", type=positive, default=1, metavar="N", help="hosts of a job (default: %(default)s)")
     slurm.add_argument(
-        "--gpus-per-node", type=count, default=8, metavar="N", help="0 trains on CPUs (default: %(default)s)"
+        "--gpus-per-node",
+        type=count,
+        default=8,
+        metavar="N",
+        help="GPUs of a host; 0 trains on CPUs (default: %(default)s)",
     )
     slurm.add_argument(
-        "--processes-per-node", type=positive, metavar="N", help="default: one per GPU, else train.processes"
+        "--processes-per-node",
+        type=positive,
+        metavar="N",
+        help="processes of a host (default: one per GPU, or train.processes)",
     )
-    slurm.add_argument("--cpus-per-process", type=positive, metavar="N", help="default: data.num_workers + 1")
+    slurm.add_argument(
+        "--cpus-per-process", type=positive, metavar="N", help="CPU cores (default: data.num_workers + 1)"
+    )
     slurm.add_argument(
         "--time", type=word, default="24:00:00", metavar="TIME", help="time limit of one job (default: %(default)s)"
     )
@@ -102,8 +111,12 @@ def add_slurm_options(slurm: Any) -> None:
         "--signal-seconds", type=positive, default=300, metavar="N",
         help="save and requeue this many seconds before the time limit (default: %(default)s)",
     )  # fmt: skip
-    slurm.add_argument("--partition", type=word, metavar="NAME", help="of the cluster (default: the cluster's)")
-    slurm.add_argument("--account", type=word, metavar="NAME", help="that pays for the job (default: the user's)")
+    slurm.add_argument(
+        "--partition", type=word, metavar="NAME", help="partition of the cluster (default: the cluster's own)"
+    )
+    slurm.add_argument(
+        "--account", type=word, metavar="NAME", help="account that pays for the job (default: the user's)"
+    )
     slurm.add_argument(
         "--sbatch",
         type=word,

@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
         "--failure-every",
         type=positive,
         metavar="MINUTES",
-        help="say too what the ratio would be with a failure every so many minutes, as costly as those of this run",
+        help="also print the ratio for a failure every so many minutes, each as costly as those of this run",
     )
     goodput.set_defaults(handler=run_goodput)
 
@@ -62,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
         help="take the mean of the weights of the last N checkpoints of a stage",
     )
     export.add_argument(
-        "--dtype", choices=("bfloat16", "float32"), help="of the weights (default: the run's precision)"
+        "--dtype", choices=("bfloat16", "float32"), help="type of the weights (default: the run's precision)"
     )
     export.add_argument("--push", type=word, metavar="ORG/NAME", help="upload the folder to this repository of the Hub")
     export.add_argument("--private", action="store_true", help="with --push: create it as a private repository")

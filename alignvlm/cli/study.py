@@ -37,11 +37,14 @@ def add_parser(subparsers: Any) -> None:
         "--seeds", type=positive, default=1, metavar="N", help="seeds per variant (default: %(default)s)"
     )
     parser.add_argument(
-        "--output", type=path, metavar="FOLDER", help="for the page (default: <runs>/<recipe>-study-<study>)"
+        "--output", type=path, metavar="FOLDER", help="folder for the page (default: <runs>/<recipe>-study-<study>)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print runs, steps and hours, and run nothing")
     parser.add_argument(
-        "--step-seconds", type=positive_number, metavar="S", help="of one step, for the hours that --dry-run prints"
+        "--step-seconds",
+        type=positive_number,
+        metavar="S",
+        help="seconds of one step, for the hours that --dry-run prints",
     )
     parser.add_argument("--report", action="store_true", help="train nothing; write the page of what is trained so far")
     parser.add_argument(

@@ -22,7 +22,7 @@ from data_pipeline.errors import did_you_mean, nearest
 
 CONNECTOR = ("model", "connector")
 LARGEST_FLOAT = 3.4e38
-"""Of 32 bits: models, losses and learning rates are float32 at most."""
+"""About the largest float32: models, losses and learning rates have at most 32 bits."""
 LARGEST_INT = 2**63 - 1
 
 

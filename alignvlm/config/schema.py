@@ -41,8 +41,8 @@ class VisionConfig:
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of its transformers config, with `model_type`. Needed from scratch, and by `alignvlm estimate` offline."""
     feature_layer: Annotated[Int, Ge(-4096), Le(-1)] = -1
-    """Layer that the features leave, counted from the end: -1 is the last one with the encoder's final norm behind it,
-    -2 the last but one without the norm, as in LLaVA. Layers behind it are neither computed nor loaded."""
+    """Layer whose output is taken as features, counted from the end: -1 is the last one, followed by the encoder's
+    final norm; -2 is the last but one, without the norm, as in LLaVA. Later layers are neither computed nor loaded."""
     position_std: PositiveFloat | None = None
     """Standard deviation of new position embeddings; null keeps the class's default (SigLIP: 1/sqrt(width), far below
     the patch embeddings: a small encoder from scratch learns positions much sooner with 1)."""
@@ -110,8 +110,8 @@ class ModelConfig:
     """`flash` = flash-attn, `varlen` = PyTorch's own variable-length kernel (CUDA), `sdpa` = per document; `auto` takes
     the first of these that is available. `flash4` = flash-attn-4, for Hopper and later GPUs."""
     fused_layers: Literal["auto", "liger", "none"] = "auto"
-    """Kernels of liger-kernel for RMSNorm, SwiGLU and RoPE in training, where a backbone's are those of Llama; `auto`
-    takes them on CUDA when liger-kernel is installed. `alignvlm estimate` shows which layers they would be."""
+    """Whether layers that compute RMSNorm, SwiGLU and RoPE as Llama does use liger-kernel's kernels in training; `auto`
+    does so on CUDA when liger-kernel is installed. `alignvlm estimate` shows for which layers."""
 
 
 @settings
@@ -133,11 +133,11 @@ class SourceConfig:
     sample: Annotated[Fraction, Gt(0)] = 1.0
     """Share of the samples that training uses, chosen by the hash of shard and key: the same on any machine."""
     filter: dict[str, Any] = field(default_factory=dict)
-    """Field of the samples' meta data -> what it must be for training to use a sample: a value, a list of values, or
-    {min, max, not, missing}. Of a list, such as ratings, every item must fit."""
+    """Conditions on the samples' meta data: name of a field -> what it must be for training to use a sample, which is a
+    value, a list of values, or {min, max, not, missing}. In a field that is a list, every item must fit."""
     read: Literal["auto", "ranges", "shards"] = "auto"
-    """Where the folder lies in an object store: `ranges` asks for each sample, `shards` fetches whole shards onto the
-    node's disk ahead of the plan; `auto` takes what costs less. `alignvlm data plan` says which, and why."""
+    """How shards in an object store are read: `ranges` requests each sample, `shards` fetches whole shards onto the
+    node's disk ahead of the plan, `auto` takes what costs less. `alignvlm data plan` says which, and why."""
     num_samples: Annotated[Int, Ge(1), Le(10**12)] | None = None
     """Number of samples, for estimates while the shards are not on this machine."""
     tokens_per_sample: Count | None = None
@@ -165,8 +165,8 @@ class DataConfig:
     prefetch: Annotated[PositiveInt, Le(1024)] = 4
     """Micro-batches that each loader process keeps ready."""
     cache_gb: Annotated[Float, Gt(0)] | None = None
-    """GB of whole shards that a node keeps on its disk, below ALIGNVLM_CACHE; null: three quarters of what is free, at
-    most 200."""
+    """GB of whole shards that a node may keep on its disk, in ALIGNVLM_CACHE; null means three quarters of the free
+    space, at most 200."""
     max_bad_fraction: Fraction = 0.01
     """Stop when more than 10 samples and more than this fraction of those seen were quarantined."""
 
@@ -205,8 +205,8 @@ class TrainConfig:
     loss_chunk: Annotated[PositiveInt, Le(2**24)] = 2048
     """Supervised positions per chunk of the loss: at most this many rows of logits exist at once."""
     kept_logits_gib: Annotated[Float, Ge(0), Le(1024)] = 0.0
-    """GiB of a GPU's memory for logits of the ALIGN (or Ovis) connector that wait for the backward pass and are not
-    computed again there. A block takes 2 bytes x visual tokens x 8,192; numbers stay the same to the last bit."""
+    """GiB of a GPU's memory in which the ALIGN (or Ovis) connector keeps logits for the backward pass instead of
+    computing them again there. A block takes 2 bytes x visual tokens x 8,192. Results are the same to the last bit."""
     timeout_minutes: Annotated[Float, Gt(0), Le(MINUTES)] = 30.0
     """Timeout of collectives: a rank that hangs longer ends the job."""
 
@@ -229,13 +229,13 @@ class CheckpointConfig:
     keep_every: PositiveInt | None = None
     """Checkpoints whose step is divisible by this are kept permanently."""
     keep_best: str | None = None
-    """Score whose best checkpoint in each stage is kept as well, `loss/held_out`, `loss/<source>` or `task/<name>`: the
-    lowest loss, the highest score of a task. A held-out loss that improves writes a checkpoint at its step."""
+    """Score by which the best checkpoint of each stage is kept too: `loss/held_out` or `loss/<source>` (the lowest), or
+    `task/<name>` (the highest). When a held-out loss improves, a checkpoint is written at that step."""
     patience: PositiveInt | None = None
-    """End a stage after this many validations in a row in which the score of `keep_best`, a loss, has not improved; its
-    export is of the last step, and the next stage begins. null trains every stage to its end."""
+    """End a stage early when the score of `keep_best`, a loss, has not improved in this many validations in a row. Its
+    export has the weights of the last step, and the next stage begins. null trains every stage to its end."""
     min_delta: NonNegativeFloat = 0.0
-    """For `patience`, only an improvement by more than this counts."""
+    """By how much the loss must fall to count as an improvement for `patience`."""
     background: Bool = True
     """Write in the background while training continues, from a copy in host memory."""
 
@@ -245,14 +245,15 @@ class TrackingConfig:
     """Where the numbers of a run go, besides its folder."""
 
     uri: str | None = None
-    """MLflow tracking URI; null is a SQLite file beside the runs; `MLFLOW_TRACKING_URI` wins. Its password is masked
-    wherever the recipe is printed or written: set the variable to start a run from such a copy."""
+    """MLflow tracking URI; null is a SQLite file beside the runs. The variable `MLFLOW_TRACKING_URI` takes precedence.
+    A password in the URI is masked wherever the recipe is printed or written; a run from such a copy needs the
+    variable."""
     experiment: str | None = None
     """MLflow experiment; null takes the run's name."""
     interval: PositiveInt = 10
     """Steps per batch of metrics sent to MLflow and the others."""
     also: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
-    """Further trackers beside MLflow, each a package to install (docs/tracking.md)."""
+    """Further trackers beside MLflow, each with a package to install (docs/tracking.md)."""
 
 
 @settings
@@ -283,7 +284,7 @@ class Recipe:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When checkpoints are written, which are kept, and whether a stage ends when they get no better."""
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
-    """Hangs, non-finite numbers, loss spikes."""
+    """What happens at hangs, non-finite numbers and loss spikes."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Held-out tasks."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -12,13 +12,13 @@ import yaml
 from alignvlm.errors import UserError, shown
 
 MAX_BYTES = 2**18
-"""Of a recipe file; the longest that we ship has 8 KB. YAML of this size takes about two seconds to parse."""
+"""Largest recipe file. The longest that we ship has 8 KB; YAML of this size takes about two seconds to parse."""
 MAX_DEPTH = 32
-"""Values inside values, and keys of an override."""
+"""Deepest nesting of values, and most keys in the dotted name of an override."""
 MAX_VALUES = 20_000
-"""Of a recipe file, its aliases written out."""
+"""Most values of a recipe file, counted with its aliases written out."""
 MAX_KEY = 200
-"""Characters of a key."""
+"""Most characters of a key."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from alignvlm.errors import UserError
 from data_pipeline.errors import nearest
 
 MAX_RATIO = 1_000_000
-"""Between the largest and the smallest weight of a mixture."""
+"""Largest allowed ratio of the largest to the smallest weight of a mixture."""
 INITS = ("kaiming", "gaussian")
 DATA_DEPENDENT = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga", "mica")
 """Initialisations of PEFT that are refused."""

@@ -47,7 +47,7 @@ class Connector(nn.Module):
     older_exports: ClassVar[str] = ""
     """What to do with exports whose weights do not fit this class, where an earlier version wrote others."""
     kept_bytes: int = 0
-    """For logits over a vocabulary that a forward pass keeps, so that the backward pass need not compute them again."""
+    """Bytes for logits over a vocabulary that a forward pass keeps, so that the backward pass need not redo them."""
 
     def __init__(self, options: ConnectorOptions, sizes: Sizes) -> None:
         """Subclasses call this first; `options` is an instance of their `options_class`."""

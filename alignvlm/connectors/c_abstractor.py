@@ -13,9 +13,9 @@ from alignvlm.connectors.options import CAbstractorOptions, ConnectorOptions
 from alignvlm.connectors.registry import register
 
 EPS = 1e-5
-"""Of all LayerNorms: 1e-6 in timm's LayerNorm, but 1e-5 in its norm with an activation, which Honeybee gets."""
+"""Epsilon of all LayerNorms. timm's LayerNorm has 1e-6, but its norm with an activation, Honeybee's, has 1e-5."""
 STD = 0.02
-"""Of new weights and position embeddings."""
+"""Standard deviation of new weights and position embeddings."""
 
 
 @register

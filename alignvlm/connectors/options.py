@@ -45,7 +45,7 @@ class AlignOptions(ConnectorOptions):
     """LayerNorm over D of the averages, as in the released low-resource code: visual tokens are then as large as its
     weights say, however flat the softmax is."""
     activation: Literal["none", "relu"] = "none"
-    """After the LayerNorm over D; the released low-resource code has `relu`."""
+    """Activation after the LayerNorm over D; the released low-resource code has `relu`."""
     w2_start: Literal["lm_head", "random"] = "lm_head"
     """W2 before training: a copy of the LM head as in the paper, or random rows of its mean and spread (a baseline)."""
     num_active: PositiveInt | None = filled()

@@ -46,7 +46,7 @@ class OvisConnector(VocabularyConnector):
         return self.head
 
     def reset_parameters(self) -> None:
-        """As Ovis' `nn.Linear` and `nn.Embedding` start."""
+        """Initialise the weights as Ovis' `nn.Linear` and `nn.Embedding` are."""
         nn.init.kaiming_uniform_(self.head, a=math.sqrt(5))
         nn.init.normal_(self.table)
         if self.gamma is not None and self.beta is not None:

@@ -19,7 +19,7 @@ from alignvlm.kernels.align import kept_logits_bytes, recomputed_flops, workspac
 from alignvlm.kernels.matmul import wide_dtype
 
 EPS = 1e-5
-"""Of all LayerNorms here."""
+"""Epsilon of all LayerNorms here."""
 STATISTICS_ROWS = 64
 
 

@@ -21,7 +21,7 @@ class Held:
     """Bytes of a part's activations."""
 
     kept: float
-    """From its forward to its backward pass."""
+    """Kept from its forward to its backward pass."""
     at_work: float
     """The most that lives at once while its backward pass runs, or its forward where that keeps nothing."""
 
@@ -38,19 +38,19 @@ class Activations:
     """Layers that are recomputed in the backward pass."""
 
     def vision(self, num_tiles: int, learns: bool) -> Held:
-        """Of the vision encoder; a frozen one keeps nothing."""
+        """Activations of the vision encoder; a frozen one keeps nothing."""
         dims, saved = self.network.dims, _saved(self.network, "vision", num_tiles)
         inputs = num_tiles * dims.features_per_tile * dims.feature_size
         return self._held(saved, inputs, self.recompute.vision) if learns else Held(0.0, saved.layer)
 
     def connector(self, num_tiles: int) -> Held:
-        """Of the connector, at work with the workspace that its class states."""
+        """Activations of the connector; its backward pass also needs the workspace that its class states."""
         num_tokens = num_tiles * self.network.dims.tokens_per_tile
         kept = _saved(self.network, "connector", num_tiles).total
         return Held(kept, kept + self.network.connector.workspace_bytes(num_tokens))
 
     def language(self, num_tokens: int) -> Held:
-        """Of the decoder; the loss is apart."""
+        """Activations of the decoder, without those of the loss."""
         saved = _saved(self.network, "language", num_tokens)
         return self._held(saved, num_tokens * self.network.dims.hidden_size, self.recompute.language)
 

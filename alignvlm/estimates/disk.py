@@ -21,9 +21,9 @@ class Disk:
     """Bytes of a stage's files."""
 
     checkpoint: float
-    """Of one checkpoint."""
+    """Bytes of one checkpoint."""
     num_checkpoints: int
-    """At once: the last ones, the best one, those kept for good, and the one that is being written."""
+    """Checkpoints on disk at once: the last ones, the best, those kept for good, and the one being written."""
     export: float
     masters: float
     """fp32 masters for the next stage, which go when that is exported; 0 in fp32 and after the last stage."""

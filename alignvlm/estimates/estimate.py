@@ -49,7 +49,7 @@ class StageEstimate:
     """Micro-batches per rank and step; None when the global batch cannot be shared evenly."""
     flops: dict[str, PartFlops]
     hours: float
-    """At the stated utilisation, all ranks busy all the time."""
+    """Duration at the stated utilisation, if all ranks were busy all the time."""
     recompute: RecomputeConfig
     memory: Memory
     fit: Fit
@@ -84,7 +84,7 @@ class RunEstimate:
     """Part -> parameters, tied ones counted once."""
     connector: str
     w2_parameters: int
-    """Of ALIGN's vocabulary projection; 0 for other connectors."""
+    """Parameters of ALIGN's vocabulary projection W2; 0 for other connectors."""
     tokens_per_tile: int
     max_tokens_per_image: int
     fused_layers: dict[str, dict[str, int]]

@@ -52,7 +52,7 @@ class StageMemory:
     network: Network
     vision_learns: bool
     work: Work
-    """Of the micro-batch."""
+    """What the micro-batch holds."""
     standing: dict[str, float]
     """Bytes by kind that live all the time."""
     host: dict[str, float]

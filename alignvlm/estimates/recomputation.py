@@ -26,7 +26,7 @@ class Recomputation:
 
     @property
     def overrides(self) -> str:
-        """As it stands on a command line."""
+        """The setting as it is written on a command line."""
         return " ".join(
             f"train.gradient_checkpointing.{part}={every}" for part, every in asdict(self.recompute).items()
         )
@@ -68,6 +68,6 @@ def automatic(
 
 
 def _share(network: Network, part: str, every: int) -> float:
-    """Of a part's layers, the share that recomputes."""
+    """The share of a part's layers that recompute their activations."""
     num_layers = len(largest_list(network.part(part))[2])
     return -(-num_layers // every) / num_layers if every and num_layers else float(every > 0)

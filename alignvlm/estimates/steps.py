@@ -38,7 +38,7 @@ class Volume:
     text_tokens: float
     fill: float
     exact: bool
-    """From the shards' own plan; else an estimate from the recipe's figures."""
+    """Whether it comes from the shards' own plan; else it is an estimate from the recipe's figures."""
     assumed: tuple[str, ...] = ()
     """Figures that neither the recipe nor the shards state."""
     reads: dict[str, str] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Volume:
 
     @property
     def work(self) -> Work:
-        """For the FLOPs; all text tokens count as supervised, an upper bound."""
+        """The work whose FLOPs are counted; all text tokens count as supervised, which is an upper bound."""
         return Work(self.tokens, self.tiles, self.text_tokens, self.attended)
 
 
@@ -71,7 +71,7 @@ def shards_are_here(recipe: Recipe, stage: StageConfig) -> bool:
 
 
 def estimate(recipe: Recipe, stage: StageConfig, dims: Dimensions) -> Volume:
-    """From the figures per sample that the sources state; an epoch is what the data plan would draw."""
+    """The volume by the figures per sample that the sources state; an epoch is what the data plan would draw."""
     from data_pipeline.order.mixing import epoch_draws
 
     sizes: dict[str, int] = {}
@@ -133,7 +133,7 @@ def _until(stage: StageConfig, steps: int) -> int:
 
 
 def _num_samples(source: SourceConfig, assumed: list[str]) -> int:
-    """As many as the shards have where they are here, else as the recipe says."""
+    """Samples in the shards where these are on this machine, else the number that the recipe states."""
     from data_pipeline.shards.manifest import load_manifest
 
     storage = open_storage(source.folder)

@@ -21,7 +21,7 @@ class Batch:
     inputs: Any
     """What `Answerer.generate` takes; None where no item can be asked."""
     errors: Sequence[SampleError | None]
-    """Per item, why it cannot be asked."""
+    """For each item, why it cannot be asked; None for one that can."""
 
     def answers(
         self, answerer: Answerer, max_new_tokens: int, until: Sequence[str] = (), **sampling: Any

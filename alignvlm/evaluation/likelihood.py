@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of a continuation behind its prompt."""
+    """How likely a continuation is after its prompt."""
 
     log: float
     """Sum of the log-probabilities of its tokens, in nats."""

@@ -40,7 +40,7 @@ class VocabularyMass:
     num_images: int
     num_visual_tokens: int
     mean_entropy: float
-    """Of the distribution of one visual token, in nats."""
+    """Mean entropy of one visual token's distribution over the vocabulary, in nats."""
 
     def active(self, keep_mass: float) -> Tensor:
         """The fewest token ids that hold `keep_mass` of the mass together, by falling mass: int64 [V_active]."""

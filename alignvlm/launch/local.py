@@ -23,7 +23,7 @@ from alignvlm.system.signals import REQUEUE
 from data_pipeline.parallel import end_with_parent
 
 GRACE_SECONDS = 30.0
-"""Between asking the remaining processes to end, because one has failed, and killing them."""
+"""How long the remaining processes get to end after one has failed, before they are killed."""
 KILLED_SECONDS = 10.0
 """The same when that one was killed: the others wait for it in a collective, which on a GPU no signal ends."""
 DELIVERY_SECONDS = 90.0
@@ -98,7 +98,7 @@ def _save_seconds() -> float:
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]], asked: list[str], save_seconds: float) -> int:
-    """Until all have ended; after the first failure or signal the others get a grace period."""
+    """Wait until all have ended; after the first failure or signal the others get a grace period."""
     failed, reason, deadline = 0, "", float("inf")
     ask_at: float | None = None
     while running := [rank for rank in ranks if rank.poll() is None]:

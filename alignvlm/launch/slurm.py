@@ -23,7 +23,7 @@ class SlurmJob:
     """One submission."""
 
     recipe_name: str
-    """As the user wrote it: a name or a path."""
+    """The recipe as the user wrote it: a name or a path."""
     overrides: Sequence[str]
     nodes: int
     gpus_per_node: int
@@ -101,7 +101,7 @@ class SlurmArray:
     """How the job of one run looks; its recipe and overrides are not used."""
     name: str
     folder: Path
-    """For the file of runs and the logs of the tasks."""
+    """Holds the file of runs and the logs of the tasks."""
     runs: Sequence[tuple[Recipe, Sequence[str]]]
     """The recipe of each run, and the words of `alignvlm train` for it."""
 

@@ -23,9 +23,9 @@ class Metric:
     """A score of one prediction against its accepted answers; a task's score is the mean over its items."""
 
     name: str
-    """In recipes and in the keys of results.json."""
+    """What recipes and the keys of results.json call it."""
     title: str
-    """In tables."""
+    """What tables call it."""
     note: str
     """Half a sentence about what it counts, shown below the tables."""
     function: Score

@@ -27,7 +27,7 @@ class Difference:
 
     metric: str
     number: int
-    """Of the case in its metric's list, from 0."""
+    """Place of the case in its metric's list, from 0."""
     prediction: Any
     references: Any
     expected: Any

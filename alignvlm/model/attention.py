@@ -108,13 +108,13 @@ class Asked:
     """What a language model asks of its attention besides query, key and value."""
 
     scale: float | None
-    """Of the scores; null: 1 / sqrt(d)."""
+    """Factor of the scores; None is 1 / sqrt(d)."""
     dropout: float
     """Share of the weights that is dropped."""
     window: int | None
-    """How many tokens a token sees, itself included; null: all before it."""
+    """How many tokens a token sees, itself included; None: all before it."""
     softcap: float | None
-    """Scores s become softcap * tanh(s / softcap); null: they stay."""
+    """Scores s become softcap * tanh(s / softcap); None leaves them as they are."""
 
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Documents, Asked], torch.Tensor]

@@ -79,7 +79,7 @@ class Network:
         return self._adapted[key]
 
     def uncalled(self, layers: Sequence[str]) -> list[str]:
-        """Of the encoder's and the decoder's layers with these names, those that computing a document does not call."""
+        """Those of these layers of the encoder and the decoder that are not called when a document is computed."""
         left = set(layers)
         hooks = [
             self.model.get_submodule(name).register_forward_hook(lambda *_, name=name: left.discard(name))
@@ -131,7 +131,7 @@ class Network:
 
     @cached_property
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """By their public names; tied ones once. Listed once: an estimate of 8B asks for them some hundred times."""
+        """Parameters by public name, tied ones once. Kept: an estimate of 8B asks for them some hundred times."""
         return [(public_name(name), parameter) for name, parameter in self.model.named_parameters()]
 
     def total(self, trainable: Sequence[str] = ("*",)) -> int:
@@ -178,7 +178,7 @@ class Network:
             raise ValueError(f"the connector makes {tuple(visual.shape)} visual tokens of a tile, not {expected}")
 
     def run_head(self, num_tokens: int, needs_grad: bool) -> torch.Tensor:
-        """Logits [1, T, V] of hidden states; `needs_grad`: these depend on something that learns."""
+        """Logits [1, T, V] of hidden states; `needs_grad`: the hidden states depend on something that learns."""
         return self.model.lm_head(self.empty(1, num_tokens, self.dims.hidden_size, needs_grad=needs_grad))
 
 

@@ -45,7 +45,7 @@ class TimeSection:
     """What the section shows."""
 
     ettr: float
-    """As a fraction."""
+    """Effective training time ratio, as a fraction."""
     keys: list[tuple[int, str, str]]
     """(number in the palette, part, how long) of the parts that there are."""
     bars: list[Bar]
@@ -68,7 +68,7 @@ class RankRow:
     rank: int
     """Which rank was the largest most often."""
     share: float
-    """In what part of the lines it was."""
+    """In which share of the lines that rank was the largest."""
 
 
 def time_of(run: RunData) -> TimeSection | None:

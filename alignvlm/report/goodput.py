@@ -52,7 +52,7 @@ class Step:
     began: int
     ended: int
     data_wait: int
-    """Of this, from `began` on, the wait for data."""
+    """How long of it, from `began` on, the step waited for data."""
     counts: bool
     """False for a step that was taken again later."""
 

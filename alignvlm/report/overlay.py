@@ -23,7 +23,7 @@ class Cell:
     width: float
     height: float
     row: int
-    """From 0, over all tiles."""
+    """Row of the visual token over all tiles, from 0."""
     column: int
     label: str
     """Text of the strongest token, cut to what fits."""
@@ -35,7 +35,7 @@ class Cell:
     top: list[list[Any]]
     """The strongest tokens: text, weight."""
     entropy: float
-    """In nats."""
+    """Entropy of the token's distribution, in nats."""
 
 
 def place_cells(view: dict[str, Any], size: tuple[int, int]) -> list[Cell]:

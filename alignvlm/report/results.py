@@ -29,7 +29,7 @@ class TaskTable:
 
     task: str
     title: str
-    """Of the task's first metric, which stands for the task."""
+    """Title of the task's first metric, which stands for the task."""
     rows: list[Row]
     headline: list[tuple[str, float]]
     """("before training" or "after <stage>", score by the first metric), newest stage first."""
@@ -112,7 +112,7 @@ class BenchmarkRow:
     note: str
     """Which score of which flavour, of how many questions."""
     scores: list[float | None]
-    """In percent, one per stage that has benchmarks; None where it was not run or not judged."""
+    """One score in percent per stage that has benchmarks; None where it was not run or not judged."""
 
 
 def benchmark_rows(run: RunData) -> list[BenchmarkRow]:

@@ -23,7 +23,7 @@ DEFAULT_TOKENS = 256
 """The longest answer where neither the client nor the export says one."""
 
 MAX_CHARACTERS = 16
-"""Of text per token that the model takes: more is refused before it is encoded, which takes seconds for a megabyte."""
+"""Most characters of text per token of the model's limit. More is refused unencoded: a megabyte takes seconds."""
 
 
 class ChatCompletions:

@@ -98,7 +98,7 @@ class Answer:
         return self._outcome
 
     def _work(self, engine: Engine, inputs: Any, settings: Settings) -> None:
-        """In the model's thread."""
+        """Generate the answer, in the model's thread."""
 
         def is_cancelled() -> bool:
             return self._cancelled.is_set() or engine.is_stopping

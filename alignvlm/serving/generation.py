@@ -22,10 +22,10 @@ class Settings:
 
     max_new_tokens: int
     temperature: float = 0.0
-    """From LOWEST_TEMPERATURE on tokens are drawn; below, the likeliest one is taken."""
+    """At LOWEST_TEMPERATURE and above tokens are drawn; below it the likeliest one is taken."""
     top_p: float = 1.0
     seed: int | None = None
-    """Of the draws; None takes another one each time."""
+    """Seed of the draws; None takes another one each time."""
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these texts."""
 
@@ -116,7 +116,7 @@ class _Spoken:
             raise _EnoughError
 
     def end(self) -> None:
-        """Nothing: `outcome` says the rest."""
+        """Do nothing: `outcome` says the rest."""
 
     def outcome(self, prompt_tokens: int) -> Outcome:
         """Say what was held back, and sum up."""

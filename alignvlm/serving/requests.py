@@ -14,11 +14,11 @@ from data_pipeline.errors import did_you_mean
 from data_pipeline.samples.schema import MAX_MESSAGES
 
 MAX_PARTS = 256
-"""Of one message."""
+"""Most parts of one message."""
 MAX_VALUES = 100_000
-"""Of a request. For millions of empty lists Python takes seconds, in which it does nothing else."""
+"""Most values of a request. Millions of empty lists keep Python busy for seconds, in which it does nothing else."""
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
-"""Of JSON; one that does not end goes to the end, so that none is looked at twice."""
+"""A string of JSON; one without an end goes to the end of the text, so that no character is looked at twice."""
 LABELS = ("metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user")
 """Fields that say nothing about the answer: taken and left alone."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -47,7 +47,7 @@ class _Form(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _told(cls, value: Any) -> Any:
-        """Without nulls, and of unknown fields the first only: an error takes a kilobyte, for each of millions."""
+        """The fields without nulls, and only the first unknown one: each error takes a kilobyte, times millions."""
         if not isinstance(value, dict):
             return value
         kept = {name: each for name, each in value.items() if each is not None}

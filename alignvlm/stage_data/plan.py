@@ -140,5 +140,5 @@ def num_nodes(recipe: Recipe, ranks: int) -> int:
 
 
 def cache_bytes(recipe: Recipe) -> int | None:
-    """Of whole shards on each node's disk, where the recipe says."""
+    """Most bytes of whole shards on each node's disk; None where the recipe does not say."""
     return None if recipe.data.cache_gb is None else round(recipe.data.cache_gb * 1e9)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from data_pipeline.shards.reader import SourceReader
 
 MADE_FROM = "made_from.json"
-"""In the folder of a trained tokenizer: its size, the fingerprints of its sources, checksums of its files."""
+"""File in a trained tokenizer's folder: its size, the fingerprints of its sources, checksums of its files."""
 
 
 def ensure_processor(recipe: Recipe) -> AlignVLMProcessor:

@@ -24,7 +24,7 @@ MASSES = (0.9, 0.99, 0.999)
 HALVINGS = 8
 """Sizes of the pruning curve: the whole vocabulary, half of it, a quarter, …"""
 IMAGES = 100
-"""As in the paper, evenly spread over the tasks."""
+"""How many images, as in the paper; they are evenly spread over the tasks."""
 TOP = 30
 CURVE_POINTS = 60
 

@@ -21,7 +21,7 @@ LOSSES = "transformers.loss.loss_utils"
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Around imports: no collection runs meanwhile, and later ones leave alone what is there by then, which stays."""
+    """Open around imports: garbage is not collected meanwhile, and what has been imported is never looked at later."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

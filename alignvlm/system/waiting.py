@@ -36,7 +36,7 @@ FIRST_SECONDS = 1800.0
 ANSWER_SECONDS = 10.0
 """How long one answer of the store may take."""
 LAST_WORD_SECONDS = 10.0
-"""After rank 0's end, before another rank speaks: rank 0 has said why, and a launcher ends the others meanwhile."""
+"""How long after rank 0's end another rank speaks: rank 0 has said why, and a launcher ends the others first."""
 POLL_SECONDS = 0.2
 UNNAMED = "unnamed"
 """Stands for the job where no scheduler has named it."""

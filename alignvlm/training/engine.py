@@ -36,7 +36,7 @@ class Trainer:
     fused_layers: dict[str, int] = field(default_factory=dict)
     """Kind of layer -> how many of them Liger's kernels compute; empty where none is asked to."""
     seed: int = 0
-    """Of what is random in a forward pass (dropout), together with the step and the micro-batch."""
+    """Seeds what is random in a forward pass (dropout), together with the step and the micro-batch."""
 
     @property
     def model(self) -> AlignVLMForConditionalGeneration:
@@ -47,7 +47,7 @@ class Trainer:
         return self.engine.module.config
 
     def same_weights(self) -> AbstractContextManager[None]:
-        """For the micro-batches of one optimizer step: no weight changes while this is open."""
+        """To be open around the micro-batches of one optimizer step, in which no weight changes."""
         return self.model.model.connector.same_weights()
 
     def close(self) -> None:

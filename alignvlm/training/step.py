@@ -75,9 +75,9 @@ class StepResult:
     """Learning rate by part of the model."""
     grad_norm: float
     counts: StepCounts
-    """Of the global batch."""
+    """What the global batch held."""
     votes: Votes
-    """Of all ranks."""
+    """How many ranks gave each vote."""
     skipped: bool
     """The gradient was not finite, and DeepSpeed changed no weight."""
     seconds: float

@@ -38,8 +38,8 @@ QUESTIONS = {
 }
 FORMS = ("field", "amount", "pair", "list")
 READ = ("Read it.", "Write what you see.", "Read all that is written here.")
-"""Of several lengths, and a field's own questions go with them: with one prompt a small model learns how far a digit is
-from the prompt's end, and forgets how to read when the questions of later stages have other lengths."""
+"""Prompts of several lengths, asked beside a field's own questions. With a single prompt a small model learns how far a
+digit is from the prompt's end, and forgets how to read when the questions of later stages have other lengths."""
 CELLS = 3.0
 """A square holds this many digits side by side: people write small and large numbers equally big."""
 
@@ -55,7 +55,7 @@ def load_digit_images() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=2)
 def digit_indices(split: str) -> tuple[tuple[int, ...], ...]:
-    """For each class 0-9 the digit images of the split: every fifth image of a class is held out."""
+    """The digit images of the split for each class 0-9; every fifth image of a class is held out."""
     classes = load_digit_images()[1]
     held_out = split == "heldout"
     groups = [np.flatnonzero(classes == digit) for digit in range(10)]

@@ -83,7 +83,7 @@ class Dataset:
     files: list[AnyPath]
     reading: Reading
     columns: tuple[str, ...] = ()
-    """Of its first row."""
+    """Columns of its first row."""
 
     def names(self) -> list[str]:
         """The files' paths in the dataset."""
@@ -140,7 +140,7 @@ def open_dataset(
 
 
 def _rename(row: Row, columns: Mapping[str, str]) -> Row:
-    """A row whose columns have their layout's names; two may change theirs for each other."""
+    """A row whose columns have their layout's names; two columns may also swap their names."""
     taken = {name: row[old] for name, old in columns.items()}
     return {**{name: value for name, value in row.items() if name not in columns.values()}, **taken}
 

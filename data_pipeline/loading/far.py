@@ -77,7 +77,7 @@ class FarReads:
         return self._take(storage, name, offset, size) if data is None else data
 
     def _foresee(self, generation: int, now: list[Range], ahead: np.ndarray) -> None:
-        """In a thread of its own: indexes of the shards that come next may have to be fetched."""
+        """Announce these reads; runs in a thread of its own, since indexes of coming shards may have to be fetched."""
         assert self._fetch is not None
         try:
             self._fetch.foresee(generation, now, list(self._ranges(ahead)))

@@ -20,7 +20,7 @@ WHOLE_SCHEMES = ("hf",)
 
 @dataclass(frozen=True)
 class Choice:
-    """Of one source."""
+    """How one source is read."""
 
     mode: Literal["ranges", "shards"]
     reason: str

@@ -13,16 +13,16 @@ from data_pipeline.stores.fetch_ahead import AHEAD_BYTES, reads_in_flight
 from data_pipeline.stores.requests import DOWNLOAD_BYTES
 
 INDEX_BYTES = 200
-"""Of one sample in its shard's index: a key, and the places and checksums of two or three members."""
+"""About what one sample takes in its shard's index: a key, and places and checksums of two or three members."""
 MEASURE_BYTES = 8
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Of one stage; all nodes together where nothing else is said."""
+    """What one stage asks of object stores; all nodes together where nothing else is said."""
 
     requests_per_step: float
-    """At most: neighbours are one request."""
+    """An upper bound: ranges that are neighbours are one request."""
     bytes_per_step: float
     cache_bytes_per_node: int
     """Indexes, sample lengths and whole shards."""
@@ -33,7 +33,7 @@ class Traffic:
     nodes: int
     requests_per_second_per_node: float | None
     bytes_per_second_per_node: float | None
-    """null where nobody says how long a step takes."""
+    """None where nobody says how long a step takes."""
     read: dict[str, str]
     """Source -> how it is read (`ranges` or `shards`), and why."""
 

@@ -96,7 +96,7 @@ class WholeShards:
         return None
 
     def passed(self, step: int) -> None:
-        """In the training process, when all ranks have ended a step: delete what only windows before it wanted.
+        """Delete what only windows before a step wanted; for the training process, when all ranks have ended the step.
 
         What lies there besides stays: loader processes may be further ahead than this process knows.
         """
@@ -159,7 +159,7 @@ class WholeShards:
             threading.Thread(target=self._fetch_ahead, args=(shard, size), name="whole-shards", daemon=True).start()
 
     def _fetch_ahead(self, shard: Shard, size: int) -> None:
-        """In a thread of its own."""
+        """Fetch one shard, in a thread of its own."""
         fetched = None
         with suppress(DataError, OSError):  # whoever needs a sample of it says so
             fetched = self._fetch(shard, wait=False)

@@ -30,7 +30,7 @@ from data_pipeline.shards.reader import Conversation, IndexEntry, SourceReader, 
 from data_pipeline.shards.sources import BadSample
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""What asks a job to stop."""
+"""Signals that ask a job to stop."""
 READ_AHEAD, READ_BYTES = 3, 256 * 1024
 """Reads that are made while what came before is decoded; each is of one sample, or of several small ones until they
 have so many bytes together: handing over costs as much CPU time as reading one of these."""

@@ -16,7 +16,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.order.hashing import grouped_permutation, hash_key
 
 MAX_SAMPLES = 10**10
-"""Of an epoch: its blocks and windows are counted in memory."""
+"""Most samples of an epoch: its blocks and windows are counted in memory."""
 
 
 def epoch_draws(sizes: Mapping[str, int], mixture: Mapping[str, float]) -> dict[str, int]:

@@ -37,7 +37,7 @@ class PlanSettings:
     epochs: int = 1
     """Passes over the mixture (mixing.py says what one is)."""
     max_steps: int | None = None
-    """Ends earlier."""
+    """End after so many steps, even within an epoch."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -64,7 +64,7 @@ class Ray:
 
     address: str = "local"
     retries: int = 3
-    """Of a task whose worker was lost."""
+    """How often a task is tried again after its worker was lost."""
 
     def __call__(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers

@@ -47,7 +47,7 @@ class Target(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the source that it becomes."""
+        """Name of the source that the folder becomes."""
         ...
 
     @property
@@ -60,7 +60,7 @@ class Target(Protocol):
         ...
 
     def claim(self) -> AbstractContextManager[None]:
-        """Around making the plan, for one process at a time. Raises DataError when the folder holds something else."""
+        """Open around making the plan; one process at a time. Raises DataError when the folder holds something else."""
         ...
 
     def names(self) -> set[str]:

@@ -71,7 +71,7 @@ class WorkPlan:
         ]
 
     def content(self) -> dict[str, Any]:
-        """As JSON. Where the dataset and its images lie is no part of it."""
+        """The plan as JSON; where the dataset and its images lie is not part of it."""
         reading = asdict(self.dataset.reading)
         del reading["images"]
         files = [[each.name, each.prefix, each.content] for each in self.inputs]

@@ -34,7 +34,7 @@ from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.remote import ObjectInfo
 
 INDEX_VERSION = 3
-"""2 did not take members such as `0_name.jpg` for images."""
+"""Version of index files; version 2 did not take members such as `0_name.jpg` for images."""
 log = logging.getLogger(__name__)
 
 
@@ -161,7 +161,7 @@ class Seen:
 
     name: str
     shard: ObjectInfo
-    """As it is listed."""
+    """The shard as the store lists it."""
     index: ObjectInfo | None
     """The index beside it, as that is listed."""
     row: ShardInfo | None = None
@@ -313,7 +313,7 @@ def index_bytes(samples: list[ScannedSample], shard: str, size: int) -> bytes:
 
 
 def _line(sample: ScannedSample) -> str:
-    """As `json.dumps` has it, in a third of the time."""
+    """A sample's line of the index, as `json.dumps` writes it but in a third of the time."""
     members = ",".join([f"{_quoted(name)}:[{m[0]},{m[1]},{m[2]}]" for name, m in sample.members.items()])
     sizes = ",".join(["null" if size is None else f"[{size[0]},{size[1]}]" for size in sample.image_sizes])
     return f'{{"key":{_quoted(sample.key)},"members":{{{members}}},"sizes":[{sizes}]}}\n'
@@ -326,7 +326,7 @@ def index_digest(data: bytes) -> str:
 
 
 def _digest(header: Mapping[str, Any], lines: bytes) -> str:
-    """Of the file that version 1 wrote, so that fingerprints stay and runs that began with it resume."""
+    """Digest of the file that version 1 wrote, so that fingerprints stay and runs that began with it resume."""
     first = {"version": 1, **{name: header[name] for name in ("shard", "size", "samples", "sha256")}}
     return hashlib.sha256(json.dumps(first).encode() + b"\n" + lines).hexdigest()
 

@@ -72,7 +72,7 @@ def is_indexed(storage: Storage) -> bool:
 
 
 def searched(storage: Storage) -> str:
-    """For errors about a file that is missing: " in FOLDER, CACHE, …" for a folder that cannot be written, else ""."""
+    """Part of errors about a missing file: " in FOLDER, CACHE, …" where the folder cannot be written, else ""."""
     if isinstance(storage, ObjectStorage):
         return (
             f", nor in {node_folder(storage.url)} (where the bucket cannot be written, all hosts must share one cache)"
@@ -122,7 +122,7 @@ def publish(storage: Storage, place: Path, *names: str) -> None:
 
 @cache
 def say_kept(url: str, place: Path) -> None:
-    """Once in a process."""
+    """Say, once in a process, where indexes of a bucket are kept that could not be written there."""
     log.warning("%s cannot be written: its index and sample lengths are kept in %s", mask(url), place)
 
 

@@ -63,7 +63,7 @@ class _Form(NamedTuple):
 
     kind: bytes
     prefix: bytes
-    """Of the name, with its slash."""
+    """What the member's name begins with, up to its slash."""
     total: int
     """Sum of these bytes."""
 
@@ -211,7 +211,7 @@ def _parse(header: bytes, position: int, joined: bool) -> tuple[bytes, bytes, in
 
 @lru_cache(maxsize=256)
 def _form(rest: bytes) -> _Form:
-    """Of the bytes of a header from its type on."""
+    """What the bytes of a header say from its type on."""
     has_prefix = rest[257 - _FORM : 263 - _FORM] == _USTAR and rest[345 - _FORM] != 0
     prefix = rest[345 - _FORM : 500 - _FORM].partition(b"\0")[0] + b"/" if has_prefix else b""
     return _Form(rest[:1], prefix, _sum(rest[:256]) + _sum(rest[256:]))

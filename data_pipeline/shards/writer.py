@@ -34,7 +34,7 @@ _WAY_OUT = "choose a folder that can be written and has room"
 _UPLOADING = "uploading"
 """Folder of a node's cache for shards on their way to an object store."""
 PNG_LEVEL = 4
-"""Of zlib's nine. The usual 6 takes twice the time, and on noisy pages makes files that are no smaller."""
+"""One of zlib's nine levels. The usual 6 takes twice the time and makes files of noisy pages no smaller."""
 
 
 def write_shards(

@@ -154,7 +154,7 @@ def credentials(url: str) -> str:
 
 
 def scheme_of(url: str) -> str:
-    """In small letters."""
+    """The scheme of a URL in small letters."""
     return url.partition(":")[0].lower()
 
 

@@ -31,7 +31,7 @@ is needed first waits for all of them."""
 
 
 def reads_in_flight(processes: int) -> int:
-    """Of each loader process, where a node has this many."""
+    """How many reads each loader process keeps in flight on a node with so many of these processes."""
     return min(max(NODE_READS // max(processes, 1), LEAST_READS), MOST_READS)
 
 

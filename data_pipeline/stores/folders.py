@@ -53,7 +53,7 @@ def cache_folder() -> Path:
 
 @cache
 def _say_not_taken(own: str, folder: Path) -> None:
-    """Once in a process."""
+    """Say, once in a process, that the user's folder for caches cannot be used."""
     why = "cannot be written" if os.path.isabs(own) else "is not an absolute path"
     log.warning("%s=%s %s: the cache is %s", VARIABLE, own, why, folder)
 

@@ -77,7 +77,7 @@ def address(url: str) -> tuple[str, dict[str, str]]:
 
 
 def _endpoint() -> str:
-    """As the environment is now: huggingface_hub keeps what it was when it was imported, also in forked processes."""
+    """The Hub's address by the environment of now; huggingface_hub keeps that of its import, also across forks."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 

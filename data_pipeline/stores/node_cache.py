@@ -30,7 +30,7 @@ from data_pipeline.stores.waiting.node_notes import raise_if_given_up
 MADE = "made"
 """Folder with indexes that were made here and whose manifest is not written yet."""
 OF_ETAG = ".etag"
-"""Behind the name of such an index: a file with the ETag of its shard."""
+"""Suffix of a file beside such an index, which holds the ETag of its shard."""
 FRESH_SECONDS = 60.0
 """A manifest that a process of this node looked for within this time is not looked for again: ranks start together."""
 _CURRENT = {"key": str, "etags": {str: str}, "checked": float, "seen?": str, "place?": str}

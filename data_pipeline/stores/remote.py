@@ -50,9 +50,9 @@ _WRITE_TIMEOUT = 120.0
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
 _CHUNK_BYTES = 256 * 1024
-"""Of an object that is written to a file: what is held in memory, and copied with Python's lock."""
+"""Piece of an object on its way to a file: so much is held in memory, and copied while Python's lock is held."""
 _PART_BYTES, _PARTS, _MOST_PARTS = 16 * 1024**2, 4, 10_000
-"""Of a file that is written as an object: a part at least, how many are on their way, and how many a store takes."""
+"""Upload of a file: the least size of a part, how many parts are on their way, and how many a store takes."""
 
 _making = threading.Lock()
 

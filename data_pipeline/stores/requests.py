@@ -23,14 +23,14 @@ from data_pipeline.stores.waiting.patience import Failed, patiently
 
 T = TypeVar("T")
 PART_BYTES = 16 * 1024**2
-"""Of an object that is read from front to end."""
+"""Bytes of one request for an object that is read from front to end."""
 DOWNLOAD_BYTES, DOWNLOAD_PARTS = 64 * 1024**2, 8
-"""Of a part of an object that goes to a file, and how many of them are fetched at a time."""
+"""Bytes of one request for an object that goes to a file, and how many such requests are made at a time."""
 
 
 @dataclass(frozen=True)
 class Get:
-    """Bytes [begin, end) of an object, with what it is now; null `end`: all of it.
+    """Bytes [begin, end) of an object, with what it is now; all of it where `end` is None.
 
     Raises ReplacedError when its ETag is not `etag`, or its size is not `size`, and TooLargeError when that is more
     than `most`, where these are given.
@@ -45,7 +45,7 @@ class Get:
     unless: str = ""
     most: int | None = None
     hedged: bool = False
-    """Of a sample, which somebody waits for: read by waiting/late.py, a second time when it is late."""
+    """Whether somebody waits for it, as for a sample: waiting/late.py reads it, a second time when it is late."""
 
     async def run(self, failed: Failed | None = None) -> tuple[bytes, ObjectInfo]:
         data, info = await self.checked(self._read, failed)
@@ -117,7 +117,7 @@ class Upload:
 
     url: str
     files: Sequence[tuple[str, str]]
-    """(name, path) of each."""
+    """Name and path of each file."""
 
     async def run(self) -> None:
         for name, path in self.files:

@@ -26,7 +26,7 @@ from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.waiting.node_notes import raise_if_given_up, warn_once_a_minute
 
 LARGEST_BYTES, FREE_SHARE = 200 * 10**9, 0.75
-"""Of the disk, where no limit is given: at most so much, and so much of what is free."""
+"""Limits where none is given: the most bytes, and the share of the disk's free space."""
 PARTIAL = ".partial"
 _WAY_OUT = "make room, or let ALIGNVLM_CACHE name another folder"
 Wanted = Callable[[Path], bool]

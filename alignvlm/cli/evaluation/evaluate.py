@@ -58,7 +58,10 @@ def add_parser(subparsers: Any) -> None:
         help="file or folder of the benchmark, in any of its layouts: once for all, once for each, or NAME=PATH",
     )
     parser.add_argument(
-        "--flavour", type=word, metavar="NAME", help="whose prompts and metric: vlmevalkit, lmms_eval, docowl, official"
+        "--flavour",
+        type=word,
+        metavar="NAME",
+        help="whose prompts and metric to use: vlmevalkit, lmms_eval, docowl, official",
     )
     parser.add_argument("--batch-size", type=positive, metavar="N", help="questions of a benchmark per batch and rank")
     parser.add_argument(
@@ -84,7 +87,7 @@ def add_parser(subparsers: Any) -> None:
         "--output",
         type=path,
         metavar="FOLDER",
-        help="for the results (default: `evaluation` or `benchmarks` beside the export)",
+        help="folder for the results (default: `evaluation` or `benchmarks` beside the export)",
     )
     parser.set_defaults(handler=run)
 

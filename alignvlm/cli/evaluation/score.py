@@ -24,13 +24,13 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("replies", type=file, nargs="?", metavar="FILE", help="stored replies, `<benchmark>.jsonl`")
     parser.add_argument(
-        "--benchmark", type=word, metavar="NAME", help="whose replies they are (default: the file's name)"
+        "--benchmark", type=word, metavar="NAME", help="benchmark that was asked (default: the file's name)"
     )
     parser.add_argument(
         "--flavour",
         type=word,
         metavar="NAME",
-        help="whose metric (default: that of the evaluation, else the benchmark's first)",
+        help="whose metric to use (default: that of the evaluation, else the benchmark's first)",
     )
     parser.add_argument("--judge", type=file, metavar="FILE", help='a judge\'s scores as JSON, {"id": score} (mmvet)')
     parser.add_argument("--vectors", type=file, metavar="FILE", help="JSON file of reference cases")
@@ -62,7 +62,7 @@ def _score(path: Path, name: str, flavour: str | None, judge: Path | None) -> No
 
 
 def _flavour_of(path: Path, benchmark: Benchmark) -> str | None:
-    """In whose flavour `alignvlm eval` asked, by results.json beside its file; None for a file from elsewhere.
+    """The flavour in which `alignvlm eval` asked, by results.json beside the file; None for a file from elsewhere.
 
     Raises:
         UserError: results.json is damaged.

@@ -24,7 +24,11 @@ def add_parser(subparsers: Any) -> None:
         f"Where {KEY_VARIABLE} is set, the page asks for it.",
     )
     parser.add_argument(
-        "export", type=path, nargs="?", metavar="EXPORT", help="export folder of a model; with --server only for tokens"
+        "export",
+        type=path,
+        nargs="?",
+        metavar="EXPORT",
+        help="export folder of a model; with --server it only gives the tokens",
     )
     parser.add_argument(
         "--server",

@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
         type=positive,
         default=16,
         metavar="N",
-        help="answered or waiting at a time (default: %(default)s)",
+        help="requests that are answered or wait at the same time (default: %(default)s)",
     )
     parser.add_argument(
         "--image-host",
@@ -44,14 +44,14 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         default=[],
         metavar="HOST[:PORT]",
-        help="fetch images from this web server that requests name by URL; may be repeated; without PORT from ports 80 "
-        "and 443 (default: none)",
+        help="fetch images from this web server when requests name them by URL; without PORT, from its ports 80 "
+        "and 443; may be repeated (default: fetch none)",
     )
     parser.add_argument(
         "--image-folder",
         type=folder,
         metavar="FOLDER",
-        help="read images in this folder that requests name by file: URL (default: none)",
+        help="read images in this folder when requests name them by file: URL (default: read none)",
     )
     parser.set_defaults(handler=run)
 
@@ -63,10 +63,14 @@ def add_address(parser: argparse.ArgumentParser) -> None:
         type=word,
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="0.0.0.0 for all (default: %(default)s, only this machine)",
+        help="address to listen on; 0.0.0.0 lets other machines in (default: %(default)s, only this machine)",
     )
     parser.add_argument(
-        "--port", type=port, default=8000, metavar="N", help="0 for any free one (default: %(default)s)"
+        "--port",
+        type=port,
+        default=8000,
+        metavar="N",
+        help="port to listen on; 0 takes any free one (default: %(default)s)",
     )
     parser.add_argument(
         "--device", type=word, metavar="DEVICE", help="cpu, cuda, … (default: CUDA where there is a GPU)"

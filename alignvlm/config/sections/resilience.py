@@ -10,7 +10,7 @@ from alignvlm.settings import Float, PositiveInt, settings
 from alignvlm.system.monitor.heart import Limit
 
 MINUTES = 525_600
-"""A year."""
+"""Largest limit: a year."""
 Minutes = Annotated[Float, Gt(0), Le(MINUTES)]
 
 
@@ -21,21 +21,22 @@ class ResilienceConfig:
     max_bad_steps: PositiveInt = 10
     """Stop after this many consecutive steps with a non-finite loss or gradient; such steps change no weight."""
     spike_factor: Annotated[Float, Ge(1)] | None = None
-    """A loss above this multiple of the median of the last 50 steps sends the run back to the last checkpoint, and it
-    resumes without the packs since then; null disables this."""
+    """A loss above this multiple of the median of the last 50 steps sends the run back to the last checkpoint, from
+    which it goes on without the packs that came since then; null switches this off."""
     replay_every: PositiveInt | None = None
-    """Compute a micro-batch of every so many steps twice, before its step: when a bit of the loss or (not under ZeRO-3)
-    of the gradient's norm differs, the run ends and names the rank, whose device is broken. null never looks."""
+    """Compute a micro-batch of every so many steps twice, before its step. When a bit of the loss or, except under
+    ZeRO-3, of the gradient's norm differs, the run ends and names the rank, whose device is broken. null is off."""
     step_factor: Annotated[Float, Ge(2)] = 20.0
-    """A step hangs that takes this many times the median of the last 50 steps ..."""
+    """A step counts as hanging when it takes more than this many times the median of the last 50 steps and more than
+    `step_minutes`."""
     step_minutes: Minutes = 3.0
-    """... and at least this many minutes; where data lies in a store, a minute longer than one that does not answer is
-    waited for (`ALIGNVLM_PATIENCE`). Until 20 steps are done, and in the first one after a start, it may take
-    `start_up_minutes`."""
+    """A step never counts as hanging before this many minutes; where data lies in a store, not before a minute more
+    than a store may stay silent (`ALIGNVLM_PATIENCE`). The first step after a start, and every step until 20 are done,
+    may take `start_up_minutes`."""
     start_up_minutes: Minutes = 10.0
-    """Importing, building a stage's engine, loading a checkpoint: each hangs after this many minutes without progress.
-    Here and below, whatever reads or writes 1 MiB per second makes progress. How long ranks wait for the last one to
-    start is `train.timeout_minutes`."""
+    """Importing, building a stage's engine and loading a checkpoint count as hanging after this many minutes without
+    progress. Here and below, whatever reads or writes 1 MiB per second makes progress. How long ranks wait for the
+    last one to start is `train.timeout_minutes`."""
     save_minutes: Minutes = 7.0
     """The same for a save that training waits for; bytes that are written and checked are progress."""
     evaluation_minutes: Minutes = 20.0

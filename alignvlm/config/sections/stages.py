@@ -16,18 +16,18 @@ PARTS: tuple[Part, ...] = ("vision", "connector", "language")
 
 @settings
 class LoraConfig:
-    """Low-rank adapters of linear layers: a weight W stays as it is, the layer computes with W + alpha/rank BA."""
+    """Low-rank adapters of linear layers: the weight W is frozen, and the layer computes with W + alpha/rank BA."""
 
     rank: Annotated[PositiveInt, Le(4096)] = 16
     """Rows of A and columns of B, an adapter's two factors."""
     alpha: PositiveFloat = 32.0
-    """What the adapters add is scaled by alpha / rank."""
+    """Strength of the adapters: what they add is scaled by alpha / rank."""
     dropout: Annotated[Float, Ge(0), Lt(1)] = 0.05
     """Share of a layer's input that its adapter does not see, drawn anew for every micro-batch."""
     targets: list[str] = field(default_factory=lambda: ["language.*"])
     """Globs over names of linear layers of `language.*` and `vision.*`; the LM head has no adapter."""
     init: str = "kaiming"
-    """How A begins, `kaiming` or `gaussian`; B begins with zeros, so the first step computes what the model did."""
+    """How A is initialised, `kaiming` or `gaussian`; B starts with zeros, so adapters change nothing at first."""
 
     @property
     def scale(self) -> float:
@@ -49,7 +49,7 @@ class StageConfig:
     """Globs over parameter names; parts are `vision.*`, `connector.*`, `language.*`. With `lora`, what is
     trained in full beside the adapters: [connector.*], or [] for the adapters alone."""
     lora: LoraConfig | None = None
-    """Adapters for layers whose weights stay as they are; null trains no adapters. Stages export merged weights."""
+    """Adapters for layers with frozen weights; null trains no adapters. The stage's export has the merged weights."""
     lr: dict[str, Annotated[Float, Gt(0), Le(1000)]] = field(default_factory=dict)
     """Part (`vision`, `connector`, `language`, or `default`) -> peak learning rate."""
     epochs: Annotated[PositiveInt, Le(LARGEST["epochs"])] = 1
@@ -71,7 +71,7 @@ class StageConfig:
     min_lr_ratio: Fraction = 0.0
     """Learning rate at the end as a fraction of the peak."""
     weight_decay: NonNegativeFloat = 0.0
-    """Applied to matrices only: never to biases, norms or embeddings."""
+    """AdamW's weight decay; for matrices only, never for biases, norms or embeddings."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     """AdamW's decay rates of the first and the second moment."""
     max_grad_norm: NonNegativeFloat = 1.0

@@ -60,7 +60,7 @@ class _Asked:
     """Number, question and message."""
     unusable: list[Row] = field(default_factory=list)
     batch: Batch | None = None
-    """None where replies are not generated."""
+    """Inputs for `generate`; None where the benchmark's replies are not generated but chosen by their likelihood."""
 
     def rows(self, job: Job, answerer: Answerer) -> list[Row]:
         """One line per question: its raw reply, or the error where it cannot be asked."""
@@ -136,7 +136,7 @@ def _prepared(job: Job, answerer: Answerer, questions: Sequence[tuple[int, Quest
 def _most_likely(
     continuations: Sequence[str], answerer: Answerer, asked: Sequence[tuple[int, Question, list[Part]]]
 ) -> list[str | SampleError]:
-    """Per question the continuation that the model finds most likely, stripped."""
+    """For each question, the continuation that the model finds most likely, stripped."""
     prompts = ["".join(part["text"] for part in content) for _, _, content in asked]
     found = answerer.log_likelihoods([(prompt, continuations) for prompt in prompts]) if prompts else []
     logs = [[each.log for each in likely] for likely in found]

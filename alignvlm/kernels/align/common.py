@@ -16,10 +16,10 @@ LOWEST = -1e30
 
 @dataclass(frozen=True)
 class Settings:
-    """What needs no gradient."""
+    """The operator's arguments that need no gradient."""
 
     eps: float
-    """Of the LayerNorm over V."""
+    """Epsilon of the LayerNorm over V."""
     normalize: bool
     """Whether there is a LayerNorm over V."""
     moments: Moments | None = None
@@ -27,7 +27,7 @@ class Settings:
     block: int | None = None
     """Vocabulary rows per block; None chooses."""
     kept_bytes: int = 0
-    """For logits that a forward pass keeps for its backward pass instead of having them computed again."""
+    """Bytes for logits that a forward pass keeps for its backward pass, which need not compute them again."""
     needs_grad: bool = True
     """False in inference, where the statistics of a few tokens are cheaper from their logits than from W2's moments."""
 

@@ -117,7 +117,7 @@ def _mirror(gram: Tensor) -> None:
 
 @dataclass
 class LogitStatistics:
-    """Per token: mean and reciprocal standard deviation of its V logits."""
+    """Mean and reciprocal standard deviation of each token's V logits."""
 
     mu: Tensor
     """[N]"""

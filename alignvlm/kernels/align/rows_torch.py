@@ -38,7 +38,7 @@ class TorchRows:
         acc.mul_(factor.unsqueeze(1))
 
     def hidden_gradient(self, acc: Tensor) -> Tensor:
-        """From the summed products with W2 to the gradient of h (in place)."""
+        """The gradient of h from the summed products with W2, in place."""
         return acc if self.scale is None else acc.mul_(self.scale)
 
     def _normalise(self, z: Tensor, out: Tensor) -> Tensor:

@@ -232,7 +232,7 @@ class _Gradients:
             self.g_sum[tokens] += g.sum(dim=0)
 
     def _through_norm(self, tokens: slice, z: Tensor, g: Tensor) -> None:
-        """From g [V, n] to the gradients of h and W2, through the LayerNorm over V."""
+        """Add to the gradients of h and W2 what g [V, n] gives them through the LayerNorm over V."""
         operands = self.operands
         rstd = None if operands.statistics is None else operands.statistics.rstd[tokens]
         left = operands.h[tokens] if rstd is None else operands.h[tokens] * rstd.unsqueeze(1)

@@ -22,7 +22,7 @@ class Value:
     """What one item of an answer means."""
 
     text: str
-    """Normalised."""
+    """The item's normalised text."""
     number: int | float | None = None
     date: tuple[int, int, int] | None = None
     """Year, month and day; -1 where one is not known."""
@@ -44,7 +44,7 @@ class Value:
 
 
 def normalise(text: str) -> str:
-    """Without diacritics, notes and brackets at the end, outer quotes and one full stop; lower case, single spaces."""
+    """The text without diacritics, final notes and brackets, outer quotes and full stop; lower case, single spaces."""
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c) != "Mn")
     text = text.translate(SAME_CHARACTERS)
     before = None

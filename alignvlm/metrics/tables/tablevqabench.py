@@ -26,7 +26,7 @@ class Amount(NamedTuple):
 
     exact: float | str
     candidates: tuple[float | str, float | str]
-    """With the unit and without it."""
+    """The amount with its unit, and without it."""
 
 
 @register_metric("TableVQABench WTQ", "denotation accuracy of the items between bars")

@@ -236,7 +236,7 @@ class AlignVLMProcessor(FoundInPackage, ProcessorMixin):
 
     @property
     def unused_input_names(self) -> list[str]:
-        """Of the image processor's outputs, what the model does not take."""
+        """Names of the image processor's outputs that the model does not take."""
         return ["num_tiles"]
 
     def _batch(self, rows: list[np.ndarray], tiles: list[np.ndarray]) -> BatchFeature:

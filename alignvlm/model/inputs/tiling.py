@@ -48,7 +48,7 @@ class TilingSpec:
         return np.ascontiguousarray(self.cut_uncopied(image))
 
     def cut_uncopied(self, image: Image.Image) -> np.ndarray:
-        """As `cut`, but a single tile is a view of the image, colours last: for who copies it into a stack anyway."""
+        """As `cut`, but a single tile is a view of the image with colours last, for callers that copy it anyway."""
         size = self.tile_size
         rows, columns = self.grid(*image.size)
         canvas = _fit(image, columns * size, rows * size)

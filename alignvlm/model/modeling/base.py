@@ -110,7 +110,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Of the connector and what lies in it: backbones are models of their own."""
+        """Initialise the connector and its modules; the backbones are models of their own and initialise themselves."""
         if isinstance(module, Connector):
             module.reset_parameters()
         elif not self.connector.reset_layer(module):

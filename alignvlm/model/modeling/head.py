@@ -31,7 +31,7 @@ class AlignVLMOutput(ModelOutput):
     """[B, T, V], or of the tokens in `logits_to_keep`; None where they were not wanted."""
     past_key_values: Any = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
-    """Of the language model: its input and the output of each layer, [B, T, D], where they were asked for."""
+    """The language model's input and the output of each of its layers, [B, T, D], where they were asked for."""
     attentions: tuple[torch.Tensor, ...] | None = None
     token_losses: torch.Tensor | None = None
     """[M], where labels were given: the cross entropy of every target, fp32, without a gradient; None if compiled."""

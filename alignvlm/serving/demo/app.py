@@ -111,7 +111,7 @@ def _described(number: int, example: Example) -> dict[str, Any]:
 
 
 def _laid(engine: Engine, image: Image.Image) -> dict[str, Any]:
-    """In the model's thread."""
+    """The strongest tokens of every patch of an image; runs in the model's thread."""
     try:
         return lay_vocabulary(engine.answerer, image)
     except SampleError as error:

@@ -14,7 +14,7 @@ from alignvlm.run_folder import EvaluationFolder, evaluation_folder, run_of_expo
 from data_pipeline.files import read_json_lines
 
 MAX_EXAMPLES = 12
-"""Of all tasks together."""
+"""Most examples of all tasks together."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from data_pipeline.masking import mask
 
 JSON = "application/json"
 SECONDS = 10.0
-"""To connect, to send, and to say which models there are."""
+"""Seconds to connect, to send, and for the server to say which models it has."""
 PATIENCE = httpx2.Timeout(SECONDS, read=600.0)
 """Seconds between two pieces of an answer, which a busy server makes wait."""
 

@@ -19,7 +19,7 @@ SLOWEST_READER = 1024
 """Bytes per second that it must have taken by then."""
 
 MAX_CONNECTIONS = 500
-"""At a time; processes may have 1,024 files open on most systems."""
+"""Most connections at a time; on most systems a process may have 1,024 files open."""
 LAST_SECONDS = 9.0
 """How long an answer may still take once the server ends; it ends before the next layer."""
 
@@ -32,7 +32,7 @@ class Connection(H11Protocol):
     _reader: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Of asyncio: wait for a request's head. One connection too many ends the oldest without a request."""
+        """Called by asyncio: wait for a request's head. One connection too many ends the oldest without a request."""
         super().connection_made(transport)
         self._begun = self.loop.time()
         alive = [each for each in self.connections if isinstance(each, Connection) and not each.transport.is_closing()]
@@ -43,7 +43,7 @@ class Connection(H11Protocol):
         self._head = self.loop.call_later(HEAD_SECONDS, transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        """Of asyncio: between two requests, what comes is the beginning of a head."""
+        """Called by asyncio; what comes between two requests is the beginning of a head."""
         super().data_received(data)
         if self._is_answering and self._head is not None:
             self._head.cancel()
@@ -52,7 +52,7 @@ class Connection(H11Protocol):
             self._head = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
-        """Of uvicorn: what is no HTTP is refused like other mistakes, unless the response is on its way already."""
+        """Called by uvicorn for what is not HTTP: refused like other mistakes, unless a response is on its way."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
@@ -63,26 +63,26 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def pause_writing(self) -> None:
-        """Of asyncio: the client is behind."""
+        """Called by asyncio when the client does not keep up."""
         super().pause_writing()
         self._look_again()
 
     def resume_writing(self) -> None:
-        """Of asyncio: it has taken everything."""
+        """Called by asyncio when the client has caught up."""
         super().resume_writing()
         if self._reader is not None:
             self._reader.cancel()
             self._reader = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Of asyncio: the end."""
+        """Called by asyncio at the end of the connection."""
         for timer in (self._head, self._reader):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """Of uvicorn, when it ends: it waits for answers, not for requests that are still arriving."""
+        """Called by uvicorn when it ends, which waits for answers but not for requests that are still arriving."""
         super().shutdown()
         if self._is_answering:
             self.loop.call_later(0 if self.cycle.more_body else LAST_SECONDS, self.transport.abort)
@@ -95,7 +95,7 @@ class Connection(H11Protocol):
         self._reader = self.loop.call_later(READ_SECONDS, self._look, self.transport.get_write_buffer_size())
 
     def _look(self, unsent: int) -> None:
-        """Nothing is added while writing is paused, so what has become less was taken."""
+        """Check the client's speed. While writing is paused nothing is added, so what is missing has been taken."""
         if unsent - self.transport.get_write_buffer_size() < READ_SECONDS * SLOWEST_READER:
             self.transport.abort()
         else:

@@ -69,7 +69,7 @@ class Fetcher:
 
     @asynccontextmanager
     async def _answer(self, url: httpx2.URL, host: str) -> AsyncIterator[httpx2.Response]:
-        """From the first address that can be reached: the one that was looked at, not what the name means next."""
+        """The response of the first checked address that can be reached; the name is not looked up again."""
         assert self._transport is not None
         unreached: httpx2.ConnectError | None = None
         for address in await _addresses(host, url.port or PORTS[url.scheme]):
@@ -93,7 +93,7 @@ class Fetcher:
 
 
 def not_allowed(param: str) -> RequestError:
-    """For an image that is not taken from where it is."""
+    """The error for an image that this server does not take from the place that the request names."""
     return RequestError(
         "this server fetches no such URL and opens no such file: send the image itself as "
         "data:image/png;base64,… (or image/jpeg, …)",
@@ -103,7 +103,7 @@ def not_allowed(param: str) -> RequestError:
 
 
 def too_many_bytes(limits: Limits, param: str) -> RequestError:
-    """For an image that, with those before it, is too large."""
+    """The error for an image that is too large together with those before it."""
     return RequestError(
         f"more than {limits.max_body:,} bytes up to here, the most for all images of a request together",
         param=param,

@@ -10,7 +10,7 @@ from data_pipeline.samples.images import MAX_IMAGE_PIXELS
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a route; two routes do not share their numbers of requests."""
+    """Limits of one route; routes count their requests apart."""
 
     max_requests: int = 16
     """Requests that are answered or wait; the next one is told to come back."""
@@ -20,9 +20,9 @@ class Limits:
     """Bytes of a request, and of all its images together wherever they come from."""
     max_images: int = 64
     max_pixels: int = MAX_IMAGE_PIXELS
-    """Of all images of a request together, before any is decoded."""
+    """Most pixels of all images of a request together; checked before any is decoded."""
     max_text: int = 4 * 1024**2
-    """Characters of all messages together."""
+    """Most characters of all messages together."""
     body_seconds: float = 60.0
     """How long a client may take to send its request."""
     silent_seconds: float = 10.0

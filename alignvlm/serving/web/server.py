@@ -72,7 +72,7 @@ class _Server(uvicorn.Server):
         self._stop = stop
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Of the first signal: end what runs."""
+        """Called by uvicorn; the first signal also ends what runs."""
         self._stop()
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # uvicorn would raise it again at the end, and SIGTERM end the process unheard

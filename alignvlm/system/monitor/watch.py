@@ -21,14 +21,14 @@ TICK_SECONDS = 1.0
 BYTES_PER_SECOND = 1 << 20
 """What a section other than the steps must move, by files and connections, to count as progress."""
 STACK_SECONDS = 1.5
-"""For the rank to print its stacks."""
+"""Time for the rank to print its stacks."""
 STOPPED_SECONDS = 0.5
 """The same for a stopped one, which goes on for so long."""
 PY_SPY_SECONDS = 20
 HUB_SECONDS = 6.0
 """How long the monitor of rank 0 still answers the others before it ends its rank and so itself."""
 REPORT_SECONDS = 60
-"""After so long the rank is ended, whatever the report waits for."""
+"""Time for the report; after it the rank is ended, whatever the report still waits for."""
 MARGIN_SECONDS = 10.0
 """How much later a rank gives up that waits for others: the monitor of the one that hangs speaks first."""
 STACKS = signal.SIGUSR2
@@ -48,7 +48,7 @@ class Watch:
         """Age at which the moved bytes were counted, and how many there were."""
 
     def run(self) -> None:
-        """Until the rank has ended."""
+        """Watch the rank until it has ended."""
         end = _end_of(self._pid)
         before = time.monotonic()
         while os.getppid() == self._pid:

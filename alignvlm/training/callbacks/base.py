@@ -36,7 +36,7 @@ class StageState:
     """Optimizer steps of the stage; `end_early` lowers it."""
     signals: Signals
     callbacks: Sequence[Callback]
-    """In the order they are called."""
+    """All callbacks, in the order in which they are called."""
     step: int = 0
     """Optimizer steps done."""
     is_written: bool = False
@@ -90,13 +90,13 @@ class Callback:
         """
 
     def on_start(self, state: StageState) -> None:
-        """Before the first step of this start; `state.step` is where it resumes."""
+        """Called before the first step of this start; `state.step` is where it resumes."""
 
     def before_step(self, state: StageState, batches: Sequence[MicroBatch]) -> None:
-        """Before the forward pass of step `state.step + 1` on these micro-batches of this rank."""
+        """Called before the forward pass of step `state.step + 1` on these micro-batches of this rank."""
 
     def on_step(self, state: StageState, record: StepRecord) -> None:
-        """After a step; `record` is its line of metrics.jsonl, and `record.extra` takes further numbers."""
+        """Called after a step; `record` is its line of metrics.jsonl, and `record.extra` takes further numbers."""
 
     def on_end(self, state: StageState) -> None:
-        """After the last step of this start, also when an error ended it, perhaps before `on_start`."""
+        """Called after the last step of this start, also when an error ended it, perhaps before `on_start`."""

@@ -137,7 +137,7 @@ class RankTimes(Callback):
 
 
 def summary(shares: Sequence[Share]) -> dict[str, dict[str, float]]:
-    """Per step: mean and maximum over the ranks and the rank that has it, of the times, the tiles and the tokens."""
+    """Times, tiles and tokens per step: mean and maximum over the ranks, and which rank has the maximum."""
     found = {}
     for name in ("compute", "wait", "data", "tiles", "tokens"):
         values = [getattr(share, name) / share.steps for share in shares]

@@ -128,7 +128,7 @@ def _adapters_of(run: RunFolder, checkpoint: Path) -> Callable[[dict[str, Any], 
 
 
 def _mean(sources: Sequence[CheckpointWeights], name: str) -> torch.Tensor:
-    """In fp32; one more tensor of this size is in memory meanwhile."""
+    """The mean of a tensor over the checkpoints, in fp32. Meanwhile one more tensor of this size is in memory."""
     *others, last = sources
     total = last[name]
     if others and total.is_floating_point():

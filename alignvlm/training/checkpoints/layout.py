@@ -62,7 +62,7 @@ class SavedOptimizer:
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """Of the first group of parameters."""
+        """The optimizer's settings for the first group of parameters."""
         return self._of_optimizer(0)[keys.PARAM_GROUPS][0]
 
     def state(self, group: int = 0) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def is_missing(error: BaseException) -> bool:
 
 
 def _other_failure(error: BaseException) -> Failure:
-    """Of a tracker that has no server of its own kind of errors."""
+    """A failure of a tracker whose client has no errors of its own."""
     is_plain = isinstance(error, UserError | DataError | OSError)
     return Failure("cannot be used", first_line(error) if is_plain else f"{type(error).__name__}: {first_line(error)}")
 

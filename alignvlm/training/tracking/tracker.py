@@ -73,7 +73,7 @@ class Delivery:
         self._tell(worker.END)
 
     def wait(self, deadline: float) -> bool:
-        """Until the last delivery is made, or the deadline; whether the tracker has everything."""
+        """Wait for the last delivery until the deadline; returns whether the tracker has everything."""
         if self._process is None:
             return False
         name = NAMES[self._target.tracker]

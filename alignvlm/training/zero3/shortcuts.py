@@ -18,7 +18,7 @@ from alignvlm.model.network import largest_list
 from alignvlm.training.zero3.layers import remember_parameters
 
 VERSION = "0.19.8"
-"""Of the DeepSpeed whose methods these functions know."""
+"""The version of DeepSpeed whose methods these functions replace."""
 
 
 def take_shortcuts(engine: Any) -> bool:

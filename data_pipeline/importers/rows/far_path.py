@@ -13,7 +13,7 @@ from data_pipeline.shards.storage import open_storage
 from data_pipeline.stores.object_storage import ObjectFile, ObjectStorage
 
 BUFFER_BYTES = 4 * 1024**2
-"""Of a file that is read line by line: one request."""
+"""Bytes of one request for a file that is read line by line."""
 
 
 @dataclass(frozen=True, eq=False)

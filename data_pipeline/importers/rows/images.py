@@ -20,7 +20,7 @@ from data_pipeline.shards.storage import check_name
 from data_pipeline.stores.failures import MissingObjectError, TooLargeError
 
 _ARCHIVE_BYTES = 256 * 1024
-"""Read at a time of an archive: a far one's header and image are mostly one request."""
+"""Bytes of an archive that are read at a time: mostly, a member's header and image are one request then."""
 
 
 class ImageFiles:

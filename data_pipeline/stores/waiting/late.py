@@ -39,7 +39,7 @@ class _Read:
     future: Future[Result]
     began: float
     tries: int = 0
-    """That are waited for."""
+    """Requests for it that have not ended."""
     is_hedged: bool = False
     is_over: bool = False
 
@@ -106,7 +106,7 @@ class LateReads:
         threading.Thread(target=self._look, name="late", daemon=True).start()
 
     def submit(self, get: Get) -> Future[Result]:
-        """As the function of this module."""
+        """As `submit` of this module."""
         read = _Read(get, Future(), time.monotonic())
         with self._lock:
             self.latencies.num_reads += 1
@@ -115,7 +115,7 @@ class LateReads:
         return read.future
 
     def _try(self, read: _Read) -> None:
-        """With the lock. There are as many threads as reads were ever under way together."""
+        """Give the read to a thread; the caller holds the lock. Each of several reads at once has its own thread."""
         read.tries += 1
         if self._free:
             self._free -= 1
@@ -156,7 +156,7 @@ class LateReads:
 
 
 def _read(get: Get) -> Result | TransientError | None:
-    """The bytes and what the object is now, or how the store failed; null when it is not what was asked for."""
+    """The bytes and what the object is now, or how the store failed; None when it is not what was asked for."""
     assert get.end is not None
     try:
         data, info = remote.get_range(get.url, get.name, get.begin, get.end, etag=get.etag)

@@ -46,7 +46,7 @@ def note_given_up(subject: str, why: str) -> None:
 
 
 def raise_if_given_up(url: str, names: Iterable[str], since: float) -> None:
-    """For who has waited for another process since then (seconds since 1970), which may have waited for the store.
+    """Give up too what another process gave up while this one waited for it, from `since` on (seconds since 1970).
 
     Raises:
         UnreachableError: a process of this node gave up the store, or one of these objects of a URL's folder,

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from data_pipeline.stores.folders import place_of, store_of
 
 RETRY_SECONDS = 2.0
-"""From the end of a try to the next one."""
+"""Pause between the end of a try and the next one."""
 _NEVER = float("-inf")
 _outages: dict[str, Outage] = {}
 """Store or place of an object that does not answer -> who waits for it."""
@@ -25,13 +25,13 @@ _answered: dict[str, float] = {}
 
 
 class Outage:
-    """A store or an object that does not answer. For the thread of the event loop, except `end`."""
+    """A store or an object that does not answer. Only `end` may be called outside the event loop's thread."""
 
     def __init__(self) -> None:
         self.is_over = self._is_asked = False
         self._waiting: list[str] = []
         self._asked: set[str] = set()
-        """Places that were asked for: who waits for another one comes first, since that may be answered."""
+        """Objects that were asked for. A request for another object goes first: that one may be answered."""
         self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
         self._next = time.monotonic() + RETRY_SECONDS
 

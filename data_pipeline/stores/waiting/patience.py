@@ -37,7 +37,7 @@ PATIENCE = "ALIGNVLM_PATIENCE"
 MOST_SECONDS = 900.0
 """Longest pause that a server may ask for."""
 _LAST_SECONDS = 3.0
-"""For the question whether a store answers other requests than the one that is given up."""
+"""How long a last question may take: whether the store answers anything but the request that is given up."""
 _RESET = re.compile(r";\s*t=(\d+)")
 _closed: dict[str, float] = {}
 """Store -> when it wants to be asked again, by this process' monotonic clock."""
@@ -188,7 +188,7 @@ def asked_pause(url: str) -> float:
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """None is made: the headers are for this server."""
+        """Follow no redirect: the headers are meant for this server."""
 
 
 def seconds_asked(headers: Mapping[str, str]) -> float:

@@ -93,6 +93,6 @@ class KleisterCharity(Forms):
         return Question(str(number), TEMPLATE.format(record["key"]), [record.image("image")], gold)
 
     def said(self, reply: str, gold: Gold, flavour: str) -> Mapping[str, Any]:
-        """In the authors' files values have `_` for a space or a colon."""
+        """The reply in the form of the authors' files, where `_` stands for a space or a colon."""
         written = flavour == "official" and reply != ABSENT
         return super().said(reply.translate(WRITTEN) if written else reply, gold, flavour)

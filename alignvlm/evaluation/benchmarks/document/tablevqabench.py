@@ -71,7 +71,7 @@ class TableVQABench(Benchmark):
         return Question(f"{part}/{id}", record.text("question"), images, {"part": part, "answers": [gold]})
 
     def score(self, reply: str, gold: Gold, flavour: str) -> Scores:
-        """By the part's metric; exact accuracy too where that one ignores units."""
+        """The score by the part's metric, and exact accuracy too where that metric ignores units."""
         part = gold["part"]
         if flavour == "vlmevalkit":
             reply = reply.removeprefix("Answer: ")

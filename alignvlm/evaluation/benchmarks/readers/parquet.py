@@ -39,7 +39,7 @@ class Parquet:
 
     splits: tuple[str, ...]
     config: str | None = None
-    """None: whatever configs there are, such as the subjects of MMMU."""
+    """Name of the config; None takes all configs that there are, such as the subjects of MMMU."""
     otherwise: Parquet | None = None
     """What is read where there are no such files."""
     join: Join | None = None
@@ -191,7 +191,7 @@ def _inside(root: Path, files: list[Path]) -> list[Path]:
 
 
 def _kept(file: Path, only: Only | None) -> list[bool]:
-    """Per row of a file whether it belongs to the benchmark; one column is read for that."""
+    """Whether each row of a file belongs to the benchmark; one column is read for that."""
     opened = _open(file)
     if only is None:
         return [True] * opened.metadata.num_rows

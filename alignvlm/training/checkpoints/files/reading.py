@@ -19,22 +19,22 @@ BLOCK = 1 << 22
 PIECE = 1 << 26
 """Bytes that a thread takes at once."""
 THREADS = 4
-"""That read: memory that is new, and pages of a file, cost one processor more than the disk."""
+"""How many threads read: filling new memory from a file's pages takes one processor longer than the disk does."""
 
 
 class Part(NamedTuple):
     """Numbers in a file."""
 
     offset: int
-    """Of their first byte."""
+    """Place of their first byte in the file."""
     dtype: torch.dtype
-    """As which they stand there."""
+    """Their type in the file."""
     target: torch.Tensor
-    """Where they belong: as many in one dimension and in a row, of any type, on any device."""
+    """Where they go: as many numbers in one dimension, contiguous, of any type, on any device."""
 
     @property
     def size(self) -> int:
-        """In bytes of the file."""
+        """Bytes that they take in the file."""
         return self.target.numel() * self.dtype.itemsize
 
 

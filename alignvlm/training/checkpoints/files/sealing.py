@@ -17,7 +17,7 @@ from alignvlm.training.checkpoints.files.written import Entry
 from data_pipeline.files import read_json, write_atomic
 
 SUFFIX = ".partial"
-"""Of the name of a folder that is no checkpoint yet, or not any more."""
+"""How the name of a folder ends that is not yet a checkpoint, or no longer one."""
 
 
 def list_of(rank: int) -> str:

@@ -23,7 +23,7 @@ AHEAD = 4
 """Pieces that may be written before the disk has taken the first of them: progress is seen on a slow disk too."""
 Advance = Callable[[int], object]
 Entry = dict[str, int]
-"""Of a file in the manifest: `size` in bytes and `crc32`."""
+"""What the manifest says of a file: `size` in bytes and `crc32`."""
 
 
 class CheckedFile:
@@ -67,7 +67,7 @@ class CheckedFile:
         return len(view)
 
     def flush(self) -> None:
-        """Nothing: the end of the `with` block is what makes it wait for the disk."""
+        """Do nothing: the end of the `with` block waits for the disk."""
 
     def _write(self, block: memoryview) -> None:
         size = len(block)

@@ -26,7 +26,7 @@ class Mirror(Protocol):
         """Deliver everything that the folder holds and the tracker does not."""
 
     def close(self) -> None:
-        """After the last delivery; returns when the tracker has everything."""
+        """Called after the last delivery; returns when the tracker has everything."""
 
 
 MIRRORS: dict[str, Callable[[Target, TimeLimit], Mirror]] = {

@@ -28,7 +28,7 @@ from alignvlm.training.tracking.target import Target
 from data_pipeline.files import read_json, read_json_lines, to_json, write_atomic
 
 METRICS_PER_REQUEST = 900
-"""MLflow takes at most 1,000."""
+"""Metrics per request; MLflow takes at most 1,000."""
 PARAMS_PER_REQUEST = 100
 """What MLflow takes at most."""
 
@@ -158,7 +158,7 @@ class MLflow:
         return self.client.create_experiment(name, artifact_location=artifacts)
 
     def _find_or_create(self, experiment: str, tags: dict[str, str]) -> str:
-        """By its idempotency tag: a start that died between creating and remembering finds its run again."""
+        """The run with this idempotency tag: a start that died between creating and noting a run finds it again."""
         query = f"tags.`alignvlm.run` = '{tags['alignvlm.run']}'"
         found = self.client.search_runs([experiment], query, max_results=1)
         run = found[0] if found else self.client.create_run(experiment, tags=tags)
