@@ -12,7 +12,7 @@ from data_pipeline.importers.rows.far_path import AnyPath
 from data_pipeline.samples.schema import MAX_JSON_BYTES, SampleError
 
 _PIECE = 1 << 20
-_TOKEN = re.compile(rb'(?>[^"{}\[\]]+|"(?>[^"\\]+|\\.)*")*+(["{}\[\]])', re.DOTALL)
+_TOKEN = re.compile(rb'(?>[^"{}\[\]]+|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+(["{}\[\]])', re.DOTALL)
 """The next bracket that is in no string, or a quotation mark whose string has no end yet."""
 _BETWEEN = b" \t\r\n,"
 
@@ -88,7 +88,7 @@ def _elements(file: BinaryIO, path: AnyPath) -> Iterator[tuple[int, bytes | None
         return end - len(text) + index
 
     while True:
-        piece = file.read(_PIECE)
+        piece = file.read(max(_PIECE, len(text)))  # a string without end is looked at anew with each piece
         end, text = end + len(piece), text + piece
         while (token := _TOKEN.match(text, position)) is not None and token[1] != b'"':
             position = token.end()

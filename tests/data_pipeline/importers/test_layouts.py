@@ -225,6 +225,25 @@ def test_json_rows_are_cut_where_they_begin(piece: int, tmp_path: Path, monkeypa
             list(json_rows.cut(tmp_path / "rows.json", 15))
 
 
+def test_a_long_string_is_not_looked_at_anew_with_every_piece_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row may have 16 MB, which were 150 MB to look at."""
+    path, pattern, looked_at = tmp_path / "rows.json", json_rows._TOKEN, list[int]()
+
+    class Counting:
+        def match(self, text: bytes, position: int) -> object:
+            looked_at.append(len(text) - position)
+            return pattern.match(text, position)
+
+    monkeypatch.setattr(json_rows, "_TOKEN", Counting())
+    monkeypatch.setattr(json_rows, "_PIECE", 1000)
+    rows = [{"s": "b" * 100_000}, {"s": "c"}]
+    path.write_text(json.dumps(rows))
+    assert [row for cut in json_rows.cut(path, 15) for row in json_rows.read(path, *cut)] == rows
+    assert sum(looked_at) < 8 * path.stat().st_size  # twice in each pass
+
+
 def test_rows_of_a_list_that_are_too_long_leave_the_others_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
