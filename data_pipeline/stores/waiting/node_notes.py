@@ -52,18 +52,32 @@ def raise_if_given_up(url: str, names: Iterable[str], since: float) -> None:
         UnreachableError: a process of this node gave up the store, or one of these objects of a URL's folder,
             meanwhile. Each waiting in its turn would take hours.
     """
-    for subject in (store_of(url), *(place_of(url, name) for name in names)):
-        try:
-            note = _note(subject, GIVEN_UP)
-            is_new = since < note.stat().st_mtime < time.time() + SECONDS  # likewise; a file server's may be ahead
-            why = note.read_text(encoding="utf-8") if is_new else ""
-        except (OSError, DataError):
-            continue
-        if why:
-            raise UnreachableError(why)
+    if notes := _new_notes(since):  # seldom any: there may be names by the hundred thousand
+        for subject in (store_of(url), *(place_of(url, name) for name in names)):
+            if why := notes.get(_name(subject, GIVEN_UP)):
+                raise UnreachableError(why)
+
+
+def _new_notes(since: float) -> dict[str, str]:
+    """What was given up since then: name of the note -> why."""
+    notes: dict[str, str] = {}
+    until = time.time() + SECONDS  # likewise; a file server's clock may be ahead
+    with suppress(OSError, DataError), os.scandir(_folder()) as entries:
+        for entry in entries:
+            if entry.name.endswith(GIVEN_UP) and since < entry.stat().st_mtime < until:
+                notes[entry.name] = Path(entry).read_text(encoding="utf-8")
+    return notes
 
 
 def _note(subject: str, suffix: str = "") -> Path:
+    return _folder() / _name(subject, suffix)
+
+
+def _folder() -> Path:
     folder = cache_folder() / "warnings"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / (hashlib.sha256(subject.encode()).hexdigest()[:16] + suffix)
+    return folder
+
+
+def _name(subject: str, suffix: str) -> str:
+    return hashlib.sha256(subject.encode()).hexdigest()[:16] + suffix

@@ -30,6 +30,20 @@ def test_only_who_waits_while_a_store_is_given_up_gives_it_up_too(
     raise_if_given_up("s3://bucket/data/fields", [], before)
 
 
+def test_what_nobody_gave_up_costs_nothing_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder has indexes by the hundred thousand, and others of the node wait meanwhile."""
+    monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path))
+    names, began = [f"{number:06d}.tar" for number in range(100_000)], time.time()
+    note_given_up("s3://bucket/data/other.tar", "no answer for 300 s")
+    os.utime(next(tmp_path.rglob("*.given-up")), (began - 5, began - 5))
+    used = time.thread_time()
+    raise_if_given_up("s3://bucket/data", names, began)
+    assert time.thread_time() - used < 0.1
+    note_given_up("s3://bucket/data/099999.tar", "no answer for 300 s")
+    with pytest.raises(UnreachableError, match="no answer for 300 s"):
+        raise_if_given_up("s3://bucket/data", names, began - 5)
+
+
 def test_a_warning_is_said_once_a_minute_whatever_a_clock_said_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
