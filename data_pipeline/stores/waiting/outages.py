@@ -22,6 +22,8 @@ _failing: dict[str, set[str]] = {}
 """Store -> places of its objects that failed since it answered last."""
 _answered: dict[str, float] = {}
 """Store, or place of an object that has failed once -> when it answered last, by this process' monotonic clock."""
+_refused: dict[str, float] = {}
+"""Place of an object -> when a request for it was refused last for the number of requests."""
 
 
 class Outage:
@@ -106,3 +108,13 @@ def failed(url: str, name: str, since: float) -> bool:
     if key not in _outages:
         _outages[key] = Outage()
     return True
+
+
+def refused(url: str, name: str, since: float) -> bool:
+    """Note that a try since then was refused for the number of requests. True: of this object alone, as it seems.
+
+    It was refused before and not answered since, while others of its store were.
+    """
+    place = place_of(url, name)
+    before, _refused[place] = _refused.get(place, _NEVER), time.monotonic()
+    return _answered.setdefault(place, _NEVER) < before and _answered.get(store_of(url), _NEVER) >= since

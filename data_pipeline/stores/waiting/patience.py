@@ -18,7 +18,7 @@ from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.error import HTTPError
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from data_pipeline.errors import DataError, UnreachableError
 from data_pipeline.masking import mask
@@ -40,7 +40,7 @@ _LAST_SECONDS = 3.0
 """How long a last question may take: whether the store answers anything but the request that is given up."""
 _RESET = re.compile(r";\s*t=(\d+)")
 _closed: dict[str, float] = {}
-"""Store -> when it wants to be asked again, by this process' monotonic clock."""
+"""Store, or place of an object -> when it wants to be asked again, by this process' monotonic clock."""
 
 
 def patience_seconds() -> float:
@@ -84,7 +84,7 @@ async def patiently(
                     await asyncio.sleep(0)  # where patience is over
                     warn_once_a_minute(store_of(url), f"{error}; waiting for the store, at most {patience:.0f} s")
                     if isinstance(error, BusyError):
-                        await _close(url)
+                        await _close(url, name, is_alone=outages.refused(url, name, began))
                     elif not outages.failed(url, name, began):
                         await asyncio.sleep(outages.RETRY_SECONDS)
     except TimeoutError:
@@ -103,7 +103,7 @@ async def patiently(
 
 async def _asked(url: str, name: str, work: Callable[[], Awaitable[T]], limit: asyncio.Timeout | None) -> T:
     """One try, as soon as it may be made; one that is not to be cut off takes the limit away."""
-    while (pause := _closed.get(store_of(url), 0.0) - time.monotonic()) > 0:
+    while (pause := _opens(url, name) - time.monotonic()) > 0:
         await asyncio.sleep(pause)
     while outage := outages.current(url, name):
         async with outage.turn(place_of(url, name)):
@@ -146,20 +146,25 @@ async def _answers(url: str, name: str) -> bool:
     return True
 
 
-async def _close(url: str) -> None:
-    """Have this process ask a store nothing for as long as it wants, or for some seconds."""
-    store = store_of(url)
-    if _closed.get(store, 0.0) <= time.monotonic():
-        _closed[store] = time.monotonic() + outages.RETRY_SECONDS  # while it is asked for how long
-        _closed[store] += max(await asyncio.to_thread(asked_pause, url) - outages.RETRY_SECONDS, 0.0)
+async def _close(url: str, name: str, is_alone: bool) -> None:
+    """Have this process ask a store nothing, or not for one object, for as long as it wants, or for some seconds."""
+    key, asked = (place_of(url, name), name) if is_alone else (store_of(url), MANIFEST)
+    if _closed.get(key, 0.0) <= time.monotonic():
+        _closed[key] = time.monotonic() + outages.RETRY_SECONDS  # while it is asked for how long
+        _closed[key] += max(await asyncio.to_thread(asked_pause, url, asked) - outages.RETRY_SECONDS, 0.0)
+
+
+def _opens(url: str, name: str) -> float:
+    """When an object may be asked for, as far as pauses are known."""
+    return max(_closed.get(store_of(url), 0.0), _closed.get(place_of(url, name), 0.0)) if _closed else 0.0
 
 
 def is_open(url: str, name: str) -> bool:
     """Whether an object may be asked for now, as far as this process knows."""
-    return outages.current(url, name) is None and _closed.get(store_of(url), 0.0) <= time.monotonic()
+    return outages.current(url, name) is None and _opens(url, name) <= time.monotonic()
 
 
-def asked_pause(url: str) -> float:
+def asked_pause(url: str, name: str = MANIFEST) -> float:
     """Seconds after which a web server or the Hub wants to be asked again; 0 where it does not say, and for others.
 
     By one request without a body, since obstore's errors have no headers: `Retry-After` (RFC 9110), and the `RateLimit`
@@ -174,7 +179,7 @@ def asked_pause(url: str) -> float:
         headers = {"authorization": f"Basic {login}", **headers}
     place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     opener = urllib.request.build_opener(_NoRedirect)  # by a proxy where obstore takes one
-    request = urllib.request.Request(f"{place}/{MANIFEST}", headers=headers, method="HEAD")
+    request = urllib.request.Request(f"{place}/{quote(name)}", headers=headers, method="HEAD")
     try:
         opener.open(request, timeout=10).close()
     except HTTPError as refusal:

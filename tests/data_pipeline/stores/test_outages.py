@@ -22,17 +22,19 @@ URL = "s3://bucket/docs"
 
 
 class Broken:
-    """Requests of some objects are answered by 500 (null: those of all); `asked` has when."""
+    """Requests of some objects are answered by a status (null: those of all); `asked` has when."""
 
-    def __init__(self, bucket: Bucket, names: list[str] | None, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.names, self.store, self.asked = names, bucket.store, list[float]()
+    def __init__(
+        self, bucket: Bucket, names: list[str] | None, monkeypatch: pytest.MonkeyPatch, status: int = 500
+    ) -> None:
+        self.names, self.store, self.asked, self.status = names, bucket.store, list[float](), status
         self.store.objects |= {f"bucket/docs/{name}.tar": bytes(1000) for name in "abcdefgh"}
         monkeypatch.setattr(self.store, "answer", self._answer)
 
     def _answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
         if self.names is None or any(target.endswith(f"/{name}") for name in self.names):
             self.asked.append(time.monotonic())
-            return 500, {}, b""
+            return self.status, {}, b""
         return MemoryS3.answer(self.store, method, target, headers, body)
 
 
@@ -101,6 +103,26 @@ def test_two_objects_that_fail_stop_the_others_for_a_turn_at_most(
         helper.ask(Get(URL, "h.tar", begin, begin + 10))
         time.sleep(0.05)
     assert time.monotonic() - began < 2.5 + 4
+    assert not any(each.done() for each in failing)
+
+
+def test_an_object_that_is_always_refused_stops_the_others_once(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a 503 nobody knows at first whether the store is busy; it stopped them for two of every two seconds."""
+    broken = Broken(bucket, ["a.tar"], monkeypatch, status=503)
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "0")
+    helper.stop()
+    failing = [helper.submit(Get(URL, "a.tar", begin, begin + 1)) for begin in range(4)]
+    time.sleep(0.5)
+    began, took = time.monotonic(), list[float]()
+    while time.monotonic() - began < 9:
+        asked = time.monotonic()
+        helper.ask(Get(URL, "b.tar", 0, 10))
+        took.append(time.monotonic() - asked)
+        time.sleep(0.05)
+    assert sum(each for each in took if each > 0.5) < 3
+    assert len([when for when in broken.asked if when > began + 3]) >= 2, "it is asked for again"
     assert not any(each.done() for each in failing)
 
 
