@@ -19,6 +19,7 @@ from data_pipeline.shards.sources import measure_messages
 from data_pipeline.shards.storage import Storage, open_storage
 from data_pipeline.stores.failures import AccessError, MissingObjectError
 from data_pipeline.stores.object_storage import ObjectStorage
+from data_pipeline.stores.remote import names_content
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _verify_shard(storage: Storage, place: Storage, shard: ShardInfo, etag: str)
         return [f"{shard.name}: damaged: {error}"]
     if index_digest(found) != shard.sha256:
         return _differences(shard.name, written, found)
-    if etag and now != etag:  # as when it was copied or uploaded again
+    if names_content(etag) and now != etag:  # as when it was copied or uploaded again
         return [f"{shard.name}: what was indexed, with another ETag ({etag}; now {now or 'none'}); index again"]
     return []
 

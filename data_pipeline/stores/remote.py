@@ -128,7 +128,7 @@ def get_into(
 
 def _options(url: str, begin: int, end: int | None, etag: str) -> dict[str, Any]:
     options: dict[str, Any] = {} if end is None else {"range": (begin, end)}
-    if (etag := _known(url, etag)) and not etag.startswith("W/"):  # by RFC 9110 no weak one matches
+    if names_content(etag := _known(url, etag)):
         options["if_match"] = etag
     return options
 
@@ -140,6 +140,14 @@ def _info(url: str, meta: ObjectMeta) -> ObjectInfo:
 def _known(url: str, etag: str | None) -> str:
     """An ETag that says which object it is; on the Hub the commit does, and servers behind it have others."""
     return "" if etag is None or scheme_of(url) == "hf" else etag
+
+
+def names_content(etag: str) -> bool:
+    """Whether an ETag says which bytes an object has. Weak ones do not: by RFC 9110 no condition on a read meets them.
+
+    Of an object with another ETag only size and checksums tell that it was replaced.
+    """
+    return bool(etag) and not etag.startswith("W/")
 
 
 async def head(url: str, name: str) -> ObjectInfo:

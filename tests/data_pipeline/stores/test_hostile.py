@@ -156,6 +156,23 @@ def test_a_web_server_with_weak_etags_is_read(
         reader[0]
 
 
+def test_a_weak_etag_that_changes_is_a_problem_neither_to_read_nor_to_verify(
+    bucket: Bucket, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, version = bucket.store.answer, 1
+
+    def weak(method: str, target: str, headers: dict[str, str], body: bytes) -> Any:
+        status, more, data = answer(method, target, headers, body)
+        return status, more | ({"etag": f'W/"{version}"'} if target.endswith(".tar") else {}), data
+
+    monkeypatch.setattr(bucket.store, "answer", weak)
+    url = bucket.upload(shard_folder, "docs")
+    index_shards(url, num_processes=1)
+    version = 2
+    assert SourceReader(url)[0].key == SourceReader(shard_folder)[0].key
+    assert verify_folder(url, num_processes=1) == []
+
+
 def test_a_shard_that_is_gone_or_was_uploaded_again_is_named(
     bucket: Bucket, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
