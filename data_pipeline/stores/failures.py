@@ -17,6 +17,8 @@ KINDS = {
     "hf": "hf",
 }
 """Scheme of a URL -> what its store speaks."""
+ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP"}
+"""What a store speaks -> the environment variable that allows an endpoint without TLS."""
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, a web identity, the container's and the "
     "instance's role; profiles of ~/.aws need `pip install boto3`; for a public bucket set AWS_SKIP_SIGNATURE=true; "
@@ -119,7 +121,7 @@ def meaning(exceptions: Any, error: Exception, url: str, name: str) -> DataError
     if any(word in dump for word in _NO_CREDENTIALS):
         return AccessError(f"{place}: no credentials ({text}); {credentials(url)}")
     if "builder error" in text:
-        return LoadError(f"{place}: {text}; an http: endpoint needs AWS_ALLOW_HTTP=true")
+        return LoadError(f"{place}: {text}; an http: endpoint needs {ALLOW_HTTP.get(KINDS[scheme_of(url)])}=true")
     if found := _REGION.search(dump):
         region = f"let AWS_REGION be {found[1]}" if found[1] else "let AWS_REGION name it"
         return LoadError(f"{place}: the bucket is in another region; {region}")

@@ -21,6 +21,7 @@ from data_pipeline.errors import LoadError
 from data_pipeline.masking import mask
 from data_pipeline.stores import hub
 from data_pipeline.stores.failures import (
+    ALLOW_HTTP,
     KINDS,
     AccessError,
     BusyError,
@@ -47,8 +48,12 @@ _RETRIES, _FEW_RETRIES = 5, {"http": 2, "hf": 2}
 SCHEMES = tuple(KINDS)
 _WRITE_TIMEOUT = 120.0
 """Seconds: a store may say nothing until it has taken a whole object."""
-_ALLOW_HTTP = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
-_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
+    "az": ("AZURE_STORAGE_ENDPOINT",),
+    "gs": ("GOOGLE_BASE_URL",),
+}
+"""What a store speaks -> environment variables that the client takes for it, and for no other."""
 _CHUNK_BYTES = 256 * 1024
 """Piece of an object on its way to a file: so much is held in memory, and copied while Python's lock is held."""
 _PART_BYTES, _PARTS, _MOST_PARTS = 16 * 1024**2, 4, 10_000
@@ -257,8 +262,9 @@ def _make_store(url: str, writes: bool) -> ObjectStore:
     except ImportError as error:
         raise LoadError(f"{mask(url)}: object stores need `pip install 'alignvlm[remote]'`") from error
 
-    _check_endpoints()
     scheme, timeout = scheme_of(url), number(READ_TIMEOUT, 10, least=0.1)
+    kind = KINDS[scheme]
+    _check_endpoints(kind)
     headers: dict[str, str] = {}
     if scheme == "hf":
         url, headers = address(url)
@@ -268,13 +274,13 @@ def _make_store(url: str, writes: bool) -> ObjectStore:
         "timeout": timedelta(seconds=max(12 * timeout, _WRITE_TIMEOUT)),
         **({"default_headers": headers} if headers else {}),
     }
-    if url.startswith("http:") or any(os.environ.get(name, "").lower() in ("1", "true") for name in _ALLOW_HTTP):
+    if url.startswith("http:") or os.environ.get(ALLOW_HTTP.get(kind, ""), "").lower() in ("1", "true"):
         client["allow_http"] = True  # options given here hide those of the environment
-    more: dict[str, Any] = {"disable_bulk_delete": True} if KINDS[scheme] == "s3" else {}  # not all of them know it
-    if KINDS[scheme] == "s3" and not any(name.startswith(("AWS_ACCESS", "AWS_SKIP", "AWS_WEB")) for name in os.environ):
+    more: dict[str, Any] = {"disable_bulk_delete": True} if kind == "s3" else {}  # not all of them know it
+    if kind == "s3" and not any(name.startswith(("AWS_ACCESS", "AWS_SKIP", "AWS_WEB")) for name in os.environ):
         more |= _profile()
     retries = {
-        "max_retries": int(number(RETRIES, _FEW_RETRIES.get(KINDS[scheme], _RETRIES))),
+        "max_retries": int(number(RETRIES, _FEW_RETRIES.get(kind, _RETRIES))),
         "retry_timeout": timedelta(seconds=30),
         "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
     }
@@ -290,9 +296,9 @@ def _quoted(url: str) -> str:
     return url if KINDS[scheme_of(url)] in ("http", "hf") else f"{scheme}{separator}{quote(rest, safe='/:@')}"
 
 
-def _check_endpoints() -> None:
-    """Raise LoadError for an endpoint that would make the client panic."""
-    for name in _ENDPOINTS:
+def _check_endpoints(kind: str) -> None:
+    """Raise LoadError for an endpoint of this kind of store that would make the client panic."""
+    for name in _ENDPOINTS.get(kind, ()):
         endpoint = os.environ.get(name, "")
         if endpoint and not re.match(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/\S*)?$", endpoint):
             raise LoadError(f"{name}={mask(endpoint)!r} is not http://HOST:PORT or https://HOST")

@@ -57,6 +57,27 @@ def test_an_endpoint_that_is_none_is_named(bucket: Bucket, monkeypatch: pytest.M
         open_storage("s3://bucket/docs").read("x")
 
 
+def test_an_endpoint_of_another_cloud_is_of_no_account(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.store.objects["bucket/docs/x"] = b"1"
+    for name in ("AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL"):
+        monkeypatch.setenv(name, "no address")
+    helper.stop()
+    assert open_storage("s3://bucket/docs").read("x") == b"1"
+    with pytest.raises(LoadError, match=r"AZURE_STORAGE_ENDPOINT='no address' is not http://HOST:PORT or"):
+        open_storage("az://bucket/docs").read("x")
+
+
+def test_an_endpoint_without_tls_needs_the_variable_of_its_own_cloud(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"NAME": "tests", "KEY": "a2V5"}.items():
+        monkeypatch.setenv(f"AZURE_STORAGE_ACCOUNT_{name}", value)
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", bucket.endpoint)
+    helper.stop()
+    with pytest.raises(LoadError, match=r"an http: endpoint needs AZURE_ALLOW_HTTP=true$"):
+        open_storage("az://bucket/docs").read("x")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("PATIENCE", "5m"), ("PATIENCE", "nan"), ("RETRIES", "-1"), ("READ_TIMEOUT", "0"), ("READ_TIMEOUT", "inf")],
