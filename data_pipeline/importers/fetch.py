@@ -16,6 +16,7 @@ from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import Manifest, load_manifest
 from data_pipeline.shards.sidecars import is_indexed
 from data_pipeline.shards.storage import Storage, open_storage
+from data_pipeline.stores.failures import NoRoomError
 from data_pipeline.stores.object_storage import ObjectStorage
 
 OWNER, MARKS = "fetched-from.txt", "fetched.jsonl"
@@ -107,5 +108,13 @@ def _copy(storage: Storage, name: str, target: Path) -> None:
     """One shard as a file: whole, or not there."""
     with must_write(target, _WAY_OUT):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with storage.open(name) as source, open_atomic(target) as file:
-            shutil.copyfileobj(source, file, _PIECE)
+        with open_atomic(target) as file:
+            if isinstance(storage, ObjectStorage):
+                storage.answered(name, storage.head(name))
+                try:
+                    storage.download(name, Path(file.name))
+                except NoRoomError as error:
+                    raise DataError(f"{target} cannot be written ({error}); {_WAY_OUT}") from error
+            else:
+                with storage.open(name) as source:
+                    shutil.copyfileobj(source, file, _PIECE)

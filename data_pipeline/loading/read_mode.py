@@ -11,6 +11,7 @@ from data_pipeline.loading.whole import WINDOWS_AHEAD
 from data_pipeline.order.plan import Plan
 from data_pipeline.shards.sources import Source
 from data_pipeline.stores.fetch_ahead import REQUEST_BYTES
+from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.shard_cache import default_limit
 
 Read = Literal["auto", "ranges", "shards"]
@@ -32,7 +33,8 @@ class Choice:
 def choose(plan: Plan, asked: Mapping[str, Read], nodes: int, cache_bytes: int | None) -> dict[str, Choice]:
     """The mode of every source that lies in an object store.
 
-    `auto` takes whole shards where they cost less, a request counted as 64 KiB, and the disk has room for them.
+    `auto` takes whole shards where they cost less, a request counted as 64 KiB, and the disk has room for them; also
+    from web servers that answer no ranges, which are asked for one.
 
     Args:
         asked: source -> what the recipe says; a source that is not named is `auto`.
@@ -70,6 +72,13 @@ def _weigh(plan: Plan, name: str, source: Source, nodes: int, limit: int) -> tup
     requests = f"{draws:,} requests for {_gb(read)}"
     if fetched <= read + draws * REQUEST_BYTES:
         return Choice("shards", f"{_gb(fetched)} on {nodes} node(s) instead of {requests}"), min(whole, limit)
+    storage = source.reader.storage
+    if (
+        sizes
+        and isinstance(storage, ObjectStorage)
+        and not storage.answers_ranges(source.reader.manifest.shards[0].name)
+    ):
+        return Choice("shards", "its server answers no ranged requests"), min(whole, limit)
     return Choice("ranges", f"{requests}; whole shards would be {_gb(fetched)} on {nodes} node(s)"), 0
 
 

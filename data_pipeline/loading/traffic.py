@@ -10,7 +10,7 @@ from data_pipeline.loading.read_mode import Read, cache_limit, choose, near_byte
 from data_pipeline.order.plan import Plan
 from data_pipeline.shards.sources import Source
 from data_pipeline.stores.fetch_ahead import AHEAD_BYTES, reads_in_flight
-from data_pipeline.stores.requests import DOWNLOAD_BYTES
+from data_pipeline.stores.requests import num_parts
 
 INDEX_BYTES = 200
 """About what one sample takes in its shard's index: a key, and places and checksums of two or three members."""
@@ -69,7 +69,7 @@ def traffic(
         cache += len(source) * (INDEX_BYTES + MEASURE_BYTES)
         if choice.mode == "shards":
             passes = draws / max(plan.orders[name].num_usable, 1) * nodes
-            requests += passes * sum(-(-each // DOWNLOAD_BYTES) for each in sizes)
+            requests += passes * sum(map(num_parts, sizes))
             size += passes * whole
             cache += min(whole if whole <= limit else near_bytes(plan, name, source), limit)
         else:

@@ -17,7 +17,7 @@ from data_pipeline.shards.reader import Record, SourceReader
 from data_pipeline.shards.sidecars import index_name, index_storage
 from data_pipeline.shards.sources import measure_messages
 from data_pipeline.shards.storage import Storage, open_storage
-from data_pipeline.stores.failures import AccessError, MissingObjectError
+from data_pipeline.stores.failures import AccessError, MissingObjectError, NoRangesError
 from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.remote import names_content
 
@@ -146,7 +146,7 @@ def _verify_shard(storage: Storage, place: Storage, shard: ShardInfo, etag: str)
         return [f"{name}: does not match the manifest; index again"]
     try:
         found = scan_shard(storage, shard.name)
-    except UnreachableError:
+    except (UnreachableError, NoRangesError):
         raise  # says nothing of the shard
     except DataError as error:
         return [f"{shard.name}: damaged: {error}"]

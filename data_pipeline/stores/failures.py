@@ -31,8 +31,14 @@ _CREDENTIALS = {
     "hf": "HF_TOKEN, and the token that `hf auth login` keeps",
 }
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google", "MissingRegion", "InvalidAccessKey")
-_IGNORES_RANGES = ("non-partial response", "Range request not supported")
-_NO_RANGES = "shards are read by ranged requests: use a server that answers them, or copy the folder by other means"
+_NO_RANGES = re.compile(
+    r"non-partial response|Range request not supported|CONTENT_RANGE header|Content-Range header"
+    r"|Requested \d+\.\.\d+, got"
+)
+_WITHOUT_RANGES = (
+    "the server answers no ranged requests, or wrongly: `alignvlm data fetch` copies shards without them, and with "
+    "`read: shards` training reads them without, once their samples are measured"
+)
 _STATUS = re.compile(r"status:? ([45]\d\d)")
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
 _WHY = re.compile(
@@ -65,6 +71,10 @@ class AccessError(LoadError):
 
 class ReplacedError(LoadError):
     """The object is not the one that was indexed."""
+
+
+class NoRangesError(LoadError):
+    """The server answers no ranged requests, or wrongly: whole objects may be read all the same."""
 
 
 class NotModifiedError(DataError):
@@ -113,8 +123,10 @@ def meaning(exceptions: Any, error: Exception, url: str, name: str) -> DataError
         return AccessError(f"{place}: access is denied ({code}): {_WAYS_OUT[code]}")
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
         return AccessError(f"{place}: access is denied ({text}); {credentials(url)}")
-    if isinstance(error, exceptions.NotSupportedError) or any(word in text for word in _IGNORES_RANGES):
-        return LoadError(f"{place}: {text}; {_NO_RANGES}")
+    if isinstance(error, exceptions.NotSupportedError) or _NO_RANGES.search(text):
+        return NoRangesError(f"{place}: {text}; {_WITHOUT_RANGES}")
+    if "Invalid last modified" in text:  # the client takes an object without a date, and none with a wrong one
+        return LoadError(f"{place}: {text}; let the server send a date as Last-Modified, or none")
     if not name and status in ("405", "501"):
         way_out = "name a file, or put the manifest.json of indexed shards there"
         return LoadError(f"{place} cannot be listed; {way_out}")

@@ -15,7 +15,7 @@ from data_pipeline.errors import DataError, LoadError
 from data_pipeline.files import check_name
 from data_pipeline.masking import mask
 from data_pipeline.stores import hub
-from data_pipeline.stores.failures import ExistsError, MissingObjectError, ReplacedError
+from data_pipeline.stores.failures import ExistsError, MissingObjectError, NoRangesError, ReplacedError
 from data_pipeline.stores.folders import canonical
 from data_pipeline.stores.helper import ask, ask_many, submit
 from data_pipeline.stores.remote import ObjectInfo
@@ -66,13 +66,23 @@ class ObjectStorage:
         return Get(self.place(), check_name(name), begin, end, *known, hedged=hedged)
 
     def pinned_size(self, name: str) -> int:
-        """The size that an object must have."""
-        return self._sizes[name]
+        """The size that an object must have, which `pin` has named or an answer."""
+        return self._sizes[name] if name in self._sizes else self.pins[name].size
 
     def download(self, name: str, path: Path) -> None:
         """Write a pinned object into a file that is there. Raises NoRoomError when the disk is full."""
         size = self.pinned_size(name)
         self.answered(name, ask(Download(self.request(name, 0, size), str(path))))
+
+    def answers_ranges(self, name: str) -> bool:
+        """Whether the server answers ranged requests, which is asked of a web server only."""
+        if not self.url.startswith(("http:", "https:")):
+            return True
+        try:
+            ask(self.request(name, 0, 1))
+        except NoRangesError:
+            return False
+        return True
 
     def answered(self, name: str, info: ObjectInfo) -> None:
         """Pin an object to its first answer."""

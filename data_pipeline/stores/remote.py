@@ -102,6 +102,8 @@ async def get(
         if most is not None and info.size > most:
             raise TooLargeError(f"{info.size:,} bytes; at most {most:,} are read")
         data = bytes(await result.bytes_async())
+    if end is not None and len(data) != (due := max(min(end, info.size) - begin, 0)):
+        raise TransientError(f"{mask(url)}/{name}: {len(data):,} of {due:,} bytes came")
     return data, info
 
 
@@ -113,16 +115,28 @@ def get_range(url: str, name: str, begin: int, end: int, *, etag: str = "") -> t
 
 
 def get_into(
-    url: str, name: str, begin: int, end: int, write: Callable[[memoryview, int], None], *, etag: str = ""
+    url: str,
+    name: str,
+    begin: int,
+    end: int,
+    write: Callable[[memoryview, int], None],
+    *,
+    etag: str = "",
+    whole: bool = False,
 ) -> ObjectInfo:
     """Hand bytes [begin, end) of an object over as they come, with the place of each piece; what the object is now.
 
     By a thread that waits for it, as `get_range`; raises what `get` does.
+
+    Args:
+        whole: they are all of it, which is asked for without a range; nothing is handed over of one of another size.
     """
     place = begin
     with _errors(url, name) as (obstore, store):
-        result = obstore.get(store, name, options=_options(url, begin, end, etag))
+        result = obstore.get(store, name, options=_options(url, begin, None if whole else end, etag))
         info = _info(url, result.meta)
+        if whole and info.size != end:
+            return info
         for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
             write(memoryview(chunk)[: max(end - place, 0)], place)
             place += len(chunk)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from data_pipeline.errors import LoadError
 from data_pipeline.masking import mask
 from data_pipeline.stores import remote
-from data_pipeline.stores.failures import MissingObjectError, NoRoomError, ReplacedError
+from data_pipeline.stores.failures import MissingObjectError, NoRangesError, NoRoomError, ReplacedError
 from data_pipeline.stores.remote import ObjectInfo
 from data_pipeline.stores.waiting.patience import Failed, patiently
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 PART_BYTES = 16 * 1024**2
 """Bytes of one request for an object that is read from front to end."""
 DOWNLOAD_BYTES, DOWNLOAD_PARTS = 64 * 1024**2, 8
-"""Bytes of one request for an object that goes to a file, and how many such requests are made at a time."""
+"""The most bytes of one request for an object that goes to a file, and how many such requests are made at a time."""
 
 
 @dataclass(frozen=True)
@@ -152,27 +152,38 @@ class Listing:
 class Download:
     """A whole object, `whole`, of a known size into a local file, which is on the disk when the request ends.
 
-    Raises NoRoomError when the disk is full.
+    In parts, where it is large and the server answers ranges. Raises NoRoomError when the disk is full.
     """
 
     whole: Get
     path: str
 
     async def run(self) -> ObjectInfo:
-        size, slots = self.whole.size or 0, asyncio.Semaphore(DOWNLOAD_PARTS)
+        size = self.whole.size or 0
         file = os.open(self.path, os.O_WRONLY)  # whoever asks has made it
+        try:
+            try:
+                info = await self._in_parts(file, size, num_parts(size))
+            except NoRangesError:
+                info = await self._in_parts(file, size, 1)
+            await asyncio.to_thread(_sync, file)
+        finally:
+            os.close(file)
+        return info
+
+    async def _in_parts(self, file: int, size: int, count: int) -> ObjectInfo:
+        """When this ends, nobody writes into the file any more."""
+        slots, step = asyncio.Semaphore(DOWNLOAD_PARTS), -(-size // count) or 1
         parts = [
-            asyncio.ensure_future(self._part(file, begin, min(begin + DOWNLOAD_BYTES, size), slots))
-            for begin in range(0, size, DOWNLOAD_BYTES)
+            asyncio.ensure_future(self._part(file, begin, min(begin + step, size), slots))
+            for begin in range(0, size, step)
         ]
         try:
             infos = await asyncio.gather(*parts)
-            await asyncio.to_thread(_sync, file)
-        finally:  # nobody writes into the file any more when it is closed
+        finally:
             for part in parts:
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
-            os.close(file)
         return infos[-1] if infos else ObjectInfo(size, self.whole.etag)
 
     async def _part(self, file: int, begin: int, end: int, slots: asyncio.Semaphore) -> ObjectInfo:
@@ -181,10 +192,16 @@ class Download:
         async def read() -> tuple[None, ObjectInfo]:
             with _Writes(file) as writes:
                 place = whole.url, whole.name, begin, end, writes.write
-                return None, await _in_thread(partial(remote.get_into, *place, etag=whole.etag))
+                is_whole = (begin, end) == (0, whole.size)
+                return None, await _in_thread(partial(remote.get_into, *place, etag=whole.etag, whole=is_whole))
 
         async with slots:
             return (await whole.checked(read, is_long=True))[1]
+
+
+def num_parts(size: int) -> int:
+    """Parts in which a whole object of so many bytes comes."""
+    return max(-(-size // DOWNLOAD_BYTES), 1)
 
 
 class _Writes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from data_pipeline.importers.fetch import fetch_shards
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import SourceReader
+from data_pipeline.stores.object_storage import ObjectStorage
 from tests.fixtures.buckets import Bucket
 
 
@@ -37,7 +37,7 @@ def test_fetched_shards_are_those_of_the_other_side(bucket: Bucket, shard_folder
 def test_two_calls_for_one_folder_copy_each_shard_once(
     bucket: Bucket, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, here, copy = bucket.upload(shard_folder, "letters"), tmp_path / "here", shutil.copyfileobj
+    url, here, copy = bucket.upload(shard_folder, "letters"), tmp_path / "here", ObjectStorage.download
     with ThreadPoolExecutor(1) as thread:
         second: list[Future[Manifest]] = []
 
@@ -47,7 +47,7 @@ def test_two_calls_for_one_folder_copy_each_shard_once(
                 time.sleep(0.2)
             copy(*arguments)
 
-        monkeypatch.setattr(shutil, "copyfileobj", meet)
+        monkeypatch.setattr(ObjectStorage, "download", meet)
         first = fetch_shards(url, here)
         assert second[0].result() == first
     assert bucket.requests("GET", ".tar") == len(first.shards)
