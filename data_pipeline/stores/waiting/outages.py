@@ -23,7 +23,7 @@ _failing: dict[str, set[str]] = {}
 _answered: dict[str, float] = {}
 """Store, or place of an object that has failed once -> when it answered last, by this process' monotonic clock."""
 _refused: dict[str, float] = {}
-"""Place of an object -> when a request for it was refused last for the number of requests."""
+"""Place of an object -> when a request for it was refused for the number of requests, first since it was answered."""
 
 
 class Outage:
@@ -110,11 +110,12 @@ def failed(url: str, name: str, since: float) -> bool:
     return True
 
 
-def refused(url: str, name: str, since: float) -> bool:
-    """Note that a try since then was refused for the number of requests. True: of this object alone, as it seems.
+def refused(url: str, name: str) -> bool:
+    """Note that a request was refused for the number of requests. True: of this object alone, as it seems.
 
     It was refused before and not answered since, while others of its store were.
     """
-    place = place_of(url, name)
-    before, _refused[place] = _refused.get(place, _NEVER), time.monotonic()
-    return _answered.setdefault(place, _NEVER) < before and _answered.get(store_of(url), _NEVER) >= since
+    place, now = place_of(url, name), time.monotonic()
+    if _answered.setdefault(place, _NEVER) >= _refused.get(place, _NEVER):
+        _refused[place] = now
+    return _refused[place] <= _answered.get(store_of(url), _NEVER)

@@ -36,6 +36,8 @@ PATIENCE = "ALIGNVLM_PATIENCE"
 """Environment variable: seconds to wait for a store that does not answer (default 300)."""
 MOST_SECONDS = 900.0
 """Longest pause that a server may ask for."""
+_OTHERS_SECONDS = 0.5
+"""By which an object is asked for later than others, when its store was asked nothing because of it."""
 _LAST_SECONDS = 3.0
 """How long a last question may take: whether the store answers anything but the request that is given up."""
 _RESET = re.compile(r";\s*t=(\d+)")
@@ -84,7 +86,7 @@ async def patiently(
                     await asyncio.sleep(0)  # where patience is over
                     warn_once_a_minute(store_of(url), f"{error}; waiting for the store, at most {patience:.0f} s")
                     if isinstance(error, BusyError):
-                        await _close(url, name, is_alone=outages.refused(url, name, began))
+                        await _close(url, name, is_alone=outages.refused(url, name))
                     elif not outages.failed(url, name, began):
                         await asyncio.sleep(outages.RETRY_SECONDS)
     except TimeoutError:
@@ -148,10 +150,13 @@ async def _answers(url: str, name: str) -> bool:
 
 async def _close(url: str, name: str, is_alone: bool) -> None:
     """Have this process ask a store nothing, or not for one object, for as long as it wants, or for some seconds."""
-    key, asked = (place_of(url, name), name) if is_alone else (store_of(url), MANIFEST)
+    place = place_of(url, name)
+    key, asked = (place, name) if is_alone else (store_of(url), MANIFEST)
     if _closed.get(key, 0.0) <= time.monotonic():
         _closed[key] = time.monotonic() + outages.RETRY_SECONDS  # while it is asked for how long
         _closed[key] += max(await asyncio.to_thread(asked_pause, url, asked) - outages.RETRY_SECONDS, 0.0)
+    if not is_alone:  # others first, whose answers tell
+        _closed[place] = _closed[key] + _OTHERS_SECONDS
 
 
 def _opens(url: str, name: str) -> float:
