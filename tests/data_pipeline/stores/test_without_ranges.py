@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from functools import partialmethod
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -32,21 +31,16 @@ from tests.data_pipeline.stores.test_late import in_worker
 from tests.data_pipeline.stores.test_loading import plan_of
 from tests.fixtures.buckets import Bucket
 from tests.stores.servers import Answer, MemoryS3
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        """Nothing is printed."""
+from tests.web import web_server
 
 
 @pytest.fixture
 def web(bucket: Bucket, shard_folder: Path, encoder: Any) -> Iterator[str]:
     """The letters, measured, behind Python's web server."""
     measure_source(str(shard_folder), encoder, num_processes=1)
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(shard_folder))) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    begin = partialmethod(SimpleHTTPRequestHandler.__init__, directory=str(shard_folder))
+    with web_server(type("Files", (SimpleHTTPRequestHandler,), {"__init__": begin})) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_shards_are_copied_whole(web: str, shard_folder: Path, tmp_path: Path) -> None:
