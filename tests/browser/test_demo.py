@@ -21,8 +21,9 @@ from alignvlm.serving.engine import Engine
 from alignvlm.serving.web.limits import Limits
 from tests.browser.scripted import Scripted
 from tests.fixtures.browser import OpenPage
-from tests.serving.server import running, until
+from tests.serving.server import running
 from tests.tiny import picture, tiny_model
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

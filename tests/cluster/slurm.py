@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from alignvlm.launch.local import free_port
-from tests.cluster.watch import wait
+from tests.waiting import until
 
 CONFIGURATION = """\
 ClusterName=test
@@ -74,11 +74,11 @@ class SlurmCluster:
             "munged", "--foreground", "--force", f"--socket={socket}", f"--key-file={self.folder / 'munge.key'}",
             f"--pid-file={files['pid']}", f"--log-file={files['log']}", f"--seed-file={files['seed']}",
         )  # fmt: skip
-        wait(socket.exists, "munged opens its socket")
+        until(socket.exists, "munged opens its socket", 120)
         self._start("slurmctld", "-D", "-c")
         for node in self.nodes:
             self._start("slurmd", "-D", "-N", node)
-        wait(lambda: self.node_states() == {"idle"}, "the nodes are idle")
+        until(lambda: self.node_states() == {"idle"}, "the nodes are idle", 120)
         return self
 
     def __exit__(
@@ -113,7 +113,7 @@ class SlurmCluster:
 
         Not in the same second: a node refuses credentials that are as old as those it revoked, and the job fails.
         """
-        wait(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} is pending", timeout)
+        until(lambda: self.job(number)["JobState"] == "PENDING", f"job {number} is pending", timeout)
         time.sleep(2)
         self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,6 @@ from tests.jobs import ROOT, metrics
 
 RECIPE = ROOT / "tests" / "recipes" / "cluster.yaml"
 STAGE = "1-connector"
-
-
-def wait(condition: Callable[[], bool], what: str, timeout: float = 120, describe: Callable[[], str] = str) -> None:
-    """Until the condition holds; when it does not in time, the error ends with `describe()`."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}\n{describe()}"
-        time.sleep(0.1)
 
 
 def step(folder: Path) -> int:

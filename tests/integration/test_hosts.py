@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Host, TwoHosts
-from tests.cluster.watch import RECIPE, attempts, copy_until, step, wait
+from tests.cluster.watch import RECIPE, attempts, copy_until, step
 from tests.jobs import ROOT, curve
+from tests.waiting import until
 
 pytestmark = pytest.mark.cluster
 
@@ -48,7 +49,7 @@ def wait_for_step(folder: Path, number: int, *processes: subprocess.Popen[str]) 
         assert not ended, f"ended early: {ended[0].communicate()[0][-4000:]}"
         return bool(attempts(folder)) and step(folder) >= number
 
-    wait(reached, f"step {number}", 180)
+    until(reached, f"step {number}", 180)
 
 
 def finish(process: subprocess.Popen[str], code: int, timeout: float = 240) -> str:

@@ -18,10 +18,10 @@ from data_pipeline.preparation import index, write
 from data_pipeline.preparation.engines import Local, Ray, run
 from data_pipeline.shards.sources import open_source
 from tests.cluster.slurm import SlurmCluster
-from tests.cluster.watch import wait
 from tests.data_pipeline.published import parquet, struct
 from tests.fixtures.command import Command
 from tests.jobs import ROOT
+from tests.waiting import until
 
 pytestmark = pytest.mark.cluster
 
@@ -102,5 +102,5 @@ def test_an_array_of_slurm_jobs_and_the_one_that_finishes(
         def say() -> str:
             return "".join(f"--- {log.name}\n{log.read_text()[-1000:]}\n" for log in tmp_path.glob("log-*"))
 
-        wait(lambda: cluster.job(last)["JobState"] == "COMPLETED", "the folder is finished", 240, say)
+        until(lambda: cluster.job(last)["JobState"] == "COMPLETED", "the folder is finished", 240, say)
         assert contents(out) == written

@@ -15,8 +15,9 @@ from alignvlm.config import load_recipe
 from alignvlm.launch.slurm import SlurmArray, SlurmJob
 from tests.cluster.goodput import kept_of_failures
 from tests.cluster.slurm import SlurmCluster
-from tests.cluster.watch import RECIPE, STAGE, attempts, step, wait
+from tests.cluster.watch import RECIPE, STAGE, attempts, step
 from tests.jobs import ROOT, curve, metrics, run, weights
+from tests.waiting import until
 
 pytestmark = pytest.mark.cluster
 
@@ -43,7 +44,7 @@ def test_time_limit_requeue_and_a_lost_node_leave_no_trace(
         return "".join(f"--- {file.name}\n{file.read_text()[-3000:]}\n" for file in files)
 
     def trains(attempt: int, at: int) -> None:
-        wait(lambda: len(attempts(tmp_path)) == attempt and step(tmp_path) >= at, f"attempt {attempt}", 180, say)
+        until(lambda: len(attempts(tmp_path)) == attempt and step(tmp_path) >= at, f"attempt {attempt}", 180, say)
 
     trains(1, at=5)
     cluster.run("scontrol", "requeue", number)
@@ -58,7 +59,7 @@ def test_time_limit_requeue_and_a_lost_node_leave_no_trace(
     cluster.start_now(number, timeout=90)
     cluster.run("scontrol", "update", f"JobId={number}", "TimeLimit=60")
 
-    wait(lambda: cluster.job(number)["JobState"] in ENDED, "the job ends", 240, say)
+    until(lambda: cluster.job(number)["JobState"] in ENDED, "the job ends", 240, say)
     job = cluster.job(number)
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "3"), say()
 
@@ -101,12 +102,12 @@ def test_mistakes_crashes_and_cancelled_jobs_do_not_come_back(cluster: SlurmClus
         job = cluster.job(number)
         return job["JobState"], job["ExitCode"], job["Restarts"]
 
-    wait(lambda: (tmp_path / "long.starts").exists(), "the job runs")
+    until(lambda: (tmp_path / "long.starts").exists(), "the job runs", 120)
     cluster.run("scancel", long)
     cluster.start_now(crash)
-    wait(lambda: state(crash) == ("FAILED", "9:0", "1"), "the crashing job gives up", 60, lambda: str(state(crash)))
-    wait(lambda: state(mistake) == ("FAILED", "2:0", "0"), "the mistake ends the job", 60, lambda: str(state(mistake)))
-    wait(lambda: state(long)[::2] == ("CANCELLED", "0"), "the cancelled job ends", 60, lambda: str(state(long)))
+    until(lambda: state(crash) == ("FAILED", "9:0", "1"), "the crashing job gives up", 60, lambda: str(state(crash)))
+    until(lambda: state(mistake) == ("FAILED", "2:0", "0"), "the mistake ends the job", 60, lambda: str(state(mistake)))
+    until(lambda: state(long)[::2] == ("CANCELLED", "0"), "the cancelled job ends", 60, lambda: str(state(long)))
     assert (tmp_path / "crash.starts").read_text().count("start") == 4
 
 
@@ -137,11 +138,11 @@ def test_runs_of_a_study_are_requeued_one_by_one(cluster: SlurmCluster, tmp_path
     def say() -> str:
         return f"{starts()}\n" + "".join(path.read_text()[-2000:] for path in tmp_path.glob("slurm-*.log"))
 
-    wait(lambda: set(starts()) == {"first", "once", "last"}, "all runs start", 90, say)
+    until(lambda: set(starts()) == {"first", "once", "last"}, "all runs start", 90, say)
     pending = lambda: cluster.run("squeue", "--noheader", "--states=PENDING", "--format=%i").split()
-    wait(lambda: len(pending()) == 2, "two are back in the queue", 60, say)
+    until(lambda: len(pending()) == 2, "two are back in the queue", 60, say)
     for task in (0, 2):
         cluster.start_now(f"{number}_{task}")
-    wait(lambda: not cluster.run("squeue", "--noheader").strip(), "all have ended", 90, say)
+    until(lambda: not cluster.run("squeue", "--noheader").strip(), "all have ended", 90, say)
     assert starts() == {"first": ["first a=b c"] * 2, "once": ["once a=b c"], "last": ["last a=b c"] * 2}, say()
     assert (tmp_path / "my runs" / "cluster" / "logs" / "rank-0.log").exists()

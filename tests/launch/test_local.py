@@ -16,6 +16,7 @@ from alignvlm.errors import UserError
 from alignvlm.launch.local import run_local
 from tests.checkout import ROOT
 from tests.launch.test_files import start_local
+from tests.waiting import runs, until
 
 LAUNCHER = """
 import sys
@@ -96,7 +97,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 command, cwd=tmp_path, env=variables, text=True, stderr=subprocess.PIPE, start_new_session=True
             )
         )
-        wait(lambda: len(list(tmp_path.glob("rank-*"))) == announced)
+        until(lambda: len(list(tmp_path.glob("rank-*"))) == announced)
         return launchers[-1], [int(path.name.removeprefix("rank-")) for path in tmp_path.glob("rank-*")]
 
     yield start
@@ -105,26 +106,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
         launcher.communicate()
 
 
-def wait(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def runs(process: int) -> bool:
-    """Whether a process is there and no zombie, which nobody may collect in a container."""
-    try:
-        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
-    except OSError:
-        return False
-
-
 def test_no_rank_outlives_a_killed_launcher(start: Start) -> None:
     launcher, ranks = start(SAVES)
     os.kill(ranks[0], signal.SIGSTOP)
     launcher.kill()
-    wait(lambda: not any(map(runs, ranks)), 5)
+    until(lambda: not any(map(runs, ranks)), seconds=5)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +130,7 @@ def test_after_the_grace_period_everything_is_killed(start: Start) -> None:
     _, errors = launcher.communicate(timeout=20)
     assert launcher.returncode == 128 + signal.SIGKILL
     assert errors == "alignvlm: killing 2 of 2 processes that did not end after SIGTERM\n"
-    wait(lambda: not any(map(runs, processes)), 5)
+    until(lambda: not any(map(runs, processes)), seconds=5)
 
 
 def test_what_waits_for_a_killed_rank_is_killed_soon(start: Start) -> None:
@@ -196,10 +182,10 @@ def test_a_rank_saves_when_its_launcher_is_gone(tmp_path: Path) -> None:
     launcher = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RANK": "0", "ALIGNVLM_END_WITH_PARENT": "1"}
     started = subprocess.Popen([sys.executable, "-c", launcher, rank], cwd=tmp_path, env=environment)
-    wait(lambda: bool(list(tmp_path.glob("rank-*"))))
+    until(lambda: bool(list(tmp_path.glob("rank-*"))))
     started.kill()
     started.wait()
-    wait(lambda: (tmp_path / "saved-0").exists() and (tmp_path / "saved-0").read_text() == "SIGTERM", 5)
+    until(lambda: (tmp_path / "saved-0").exists() and (tmp_path / "saved-0").read_text() == "SIGTERM", seconds=5)
 
 
 def test_a_job_ends_with_the_script_that_started_it(tmp_path: Path) -> None:
@@ -207,9 +193,9 @@ def test_a_job_ends_with_the_script_that_started_it(tmp_path: Path) -> None:
     program += "; print(run_local(['sleep', '60'], 1))"
     script = start_local(tmp_path, f'exec {sys.executable} -c "{program}"', PYTHONPATH=str(ROOT))
     job = tmp_path / "job"
-    wait(lambda: job.exists() and job.read_text() != "")
-    wait(lambda: Path(f"/proc/{job.read_text()}/task/{job.read_text()}/children").read_text() != "")
+    until(lambda: job.exists() and job.read_text() != "")
+    until(lambda: Path(f"/proc/{job.read_text()}/task/{job.read_text()}/children").read_text() != "")
     children = Path(f"/proc/{job.read_text()}/task/{job.read_text()}/children").read_text().split()
     script.kill()
     script.wait()
-    wait(lambda: not any(map(runs, map(int, [job.read_text(), *children]))), 5)
+    until(lambda: not any(map(runs, map(int, [job.read_text(), *children]))), seconds=5)

@@ -8,7 +8,6 @@ import http.client
 import io
 import json
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from PIL import Image
 from starlette.types import ASGIApp
 
 from alignvlm.serving.web.server import configuration, listen
+from tests.waiting import until
 
 
 @contextlib.contextmanager
@@ -34,14 +34,6 @@ def running(app: ASGIApp) -> Iterator[int]:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
-
-
-def until(condition: Any, timeout: float = 30.0) -> None:
-    """Wait until it is true."""
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.01)
 
 
 def head(path: str, length: int, kind: str = "application/json") -> bytes:

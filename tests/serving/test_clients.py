@@ -26,8 +26,9 @@ from alignvlm.serving.engine import Engine
 from alignvlm.serving.web import connections
 from alignvlm.serving.web.guarded import Guarded
 from alignvlm.serving.web.limits import Limits
-from tests.serving.server import ask, data_url, head, question, running, until
+from tests.serving.server import ask, data_url, head, question, running
 from tests.tiny import picture, tiny_model
+from tests.waiting import until
 
 PATH = "/v1/chat/completions"
 HELLO = {"messages": [{"role": "user", "content": "hi"}]}

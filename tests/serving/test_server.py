@@ -23,8 +23,9 @@ from alignvlm.serving.engine import Engine
 from alignvlm.serving.requests import ChatRequest
 from alignvlm.serving.web.errors import RequestError
 from alignvlm.serving.web.limits import Limits
-from tests.serving.server import ask, data_url, head, question, running, stream, until
+from tests.serving.server import ask, data_url, head, question, running, stream
 from tests.tiny import picture, tiny_model
+from tests.waiting import until
 
 TEXT = "what is the total"
 

@@ -23,6 +23,7 @@ from alignvlm.system import lease as lease_module
 from alignvlm.system.lease import Holder, Lease
 from data_pipeline.errors import DataError
 from tests.checkout import ROOT
+from tests.waiting import until
 
 PROGRAM = """
 import sys
@@ -249,10 +250,7 @@ def test_removed_leases_end_the_job_and_damaged_ones_are_repaired(
     path = tmp_path / "lease-000001.json"
     content = path.read_bytes()
     path.write_bytes(b"x" * 1000)
-    deadline = time.monotonic() + 20
-    while path.read_bytes() != content:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: path.read_bytes() == content)
     path.unlink()
     assert job.wait(20) == 2
     assert job.stderr is not None

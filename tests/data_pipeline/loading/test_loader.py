@@ -29,6 +29,7 @@ from data_pipeline.samples.schema import Encoded
 from data_pipeline.shards.sources import BadSample, Source, measure_source, open_source
 from data_pipeline.shards.writer import write_shards
 from tests.fixtures.damage import full_disk
+from tests.waiting import runs, until
 
 SMALL = PlanSettings(sequence_length=120, global_batch_packs=8, window_shards=3, mix_block=32, pack_window=100)
 
@@ -178,18 +179,7 @@ def test_processes_end_with_a_killed_parent() -> None:
     send.close()
     (worker,) = receive.recv()
     parent.join()
-    deadline = time.monotonic() + 3
-    while b") Z " not in (stat := status_of(worker)) and stat:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def status_of(process: int) -> bytes:
-    """Its line in /proc; empty when it is gone."""
-    try:
-        return Path(f"/proc/{process}/stat").read_bytes()
-    except OSError:
-        return b""
+    until(lambda: not runs(worker), seconds=3)
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from data_pipeline.stores.object_storage import ObjectStorage
 from data_pipeline.stores.shard_cache import Fetched, ShardCache, root
 from tests.data_pipeline.loading.test_loader import same
 from tests.fixtures.buckets import Bucket
+from tests.waiting import until
 
 SETTINGS = PlanSettings(sequence_length=120, global_batch_packs=8, window_shards=2, mix_block=32, pack_window=100)
 SHARDS = {"letters": "shards"}
@@ -113,10 +114,7 @@ def test_a_disk_that_fails_once_does_not_end_fetching_ahead(
     monkeypatch.setattr(ShardCache, "fetch", fetch)
     whole = WholeShards(plan, SHARDS, 10**9)
     whole.begin(0, np.zeros((0, 2), np.int64))
-    deadline = time.monotonic() + 20
-    while whole._fetching and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not whole._fetching
+    until(lambda: not whole._fetching)
     assert len([name for name in tars() if name.endswith(".tar")]) == len(shard_sizes(far)) - 1
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs import ROOT
+from tests.waiting import until
 
 LIMIT = 0.8
 WRITE = "open('/dev/null', 'wb').write(bytes(1 << 20)); time.sleep(0.05)"
@@ -75,7 +76,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str,
     running["has none"] = start(folder, "has none", "time.sleep(2)", ALIGNVLM_NO_MONITOR="1")
     found: dict[str, tuple[int, str, float]] = {}
     suspended = running["is suspended"]
-    wait_for(lambda: children(suspended.pid) != [], "its monitor")
+    until(lambda: children(suspended.pid) != [], "its monitor")
     os.killpg(suspended.pid, signal.SIGSTOP)
     time.sleep(2.5 * LIMIT)
     os.killpg(suspended.pid, signal.SIGCONT)
@@ -132,15 +133,15 @@ def test_a_report_that_cannot_be_written_keeps_no_process_alive(ended: dict[str,
 
 def test_a_monitor_ends_with_its_process_and_ignores_signals_for_it(tmp_path: Path) -> None:
     process = start(tmp_path, "victim", "heart.enter('unknown'); time.sleep(60)")
-    wait_for(lambda: children(process.pid) != [], "its monitor")
+    until(lambda: children(process.pid) != [], "its monitor")
     (monitor,) = children(process.pid)
-    wait_for(lambda: ignores(monitor, signal.SIGTERM), "its handlers")
+    until(lambda: ignores(monitor, signal.SIGTERM), "its handlers")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         os.kill(monitor, number)
     assert children(process.pid) == [monitor]
     process.kill()
     process.wait()
-    wait_for(lambda: not Path(f"/proc/{monitor}").exists(), "the monitor's end")
+    until(lambda: not Path(f"/proc/{monitor}").exists(), "the monitor's end")
 
 
 def children(pid: int) -> list[int]:
@@ -153,10 +154,3 @@ def children(pid: int) -> list[int]:
 def ignores(pid: int, number: int) -> bool:
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return bool(int(lines["SigIgn"], 16) >> (number - 1) & 1)
-
-
-def wait_for(done: object, what: str) -> None:
-    deadline = time.monotonic() + 10
-    while not done():  # type: ignore[operator]
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)

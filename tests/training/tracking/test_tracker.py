@@ -18,6 +18,7 @@ from alignvlm.run_folder import Run
 from alignvlm.training.tracking.tracker import Tracker
 from alignvlm.training.tracking.worker import OVERDUE
 from tests.training.tracking.conftest import LOGIN, delivered, log_steps, mirror_of, serving, trickle
+from tests.waiting import runs, until
 
 MODULE = "alignvlm.training.tracking.tracker"
 
@@ -178,7 +179,4 @@ def test_the_worker_ends_with_a_training_that_is_killed(run_folder: Run) -> None
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     worker = int(os.read(reader, 20))
-    deadline = time.monotonic() + 15
-    while Path(f"/proc/{worker}").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not runs(worker), seconds=15)
