@@ -1,14 +1,14 @@
 """The ALIGN operator against the ways people compute it, and against two floors of matrix products.
 
     python benchmarks/connector.py                    the default shapes of this device
-    python benchmarks/connector.py --tokens 1024 --repeats 9 --no-plot
+    python benchmarks/connector.py --tokens 1024 --repeats 9
     python benchmarks/connector.py --blocks 8192 8448 16384 --tokens 16384 8192
 
 One floor is the operator's own products, swept as it sweeps them, the other seven plain products of 2 N D V FLOPs each.
 All methods run in turn on the same inputs, so a busy machine slows them alike; times are medians. Errors are those of
 the output and of all gradients, against float64. Prints a table and writes benchmarks/results/connector-<device>.json
-after every shape, and a .png at the end. With --blocks only the operator runs, with these numbers of rows of the
-vocabulary per block, beside the plain products.
+after every shape. With --blocks only the operator runs, with these numbers of rows of the vocabulary per block,
+beside the plain products.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from _common import RESULTS, TENSORS, Problem, Shape, exact_solution, largest_difference, write
+from _common import TENSORS, Problem, Shape, exact_solution, largest_difference, write
 from softmax.floors import Floor, PlainFloor, TokenChunksFloor, VocabBlocksFloor
-from softmax.table import PLAIN, SWEPT, Result, plot, show
+from softmax.table import PLAIN, SWEPT, Result, show
 
 from alignvlm.kernels import Moments, vocab_moments, vocab_softmax
 from alignvlm.kernels.align import vocab_softmax_reference
@@ -235,19 +235,15 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="one thread, CPU time: fair on a shared CPU")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--profile", action="store_true", help="ours, kernel by kernel, at the first shape")
-    parser.add_argument("--no-plot", action="store_true")
     parser.add_argument("--name", help="name of the result files (default connector-<device>)")
     arguments = parser.parse_args()
     if arguments.cpu_time:
         torch.set_num_threads(1)
-    main_shape = MAIN[arguments.device]
     shapes = SHAPES[arguments.device]
     if arguments.tokens:
-        base = asdict(main_shape) | {
-            k: v for k in ("vocab", "width", "dtype") if (v := getattr(arguments, k)) is not None
-        }
+        stated = {k: v for k in ("vocab", "width", "dtype") if (v := getattr(arguments, k)) is not None}
+        base = asdict(MAIN[arguments.device]) | stated
         shapes = [Shape(**(base | {"tokens": tokens})) for tokens in arguments.tokens]
-        main_shape = shapes[0]
     measured, profiled = [], {}
     name = arguments.name or f"connector-{arguments.device}" + ("" if arguments.blocks is None else "-blocks")
     for shape in shapes:
@@ -272,9 +268,6 @@ def main() -> None:
         }
         path = write(name, content, arguments.device)
     print(f"\nwrote {path}")
-    if not arguments.no_plot:
-        plot(measured, main_shape, RESULTS / f"{name}.png")
-        print(f"wrote {RESULTS / name}.png")
 
 
 if __name__ == "__main__":

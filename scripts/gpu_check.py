@@ -137,7 +137,7 @@ def commands(part: str, is_tiny: bool) -> Iterator[tuple[float, list[str]]]:
         "benchmarks/train.py",
         *(["--tiny", "--steps=1", f"--variants={REHEARSED}"] if is_tiny else []),
     ]
-    connector = [sys.executable, "benchmarks/connector.py", *([] if is_tiny else ["--device=cuda"]), "--no-plot"]
+    connector = [sys.executable, "benchmarks/connector.py", *([] if is_tiny else ["--device=cuda"])]
     if part == "quick":
         yield 0.4, tests(is_tiny, "model", "training", "evaluation", "data_pipeline")
         yield 0.25, [sys.executable, "benchmarks/attention.py", *(["--tiny"] if is_tiny else [])]
@@ -148,7 +148,7 @@ def commands(part: str, is_tiny: bool) -> Iterator[tuple[float, list[str]]]:
         yield 0.6, [*connector, *(SMALL_BLOCKS if is_tiny else tokens)]
         yield 1.0, tests(is_tiny, "kernels")
     elif part == "kernels":
-        sizes = ["--tokens=48", "--vocab=512", "--width=64", "--no-compile", "--no-plot", "--repeats=1"]
+        sizes = ["--tokens=48", "--vocab=512", "--width=64", "--no-compile", "--repeats=1"]
         yield 0.5, tests(is_tiny, "kernels")
         yield 1.0, [sys.executable, "benchmarks/connector.py", *(sizes if is_tiny else ["--device=cuda"])]
     elif part == "train":

@@ -1,4 +1,4 @@
-"""Pictures of a trained run's pages for the documentation: the demo (wide, dark, on a phone) and the report.
+"""Pictures of a trained run's pages for the documentation: the demo and the report.
 
     python scripts/screenshots.py runs/quickstart [--out docs/images]
 
@@ -20,11 +20,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ("charts", "tables")
 """Tasks whose example is asked, the first that there is."""
-PICTURES: dict[str, dict[str, Any]] = {
-    "demo": {"viewport": {"width": 1180, "height": 1150}},
-    "demo-dark": {"viewport": {"width": 1180, "height": 1150}, "color_scheme": "dark"},
-    "demo-phone": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True},
-}
 
 
 def main() -> int:
@@ -46,16 +41,15 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     with demo(exports[-1]) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        for name, options in PICTURES.items():
-            page = browser.new_context(**options).new_page()
-            page.goto(address)
-            ask_an_example(page)
-            page.screenshot(path=arguments.out / f"{name}.png")
+        page = browser.new_page(viewport={"width": 1180, "height": 1150})
+        page.goto(address)
+        ask_an_example(page)
+        page.screenshot(path=arguments.out / "demo.png")
         page = browser.new_page(viewport={"width": 1280, "height": 1500})
         page.goto(report.resolve().as_uri())
         page.screenshot(path=arguments.out / "report.png")
         browser.close()
-    print(f"written to {arguments.out}: {', '.join([*PICTURES, 'report'])}")
+    print(f"wrote {arguments.out / 'demo.png'} and {arguments.out / 'report.png'}")
     return 0
 
 

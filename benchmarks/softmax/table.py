@@ -1,9 +1,8 @@
-"""What `benchmarks/connector.py` finds out about a method, as a table and as a figure."""
+"""What `benchmarks/connector.py` finds out about a method, as a table."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from _common import TENSORS, Shape
 
@@ -44,32 +43,3 @@ def show(shape: Shape, results: list[Result]) -> None:
         if ours.extra_mib and eager is not None and eager.extra_mib:
             parts.append(f"{ours.extra_mib / eager.extra_mib:.3f} of eager's memory")
         print(f"{name}: {', '.join(parts)}")
-
-
-def plot(measured: list[tuple[Shape, list[Result]]], main: Shape, path: Path) -> None:
-    """Time and memory against N (at the main V) and against V (at the main N)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
-    for column, key in enumerate(("tokens", "vocab")):
-        fixed = "vocab" if key == "tokens" else "tokens"
-        chosen = [(s, r) for s, r in measured if s.width == main.width and getattr(s, fixed) == getattr(main, fixed)]
-        chosen.sort(key=lambda item: getattr(item[0], key))
-        for line, quantity in enumerate(("total_ms", "extra_mib")):
-            axis = axes[line][column]
-            for method in dict.fromkeys(r.method for _, results in chosen for r in results):
-                points = [
-                    (getattr(s, key), getattr(r, quantity)) for s, results in chosen for r in results
-                    if r.method == method and getattr(r, quantity)
-                ]  # fmt: skip
-                if points:
-                    axis.plot(*zip(*points, strict=True), marker="o", label=method)
-            axis.set(xscale="log", yscale="log", xlabel="visual tokens N" if key == "tokens" else "vocabulary V")
-            axis.set_ylabel("forward + backward [ms]" if quantity == "total_ms" else "extra memory [MiB]")
-            axis.grid(alpha=0.3)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.suptitle(f"ALIGN operator, D={main.width}, {main.dtype}")
-    figure.savefig(path, dpi=110)
