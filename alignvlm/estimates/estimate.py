@@ -309,31 +309,28 @@ def _fit(
 
 def _changes(recipe: Recipe, stage: StageConfig) -> Iterator[tuple[list[str], Recipe, StageConfig]]:
     """Settings that save memory, the cheapest in time first: each alone, then one after the other together."""
-    name = stage.name
-    steps: list[tuple[str, Recipe, StageConfig]] = []
+    own = f"stages.{stage.name}"
+    steps: list[
+        tuple[str, dict[str, Any], dict[str, Any]]
+    ] = []  # as an override; what it changes in `train`, the stage
     if recipe.train.kept_logits_gib:
-        nothing_kept = replace(recipe, train=replace(recipe.train, kept_logits_gib=0.0))
-        steps.append(("train.kept_logits_gib=0", nothing_kept, stage))
+        steps.append(("train.kept_logits_gib=0", {"kept_logits_gib": 0.0}, {}))
     if recipe.train.recompute != RecomputeConfig(1, 1):
-        checkpointed = replace(recipe, train=replace(recipe.train, gradient_checkpointing=True))
-        steps.append(("train.gradient_checkpointing=true", checkpointed, stage))
+        steps.append(("train.gradient_checkpointing=true", {"gradient_checkpointing": True}, {}))
     if stage.micro_batch_packs > 1:
-        steps.append((f"stages.{name}.micro_batch_packs=1", recipe, replace(stage, micro_batch_packs=1)))
+        steps.append((f"{own}.micro_batch_packs=1", {}, {"micro_batch_packs": 1}))
     level = read_strategy(stage).get("zero_optimization", {}).get("stage", 0)
     for strategy in [*(["zero3"] if level < 3 else []), "zero3_offload"]:
-        steps.append((f"stages.{name}.deepspeed={strategy}", recipe, replace(stage, deepspeed=strategy)))
-    for text, changed, changed_stage in steps:
-        yield [text], changed, changed_stage
-    texts: list[str] = []
-    together, together_stage = recipe, stage
-    for text, changed, changed_stage in steps:
+        steps.append((f"{own}.deepspeed={strategy}", {}, {"deepspeed": strategy}))
+    for text, train, of_stage in steps:
+        yield [text], replace(recipe, train=replace(recipe.train, **train)), replace(stage, **of_stage)
+    texts: dict[str, str] = {}
+    trains: dict[str, Any] = {}
+    of_stages: dict[str, Any] = {}
+    for text, train, of_stage in steps:
         key = text.partition("=")[0]
-        texts = [*(other for other in texts if not other.startswith(f"{key}=")), text]
-        for field in ("gradient_checkpointing", "kept_logits_gib"):
-            if getattr(changed.train, field) != getattr(recipe.train, field):
-                train = replace(together.train, **{field: getattr(changed.train, field)})
-                together = replace(together, train=train)
-        for field in ("micro_batch_packs", "deepspeed"):
-            if getattr(changed_stage, field) != getattr(stage, field):
-                together_stage = replace(together_stage, **{field: getattr(changed_stage, field)})
-        yield texts, together, together_stage
+        texts.pop(key, None)  # of two strategies the later one stands, in its place
+        texts[key] = text
+        trains |= train
+        of_stages |= of_stage
+        yield list(texts.values()), replace(recipe, train=replace(recipe.train, **trains)), replace(stage, **of_stages)
