@@ -11,7 +11,6 @@ packed documents in `position_ids` would make the host wait for the GPU.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
@@ -83,9 +82,8 @@ def choose_attention(name: str, device: torch.device, precision: str) -> str:
     """
     is_fit = device.type == "cuda" and precision == "bf16"  # flash kernels take 16 bits only
     has_flash = is_fit and is_flash_attn_2_available()
-    has_varlen = is_fit and importlib.util.find_spec("torch.nn.attention.varlen") is not None
     if name == "auto":
-        return FLASH if has_flash else VARLEN if has_varlen else SDPA
+        return FLASH if has_flash else VARLEN if is_fit else SDPA
     if name == "flash4" and not (is_fit and flash4_available(device)):
         raise ValueError(
             "model.attention = 'flash4' needs a GPU of compute capability 9 or higher, bf16 and the flash-attn-4 "
@@ -93,8 +91,8 @@ def choose_attention(name: str, device: torch.device, precision: str) -> str:
         )
     if name == "flash" and not has_flash:
         raise ValueError("model.attention = 'flash' needs a CUDA device, bf16 and the flash-attn package; use 'auto'")
-    if name == "varlen" and not has_varlen:
-        raise ValueError("model.attention = 'varlen' needs a CUDA device, bf16 and torch >= 2.10; use 'auto'")
+    if name == "varlen" and not is_fit:
+        raise ValueError("model.attention = 'varlen' needs a CUDA device and bf16; use 'auto'")
     return {"flash4": FLASH4, "flash": FLASH, "varlen": VARLEN, "sdpa": SDPA}[name]
 
 
@@ -155,18 +153,17 @@ def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Docume
 
     q, k, v = (x.contiguous() for x in (q, k, v))
     cu, longest = documents.cu_seqlens, documents.max_seqlen
-    out = varlen_attn(q, k, v, cu, cu, longest, longest, scale=asked.scale, **_varlen_arguments())
+    causal: dict[str, Any] = {"window_size": (-1, 0), "scale": asked.scale}
+    out = varlen_attn(q, k, v, cu, cu, longest, longest, **causal, **_grouped_heads())
     return cast(torch.Tensor, out)  # asked for nothing else, it returns no tuple
 
 
 @lru_cache(maxsize=1)
-def _varlen_arguments() -> dict[str, Any]:
-    """How this torch says causal (2.10: `is_causal`, later `window_size`) and, where it must be said, grouped heads."""
+def _grouped_heads() -> dict[str, bool]:
+    """Ask for fewer heads of keys than of queries, where this torch wants to be asked."""
     from torch.nn.attention.varlen import varlen_attn
 
-    names = inspect.signature(varlen_attn).parameters
-    causal: dict[str, Any] = {"is_causal": True} if "is_causal" in names else {"window_size": (-1, 0)}
-    return causal | ({"enable_gqa": True} if "enable_gqa" in names else {})
+    return {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Documents, asked: Asked) -> torch.Tensor:
