@@ -73,23 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(argv)
         finally:
             sys.stdout.flush()
-    except UnreachableError as error:
-        from alignvlm.system.signals import REQUEUE
-
-        _mistake_of_this_rank(str(error))
-        return REQUEUE
-    except LoadError as error:
-        return _mistake_of_this_rank(str(error))
     except (UserError, DataError) as error:
-        cause = error.__cause__
-        if isinstance(error, DataError) and isinstance(cause, OSError):  # a disk may fail on one host only
-            code = _mistake_of_this_rank(str(error))
-            return 1 if cause.errno in PASSING else code
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(RANK_0_SECONDS)  # a launcher ends rank 0 when another rank is gone, with its word unsaid
-            return _mistake_of_this_rank(str(error))
-        print(f"alignvlm: {one_line(str(error))}", file=sys.stderr)
-        return 2
+        return _mistake(error)
     except BrokenPipeError:
         if output_is_gone():  # as in `alignvlm config show quickstart | head`
             return 1
@@ -117,6 +102,26 @@ def _run(argv: Sequence[str] | None) -> int:
 
     with hub.held():  # a command reads each branch of the Hub at one commit
         return int(arguments.handler(arguments) or 0)
+
+
+def _mistake(error: UserError | DataError) -> int:
+    """Say what is wrong; the exit code."""
+    cause = error.__cause__
+    if isinstance(error, UnreachableError):
+        from alignvlm.system.signals import REQUEUE
+
+        _mistake_of_this_rank(str(error))
+        return REQUEUE
+    if isinstance(error, LoadError):
+        return _mistake_of_this_rank(str(error))
+    if isinstance(error, DataError) and isinstance(cause, OSError):  # a disk may fail on one host only
+        code = _mistake_of_this_rank(str(error))
+        return 1 if cause.errno in PASSING else code
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(RANK_0_SECONDS)  # a launcher ends rank 0 when another rank is gone, with its word unsaid
+        return _mistake_of_this_rank(str(error))
+    print(f"alignvlm: {one_line(str(error))}", file=sys.stderr)
+    return 2
 
 
 def _mistake_of_this_rank(message: str) -> int:
