@@ -1,1 +1,1 @@
-"""What a job needs of the machine that it runs on: a home for libraries, and a run folder of its own."""
+"""What a job needs of the machine it runs on: a home, one job per run folder, signals, monitors, and ranks that wait."""

@@ -13,18 +13,15 @@ import fcntl
 import json
 import os
 import re
-import socket
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from datetime import datetime
+from dataclasses import asdict
 from pathlib import Path
 
 from alignvlm.errors import UserError
 from alignvlm.progress import say
+from alignvlm.system.holder import Holder
 from data_pipeline.files import must_write
 
 BEAT_SECONDS = 10.0
@@ -39,85 +36,6 @@ SAVE_SECONDS = 600.0
 """How long a job that is about to end is waited for."""
 MAX_BYTES = 4096
 NAME = re.compile(r"lease-(\d{6,})\.json")
-_EXITING = 0x4
-"""PF_EXITING among the flags of /proc/<pid>/stat."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """The process that trains in a run folder: rank 0 of a job."""
-
-    host: str
-    pid: int
-    started: int
-    """When the process was started, in clock ticks since its host's boot; 0 where the system does not say."""
-    boot: str
-    """Identifies a running kernel; the host's name where the system has no such number."""
-    processes: str
-    """Identifies the space that `pid` belongs to: containers have their own."""
-    job: str
-    """The scheduler's job, or ""."""
-    attempt: int
-    """How often the scheduler had put this job back into the queue."""
-    since: str
-    token: str
-    """Unique: tells this lease from all others."""
-
-    @classmethod
-    def this_process(cls, environment: Mapping[str, str] = os.environ) -> Holder:
-        """What this process writes into its lease."""
-        host, job = socket.gethostname(), environment.get("SLURM_JOB_ID", "")
-        return cls(
-            host=host,
-            pid=os.getpid(),
-            started=_start_of(os.getpid()) or 0,
-            boot=_read_text("/proc/sys/kernel/random/boot_id") or host,
-            processes=_link("/proc/self/ns/pid"),
-            job=f"{environment.get('SLURM_CLUSTER_NAME', 'slurm')}/{job}" if job else "",
-            attempt=int(environment.get("SLURM_RESTART_COUNT") or 0),
-            since=datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
-            token=uuid.uuid4().hex,
-        )
-
-    @classmethod
-    def parse(cls, content: bytes) -> Holder | None:
-        """The holder that a lease names; None for anything else, such as a file that a crash cut short."""
-        try:
-            values = json.loads(content.partition(b"\n")[0])
-        except (ValueError, RecursionError):
-            return None
-        kinds = {field.name: int if field.type == "int" else str for field in fields(cls)}
-        if not isinstance(values, dict) or values.keys() != kinds.keys():
-            return None
-        if not all(type(values[name]) is kind for name, kind in kinds.items()):
-            return None
-        return cls(**values)
-
-    def __str__(self) -> str:
-        job = f", job {self.job}" if self.job else ""
-        return f"process {self.pid} on {self.host}{job}, since {self.since}"
-
-    def gives_way_to(self, other: Holder) -> bool:
-        """Whether the scheduler has put the holder's job back into the queue and started it again as `other`."""
-        return self.job != "" and self.job == other.job and self.attempt < other.attempt
-
-    def is_alive(self, me: Holder, lease: Path) -> bool | None:
-        """Whether the holder's process runs; None when that cannot be seen from here."""
-        if self.boot != me.boot:
-            return None
-        locked = _is_locked(lease)
-        if self.processes != me.processes:
-            return locked
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except (OSError, OverflowError):
-            pass  # another user's
-        started = _start_of(self.pid)
-        if started == self.started and locked is False:
-            return None  # the file may be a copy, in a folder where that process does not train
-        return None if started is None else started == self.started
 
 
 class Lease:
@@ -220,21 +138,8 @@ class Lease:
         )
         if holder and holder.gives_way_to(me):
             return
-        began = released = time.monotonic()
-        is_told = False
-        while holder and (alive := holder.is_alive(me, lease)) is not None:
-            now = _look_at(lease)
-            if not alive or (now is None and time.monotonic() > released + ENDING_SECONDS):
-                return
-            is_ending = now is None or now[0].endswith(ENDING)
-            if now is not None:
-                released = time.monotonic()
-            if time.monotonic() > began + (SAVE_SECONDS if is_ending else ENDING_SECONDS):
-                raise held
-            if is_ending and not is_told:
-                say(f"{lease}: held by {name}, which is about to end; waiting for it")
-                is_told = True
-            time.sleep(0.1)
+        if holder and self._ends_here(lease, holder, me, held):
+            return
         say(f"{lease}: held by {name}; waiting up to {self._stale:.0f} s for a sign of life")
         deadline = time.monotonic() + self._stale
         while time.monotonic() < deadline:
@@ -247,6 +152,29 @@ class Lease:
             if now != first:  # it saves: as long as it moves
                 first, deadline = now, time.monotonic() + self._stale
         say(f"{lease}: no sign of life, taking over")
+
+    def _ends_here(self, lease: Path, holder: Holder, me: Holder, held: UserError) -> bool:
+        """Whether a holder whose process can be seen from here has ended; a job that is about to end is waited for.
+
+        Raises:
+            UserError: `held`, when the process stays.
+        """
+        began = released = time.monotonic()
+        is_told = False
+        while (alive := holder.is_alive(me, lease)) is not None:
+            now = _look_at(lease)
+            if not alive or (now is None and time.monotonic() > released + ENDING_SECONDS):
+                return True
+            is_ending = now is None or now[0].endswith(ENDING)
+            if now is not None:
+                released = time.monotonic()
+            if time.monotonic() > began + (SAVE_SECONDS if is_ending else ENDING_SECONDS):
+                raise held
+            if is_ending and not is_told:
+                say(f"{lease}: held by {holder}, which is about to end; waiting for it")
+                is_told = True
+            time.sleep(0.1)
+        return False
 
     def _keep(self) -> None:
         """Renew the lease until it ends. When another job has it, end this process: it must write nothing more."""
@@ -305,45 +233,3 @@ def _look_at(lease: Path) -> tuple[bytes, int] | None:
             os.close(descriptor)
     except OSError as error:
         return None if error.errno in (errno.ENOENT, errno.ESTALE) else (b"", 0)
-
-
-def _is_locked(lease: Path) -> bool | None:
-    """Whether a process of this kernel, in whatever container, holds the file locked as a living holder does."""
-    try:
-        descriptor = os.open(lease, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:  # no locks here
-        return None
-    finally:
-        os.close(descriptor)
-
-
-def _start_of(pid: int) -> int | None:
-    """When a running process was started, in clock ticks; 0 when it is ending, None when the system does not say."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            values = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    ending = values[0] in (b"Z", b"X") or int(values[6]) & _EXITING
-    return 0 if ending else int(values[19])
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""

@@ -20,7 +20,8 @@ import pytest
 
 from alignvlm.errors import UserError
 from alignvlm.system import lease as lease_module
-from alignvlm.system.lease import Holder, Lease
+from alignvlm.system.holder import Holder
+from alignvlm.system.lease import Lease
 from data_pipeline.errors import DataError
 from tests.checkout import ROOT
 from tests.waiting import until
