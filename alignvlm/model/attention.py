@@ -159,7 +159,7 @@ def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Docume
 
 
 @lru_cache(maxsize=1)
-def _grouped_heads() -> dict[str, bool]:
+def _grouped_heads() -> dict[str, Any]:
     """Ask for fewer heads of keys than of queries, where this torch wants to be asked."""
     from torch.nn.attention.varlen import varlen_attn
 
