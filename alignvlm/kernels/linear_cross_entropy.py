@@ -130,20 +130,21 @@ def _loss_and_gradients(
         loss += each.sum()
         if token_losses is not None:
             token_losses[rows] = each
-        if not any(needs):
-            continue
-        grad = logits.sub_(lse.unsqueeze(1)).exp_()  # probabilities [chunk, V]
-        grad.scatter_add_(1, index, grad.new_full(index.shape, -1.0))
-        grad.mul_(counted.unsqueeze(1))
-        if grad_bias is not None:
-            grad_bias += grad.sum(dim=0)
-        narrow = grad.to(weight.dtype)
-        if grad_hidden is not None:
-            grad_hidden[rows] = narrow @ weight
-        if grad_weight is not None and is_single:
-            product_into(grad_weight, narrow.T, h)
-        elif grad_weight is not None:
-            accumulate(grad_weight, narrow.T, h)
+        if any(needs):
+            grad = logits.sub_(lse.unsqueeze(1)).exp_()  # probabilities [chunk, V]
+            grad.scatter_add_(1, index, grad.new_full(index.shape, -1.0))
+            grad.mul_(counted.unsqueeze(1))
+            if grad_bias is not None:
+                grad_bias += grad.sum(dim=0)
+            narrow = grad.to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = narrow @ weight
+            if grad_weight is not None and is_single:
+                product_into(grad_weight, narrow.T, h)
+            elif grad_weight is not None:
+                accumulate(grad_weight, narrow.T, h)
+            del grad, narrow
+        del logits  # what a chunk has made would else live until the next one has made the same
     return loss, grad_hidden, grad_weight, grad_bias
 
 

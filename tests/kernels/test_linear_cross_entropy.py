@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, linear
 
 from alignvlm.kernels import linear_cross_entropy
+from tests.fixtures.live_bytes import LiveBytes
 from tests.kernels.align.cases import Products
 
 
@@ -62,6 +63,18 @@ def test_frozen_head_and_inference_do_less() -> None:
         flops.append(counted.flops)
         assert loss.requires_grad is not no_grad
     assert flops == [3 * unit, 2 * unit, unit]
+
+
+@pytest.mark.parametrize("no_grad", [False, True])
+def test_chunks_live_one_after_the_other(no_grad: bool) -> None:
+    most = []
+    for num_chunks in (1, 4):
+        hidden, weight, labels, _ = tensors(64 * num_chunks, 4000, 8, False, torch.float32)
+        weight.requires_grad_(False)
+        with LiveBytes([hidden, weight, labels]) as live, torch.set_grad_enabled(not no_grad):
+            linear_cross_entropy(hidden, weight, labels, chunk=64)
+        most.append(live.most)
+    assert most[1] < 1.05 * most[0]
 
 
 def test_autocast() -> None:
