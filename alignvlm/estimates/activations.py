@@ -28,30 +28,31 @@ class Held:
 
 @dataclass(frozen=True)
 class Activations:
-    """Activations of the parts of a network.
-
-    All parameters count as learning: ZeRO-3's linear layers save their inputs for frozen weights too.
-    """
+    """Activations of the parts of a network. A frozen weight needs no input for the backward pass."""
 
     network: Network
     recompute: RecomputeConfig
     """Layers that are recomputed in the backward pass."""
+    trained: tuple[str, ...] = ("*",)
+    """Globs of the parameters that learn."""
 
-    def vision(self, num_tiles: int, learns: bool) -> Held:
-        """Activations of the vision encoder; a frozen one keeps nothing."""
-        dims, saved = self.network.dims, _saved(self.network, "vision", num_tiles)
+    def vision(self, num_tiles: int) -> Held:
+        """Activations of the vision encoder; a frozen one keeps nothing, and at work counts as a layer that learns."""
+        if self.network.parameters("vision", self.trained) == 0:
+            return Held(0.0, _saved(self.network, "vision", num_tiles, ("*",)).layer)
+        dims = self.network.dims
         inputs = num_tiles * dims.features_per_tile * dims.feature_size
-        return self._held(saved, inputs, self.recompute.vision) if learns else Held(0.0, saved.layer)
+        return self._held(_saved(self.network, "vision", num_tiles, self.trained), inputs, self.recompute.vision)
 
     def connector(self, num_tiles: int) -> Held:
         """Activations of the connector; its backward pass also needs the workspace that its class states."""
         num_tokens = num_tiles * self.network.dims.tokens_per_tile
-        kept = _saved(self.network, "connector", num_tiles).total
+        kept = _saved(self.network, "connector", num_tiles, self.trained).total
         return Held(kept, kept + self.network.connector.workspace_bytes(num_tokens))
 
     def language(self, num_tokens: int) -> Held:
         """Activations of the decoder, without those of the loss."""
-        saved = _saved(self.network, "language", num_tokens)
+        saved = _saved(self.network, "language", num_tokens, self.trained)
         return self._held(saved, num_tokens * self.network.dims.hidden_size, self.recompute.language)
 
     def _held(self, saved: PerLayer, input_size: int, every: int) -> Held:
@@ -68,12 +69,14 @@ class Activations:
 
 
 @functools.lru_cache(maxsize=64)
-def _saved(network: Network, part: str, size: int) -> PerLayer:
+def _saved(network: Network, part: str, size: int, trained: tuple[str, ...]) -> PerLayer:
     """Bytes that a part saves for so many tiles (the language model: tokens)."""
-    network.set_trainable(["*"])
+    network.set_trainable(trained)
     if part == "connector":  # runs whole: its layers are few, and need not be a stack
-        return PerLayer(saved_bytes(network.model, lambda: network.run_connector(size, needs_grad=True)), 1, 0.0)
-    run = (lambda: network.run_vision(size)) if part == "vision" else lambda: network.run_decoder(size, needs_grad=True)
+        learns = network.parameters("vision", trained) > 0
+        return PerLayer(saved_bytes(network.model, lambda: network.run_connector(size, learns)), 1, 0.0)
+    before = network.learns_before_decoder(trained)
+    run = (lambda: network.run_vision(size)) if part == "vision" else lambda: network.run_decoder(size, before)
     return measure_layers(network.part(part), lambda: saved_bytes(network.model, run))
 
 

@@ -50,7 +50,8 @@ class StageMemory:
     """Memory of a rank in a stage, whatever the layers are that recompute their activations."""
 
     network: Network
-    vision_learns: bool
+    trained: tuple[str, ...]
+    """Globs of the parameters that learn."""
     work: Work
     """What the micro-batch holds."""
     standing: dict[str, float]
@@ -65,8 +66,8 @@ class StageMemory:
 
     def of(self, recompute: RecomputeConfig) -> Memory:
         """The fullest moment of a step: the loss, the backward pass of a part, or the optimizer's update."""
-        tiles, activations = int(self.work.tiles), Activations(self.network, recompute)
-        vision = activations.vision(tiles, self.vision_learns)
+        tiles, activations = int(self.work.tiles), Activations(self.network, recompute, self.trained)
+        vision = activations.vision(tiles)
         connector, language = activations.connector(tiles), activations.language(int(self.work.tokens))
         before_language = vision.kept + connector.kept + self.kept_logits
         kept = before_language + language.kept
@@ -114,7 +115,7 @@ def stage_memory(
     num_visual, budget = int(work.tiles) * network.dims.tokens_per_tile, recipe.train.kept_logits_gib * GIB
     return StageMemory(
         network=network,
-        vision_learns=network.parameters("vision", stage.trained) > 0,
+        trained=tuple(stage.trained),
         work=work,
         standing={kind: float(size) for kind, size in standing.items()},
         host={kind: float(size) for kind, size in host.items()},
@@ -202,8 +203,9 @@ def _whole_gradients(
 ) -> dict[str, float]:
     """Part -> gradients that wait for their reduction while its backward pass runs.
 
-    Of a layer, and of the tables of V rows that it adds to: the head's, which may be the embedding, and ALIGN's. Below
-    ZeRO-2 all gradients stay whole, and are counted among the states.
+    Of a layer, and of the tables of V rows. The embedding's gradient waits for the last of those that use it, which is
+    looking tokens up, after the vision encoder; the first is a head tied to it, then ALIGN, with a gradient of its own.
+    Below ZeRO-2 all gradients stay whole, and are counted among the states.
     """
     if strategy.get("zero_optimization", {}).get("stage", 0) < 2:
         return dict.fromkeys(PARTS, 0.0)
@@ -212,8 +214,11 @@ def _whole_gradients(
     for part in PARTS:
         layers = largest_list(network.part(part))[2]
         found[part] = float(max((network.learning(layer, trainable) for layer in layers), default=0))
+    table = network.embedding.numel() if network.learns(network.embedding, trainable) else 0
+    waiting = table if network.head is network.embedding else 0
     found["language"] += head
-    found["connector"] += head + network.parameters("connector", trainable)
+    found["connector"] += waiting + table + network.parameters("connector", trainable)
+    found["vision"] += table
     return {part: size * bytes_each for part, size in found.items()}
 
 

@@ -99,11 +99,9 @@ def _passes(
 ) -> tuple[PerLayer, np.ndarray, np.ndarray, PerLayer, PerLayer]:
     """(forward, backward) of encoder, connector, head, and of the decoder with a short and a long document."""
     network.set_trainable(trainable)
-    learns = {part: network.parameters(part, trainable) > 0 for part in PARTS}
-    # The embedding lies in the language model, but its gradient passes the decoder's input as those of images do.
-    before = learns["vision"] or learns["connector"] or network.learns(network.embedding, trainable)
+    before = network.learns_before_decoder(trainable)
     vision = measure_layers(network.part("vision"), lambda: _count(lambda: network.run_vision(1)))
-    connector = _count(lambda: network.run_connector(1, learns["vision"]))
+    connector = _count(lambda: network.run_connector(1, network.parameters("vision", trainable) > 0))
     hidden_learns = before or any(parameter.requires_grad for parameter in network.part("language").parameters())
     head = _count(lambda: network.run_head(1, hidden_learns))
     short, long = (_decoder(network, before, length) for length in (COUNTED_TOKENS, 2 * COUNTED_TOKENS))

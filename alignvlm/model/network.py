@@ -72,9 +72,10 @@ class Network:
             return self
         key = repr((stage.name, stage.lora, stage.trainable))
         if key not in self._adapted:
-            model = copy.deepcopy(self.model)
+            model: Any = copy.deepcopy(self.model)
             with torch.device("meta"):
                 add_adapters(model, stage)
+            model.to(dtype=self.model.dtype)  # as DeepSpeed does; PEFT makes adapters in fp32
             self._adapted[key] = Network(model, self.dims)
         return self._adapted[key]
 
@@ -115,6 +116,11 @@ class Network:
     def learns(self, weight: torch.Tensor, trainable: Sequence[str]) -> bool:
         """Whether this parameter of the model matches one of the globs."""
         return any(p is weight and matches(name, trainable) for name, p in self._named_parameters)
+
+    def learns_before_decoder(self, trainable: Sequence[str]) -> bool:
+        """Whether a gradient passes the decoder's input: to the encoder, the connector or the input embedding."""
+        is_trained = any(self.parameters(part, trainable) > 0 for part in ("vision", "connector"))
+        return is_trained or self.learns(self.embedding, trainable)
 
     def parameters(self, part: str, trainable: Sequence[str] = ("*",)) -> int:
         """Elements of the part's parameters whose names match one of the globs; tied ones count once."""

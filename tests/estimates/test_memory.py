@@ -16,10 +16,12 @@ from alignvlm.config.schema import RecomputeConfig
 from alignvlm.estimates.activations import Activations
 from alignvlm.estimates.memory import GIB, Memory, estimate_memory, stage_memory
 from alignvlm.kernels.fused_costs import fuse_on_meta
+from alignvlm.kernels.linear import keep_parameters
 from alignvlm.model import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm.model.attention import SDPA, Documents
 from alignvlm.model.flops import Work
-from alignvlm.model.network import build_network, network_of
+from alignvlm.model.network import build_network, matches, network_of
+from alignvlm.parts import public_name
 from tests.jobs import ROOT
 
 TOKENS, TILES = 128, 3
@@ -85,10 +87,31 @@ def test_activations_are_what_a_real_model_saves(
     }
     activations = Activations(network, RecomputeConfig())
     workspace = network.connector.workspace_bytes(TILES * network.dims.tokens_per_tile)
-    assert activations.vision(TILES, learns=True).kept == pytest.approx(measured["vision"], rel=0.02)
+    assert activations.vision(TILES).kept == pytest.approx(measured["vision"], rel=0.02)
     assert activations.connector(TILES).kept == pytest.approx(measured["connector"], rel=0.02)
     assert activations.connector(TILES).at_work == activations.connector(TILES).kept + workspace
     assert activations.language(TOKENS).kept == pytest.approx(measured["language"], rel=0.02)
+
+
+@pytest.mark.parametrize("zero3", [False, True])
+@pytest.mark.parametrize("trained", [("connector.*",), ("language.layers.2.*",), ("language.*norm*",)])
+def test_frozen_weights_keep_no_inputs(trained: tuple[str, ...], zero3: bool) -> None:
+    """Neither with PyTorch's linear layers nor with those that ZeRO-3 takes."""
+    config = config_of("llama", "siglip_vision_model", {"kind": "mlp"})
+    network = network_of(config, BF16)
+    config.text_config._attn_implementation = SDPA
+    model = AlignVLMForConditionalGeneration(config).to(BF16).train()  # type: ignore[arg-type]
+    if zero3:
+        keep_parameters(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(matches(public_name(name), trained))
+    embeds = torch.randn(1, TOKENS, 256, dtype=BF16, requires_grad=trained[0].startswith("connector"))
+    documents = {"documents": Documents(torch.tensor([0, TOKENS], dtype=torch.int32), TOKENS)}
+    decoder: Any = model.model.language_model
+    measured = saved_bytes(model, lambda: decoder(inputs_embeds=embeds, use_cache=False, **documents))
+    found = Activations(network, RecomputeConfig(), trained).language(TOKENS).kept
+    assert found == pytest.approx(measured, rel=0.02)
+    assert found < 0.8 * Activations(network, RecomputeConfig()).language(TOKENS).kept
 
 
 def memory(world_size: int, *overrides: str) -> tuple[Memory, int]:
@@ -152,6 +175,9 @@ def test_of_a_lora_stage_adapters_alone_learn() -> None:
     assert found.gpu["weights"] == pytest.approx(2 * (parameters + adapters) / 4)
     assert found.gpu["gradients"] == found.gpu["fp32 masters"] == pytest.approx(4 * adapters / 4)
     assert found.gpu["optimizer states"] == pytest.approx(8 * adapters / 4)
+    recipe = load_recipe("quickstart", ["train.precision=bf16", *overrides])
+    adapted = build_network(recipe).of_stage(recipe.stages[stage]).model
+    assert {p.dtype for p in adapted.parameters()} == {BF16}  # and with fp32 inputs of adapters, twice the activations
 
 
 def test_checkpointing_and_frozen_vision_keep_less() -> None:
