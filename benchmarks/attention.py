@@ -5,7 +5,7 @@
 
 Values and gradients are compared on documents of mixed lengths, times taken on packs of the 1B and the 8B recipe:
 medians of the forward pass and of both, and what they reach of the FLOPs that a causal mask leaves. Writes
-benchmarks/results/attention-<device>.json after every implementation.
+benchmarks/results/attention-<device>.json after every measurement.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch import Tensor
 
 from alignvlm.model.attention import PACKED, SDPA, Documents, choose_attention
 
-NAMES = ("varlen", "flash4", "flash", "sdpa")
-"""As `model.attention` of a recipe says them."""
+NAMES = ("varlen", "sdpa", "flash", "flash4")
+"""As `model.attention` of a recipe says them; the last compiles its kernels for seconds."""
 MIXED = (1, 700, 64, 129, 2048, 3, 31)
 LARGEST_ERROR = 1e-2
 """Of an implementation in bf16."""
@@ -49,6 +49,9 @@ class Case:
             return torch.randn(1, total, heads, self.head_dim, generator=generator, device=device).bfloat16()
 
         return [values(count).transpose(1, 2) for count in (self.heads, self.groups, self.groups)], values(self.heads)
+
+    def __str__(self) -> str:
+        return f"{self.heads} and {self.groups} heads of {self.head_dim}, {len(self.lengths)} documents"
 
     @property
     def flops(self) -> float:
@@ -124,9 +127,9 @@ def is_wrong(row: dict[str, Any]) -> bool:
 
 def line(row: dict[str, Any]) -> str:
     if "failed" in row:
-        return f"{row['attention']:8} {row['failed'][:110]}"
+        return str(row["failed"][:110])
     return (
-        f"{row['attention']:8} forward {row['forward_ms']:7.3f} ms {row['forward_tflops']:6.0f} TFLOP/s, both "
+        f"forward {row['forward_ms']:7.3f} ms {row['forward_tflops']:6.0f} TFLOP/s, both "
         f"{row['total_ms']:7.3f} ms {row['total_tflops']:6.0f} TFLOP/s, largest error {max(row['errors'].values()):.1e}"
     )
 
@@ -139,13 +142,13 @@ def main() -> int:
     device = torch.device("cpu" if arguments.tiny else "cuda")
     rows: list[dict[str, Any]] = []
     code = 0
-    for case in SMALL if arguments.tiny else CASES:
-        print(f"\n{case.heads} and {case.groups} heads of {case.head_dim}, {len(case.lengths)} documents")
-        for name in NAMES:
+    for name in NAMES:
+        print(f"\n{name}")
+        for case in SMALL if arguments.tiny else CASES:
             rows.append({"attention": name, **asdict(case)})
             measure(case, name, device, case.lengths if arguments.tiny else MIXED, rows[-1])
             code = max(code, int(is_wrong(rows[-1])))
-            print(line(rows[-1]), flush=True)
+            print(f"{case!s:44}{line(rows[-1])}", flush=True)
             path = write(f"attention-{device.type}", {"rows": rows}, device.type)
     print(f"\nwritten: {path}")
     return code

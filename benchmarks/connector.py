@@ -137,7 +137,8 @@ def extra_memory(problem: Problem, method: Method) -> float:
         out.backward(problem.upstream)
         peak = torch.cuda.max_memory_allocated() - before
     else:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        cpu = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
             out = method(*inputs)
             out.backward(problem.upstream)
         events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -207,7 +208,7 @@ def kernels(problem: Problem) -> dict[str, tuple[int, float]]:
     inputs = problem.inputs()
     activities = [torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU]
     synchronize(problem.device)
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         vocab_softmax(*inputs).backward(problem.upstream)
         synchronize(problem.device)
     microseconds = "self_device_time_total" if cuda else "self_cpu_time_total"

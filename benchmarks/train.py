@@ -1,7 +1,7 @@
 """A training step on one GPU at the paper's shapes: speed, use of the hardware, memory, host time, kernels.
 
     python benchmarks/train.py                                    the recipe as it stands, 1B
-    python benchmarks/train.py --variants all --profile --budget 480
+    python benchmarks/train.py --variants all --profile 1 --budget 480
     python benchmarks/train.py --model 8b --variants default,connector-mlp
     python benchmarks/train.py --tiny                             the same code on a CPU in seconds
 
@@ -41,7 +41,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, help="steps before them")
     parser.add_argument("--micro-batches", type=int, help="packs per step")
     extent = parser.add_mutually_exclusive_group()
-    extent.add_argument("--profile", action="store_true", help="where the device's and the host's time goes")
+    extent.add_argument(
+        "--profile", type=int, nargs="?", const=sys.maxsize, default=0, metavar="N",
+        help="where the device's and the host's time goes, in the first N variants; in all without N",
+    )  # fmt: skip
     extent.add_argument("--brief", action="store_true", help="leave the host's time out: more variants in a short time")
     parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="then start no variant")
     parser.add_argument("--name", help="added to the name of the result file")
@@ -85,13 +88,13 @@ def compare(arguments: argparse.Namespace, world: Any, began: float) -> int:
     rows: list[dict[str, Any]] = []
     code, path = 0, None
     with Bench(model, world, arguments.steps, arguments.warmup, arguments.micro_batches, arguments.brief) as bench:
-        for variant in arguments.variants:
+        for number, variant in enumerate(arguments.variants):
             row: dict[str, Any] = {"variant": variant}
             rows.append(row)
             if time.perf_counter() - began > arguments.budget:
                 row["failed"] = "not started: --budget is spent"
             else:
-                code = max(code, attempt(bench, variant, row, arguments.profile))
+                code = max(code, attempt(bench, variant, row, number < arguments.profile))
             print(line(row), flush=True)
             path = write(name, facts | {"rows": rows}, device, arguments.output)
     show(rows)

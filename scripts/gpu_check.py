@@ -21,6 +21,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tomllib
@@ -34,22 +35,26 @@ SECONDS = {"quick": 345, "kernels": 520, "train": 520, "profile": 520}
 """Of a part, all its commands together."""
 REHEARSAL = 4
 """Times as long may a rehearsal take: a busy machine without a GPU is slow, and its time is cheap."""
-NOT_NEEDED = {"mlflow"}
-"""Of the package's dependencies: nothing here tracks a run."""
+NOT_NEEDED = {"mlflow", "nvidia-cutlass-dsl-libs-cu12"}
+"""Of what is required: nothing here tracks a run, and PyTorch comes for CUDA 13."""
 TESTING = ("triton", "pytest", "pytest-xdist")
 REHEARSED = "default,connector-mlp,attention-flash,zero2,compile-vision"
 """Variants of a training step with --tiny; flash-attn needs a GPU: it fails as expected."""
 REHEARSED_QUICKLY = "zero1,attention-flash4"
 QUICK = ",".join("no-checkpointing" + more for more in (
-    "+zero1", "+zero1+attention-flash4", "+zero1+compile-vision+compile-language+layers-unfused", "", "+no-shortcuts",
+    "+zero1", "+zero1+attention-flash4", "", "+no-shortcuts", "+zero1+compile-vision+compile-language+layers-unfused",
 ))  # fmt: skip
+"""The first with a profile, which takes longer than three variants without."""
 EIGHT_B = "default,attention-flash4,connector-mlp"
 SMALL_BLOCKS = ("--tokens=48", "--vocab=512", "--width=64", "--repeats=1", "--blocks", "100", "256")
-LEFT_OUT = ("liger-kernel>=0.8", "flash-attn-4")
+LEFT_OUT = ("liger-kernel>=0.8", "flash-attn-4>=4.0.0b36")
 """Variants of a step ask for them; without them the others are measured."""
+TESTED = ("--no-deps", "--constraint=constraints.txt")
+"""Options of pip for these packages alone, in the versions that were tested together."""
 NO_WHEELS = ("deepspeed",)
 """Published as sources only; without a compiler at hand they become pure Python."""
-PLATFORM = "manylinux_2_28_x86_64"
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+"""pip takes a wheel for one of these names, not for what an older system would also run."""
 BROUGHT = {
     "accelerate": "huggingface_hub numpy packaging psutil pyyaml safetensors",
     "deepspeed": "einops hjson msgpack ninja numpy packaging psutil py-cpuinfo pydantic tqdm",
@@ -60,10 +65,16 @@ BROUGHT = {
     "rich": "markdown-it-py pygments",
     "markdown-it-py": "mdurl",
     "webdataset": "braceexpand numpy pyyaml",
-    "flash-attn-4": "apache-tvm-ffi einops nvidia-cutlass-dsl quack-kernels torch-c-dlpack-ext",
-    "nvidia-cutlass-dsl": " ".join(f"nvidia-cutlass-dsl-libs-{part}" for part in ("base", "cu12", "cu13")),
+    "flash-attn-4": "apache-tvm-ffi>=0.1.11,<0.2 einops nvidia-cutlass-dsl quack-kernels>=0.5.3 torch-c-dlpack-ext",
+    "nvidia-cutlass-dsl": " ".join(f"nvidia-cutlass-dsl-libs-{part}" for part in ("base", "core", "cu13")),
+    "nvidia-cutlass-dsl-libs-base": "cuda-bindings protobuf",
 }
 """What packages bring that a machine with PyTorch and transformers may lack: one that is not there cannot say it."""
+COMPILED_ONCE = {
+    "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1",
+    "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": str(Path(tempfile.gettempdir()) / "flash-attn-4-kernels"),
+}
+"""flash-attn-4 keeps its compiled kernels: 5 s of CPU time for heads of 64 and 10 s for 128, else in every process."""
 LAST_SECONDS = 5.0
 """That a command has to end in when its time is over."""
 TEST_PROCESSES = 8
@@ -77,23 +88,24 @@ def missing(wanted: Iterable[str] | None = None) -> list[str]:
     if wanted is None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         wanted = (*project["dependencies"], *project["optional-dependencies"]["train"], *TESTING)
-    found: dict[str, str] = {}
-    seen, left = set(), [text for text in wanted if Requirement(text).name not in NOT_NEEDED]
+    found: dict[str, Any] = {}
+    seen, left = set(), list(wanted)
     while left:
         text = left.pop(0)
         requirement = Requirement(text)
-        if text in seen or not _applies(requirement):
+        name = requirement.name
+        if text in seen or name in NOT_NEEDED or not _applies(requirement):
             continue
         seen.add(text)
         try:
-            is_there = requirement.specifier.contains(version(requirement.name), prereleases=True)
-            brought = requires(requirement.name) or ()
+            is_there = requirement.specifier.contains(version(name), prereleases=True)
+            brought = requires(name) or ()
         except PackageNotFoundError:
-            is_there, brought = False, BROUGHT.get(requirement.name, "").split()
+            is_there, brought = False, BROUGHT.get(name, "").split()
         if not is_there:
-            found.setdefault(requirement.name, f"{requirement.name}{requirement.specifier}")
+            found[name] = found.get(name, requirement.specifier) & requirement.specifier
         left += [other for other in brought if _applies(Requirement(other))]
-    return list(found.values())
+    return [f"{name}{specifier}" for name, specifier in found.items()]
 
 
 def _applies(requirement: Any) -> bool:
@@ -108,10 +120,10 @@ def how_to_get(lacking: list[str]) -> str:
     python = ".".join(map(str, sys.version_info[:2]))
     commands = []
     if wheels:
-        options = ["--no-deps", "--only-binary=:all:", f"--python-version={python}", f"--platform={PLATFORM}"]
-        commands.append(shlex.join(["pip", "download", *options, "--dest=wheels", *wheels]))
+        options = ["--only-binary=:all:", f"--python-version={python}", *(f"--platform={name}" for name in PLATFORMS)]
+        commands.append(shlex.join(["pip", "download", *TESTED, *options, "--dest=wheels", *wheels]))
     if sources:
-        commands.append(shlex.join(["pip", "wheel", "--no-deps", "--wheel-dir=wheels", *sources]))
+        commands.append(shlex.join(["pip", "wheel", *TESTED, "--wheel-dir=wheels", *sources]))
     return " && ".join(commands) + "; here: pip install --no-deps wheels/*.whl"
 
 
@@ -143,8 +155,9 @@ def commands(part: str, is_tiny: bool) -> Iterator[tuple[float, list[str]]]:
         yield 0.25, [sys.executable, "benchmarks/attention.py", *(["--tiny"] if is_tiny else [])]
         if is_tiny:
             train[-1] = f"--variants={REHEARSED_QUICKLY}"
-        yield 0.6, [*train, *([] if is_tiny else [f"--variants={QUICK}"]), "--profile", "--name=quick"]
-        tokens = ["--blocks", "--tokens", "16384", "17496", "4096", "8192", "32768"]
+        quick = [] if is_tiny else [f"--variants={QUICK}", "--steps=3"]
+        yield 0.75, [*train, *quick, "--profile=1", "--name=quick"]
+        tokens = ["--repeats=3", "--blocks", "--tokens", "16384", "17496", "4096", "8192", "32768"]
         yield 0.6, [*connector, *(SMALL_BLOCKS if is_tiny else tokens)]
         yield 1.0, tests(is_tiny, "kernels")
     elif part == "kernels":
@@ -224,7 +237,7 @@ def main(words: Iterable[str] | None = None) -> int:
     log = results / f"gpu-check-{arguments.part}.log"
     log.unlink(missing_ok=True)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {
+    environment = os.environ | COMPILED_ONCE | {
         "PYTHONPATH": os.pathsep.join(paths), "BENCHMARK_RESULTS": str(results), "PYTHONUNBUFFERED": "1"
     }  # fmt: skip
     limit = arguments.seconds or SECONDS[arguments.part] * (REHEARSAL if arguments.tiny else 1)

@@ -92,8 +92,8 @@ def test_profile(tmp_path: Path) -> None:
 def test_quick(tmp_path: Path) -> None:
     """One command after the other, results of each; what cannot run here says why."""
     results = rehearse("quick", tmp_path, 5)
-    *others, sdpa = json.loads((results / "attention-cpu.json").read_text())["rows"]
-    assert all(row["failed"].startswith("ValueError: model.attention") for row in others)
+    varlen, sdpa, *flash = json.loads((results / "attention-cpu.json").read_text())["rows"]
+    assert all(row["failed"].startswith("ValueError: model.attention") for row in (varlen, *flash))
     assert max(sdpa["errors"].values()) < 1e-2
     assert sdpa["total_ms"] > 0
     zero1, flash4 = json.loads((results / "train-cpu-quick.json").read_text())["rows"]
@@ -141,7 +141,7 @@ def test_training_steps_begin_no_variant_at_the_end_of_their_time(
 def test_what_is_missing_is_one_line(
     gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there = {"deepspeed": "0.19.5", "torch": "2.11.0+cu130"}
+    there = {"deepspeed": "0.19.5", "torch": "2.11.0+cu130", "transformers": "5.17.0"}
 
     def version(name: str) -> str:
         if name == "rapidfuzz":
@@ -152,10 +152,13 @@ def test_what_is_missing_is_one_line(
     monkeypatch.setattr(gpu_check, "version", version)
     assert gpu_check.main(["kernels"]) == 2
     python = ".".join(map(str, sys.version_info[:2]))
+    pip = "--no-deps --constraint=constraints.txt"
+    wheels, source = "'transformers<6,>=5.19,>=5.23' 'rapidfuzz>=3'", "'deepspeed<0.20,>=0.19.8'"
+    platforms = " ".join(f"--platform={name}" for name in gpu_check.PLATFORMS)
     assert capsys.readouterr().out == (
-        "needed here: 'rapidfuzz>=3' 'deepspeed<0.20,>=0.19.8'; where there is a network: pip download --no-deps "
-        f"--only-binary=:all: --python-version={python} --platform=manylinux_2_28_x86_64 --dest=wheels 'rapidfuzz>=3' "
-        "&& pip wheel --no-deps --wheel-dir=wheels 'deepspeed<0.20,>=0.19.8'; "
+        f"needed here: {wheels} {source}; where there is a network: pip download {pip} --only-binary=:all: "
+        f"--python-version={python} {platforms} --dest=wheels {wheels} "
+        f"&& pip wheel {pip} --wheel-dir=wheels {source}; "
         "here: pip install --no-deps wheels/*.whl\n"
     )
 
@@ -179,6 +182,7 @@ def test_what_a_missing_package_brings_is_missing_too(gpu_check: ModuleType, mon
     assert wanted - there <= found
     assert "execnet" in found
     assert {"nvidia-cutlass-dsl", "nvidia-cutlass-dsl-libs-cu13"} <= set(gpu_check.missing(["flash-attn-4"]))
+    assert "nvidia-cutlass-dsl-libs-core" in gpu_check.missing(["flash-attn-4"])
 
 
 def normal(name: str) -> str:

@@ -11,6 +11,7 @@ packed documents in `position_ids` would make the host wait for the GPU.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
@@ -97,8 +98,13 @@ def choose_attention(name: str, device: torch.device, precision: str) -> str:
 
 
 def flash4_available(device: torch.device) -> bool:
-    """Whether the flash-attn-4 package can run on this CUDA device: its kernels are for Hopper and later."""
-    return is_flash_attn_4_available() and torch.cuda.get_device_capability(device)[0] >= 9
+    """Whether the flash-attn-4 package can run on this CUDA device: its kernels are for Hopper and later.
+
+    The compiler of its kernels, `cutlass`, comes in a folder that only Python's own `site-packages` adds to the path: a
+    copy made by `pip install --target` is not found.
+    """
+    has_compiler = importlib.util.find_spec("cutlass") is not None
+    return is_flash_attn_4_available() and has_compiler and torch.cuda.get_device_capability(device)[0] >= 9
 
 
 @dataclass(frozen=True)

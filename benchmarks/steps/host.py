@@ -7,6 +7,7 @@ thread only: on a GPU the backward pass runs in a thread of autograd's, DeepSpee
 from __future__ import annotations
 
 import sys
+import sysconfig
 import threading
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ SWITCH = 1e-4
 """Seconds after which a thread that runs Python hands over, so that the sampling thread gets its turn."""
 SHOWN = 30
 ROOT = Path(__file__).resolve().parents[2]
+STANDARD = Path(sysconfig.get_path("stdlib"))
 PLAIN = ("torch", "python")
 """Packages that act for a caller."""
 
@@ -79,16 +81,17 @@ def _places(frame: FrameType | None) -> list[tuple[str, str]]:
 
 
 def _package(filename: str) -> tuple[str, str]:
-    """A source file's package, and its path from there."""
+    """A source file's package, and its path from there; "python" is Python's own library."""
     path = Path(filename)
     if path.is_relative_to(ROOT) and ".venv" not in path.parts:
         inside = path.relative_to(ROOT)
         return inside.parts[0], str(inside)
-    for folder in ("site-packages", "dist-packages"):
-        if folder in path.parts:
-            inside = Path(*path.parts[path.parts.index(folder) + 1 :])
-            return inside.parts[0], str(inside)
-    return "python", path.name
+    # Packages may lie in any folder of the search path, as where `pip install --target` puts them.
+    folders = [folder for folder in map(Path, sys.path) if folder != STANDARD and path.is_relative_to(folder)]
+    if not folders:
+        return "python", path.name
+    inside = path.relative_to(max(folders, key=lambda folder: len(folder.parts)))
+    return inside.parts[0], str(inside)
 
 
 def _shares(names: Any) -> dict[str, float]:

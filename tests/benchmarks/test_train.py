@@ -6,10 +6,12 @@ import _thread
 import threading
 import time
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch.autograd import DeviceType
 
 from alignvlm.config.deepspeed import deepspeed_config
@@ -161,6 +163,20 @@ def test_samples_of_the_host_are_those_of_the_thread_that_works(benchmark_module
     (name, milliseconds), *_ = found["functions"].items()
     assert name == "tests/benchmarks/test_train.py:busy"
     assert 0.7 * found["ms_per_micro_batch"] < milliseconds <= found["ms_per_micro_batch"]
+
+
+def test_packages_are_found_in_any_folder_of_the_search_path(
+    benchmark_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pip install --target FOLDER` puts them beside no `site-packages`."""
+    package_of = benchmark_module("steps.host")._package
+    file = tmp_path / "deepspeed" / "runtime" / "engine.py"
+    assert package_of(str(file)) == ("python", "engine.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert package_of(str(file)) == ("deepspeed", "deepspeed/runtime/engine.py")
+    assert package_of(threading.__file__) == ("python", "threading.py")
+    assert package_of(torch.__file__) == ("torch", "torch/__init__.py")
+    assert package_of(__file__) == ("tests", "tests/benchmarks/test_train.py")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from alignvlm.evaluation.answering import ModelAnswerer
 from alignvlm.evaluation.items import items_of
-from alignvlm.model import AlignVLMForConditionalGeneration
+from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 from tests.tiny import samples, tiny_model
 
 
@@ -18,8 +19,22 @@ def test_an_fp32_export_answers_in_bf16_and_leaves_no_memory(tmp_path: Path) -> 
     model, processor = tiny_model(text={"tie_word_embeddings": False, "initializer_range": 0.5})
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    before = torch.cuda.memory_allocated()
-    answerer = ModelAnswerer.load(tmp_path, "cuda")
+    check_answers(tmp_path, processor)  # the first products of a process also take cuBLAS' workspace, for good
+    before = memory_left()
+    check_answers(tmp_path, processor)
+    assert memory_left() - before < 2**20
+
+
+def memory_left() -> int:
+    """Bytes that PyTorch still holds on the GPU."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated()
+
+
+def check_answers(export: Path, processor: AlignVLMProcessor) -> None:
+    """An export that was loaded on the GPU answers, and as near to fp32 as bf16 comes."""
+    answerer = ModelAnswerer.load(export, "cuda")
     assert {parameter.dtype for parameter in answerer.model.parameters()} == {torch.bfloat16}
     frequencies = answerer.model.model.language_model.rotary_emb.inv_freq
     assert frequencies.dtype == torch.float32  # bf16 cannot tell distant positions apart
@@ -34,14 +49,11 @@ def test_an_fp32_export_answers_in_bf16_and_leaves_no_memory(tmp_path: Path) -> 
     batch = processor.prepare_generation([items[1].messages], [items[1].images])
     with torch.inference_mode():
         exact, rounded = (
-            AlignVLMForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype).eval()(**batch).logits.double()
+            AlignVLMForConditionalGeneration.from_pretrained(export, dtype=dtype).eval()(**batch).logits.double()
             for dtype in (torch.float32, torch.bfloat16)
         )
         got = answerer.model(**{name: value.cuda() for name, value in batch.items()}).logits.cpu().double()
     assert (got - exact).norm() < 2 * (rounded - exact).norm() < 0.3 * exact.norm()  # bf16 on a CPU
-    del answerer, got, frequencies
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_allocated() - before < 2**20
 
 
 @pytest.mark.cuda
