@@ -165,17 +165,17 @@ class Download:
             try:
                 info = await self._in_parts(file, size, num_parts(size))
             except NoRangesError:
-                info = await self._in_parts(file, size, 1)
+                info = await self._in_parts(file, size, 0)
             await asyncio.to_thread(_sync, file)
         finally:
             os.close(file)
         return info
 
     async def _in_parts(self, file: int, size: int, count: int) -> ObjectInfo:
-        """When this ends, nobody writes into the file any more."""
-        slots, step = asyncio.Semaphore(DOWNLOAD_PARTS), -(-size // count) or 1
+        """So many ranges, or with 0 all of it without a range. When this ends, nobody writes into the file any more."""
+        slots, step = asyncio.Semaphore(DOWNLOAD_PARTS), max(-(-size // max(count, 1)), 1)
         parts = [
-            asyncio.ensure_future(self._part(file, begin, min(begin + step, size), slots))
+            asyncio.ensure_future(self._part(file, begin, min(begin + step, size), slots, whole=not count))
             for begin in range(0, size, step)
         ]
         try:
@@ -186,17 +186,16 @@ class Download:
             await asyncio.gather(*parts, return_exceptions=True)
         return infos[-1] if infos else ObjectInfo(size, self.whole.etag)
 
-    async def _part(self, file: int, begin: int, end: int, slots: asyncio.Semaphore) -> ObjectInfo:
-        whole = self.whole
+    async def _part(self, file: int, begin: int, end: int, slots: asyncio.Semaphore, whole: bool) -> ObjectInfo:
+        get = self.whole
 
         async def read() -> tuple[None, ObjectInfo]:
             with _Writes(file) as writes:
-                place = whole.url, whole.name, begin, end, writes.write
-                is_whole = (begin, end) == (0, whole.size)
-                return None, await _in_thread(partial(remote.get_into, *place, etag=whole.etag, whole=is_whole))
+                place = get.url, get.name, begin, end, writes.write
+                return None, await _in_thread(partial(remote.get_into, *place, etag=get.etag, whole=whole))
 
         async with slots:
-            return (await whole.checked(read, is_long=True))[1]
+            return (await get.checked(read, is_long=True))[1]
 
 
 def num_parts(size: int) -> int:

@@ -80,9 +80,10 @@ class Wrong(MemoryS3):
         return status, more | ({"content-range": self.content_range} if status == 206 else {}), data
 
 
+@pytest.mark.parametrize("part_bytes", [300_000, 10**9])
 @pytest.mark.parametrize("content_range", [None, "octets 1", "bytes 1-2/1000003", ""])
-def test_a_large_object_comes_whole_where_its_parts_do_not(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content_range: str | None
+def test_an_object_comes_whole_where_its_parts_do_not(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content_range: str | None, part_bytes: int
 ) -> None:
     data, path = os.urandom(1_000_003), tmp_path / "x.tar"
     bucket.store.objects["bucket/far/x.tar"] = data
@@ -90,7 +91,7 @@ def test_a_large_object_comes_whole_where_its_parts_do_not(
     wrong.objects, wrong.content_range = bucket.store.objects, content_range
     monkeypatch.setattr(bucket.store, "answer", wrong.answer)
     path.write_bytes(b"")
-    monkeypatch.setattr(requests, "DOWNLOAD_BYTES", 300_000)
+    monkeypatch.setattr(requests, "DOWNLOAD_BYTES", part_bytes)
     began, get = time.monotonic(), Get("s3://bucket/far", "x.tar", 0, len(data), size=len(data))
     assert in_worker(ask, Download(get, str(path))) == ""
     assert path.read_bytes() == data
