@@ -20,14 +20,14 @@ from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.sources import Source
 from data_pipeline.shards.storage import LocalStorage
 from data_pipeline.stores.object_storage import ObjectStorage
-from data_pipeline.stores.requests import DOWNLOAD_BYTES
+from data_pipeline.stores.requests import DOWNLOAD_PARTS, num_parts
 from data_pipeline.stores.shard_cache import Fetched, ShardCache
 
 WINDOWS_AHEAD = 2
 """Pack windows behind the present one whose shards are fetched."""
-DOWNLOADS = 8
-"""Shards that a loader process fetches at a time, while they are small: one by one they would mostly wait for a store
-120 ms away."""
+CONNECTIONS = 16
+"""How many requests a loader process makes at a time for whole shards, whose parts count each: one by one, shards
+would mostly wait for a store 120 ms away, and with few parts for its connections of 60 MB/s."""
 Shard = tuple[int, str]
 """Number of a source in the plan, and the name of a shard in it."""
 
@@ -59,7 +59,7 @@ class WholeShards:
         self._kept: frozenset[Path] = frozenset()  # with those of the window before, where other ranks may be
         self._queue: deque[Shard] = deque()
         self._lock = threading.Lock()
-        self._fetching = self._coming = 0  # shards that are on their way, and their bytes
+        self._fetching = self._connections = 0  # shards that are on their way, and requests for their parts
 
     def __len__(self) -> int:
         return len(self.readers)
@@ -148,23 +148,24 @@ class WholeShards:
         return found
 
     def _start(self) -> None:
-        """Fetch what comes next, while there may be more on their way: a large shard comes alone, small ones together.
+        """Fetch what comes next, while there may be more requests: a large shard has several, a small one has one.
 
         With the lock, which is not held while they come.
         """
-        while self._queue and self._fetching < DOWNLOADS and self._coming < DOWNLOAD_BYTES:
+        while self._queue and self._connections < CONNECTIONS:
             shard = self._queue.popleft()
             size = self.caches[shard[0]].storage.pinned_size(shard[1])
-            self._fetching, self._coming = self._fetching + 1, self._coming + size
-            threading.Thread(target=self._fetch_ahead, args=(shard, size), name="whole-shards", daemon=True).start()
+            parts = min(num_parts(size), DOWNLOAD_PARTS)
+            self._fetching, self._connections = self._fetching + 1, self._connections + parts
+            threading.Thread(target=self._fetch_ahead, args=(shard, parts), name="whole-shards", daemon=True).start()
 
-    def _fetch_ahead(self, shard: Shard, size: int) -> None:
+    def _fetch_ahead(self, shard: Shard, parts: int) -> None:
         """Fetch one shard, in a thread of its own."""
         fetched = None
         with suppress(DataError, OSError):  # whoever needs a sample of it says so
             fetched = self._fetch(shard, wait=False)
         with self._lock:
-            self._fetching, self._coming = self._fetching - 1, self._coming - size
+            self._fetching, self._connections = self._fetching - 1, self._connections - parts
             if fetched is Fetched.NO_ROOM:
                 self._queue.clear()
             self._start()

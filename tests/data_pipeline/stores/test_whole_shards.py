@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import UnreachableError
+from data_pipeline.loading import whole as whole_shards
 from data_pipeline.loading.loader import build_loader
 from data_pipeline.loading.read_mode import choose
 from data_pipeline.loading.traffic import describe, traffic
@@ -23,7 +24,7 @@ from data_pipeline.order.plan import Plan
 from data_pipeline.order.settings import PlanSettings
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.sources import Source, measure_source, open_source
-from data_pipeline.stores import helper
+from data_pipeline.stores import helper, requests
 from data_pipeline.stores.folders import node_folder
 from data_pipeline.stores.node_cache import fetched
 from data_pipeline.stores.object_storage import ObjectStorage
@@ -116,6 +117,20 @@ def test_a_disk_that_fails_once_does_not_end_fetching_ahead(
     whole.begin(0, np.zeros((0, 2), np.int64))
     until(lambda: not whole._fetching)
     assert len([name for name in tars() if name.endswith(".tar")]) == len(shard_sizes(far)) - 1
+
+
+def test_large_shards_share_the_connections_of_a_process(
+    bucket: Bucket, far: Source, encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They came one by one: the first batch, whose samples lie in many of them, waited for each in its turn."""
+    monkeypatch.setattr(requests, "DOWNLOAD_BYTES", max(shard_sizes(far)) // 3 + 1)  # three parts
+    monkeypatch.setattr(whole_shards, "CONNECTIONS", 7)
+    monkeypatch.setenv("ALIGNVLM_READ_TIMEOUT", "10")  # as above
+    bucket.faults.latency = 0.3
+    loader = build_loader(plan_of(far), encoder, num_workers=1, reads=SHARDS, cache_bytes=10**9)
+    assert len(list(loader)) > 0
+    assert 7 <= bucket.faults.counts["at once"] <= 9
+    assert bucket.requests("GET", ".tar") <= 3 * len(shard_sizes(far))
 
 
 def download(plan: Plan, wait: bool, results: Any) -> None:
