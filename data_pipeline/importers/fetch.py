@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data_pipeline.errors import DataError
@@ -43,7 +43,7 @@ def fetch_shards(url: str, folder: str | os.PathLike[str], *, progress: Progress
     folder = Path(folder)
     _claim(folder, mask(url))
     with locked(folder / ".lock", _WAY_OUT):  # another call for this folder ends first
-        _copy_missing(storage, names, folder, progress)
+        _copy_missing(storage, names, known.sizes if known is not None else {}, folder, progress)
         manifest = index_shards(folder, source=known.source if known else "", progress=progress)
     if known is not None and manifest.fingerprint != known.fingerprint:
         others = {shard.name for shard in set(known.shards) ^ set(manifest.shards)}
@@ -65,8 +65,13 @@ def _claim(folder: Path, url: str) -> None:
     write_atomic(owner, url + "\n")
 
 
-def _copy_missing(storage: Storage, names: Sequence[str], folder: Path, progress: Progress) -> None:
-    """Copy the shards that are not there as they are now, or were changed here; half a copy of a killed call goes."""
+def _copy_missing(
+    storage: Storage, names: Sequence[str], sizes: Mapping[str, int], folder: Path, progress: Progress
+) -> None:
+    """Copy the shards that are not there as they are now, or were changed here; half a copy of a killed call goes.
+
+    Raises DataError for one that has another size than `sizes` says.
+    """
     for half in folder.rglob(".*.tmp"):
         half.unlink(missing_ok=True)
     marks = read_json_lines(folder / MARKS) if (folder / MARKS).exists() else []
@@ -75,7 +80,7 @@ def _copy_missing(storage: Storage, names: Sequence[str], folder: Path, progress
         for name, (mark, size) in zip(names, _marks(storage, names), strict=True):
             target, row = folder / name, copied.get(name, {})
             if str(row.get("mark")).strip('"') != mark or not _is_untouched(target, size, row.get("time")):
-                _copy(storage, name, target)
+                _copy(storage, name, target, sizes.get(name))
                 row = {"name": name, "mark": mark, "time": target.stat().st_mtime_ns}
                 with must_write(folder / MARKS, _WAY_OUT), (folder / MARKS).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
@@ -104,13 +109,19 @@ def _marks(storage: Storage, names: Sequence[str]) -> Iterator[tuple[str, int]]:
         yield info.etag.strip('"') or f"{info.size} bytes, {info.modified}", info.size
 
 
-def _copy(storage: Storage, name: str, target: Path) -> None:
-    """One shard as a file: whole, or not there."""
+def _copy(storage: Storage, name: str, target: Path, size: int | None) -> None:
+    """One shard as a file: whole, or not there. Raises DataError where an object has not the size that is given."""
     with must_write(target, _WAY_OUT):
         target.parent.mkdir(parents=True, exist_ok=True)
         with open_atomic(target) as file:
             if isinstance(storage, ObjectStorage):
-                storage.answered(name, storage.head(name))
+                info, url = storage.head(name), mask(storage.url)
+                if info.size != (size or info.size):
+                    raise DataError(
+                        f"{url}/{name} has {info.size:,} bytes, and {size:,} in manifest.json there: put the shard "
+                        f"back, or, where it is the newer one, run `alignvlm data index {url}`"
+                    )
+                storage.answered(name, info)
                 try:
                     storage.download(name, Path(file.name))
                 except NoRoomError as error:

@@ -22,6 +22,7 @@ from data_pipeline.files import check_name, has_shape, reason, write_atomic
 from data_pipeline.masking import mask
 from data_pipeline.shards.sidecars import index_storage, searched
 from data_pipeline.shards.storage import Storage
+from data_pipeline.stores.failures import NO_STORE
 from data_pipeline.stores.folders import ETAGS, MANIFEST
 from data_pipeline.stores.node_cache import CachedFolder
 
@@ -227,8 +228,11 @@ def load_manifest(storage: Storage) -> Manifest:
             f"{storage.url}: no {MANIFEST}{searched(storage)}; "
             f"run `alignvlm data index {storage.url}` on a folder of tar shards"
         )
+    data = place.read(MANIFEST)
+    if data.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"<"):
+        raise DataError(f"{path} is a page of HTML or XML: {NO_STORE}")
     try:
-        content, rows = _content(place.read(MANIFEST))
+        content, rows = _content(data)
         if has_shape(content, {"version": int}) and content["version"] != MANIFEST_VERSION:
             raise DataError(f"{path} has version {content['version']}, this code reads {MANIFEST_VERSION}; index again")
         if not has_shape(content, _MANIFEST_SHAPE):

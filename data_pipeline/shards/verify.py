@@ -19,7 +19,7 @@ from data_pipeline.shards.sources import measure_messages
 from data_pipeline.shards.storage import Storage, open_storage
 from data_pipeline.stores.failures import AccessError, MissingObjectError, NoRangesError
 from data_pipeline.stores.object_storage import ObjectStorage
-from data_pipeline.stores.remote import names_content
+from data_pipeline.stores.remote import ObjectInfo, names_content
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,10 @@ def _why_not_encoded(encoder: Encoder, record: Record | SampleError, sample: Sam
 
 
 def _verify_shard(storage: Storage, place: Storage, shard: ShardInfo, etag: str) -> list[str]:
-    name, now = index_name(shard.name), etag
+    name, now = index_name(shard.name), ObjectInfo(shard.size, etag)
     try:
         if isinstance(storage, ObjectStorage):
-            now = storage.head(shard.name).etag
+            now = storage.head(shard.name)
         elif not storage.exists(shard.name):
             return [f"{shard.name}: missing"]
     except MissingObjectError:
@@ -146,14 +146,18 @@ def _verify_shard(storage: Storage, place: Storage, shard: ShardInfo, etag: str)
         return [f"{name}: does not match the manifest; index again"]
     try:
         found = scan_shard(storage, shard.name)
-    except (UnreachableError, NoRangesError):
+    except UnreachableError:
         raise  # says nothing of the shard
+    except NoRangesError:
+        if now.size == shard.size:
+            raise  # nor does this
+        return [f"{shard.name}: {now.size:,} bytes, {shard.size:,} when it was indexed"]
     except DataError as error:
         return [f"{shard.name}: damaged: {error}"]
     if index_digest(found) != shard.sha256:
         return _differences(shard.name, written, found)
-    if names_content(etag) and now != etag:  # as when it was copied or uploaded again
-        return [f"{shard.name}: what was indexed, with another ETag ({etag}; now {now or 'none'}); index again"]
+    if names_content(etag) and now.etag != etag:  # as when it was copied or uploaded again
+        return [f"{shard.name}: what was indexed, with another ETag ({etag}; now {now.etag or 'none'}); index again"]
     return []
 
 

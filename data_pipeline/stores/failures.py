@@ -39,6 +39,7 @@ _WITHOUT_RANGES = (
     "the server answers no ranged requests, or wrongly: `alignvlm data fetch` copies shards without them, and with "
     "`read: shards` training reads them without, once their samples are measured"
 )
+_NO_LIST = re.compile("decoding PROPFIND response|Got invalid list response")
 _STATUS = re.compile(r"status:? ([45]\d\d)")
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
 _WHY = re.compile(
@@ -59,6 +60,9 @@ _REGION = re.compile(
     r"redirect without LOCATION|<Code>AuthorizationHeaderMalformed</Code>.*?<Region>([\w-]{1,30})", re.DOTALL
 )
 _NOT_TRUSTED = re.compile(r"InvalidCertificate\(\s*(\w+)")
+
+
+NO_STORE = "a proxy or a login page may answer in the place of the store; open its URL in a browser, or with curl"
 
 
 class MissingObjectError(DataError):
@@ -130,6 +134,8 @@ def meaning(exceptions: Any, error: Exception, url: str, name: str) -> DataError
     if not name and status in ("405", "501"):
         way_out = "name a file, or put the manifest.json of indexed shards there"
         return LoadError(f"{place} cannot be listed; {way_out}")
+    if not name and _NO_LIST.search(text):
+        return LoadError(f"{place} cannot be listed: {text}; {NO_STORE}")
     if any(word in dump for word in _NO_CREDENTIALS):
         return AccessError(f"{place}: no credentials ({text}); {credentials(url)}")
     if "builder error" in text:

@@ -62,6 +62,11 @@ class Get:
         except ReplacedError as error:
             now = await patiently(self.url, self.name, lambda: remote.head(self.url, self.name))
             raise self._replaced(now) from error
+        except NoRangesError as error:
+            now = await patiently(self.url, self.name, lambda: remote.head(self.url, self.name))
+            if self.size not in (None, now.size):  # perhaps not even the store's answer
+                raise self._replaced(now) from error
+            raise
         except MissingObjectError as error:
             if self.size is None:
                 raise

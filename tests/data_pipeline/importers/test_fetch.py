@@ -95,6 +95,9 @@ def test_what_is_not_there_or_was_replaced_is_named(bucket: Bucket, shard_folder
     index_shards(url, num_processes=1)
     shards = bucket.store.objects
     shards["bucket/letters/000000.tar"] = shards["bucket/letters/000001.tar"]
+    with pytest.raises(DataError, match=r"letters/000000\.tar has 92,160 bytes, and 81,920 in manifest\.json there"):
+        fetch_shards(url, tmp_path / "here")
+    shards["bucket/letters/000000.tar"] = shards["bucket/letters/000003.tar"]
     with pytest.raises(DataError, match=r"here/000000\.tar is not what s3://bucket/letters/manifest\.json lists"):
         fetch_shards(url, tmp_path / "here")
     with pytest.raises(LoadError, match="replaced"):

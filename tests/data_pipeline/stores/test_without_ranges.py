@@ -6,9 +6,10 @@ Python's own is one of them.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
-from functools import partialmethod
+from functools import partial, partialmethod
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,40 @@ def test_a_wrong_date_is_said_at_once_and_none_is_taken(bucket: Bucket, monkeypa
     assert time.monotonic() - began < 10, "without patience"
     date.clear()
     assert open_storage("s3://bucket/docs").read("x") == b"1"
+
+
+HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+
+
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_a_page_in_the_place_of_a_store_is_called_one(
+    bucket: Bucket, shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """A proxy answers every request by 200: a list was waited for, and the manifest to be made anew."""
+    answer, pages = bucket.store.answer, ""
+    url = bucket.upload(shard_folder, "docs")
+    url = url if scheme == "s3" else f"{bucket.endpoint}/bucket/docs"
+
+    def page(method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
+        if pages in target:
+            return 200, {"content-type": "text/html"}, HTML
+        return answer(method, target, headers, body)
+
+    monkeypatch.setattr(bucket.store, "answer", page)
+    began, is_one = time.monotonic(), "a proxy or a login page may answer in the place of the store"
+    for work in (verify_folder, partial(fetch_shards, folder=tmp_path / "x"), SourceReader):
+        with pytest.raises(DataError, match=rf"docs/manifest\.json is a page of HTML or XML: {is_one}"):
+            work(url)
+    if scheme == "http":
+        with pytest.raises(LoadError, match=rf"docs cannot be listed: .*{is_one}"):
+            list(open_storage(url).list())
+    pages = "000001.tar"
+    monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path / "other"))
+    helper.stop()
+    (line,) = verify_folder(url, num_processes=1)
+    assert re.fullmatch(r"000001\.tar: 54 bytes, [\d,]+ when it was indexed", line)
+    with pytest.raises(DataError, match=r"docs/000001\.tar has 54 bytes, and [\d,]+ in manifest\.json there: put the"):
+        fetch_shards(url, tmp_path / "x")
+    with pytest.raises(ReplacedError, match=r"000001\.tar was replaced since it was indexed \(.*; now 54 bytes"):
+        SourceReader(url)[40]
+    assert time.monotonic() - began < 15, "without patience"
