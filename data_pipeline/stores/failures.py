@@ -40,6 +40,7 @@ _WITHOUT_RANGES = (
     "`read: shards` training reads them without, once their samples are measured"
 )
 _NO_LIST = re.compile("decoding PROPFIND response|Got invalid list response")
+_REDIRECT = re.compile(r"status code: 3\d\d")
 _STATUS = re.compile(r"status:? ([45]\d\d)")
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
 _WHY = re.compile(
@@ -143,6 +144,8 @@ def meaning(exceptions: Any, error: Exception, url: str, name: str) -> DataError
     if found := _REGION.search(dump):
         region = f"let AWS_REGION be {found[1]}" if found[1] else "let AWS_REGION name it"
         return LoadError(f"{place}: the bucket is in another region; {region}")
+    if _REDIRECT.search(text):
+        return LoadError(f"{place}: {text}: the server redirects to where the client does not follow; name that URL")
     if "object with invalid path" in text:
         return LoadError(f"{place}: {text}; the client cannot list such a name: move or rename that object")
     if "TooManyRedirects" in dump:

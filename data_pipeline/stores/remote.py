@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from data_pipeline.errors import LoadError
 from data_pipeline.masking import mask
@@ -244,9 +245,17 @@ async def tree(url: str) -> tuple[str, dict[str, ObjectInfo]]:
 
 def address(url: str) -> tuple[str, dict[str, str]]:
     """The HTTP folder behind a URL of a web server or the Hub, and the headers of every request there; else empty."""
-    if KINDS[scheme_of(url)] == "hf":
-        return hub.address(url)
-    return (url, {}) if KINDS[scheme_of(url)] == "http" else ("", {})
+    kind = KINDS[scheme_of(url)]
+    if kind != "http":
+        return hub.address(url) if kind == "hf" else ("", {})
+    scheme, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    login, _, host = host.rpartition("@")
+    if not login:
+        return url, {}
+    name, _, word = login.partition(":")  # the client leaves out what stands in a URL
+    basic = b64encode(f"{unquote(name)}:{unquote(word)}".encode()).decode()
+    return f"{scheme}{separator}{host}{slash}{path}", {"authorization": f"Basic {basic}"}
 
 
 @contextmanager
@@ -280,7 +289,7 @@ def _make_store(url: str, writes: bool) -> ObjectStore:
     kind = KINDS[scheme]
     _check_endpoints(kind)
     headers: dict[str, str] = {}
-    if scheme == "hf":
+    if kind in ("http", "hf"):
         url, headers = address(url)
     client: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=5),

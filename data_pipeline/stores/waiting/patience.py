@@ -12,13 +12,12 @@ import http.client
 import re
 import time
 import urllib.request
-from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.error import HTTPError
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from data_pipeline.errors import DataError, UnreachableError
 from data_pipeline.masking import mask
@@ -179,10 +178,7 @@ def asked_pause(url: str, name: str = MANIFEST) -> float:
     parts = urlsplit(address)
     if not parts.hostname:
         return 0.0
-    if parts.username:
-        login = b64encode(f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()).decode()
-        headers = {"authorization": f"Basic {login}", **headers}
-    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    place = f"{parts.scheme}://{parts.netloc}{parts.path}"
     opener = urllib.request.build_opener(_NoRedirect)  # by a proxy where obstore takes one
     request = urllib.request.Request(f"{place}/{quote(name)}", headers=headers, method="HEAD")
     try:

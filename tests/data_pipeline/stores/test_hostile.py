@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from data_pipeline.shards.storage import open_storage
 from data_pipeline.shards.verify import verify_folder
 from data_pipeline.stores import helper
 from tests.fixtures.buckets import Bucket
+from tests.stores.servers import MemoryS3, serve_memory
 
 
 @pytest.mark.parametrize("name", ["a#b", "a?b=c", "50%25", "a%20b", "a b", "日本 é", "[x]*~", "@a:b"])
@@ -112,6 +114,10 @@ REGION = b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>m</Message><
         ((301, {}, b"<Error><Code>PermanentRedirect</Code></Error>"), "another region; let AWS_REGION name it$"),
         ((501, {}, b""), r"501 Not Implemented"),
         ((302, {"location": "/bucket/docs/x"}, b""), "redirects without end"),
+        (
+            (302, {"location": "file:///etc/passwd"}, b""),
+            "302 Found: the server redirects to where the client does not",
+        ),
     ],
 )
 def test_answers_that_no_patience_changes(
@@ -153,6 +159,26 @@ def test_a_web_server_without_head_requests_is_named(bucket: Bucket, monkeypatch
     assert storage.read("x") == b"1"
     with pytest.raises(LoadError, match=r"docs/x: the server answers no HEAD requests \(405\), which are needed"):
         storage.exists("x")
+
+
+def test_the_login_of_a_url_goes_to_its_server_and_to_no_other(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client left it out, and each server that asks for one refused."""
+    bucket.store.objects["docs/x y"], asked = b"1", list[tuple[str, str]]()
+
+    def answer(method: str, target: str, headers: dict[str, str], body: bytes) -> Any:
+        asked.append((headers["host"], headers.get("authorization", "")))
+        if headers["host"] == bucket.endpoint.removeprefix("http://"):
+            return MemoryS3.answer(bucket.store, method, target, headers, body)
+        return 302, {"location": f"{bucket.endpoint}{target}"}, b""
+
+    other = MemoryS3()
+    monkeypatch.setattr(bucket.store, "answer", answer)
+    monkeypatch.setattr(other, "answer", answer)
+    with serve_memory(other) as endpoint:
+        assert open_storage(endpoint.replace("://", "://me:a%20b@") + "/docs").read("x y") == b"1"
+    first, second = asked
+    assert first == (endpoint.removeprefix("http://"), "Basic " + b64encode(b"me:a b").decode())
+    assert second == (bucket.endpoint.removeprefix("http://"), "")
 
 
 def test_a_web_server_with_weak_etags_is_read(
