@@ -153,14 +153,14 @@ def main() -> None:
     print(f"\n{content['seconds']} s" + ("" if args.tiny else ", written: benchmarks/results/row_kernels.json"))
 
 
-def fastest(candidates: list[Candidate], rows: list[dict[str, Any]], count: int = 3) -> list[Candidate]:
-    """The `count` fastest of these by what has been measured."""
+def fastest(candidates: list[Candidate], rows: list[dict[str, Any]]) -> list[Candidate]:
+    """The three fastest of these by what has been measured."""
 
     def measured(c: Candidate) -> float:
         mine = {"kernel": c.kernel, **c.config, "warps": c.warps}
         return next((r["ms"] for r in rows if "ms" in r and r.items() >= mine.items()), float("inf"))
 
-    return sorted(candidates, key=measured)[:count]
+    return sorted(candidates, key=measured)[:3]
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ def trainer_of(model: Path, strategy: str, world: Any, *settings: str, accumulat
     return build_trainer(recipe, recipe.stages["connector"], model, world, extra)
 
 
-def take_step(trainer: Trainer, batches: list[MicroBatch], world: Any, factor: float = 1.0) -> StepResult:
+def take_step(trainer: Trainer, batches: list[MicroBatch], world: Any) -> StepResult:
     """One step with nothing to tell the other ranks."""
-    return train_step(trainer, batches, world, factor, Votes())
+    return train_step(trainer, batches, world, 1.0, Votes())
 
 
 def masters(trainer: Trainer) -> dict[str, torch.Tensor]:

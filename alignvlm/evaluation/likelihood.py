@@ -40,7 +40,8 @@ def log_likelihoods(
     rows = tokenizer([whole for _, whole in texts])["input_ids"]
     for row, start, (prompt, whole) in zip(rows, starts, texts, strict=True):
         if not 0 < start < len(row):
-            raise ValueError(f"{prompt[-80:]!r} and {whole[len(prompt) :]!r} need a token each, the second its own")
+            continuation = whole[len(prompt) :]
+            raise ValueError(f"prompt {prompt[-80:]!r}, continuation {continuation!r}: each must add a token")
     seen = {row: number for number, row in enumerate(dict.fromkeys(tuple(row[:-1]) for row in rows))}
     length = max(map(len, seen))
     input_ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(row)) + list(row) for row in seen])

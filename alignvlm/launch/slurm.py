@@ -137,7 +137,7 @@ def seconds(time: str) -> int | None:
         return None
     match = TIME.fullmatch(time)
     if match is None:
-        raise UserError(f"--time {time!r} is not a time of Slurm's: 90 (minutes), 12:00:00, 2-00:00:00")
+        raise UserError(f"--time {time!r} is not a time as Slurm writes it, such as 90 (minutes), 12:00:00, 2-00:00:00")
     numbers = [int(number) for number in match["rest"].split(":")]
     if match["days"] is not None:
         hours, minutes, rest = [*numbers, 0, 0][:3]

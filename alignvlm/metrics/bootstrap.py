@@ -12,23 +12,13 @@ SAMPLES = 1000
 LEVEL = 0.95
 
 
-def confidence_interval(
-    contributions: np.ndarray,
-    score: Callable[[np.ndarray], np.ndarray],
-    *,
-    samples: int = SAMPLES,
-    level: float = LEVEL,
-    seed: int = 0,
-) -> tuple[float, float]:
+def confidence_interval(contributions: np.ndarray, score: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
     """Lower and upper limit of a score by the percentile bootstrap over items.
 
     Args:
         contributions: what each item adds to the sums that the score is made of, [items, k]: for a mean its value
             and 1, for an F1 its hits and counts.
-        score: sums [samples, k] -> scores [samples].
-        samples: how often the items are drawn.
-        level: share of the drawn scores between the limits.
-        seed: of the draws; equal arguments give equal limits.
+        score: sums [SAMPLES, k] -> scores [SAMPLES].
 
     Raises:
         ValueError: there are no items.
@@ -38,10 +28,10 @@ def confidence_interval(
     num_items = len(contributions)
     if num_items == 0:
         raise ValueError("there is no item to draw from")
-    generator = np.random.default_rng(seed)
-    sums = np.empty((samples, contributions.shape[1]))
-    for row in range(samples):
+    generator = np.random.default_rng(0)  # equal arguments give equal limits
+    sums = np.empty((SAMPLES, contributions.shape[1]))
+    for row in range(SAMPLES):
         counts = np.bincount(generator.integers(num_items, size=num_items), minlength=num_items)
         sums[row] = counts @ contributions
-    low, high = np.quantile(score(sums), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(score(sums), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -39,34 +39,37 @@ SIDES = (24, 4096)
 def check_common(split: str, num_samples: int, seed: int, kind: str, size: int) -> None:
     """Raise DataError for arguments of every generator that are out of range."""
     if split not in SPLITS:
-        raise ArgumentError(f"split {split!r}: one of {', '.join(SPLITS)}", "split")
+        raise ArgumentError(f"split {split!r}: must be one of {', '.join(SPLITS)}", "split")
     if kind not in KINDS:
-        raise ArgumentError(f"kind {kind!r}: one of {', '.join(KINDS)}", "kind")
+        raise ArgumentError(f"kind {kind!r}: must be one of {', '.join(KINDS)}", "kind")
     for name, value, least, most in (
         ("num_samples", num_samples, 0, MAX_SAMPLES),
         ("seed", seed, 0, 2**63 - 1),
         ("size", size, *SIDES),
     ):
         if not least <= value <= most:
-            raise ArgumentError(f"{name} {value}: from {least:,} to {most:,}", name)
+            raise ArgumentError(f"{name} {value}: must be from {least:,} to {most:,}", name)
 
 
 def check_range(generator: str, name: str, values: Sequence[int], least: int, most: int) -> None:
     """Raise ArgumentError unless the values are a fewest and a most between these bounds."""
     if len(values) != 2 or not least <= values[0] <= values[1] <= most:
-        raise ArgumentError(f"{generator}: {name} {list(values)}: fewest and most, between {least} and {most}", name)
+        wanted = f"must be the fewest and the most, between {least} and {most}"
+        raise ArgumentError(f"{generator}: {name} {list(values)}: {wanted}", name)
 
 
 def check_forms(generator: str, weights: Mapping[str, float], forms: Iterable[str]) -> None:
     """Raise ArgumentError unless the weights are of these forms, none below 0 and not all 0."""
     if not set(weights) <= set(forms) or min(weights.values()) < 0 or not sum(weights.values()):
-        raise ArgumentError(f"{generator}: forms {weights}: give weights of {', '.join(forms)}, not all 0", "forms")
+        wanted = f"must be weights of {', '.join(forms)}, of which one at least is above 0"
+        raise ArgumentError(f"{generator}: forms {weights}: {wanted}", "forms")
 
 
 def check_questions(generator: str, ask: Sequence[str], known: Iterable[str], turns: int) -> None:
     """Raise ArgumentError unless there is a type of question, each is known, and there is a turn."""
     if not ask or not set(ask) <= set(known) or turns < 1:
-        raise ArgumentError(f"{generator}: ask {list(ask)} of {', '.join(known)}; turns {turns} at least 1", "ask")
+        wanted = f"ask must be some of {', '.join(known)}, and turns at least 1"
+        raise ArgumentError(f"{generator}: ask {list(ask)}, turns {turns}: {wanted}", "ask")
 
 
 def samples(split: str, num_samples: int, seed: int, kind: str) -> Iterator[tuple[int, np.random.Generator]]:

@@ -171,7 +171,7 @@ def build_loader(
         DataError: batch sizes that do not divide, or a position of another plan.
     """
     if not 0 <= rank < world_size:
-        raise DataError(f"rank {rank} of world size {world_size}")
+        raise DataError(f"rank {rank} of {world_size} ranks: must be from 0 to {world_size - 1}")
     accumulation = accumulation_steps(plan.settings.global_batch_packs, world_size, micro_batch_packs)
     start = start_step if isinstance(start_step, Position) else plan.position(start_step)
     plan.check(start)

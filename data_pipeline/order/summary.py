@@ -117,9 +117,7 @@ def _batch(plan: Plan, batch: GlobalBatch) -> dict[str, Any]:
     }
 
 
-def world_summary(
-    plan: Plan, world_size: int, micro_batch_packs: int, num_batches: int = ORDER_BATCHES
-) -> dict[str, Any]:
+def world_summary(plan: Plan, world_size: int, micro_batch_packs: int) -> dict[str, Any]:
     """Accumulation and balance for a number of ranks.
 
     `tile_imbalance` is the heaviest rank's tiles over the mean of the ranks, averaged over the micro-steps of the first
@@ -127,7 +125,7 @@ def world_summary(
     """
     accumulation = accumulation_steps(plan.settings.global_batch_packs, world_size, micro_batch_packs)
     heaviest = mean = 0.0
-    for batch in islice(plan.batches(0), num_batches):
+    for batch in islice(plan.batches(0), ORDER_BATCHES):
         _, tiles = batch.packs.totals()
         per_rank = tiles[batch.micro_batches(world_size, micro_batch_packs)].sum(axis=2)  # [accumulation, ranks]
         heaviest += float(per_rank.max(axis=1).sum())

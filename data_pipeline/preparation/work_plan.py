@@ -158,7 +158,7 @@ def load_plan(target: Target, dataset: Dataset) -> WorkPlan:
         if not ranges or not all(len(each) == 4 and 0 <= each[0] < len(inputs) for each in ranges):
             raise ValueError("its tasks are damaged")
         if [each.name for each in inputs] != dataset.names():
-            raise DataError(f"{path} is the plan of other files than {dataset.path} has now; delete the folder")
+            raise DataError(f"{path} was planned for other files than {dataset.path} has now; delete the folder")
         return WorkPlan(Dataset(dataset.path, dataset.files, reading), inputs, ranges)
 
     return read_needed(f"{target}/{PLAN}", read, "delete the folder and write it again")

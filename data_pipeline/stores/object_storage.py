@@ -294,5 +294,5 @@ class _Stream(ObjectFile):
             self._next = end
         data = self._ahead.popleft()[1].result()[0]
         if not data:
-            raise DataError(f"{self._storage}/{self._name}: nothing came")
+            raise DataError(f"{self._storage}/{self._name}: the store sent none of its bytes")
         return begin, data

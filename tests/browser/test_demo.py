@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from alignvlm.serving.engine import Engine
 from alignvlm.serving.web.limits import Limits
 from tests.browser.scripted import Scripted
 from tests.fixtures.browser import OpenPage
+from tests.fixtures.zoo import save
 from tests.serving.server import running
 from tests.tiny import picture, tiny_model
 from tests.waiting import until
@@ -40,9 +40,7 @@ DROP = """([kind, files]) => {
 
 
 def png(width: int, height: int, seed: int = 0) -> bytes:
-    file = io.BytesIO()
-    picture(width, height, seed).save(file, "png")
-    return file.getvalue()
+    return save(picture(width, height, seed))
 
 
 def upload(page: Page, *files: tuple[str, bytes]) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 from PIL import Image
 
+from tests.fixtures.zoo import save
+
 
 def picture(
     width: int = 30, height: int = 20, format: str = "JPEG", colour: Any = (200, 10, 10), **options: Any
 ) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(buffer, format, **options)
-    return buffer.getvalue()
+    return save(Image.new("RGB", (width, height), colour), format, **options)
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:

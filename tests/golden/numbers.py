@@ -60,11 +60,12 @@ class MadeUpSource:
     shard_starts: np.ndarray
 
 
-def made_up_source(name: str, num_samples: int = 5000, shard: int = 400) -> MadeUpSource:
+def made_up_source(name: str) -> MadeUpSource:
     """Lengths of 40 to 2,087 tokens and 0 to 3 tiles."""
+    num_samples = 5000
     numbers = counter_hash(hash_key("golden", name), np.arange(num_samples, dtype=np.uint64))
     tokens, tiles = 40 + numbers % np.uint64(2048), (numbers >> np.uint64(32)) % np.uint64(4)
-    starts = np.append(np.arange(0, num_samples, shard), num_samples).astype(np.int64)
+    starts = np.append(np.arange(0, num_samples, 400), num_samples).astype(np.int64)
     return MadeUpSource(f"golden {name}", np.stack([tokens, tiles], axis=1).astype(np.uint32), starts)
 
 

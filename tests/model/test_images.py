@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,12 @@ from PIL import Image
 
 from alignvlm.model.inputs.images import read_image, read_images
 from data_pipeline.samples.images import decode_image
+from tests.fixtures.zoo import save
 from tests.tiny import picture
 from tests.web import web_server
 
-
-def png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 PAGE = picture(12, 7)
-DATA = png(PAGE)
+DATA = save(PAGE)
 PIXELS = np.asarray(PAGE)
 
 

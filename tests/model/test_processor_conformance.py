@@ -9,7 +9,6 @@ import pickle
 import shutil
 from copy import deepcopy
 from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, pipel
 from alignvlm.model import AlignVLMImageProcessor, AlignVLMProcessor
 from alignvlm.model.inputs.chat import CHATML
 from data_pipeline.samples.schema import Sample
+from tests.fixtures.zoo import save
 from tests.tiny import conversation, picture, tiny_model
 
 IMAGES = [picture(70, 40), picture(20, 30, seed=1), picture(32, 32, seed=2)]
@@ -92,10 +92,9 @@ def test_chat_messages_are_what_generation_in_training_gets(processor: AlignVLMP
 
 
 def test_images_of_messages_come_in_every_form(processor: AlignVLMProcessor, tmp_path: Path) -> None:
-    buffer = BytesIO()
-    IMAGES[0].save(buffer, "PNG")
-    (tmp_path / "page.png").write_bytes(buffer.getvalue())
-    code = base64.b64encode(buffer.getvalue()).decode()
+    page = save(IMAGES[0])
+    (tmp_path / "page.png").write_bytes(page)
+    code = base64.b64encode(page).decode()
     expected = processor.apply_chat_template(question("read", IMAGES[0]), **ASKED)
     for key, source in {
         "image": np.asarray(IMAGES[0]), "path": str(tmp_path / "page.png"), "base64": code,

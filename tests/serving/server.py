@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
-import io
 import json
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from PIL import Image
 from starlette.types import ASGIApp
 
 from alignvlm.serving.web.server import configuration, listen
+from tests.fixtures.zoo import save
 from tests.waiting import until
 
 
@@ -42,11 +42,9 @@ def head(path: str, length: int, kind: str = "application/json") -> bytes:
     return "\r\n".join(lines).encode()
 
 
-def data_url(image: Image.Image, kind: str = "png") -> str:
+def data_url(image: Image.Image) -> str:
     """An image as clients send it."""
-    file = io.BytesIO()
-    image.save(file, kind)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(save(image)).decode()}"
 
 
 def question(text: str, *images: Image.Image, **fields: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import http.client
 import json
@@ -26,7 +25,8 @@ from alignvlm.serving.engine import Engine
 from alignvlm.serving.web import connections
 from alignvlm.serving.web.guarded import Guarded
 from alignvlm.serving.web.limits import Limits
-from tests.serving.server import ask, data_url, head, question, running
+from tests.fixtures.zoo import save
+from tests.serving.server import ask, head, question, running
 from tests.tiny import picture, tiny_model
 from tests.waiting import until
 
@@ -181,7 +181,7 @@ def test_who_left_while_waiting_is_not_answered(engine: Engine, monkeypatch: pyt
     try:
         with running(create_app(engine, limits, demo_routes("tiny", (), engine, limits))) as port:
             for width in (10, 20):
-                file = base64.b64decode(data_url(picture(width, 10)).partition(",")[2])
+                file = save(picture(width, 10))
                 waiting.append(connect(port))
                 waiting[-1].sendall(head("/demo/vocabulary", len(file), BYTES) + file)
             until(lambda: ask(port, b"x", "/demo/vocabulary", Content_Type=BYTES)[0] == 503)

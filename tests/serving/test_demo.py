@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from alignvlm.serving.engine import Engine
 from alignvlm.serving.web import server
 from data_pipeline.files import read_json_lines, write_json_lines
 from tests.fixtures.command import Command
+from tests.fixtures.zoo import save
 from tests.serving.server import ask, question, running
 from tests.tiny import picture, tiny_model
 
@@ -88,9 +88,8 @@ def test_the_page_is_whole_and_may_ask_nobody_else(port: int) -> None:
 
 
 def test_the_tokens_of_an_image_are_those_of_the_evaluation(port: int, engine: Engine) -> None:
-    image, file = picture(64, 32), io.BytesIO()
-    image.save(file, "png")
-    status, laid = ask(port, file.getvalue(), "/demo/vocabulary", Content_Type=BYTES)
+    image = picture(64, 32)
+    status, laid = ask(port, save(image), "/demo/vocabulary", Content_Type=BYTES)
     assert status == 200
     view = vocabulary_view(engine.answerer.model, engine.answerer.processor, image)
     assert view is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import socket
 import time
@@ -20,15 +19,14 @@ from alignvlm.serving.requests import ChatRequest
 from alignvlm.serving.web.errors import RequestError
 from alignvlm.serving.web.fetching import Fetcher
 from alignvlm.serving.web.limits import Limits
+from tests.fixtures.zoo import save
 from tests.tiny import picture
 from tests.web import web_server
 
 
 @pytest.fixture(scope="module")
 def page() -> bytes:
-    file = io.BytesIO()
-    picture(20, 20).save(file, "png")
-    return file.getvalue()
+    return save(picture(20, 20))
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,10 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
 
     named, places = _places(arguments.data or [])
     names = list(COLUMNS) if arguments.suite else arguments.benchmark
-    unasked = [name for name in named if name not in names]
-    if unasked:
-        raise UserError(f"--data {unasked[0]}={named[unasked[0]]}: {unasked[0]} is not asked, only {', '.join(names)}")
+    for name, path in named.items():
+        if name not in names:
+            asked = ", ".join(names)
+            raise UserError(f"--data {name}={path}: {name} is none of the benchmarks that are asked: {asked}")
     if arguments.suite:
         return _jobs_of_suite(arguments, named, places)
     if len(set(names)) < len(names):

@@ -38,12 +38,12 @@ class Monitor:
     Rank 0 keeps the socket to which the other ranks' monitors speak, so that each of its own monitors listens there.
     """
 
-    def __init__(self, limits: Mapping[str, Limit], environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, limits: Mapping[str, Limit]) -> None:
         """`limits`: section of `system.timeline` -> how long it may go without progress."""
         self._limits = limits
-        self._place = [environment.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))]
-        self._address = environment.get("MASTER_ADDR", "")
-        self._next = math.inf if environment.get(OFF) else 0.0
+        self._place = [os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))]
+        self._address = os.environ.get("MASTER_ADDR", "")
+        self._next = math.inf if os.environ.get(OFF) else 0.0
         """When another one may be started."""
         self._started = 0.0
         self._pause = 0.0

@@ -63,11 +63,11 @@ class SavedOptimizer:
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """The optimizer's settings for the first group of parameters."""
-        return self._of_optimizer(0)[keys.PARAM_GROUPS][0]
+        return self._of_optimizer[keys.PARAM_GROUPS][0]
 
     def state(self, group: int = 0) -> dict[str, Any]:
         """The first rank's optimizer state of a group; empty when no step has been taken."""
-        return self._of_optimizer(0)["state"].get(group, {})
+        return self._of_optimizer["state"].get(group, {})
 
     def read(self, name: str, key: str, begin: int, end: int) -> list[torch.Tensor]:
         """Numbers `begin` to `end` of a parameter's fp32 weights or of a state of it, as mapped tensors in a row.
@@ -111,8 +111,9 @@ class SavedOptimizer:
             return state[name][group]
         return self._optimizer_in(state)["state"][group][key]
 
-    def _of_optimizer(self, rank: int) -> dict[str, Any]:
-        return self._optimizer_in(self._state(rank))
+    @property
+    def _of_optimizer(self) -> dict[str, Any]:
+        return self._optimizer_in(self._state(0))
 
     def _optimizer_in(self, state: dict[str, Any]) -> dict[str, Any]:
         return state[keys.OPTIMIZER_STATE_DICT if self.is_partitioned else keys.BASE_OPTIMIZER_STATE]

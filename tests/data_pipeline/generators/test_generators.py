@@ -184,7 +184,7 @@ def test_two_images_and_lists_are_asked_in_any_order() -> None:
         ("fields", {"kind": "caption"}, "one of transcribe, questions"),
         ("fields", {"forms": {"cheque": 1}}, "cheque"),
         ("fields", {"digits": [2, 1]}, "digits"),
-        ("printed", {"forms": {"price": 0}}, "not all 0"),
+        ("printed", {"forms": {"price": 0}}, "at least is above 0"),
         ("tables", {"rows": [0, 2]}, "rows"),
         ("charts", {"ask": ["sum"]}, "sum"),
         ("charts", {"colours": 3}, "colours"),

@@ -322,7 +322,7 @@ def test_a_dead_worker_is_a_clear_error(plan: Plan, encoder: Any) -> None:
 
 
 def test_settings_that_cannot_work_are_refused(plan: Plan, encoder: Any, synthetic: Any) -> None:
-    with pytest.raises(DataError, match="rank 2 of world size 2"):
+    with pytest.raises(DataError, match="rank 2 of 2 ranks"):
         build_loader(plan, encoder, rank=2, world_size=2)
     with pytest.raises(DataError, match="cannot share evenly; set it to"):
         build_loader(plan, encoder, world_size=3)

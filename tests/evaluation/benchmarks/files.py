@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow.parquet
 
 from alignvlm.evaluation.items import Item
 from alignvlm.evaluation.likelihood import Likelihood
+from tests.fixtures.zoo import save
 from tests.tiny import picture
 
 
@@ -52,9 +52,7 @@ class Known:
 
 def png(seed: int = 0, size: int = 8) -> bytes:
     """An encoded picture, another one for every seed."""
-    buffer = io.BytesIO()
-    picture(size, size, seed=seed).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return save(picture(size, size, seed=seed))
 
 
 def struct(seed: int = 0) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def test_the_suite_prints_the_row_beside_the_published_ones(export: Path, comman
     assert "chartqa is left out: no folder of this name; give --data chartqa=PATH" in printed
     assert set(json.loads(Path("one/results.json").read_text())["benchmarks"]) == {"docvqa"}
     assert "found no data" in command(*call, "runs", code=2)
-    assert "--data mmmu=x: mmmu is not asked, only docvqa, infovqa" in command(
+    assert "--data mmmu=x: mmmu is none of the benchmarks that are asked: docvqa, infovqa" in command(
         *call, "data", "--data", "mmmu=x", code=2
     )
     assert "leave --benchmark" in command(*call, "data", "--benchmark", "docvqa", code=2)
