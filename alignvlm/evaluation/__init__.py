@@ -1,1 +1,1 @@
-"""Evaluation on held-out data: tasks, answers, scores, and the vocabulary tokens that the connector uses."""
+"""Evaluation of exports: held-out tasks and texts, published benchmarks, and the tokens that the connector uses."""

@@ -1,4 +1,4 @@
-"""From a recipe and a number of machines to what a cluster starts; the scripts themselves are in launch/."""
+"""What a cluster starts for a recipe and a number of machines; the scripts themselves are in launch/."""
 
 from __future__ import annotations
 

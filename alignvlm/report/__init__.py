@@ -1,1 +1,1 @@
-"""The HTML report of a run: charts, overlays, templates."""
+"""The HTML report of a run, with its charts and overlays, and the goodput: where the wall clock of the run went."""

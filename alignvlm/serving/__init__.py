@@ -1,1 +1,1 @@
-"""Serving an exported model: chat in the terminal, and a server with OpenAI's API."""
+"""Serving an exported model: chat in the terminal, a server with OpenAI's API, the demo page, plugins for servers."""

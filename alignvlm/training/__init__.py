@@ -1,4 +1,4 @@
-"""Training of a run: pipeline → stage → step. Everything that is not the step is a callback."""
+"""Training: a run takes its stages, a stage its steps. Everything that is not the step is a callback."""
 
 from importlib.util import find_spec
 

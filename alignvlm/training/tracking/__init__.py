@@ -1,1 +1,1 @@
-"""MLflow as a mirror of the run folder."""
+"""Trackers (MLflow, TensorBoard, Weights & Biases) that mirror the run folder, each in a process of its own."""
