@@ -65,7 +65,7 @@ def _draw(
         pen.text((right, middle), str(value), fill=ink, font=value_font, anchor="rm")
         shown = next(part for end in range(len(label), -1, -1) if label_font.getlength(part := label[:end]) <= left - 3)
         pen.text((left - 2, middle), shown, fill=ink, font=label_font, anchor="rm")
-    return add_grain(rng, page, float(rng.uniform(0, 3)))
+    return add_grain(rng, page)
 
 
 def _questions(ask: Sequence[str], rows: list[tuple[str, int]], colours: list[str]) -> list[tuple[str, str, str]]:
@@ -104,21 +104,19 @@ def generate(
     check_common(split, num_samples, seed, kind, size)
     check_range("charts", "bars", bars, 2, len(COLOURS))
     check_questions("charts", ask, QUESTIONS, turns)
-    return _records(split, num_samples, seed, kind, size, bars, turns, ask)
 
+    def records() -> Iterator[dict[str, Any]]:
+        columns = load_columns(split)
+        for index, rng in samples(split, num_samples, seed, kind):
+            column = choose(rng, columns)
+            picked = pick_rows(rng, column, int(rng.integers(bars[0], bars[1] + 1)))
+            colours = [list(COLOURS)[int(i)] for i in rng.permutation(len(COLOURS))[: len(picked)]]
+            image = _draw(rng, column.name, picked, colours, split, size)
+            if kind == "transcribe":
+                read = "\n".join(f"{colour} {value}" for (_, value), colour in zip(picked, colours, strict=True))
+                talk, about = [(READ, read)], "read"
+            else:
+                talk, about = pick_questions(rng, _questions(ask, picked, colours), turns)
+            yield make_record(f"charts-{split}-{index:06d}", "charts", [image], talk, table=column.table, about=about)
 
-def _records(
-    split: str, num_samples: int, seed: int, kind: str, size: int, bars: Sequence[int], turns: int, ask: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    columns = load_columns(split)
-    for index, rng in samples(split, num_samples, seed, kind):
-        column = choose(rng, columns)
-        picked = pick_rows(rng, column, int(rng.integers(bars[0], bars[1] + 1)))
-        colours = [list(COLOURS)[int(i)] for i in rng.permutation(len(COLOURS))[: len(picked)]]
-        image = _draw(rng, column.name, picked, colours, split, size)
-        if kind == "transcribe":
-            read = "\n".join(f"{colour} {value}" for (_, value), colour in zip(picked, colours, strict=True))
-            talk, about = [(READ, read)], "read"
-        else:
-            talk, about = pick_questions(rng, _questions(ask, picked, colours), turns)
-        yield make_record(f"charts-{split}-{index:06d}", "charts", [image], talk, table=column.table, about=about)
+    return records()

@@ -34,6 +34,8 @@ FONTS = {
 MAX_SAMPLES = 10**8
 SIDES = (24, 4096)
 """Pixels of the side of a square."""
+GRAIN = 3
+"""Largest standard deviation of the noise on a page, in grey levels."""
 
 
 def check_common(split: str, num_samples: int, seed: int, kind: str, size: int) -> None:
@@ -121,8 +123,9 @@ def new_page(
     return page, ImageDraw.Draw(page), (ink[0], ink[1], ink[2])
 
 
-def add_grain(rng: np.random.Generator, page: Image.Image, strength: float) -> Image.Image:
-    """Gaussian noise of `strength` grey levels, as a scanner adds it."""
+def add_grain(rng: np.random.Generator, page: Image.Image) -> Image.Image:
+    """Gaussian noise of at most GRAIN grey levels, as a scanner adds it."""
+    strength = float(rng.uniform(0, GRAIN))
     pixels = np.asarray(page, dtype=np.float32)
     grain = rng.standard_normal(pixels.shape[:2], dtype=np.float32)[..., None] * strength
     return Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))

@@ -118,7 +118,7 @@ def _draw(
     for at, line in enumerate(lines):
         area = (2, int(top + at * high), width - 2, int(top + (at + 1) * high))
         used += _write(rng, page, ink, line, split, area, CELLS * wide)
-    return add_grain(rng, page, float(rng.uniform(0, 3))), used
+    return add_grain(rng, page), used
 
 
 def _turns(rng: np.random.Generator, kind: str, form: str, texts: list[str]) -> list[tuple[str, str]]:
@@ -154,24 +154,22 @@ def generate(
     weights = dict(forms or {"field": 0.5, "list": 0.2, "amount": 0.15, "pair": 0.15})
     check_forms("fields", weights, FORMS)
     check_range("fields", "digits", digits, 1, 3)
-    return _records(split, num_samples, seed, kind, size, digits, weights)
 
+    def records() -> Iterator[dict[str, Any]]:
+        for index, rng in samples(split, num_samples, seed, kind):
+            form = choose_form(rng, weights)
+            if form == "amount":
+                texts = [random_digits(rng, 1, 2) + choose(rng, ".,") + random_digits(rng, 2, 2)]
+            else:
+                count = {"field": 1, "pair": 2}.get(form) or int(rng.integers(2, 4))
+                texts = [random_digits(rng, digits[0], digits[1]) for _ in range(count)]
+            if form == "pair":
+                drawn = [_draw(rng, [text], split, size, 1) for text in texts]
+            else:
+                drawn = [_draw(rng, texts, split, size, 2 if form == "amount" else 1)]
+            images = [image for image, _ in drawn]
+            used = [digit for _, digits_used in drawn for digit in digits_used]
+            turns = _turns(rng, kind, form, texts)
+            yield make_record(f"fields-{split}-{index:06d}", "fields", images, turns, form=form, digit_images=used)
 
-def _records(
-    split: str, num_samples: int, seed: int, kind: str, size: int, digits: Sequence[int], weights: Mapping[str, float]
-) -> Iterator[dict[str, Any]]:
-    for index, rng in samples(split, num_samples, seed, kind):
-        form = choose_form(rng, weights)
-        if form == "amount":
-            texts = [random_digits(rng, 1, 2) + choose(rng, ".,") + random_digits(rng, 2, 2)]
-        else:
-            count = {"field": 1, "pair": 2}.get(form) or int(rng.integers(2, 4))
-            texts = [random_digits(rng, digits[0], digits[1]) for _ in range(count)]
-        if form == "pair":
-            drawn = [_draw(rng, [text], split, size, 1) for text in texts]
-        else:
-            drawn = [_draw(rng, texts, split, size, 2 if form == "amount" else 1)]
-        images = [image for image, _ in drawn]
-        used = [digit for _, digits_used in drawn for digit in digits_used]
-        turns = _turns(rng, kind, form, texts)
-        yield make_record(f"fields-{split}-{index:06d}", "fields", images, turns, form=form, digit_images=used)
+    return records()

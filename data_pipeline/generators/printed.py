@@ -48,7 +48,7 @@ def _draw_one(rng: np.random.Generator, form: str, text: str, split: str, size: 
     font = pick_digits(rng, split, *WIDTHS[form], tallest=size // 2)
     left = rng.uniform(2, np.clip(size - 2 - font.getlength(text), 3, 6))
     pen.text((left, size * rng.uniform(0.62, 0.72)), text, fill=ink, font=font, anchor="lm")
-    return add_grain(rng, page, float(rng.uniform(0, 3)))
+    return add_grain(rng, page)
 
 
 def _draw_column(rng: np.random.Generator, lines: Sequence[str], split: str, size: int) -> Image.Image:
@@ -58,7 +58,7 @@ def _draw_column(rng: np.random.Generator, lines: Sequence[str], split: str, siz
     font = pick_digits(rng, split, *WIDTHS["column"], tallest=int(1.125 * step))
     for at, line in enumerate(lines, start=LINES - len(lines)):
         pen.text((right, (at + 0.5) * step), line, fill=ink, font=font, anchor="rm")
-    return add_grain(rng, page, float(rng.uniform(0, 3)))
+    return add_grain(rng, page)
 
 
 def generate(
@@ -80,24 +80,22 @@ def generate(
     weights = dict(forms or dict.fromkeys(WIDTHS, 1.0))
     check_forms("printed", weights, WIDTHS)
     check_range("printed", "digits", digits, 1, 3)
-    return _records(split, num_samples, seed, kind, size, digits, weights)
 
+    def records() -> Iterator[dict[str, Any]]:
+        for index, rng in samples(split, num_samples, seed, kind):
+            form = choose_form(rng, weights)
+            if form == "column":
+                texts = [random_digits(rng, *digits) for _ in range(int(rng.integers(2, LINES + 1)))]
+                image = _draw_column(rng, texts, split, size)
+            else:
+                text = f"{random_digits(rng, 1, 1)}.{random_digits(rng, 2, 2)}" if form == "price" else None
+                texts = [text or random_digits(rng, *digits)]
+                image = _draw_one(rng, form, texts[0], split, size)
+            if kind == "transcribe":
+                turns = [(choose(rng, READ), "\n".join(texts))]
+            else:
+                order = rng.permutation(len(texts))
+                turns = [(QUESTIONS[form].format(line=at + 1), texts[at]) for at in order]
+            yield make_record(f"printed-{split}-{index:06d}", "printed", [image], turns, form=form)
 
-def _records(
-    split: str, num_samples: int, seed: int, kind: str, size: int, digits: Sequence[int], weights: Mapping[str, float]
-) -> Iterator[dict[str, Any]]:
-    for index, rng in samples(split, num_samples, seed, kind):
-        form = choose_form(rng, weights)
-        if form == "column":
-            texts = [random_digits(rng, *digits) for _ in range(int(rng.integers(2, LINES + 1)))]
-            image = _draw_column(rng, texts, split, size)
-        else:
-            text = f"{random_digits(rng, 1, 1)}.{random_digits(rng, 2, 2)}" if form == "price" else None
-            texts = [text or random_digits(rng, *digits)]
-            image = _draw_one(rng, form, texts[0], split, size)
-        if kind == "transcribe":
-            turns = [(choose(rng, READ), "\n".join(texts))]
-        else:
-            order = rng.permutation(len(texts))
-            turns = [(QUESTIONS[form].format(line=at + 1), texts[at]) for at in order]
-        yield make_record(f"printed-{split}-{index:06d}", "printed", [image], turns, form=form)
+    return records()

@@ -62,7 +62,7 @@ def _draw(rng: np.random.Generator, column: Column, rows: list[tuple[str, int]],
         pen.text((left, middle), label, fill=ink, font=label_font, anchor="lm")
         font = label_font if header and line == 0 else value_font
         pen.text((right, middle), value, fill=ink, font=font, anchor="rm")
-    return add_grain(rng, page, float(rng.uniform(0, 3)))
+    return add_grain(rng, page)
 
 
 def pick_rows(rng: np.random.Generator, column: Column, count: int) -> list[tuple[str, int]]:
@@ -114,24 +114,21 @@ def generate(
     check_common(split, num_samples, seed, kind, size)
     check_range("tables", "rows", rows, 1, 3)
     check_questions("tables", ask, QUESTIONS, turns)
-    return _records(split, num_samples, seed, kind, size, rows, turns, ask, labels)
 
-
-def _records(
-    split: str, num_samples: int, seed: int, kind: str, size: int, rows: Sequence[int], turns: int, ask: Sequence[str],
-    labels: bool,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    columns = load_columns(split)
-    for index, rng in samples(split, num_samples, seed, kind):
-        column = choose(rng, columns)
-        picked = pick_rows(rng, column, int(rng.integers(rows[0], rows[1] + 1)))
-        image = _draw(rng, column, picked, split, size)
-        if kind == "transcribe":
-            if labels:
-                talk = [(READ, "\n".join(f"{label} {value}" for label, value in picked))]
+    def records() -> Iterator[dict[str, Any]]:
+        columns = load_columns(split)
+        for index, rng in samples(split, num_samples, seed, kind):
+            column = choose(rng, columns)
+            picked = pick_rows(rng, column, int(rng.integers(rows[0], rows[1] + 1)))
+            image = _draw(rng, column, picked, split, size)
+            if kind == "transcribe":
+                if labels:
+                    talk = [(READ, "\n".join(f"{label} {value}" for label, value in picked))]
+                else:
+                    talk = [(READ_VALUES, "\n".join(str(value) for _, value in picked))]
+                about = "read"
             else:
-                talk = [(READ_VALUES, "\n".join(str(value) for _, value in picked))]
-            about = "read"
-        else:
-            talk, about = pick_questions(rng, _questions(ask, picked), turns)
-        yield make_record(f"tables-{split}-{index:06d}", "tables", [image], talk, table=column.table, about=about)
+                talk, about = pick_questions(rng, _questions(ask, picked), turns)
+            yield make_record(f"tables-{split}-{index:06d}", "tables", [image], talk, table=column.table, about=about)
+
+    return records()
