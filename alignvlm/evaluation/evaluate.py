@@ -6,7 +6,6 @@ Runs in one process, or in several that share a file system.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import time
@@ -22,6 +21,7 @@ from alignvlm.config.sections.evaluation import EvaluationConfig, TaskConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import Answerer, ModelAnswerer
 from alignvlm.evaluation.batches import ahead, prepare_batch
+from alignvlm.evaluation.identity import digest, files_of, stamps
 from alignvlm.evaluation.items import Item, items_of, spread
 from alignvlm.evaluation.scores import is_entry, score, task_scores
 from alignvlm.metrics import Metric, find_metric
@@ -136,15 +136,14 @@ class _Job:
         """Changes with the model's files, the shards' manifest, or a setting that the results depend on."""
         task, source = self.task, self.source
         manifest = find_beside(open_storage(source.folder), MANIFEST)
-        stats = [(p.name, p.stat()) for p in sorted(model_folder.iterdir())] if model_folder.is_dir() else []
         state = [
             EVALUATION_VERSION,
-            [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+            stamps(files_of(model_folder)),
             source.path if manifest is None else manifest.read_text(encoding="utf-8", errors="replace"),
             [source.prompt, task.limit, self.limit, task.max_new_tokens, self.settings.gallery],
             [[metric.name, metric.version] for metric in self.metrics],
         ]
-        return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+        return digest(state)
 
 
 def _answer_part(job: _Job, load: Callable[[], Answerer], out: EvaluationFolder, ranks: Ranks, progress: bool) -> None:

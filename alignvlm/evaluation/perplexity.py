@@ -6,7 +6,6 @@ predicted once, behind the end-of-text token at first and in windows of `window`
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -20,6 +19,7 @@ from alignvlm.config.schema import Recipe
 from alignvlm.config.sections.evaluation import TextConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import find_device, load_export
+from alignvlm.evaluation.identity import digest, files_of, stamps
 from alignvlm.progress import Progress
 from alignvlm.run_folder import WAY_OUT, EvaluationFolder
 from alignvlm.system.ranks import ALONE, Ranks
@@ -95,8 +95,7 @@ def read_texts(folder: EvaluationFolder) -> dict[str, Any]:
 
 def text_identity(text: TextConfig) -> list[Any]:
     """Changes with the files and the settings of a text. Raises DataError when there is no such file."""
-    stats = [(file.name, file.stat()) for file in text_files(text)]
-    return [VERSION, asdict(text), [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
+    return [VERSION, asdict(text), stamps(text_files(text))]
 
 
 def text_files(text: TextConfig) -> list[Path]:
@@ -212,12 +211,8 @@ def _done(
     texts: dict[str, TextConfig], model_folder: Path, out: EvaluationFolder, limit: int | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """(text -> its entry, where text.json has it already; text -> identity)."""
-    stats = [(p.name, p.stat()) for p in sorted(model_folder.iterdir())] if model_folder.is_dir() else []
-    model = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    identities = {
-        name: hashlib.sha256(json.dumps([model, text_identity(text), limit]).encode()).hexdigest()[:16]
-        for name, text in texts.items()
-    }
+    model = stamps(files_of(model_folder))
+    identities = {name: digest([model, text_identity(text), limit]) for name, text in texts.items()}
     known = read_texts(out).get("texts", {})
     entries = {name: known[name] for name in texts if known.get(name, {}).get("identity") == identities[name]}
     return entries, identities

@@ -9,10 +9,10 @@ from typing import Any
 
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
+from alignvlm.evaluation.identity import files_of, stamps
 from alignvlm.evaluation.scores import metrics_of
 from alignvlm.evaluation.vocabulary_mass import images_of
 from alignvlm.progress import say
-from alignvlm.run_folder import StageFolder
 from alignvlm.studies.cells.grid import Cell
 from data_pipeline.files import must_write, read_json, to_json, write_atomic
 
@@ -24,7 +24,7 @@ def kept(cell: Cell, name: str, settings: list[Any], measure: Callable[[], dict[
     """What `measure` finds on the cell's last export, read from `<stage>/<name>.json` where it was measured before."""
     stage = cell.last_stage
     path = stage.analysis(name)
-    made_from = [settings, _stamps(stage)]
+    made_from = [settings, stamps(files_of(stage.export))]
     known = read_json(path, SHAPE)
     if known and known["made_from"] == made_from:
         return known["found"]
@@ -33,12 +33,6 @@ def kept(cell: Cell, name: str, settings: list[Any], measure: Callable[[], dict[
     with must_write(path, WAY_OUT):
         write_atomic(path, to_json({"made_from": made_from, "found": found}, indent=1, ensure_ascii=False) + "\n")
     return found
-
-
-def _stamps(stage: StageFolder) -> list[Any]:
-    """Size and time of the export's files."""
-    files = [(path.name, path.stat()) for path in sorted(stage.export.iterdir())]
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
 
 
 def held_out_images(recipe: Recipe, count: int) -> list[Any]:

@@ -6,7 +6,6 @@ check looked at the end; a start that finds any of it different, or no seal, loo
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from alignvlm.best import find_best, stage_scores
 from alignvlm.config import recipe_to_dict
 from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
+from alignvlm.evaluation.identity import digest
 from alignvlm.evaluation.perplexity import text_identity
 from alignvlm.metrics import find_metric
 from alignvlm.run_folder import Run, StageFolder
@@ -57,7 +57,7 @@ def _look(run: Run) -> dict[str, Any]:
     evaluated = {task.source: recipe.data.sources[task.source] for task in tasks}
     manifests = {name: find_beside(open_storage(source.folder), MANIFEST) for name, source in evaluated.items()}
     benchmarks = {job.benchmark.name: job.identity(model="") for job in jobs_of_recipe(recipe)}
-    texts = {name: _digest(text_identity(text)) for name, text in recipe.evaluation.text.items()}
+    texts = {name: digest(text_identity(text)) for name, text in recipe.evaluation.text.items()}
     target = Target.of(run)
     database = sqlite_file(target.uri)
     files = [run.folder.report_page, run.folder.report_results]
@@ -69,10 +69,10 @@ def _look(run: Run) -> dict[str, Any]:
     files += [path for stage in run.stage_folders() for path in _best(stage, recipe.checkpoint.keep_best)]
     return {
         "alignvlm": __version__,
-        "recipe": _digest(recipe_to_dict(recipe)),
+        "recipe": digest(recipe_to_dict(recipe)),
         "metrics": metrics,
         "held_out": {
-            name: _digest(path and path.read_text(encoding="utf-8", errors="replace"))
+            name: digest(path and path.read_text(encoding="utf-8", errors="replace"))
             for name, path in manifests.items()
         },
         "benchmarks": benchmarks,
@@ -86,10 +86,6 @@ def _best(stage: StageFolder, score: str | None) -> list[Path]:
     """The files of a stage's best checkpoint."""
     best = find_best(stage_scores(stage), score) if score else None
     return sorted(path for path in best.folder.rglob("*") if path.is_file()) if best else []
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _stamp(path: Any) -> list[int] | None:

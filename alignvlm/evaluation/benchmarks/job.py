@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from alignvlm.config.places import recipe_error
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.base import Benchmark, find_benchmark, owners_of
 from alignvlm.evaluation.benchmarks.readers import Reader, open_reader
+from alignvlm.evaluation.identity import digest, files_of
 from alignvlm.progress import say
 
 BENCHMARK_VERSION = 2
@@ -56,7 +54,7 @@ class Job:
 
     def identity(self, model: str) -> str:
         """Changes with the model, the data or a setting that the replies or scores depend on."""
-        return _hash(
+        return digest(
             [BENCHMARK_VERSION, self.benchmark.name, self.flavour, self.limit, model, _stats(self.reader.files)]
         )
 
@@ -86,12 +84,8 @@ def announce(jobs: Sequence[Job]) -> None:
 
 def model_identity(folder: Path) -> str:
     """Changes with the model's files."""
-    return _hash(_stats(sorted(folder.iterdir()) if folder.is_dir() else []))
+    return digest(_stats(files_of(folder)))
 
 
 def _stats(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-
-
-def _hash(state: Any) -> str:
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
