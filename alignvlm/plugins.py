@@ -46,7 +46,7 @@ def _import(name: str) -> None:
 
 
 def _where(error: Exception) -> str:
-    """The line of the module that raised; empty where it was not found, and where Python's message has it."""
+    """File and line of the module that raised; empty where no module was found or Python's own message names them."""
     if isinstance(error, ImportError | OSError | SyntaxError):
         return ""
     last = traceback.extract_tb(error.__traceback__)[-1]

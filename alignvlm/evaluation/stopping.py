@@ -15,7 +15,7 @@ class StopAtText(StoppingCriteria):
     def __init__(self, tokenizer: Any, texts: Sequence[str], prompt_length: int) -> None:
         self.tokenizer, self.texts, self.prompt_length = tokenizer, texts, prompt_length
         self.reach = max(len(text.encode()) for text in texts) + 1
-        """Tokens that a text can take, each of them a byte or more, and the one that it may begin in."""
+        """Most tokens that one of the texts lies in: one per byte, and one more in which it may begin."""
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """bool [B]: which rows end here. `generate` remembers those that have ended; beams change places."""

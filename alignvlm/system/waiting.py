@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 BEAT_SECONDS = 2.0
 STALE_SECONDS = 60.0
-"""How long rank 0's beat may stand still."""
+"""How long rank 0 may go without a beat before it counts as lost."""
 FIRST_SECONDS = 1800.0
-"""How long the first sign of rank 0 may take: it waits for the job before, which may be saving."""
+"""How long rank 0's first beat may take: it may have to wait for the job before, which may be saving."""
 ANSWER_SECONDS = 10.0
 """How long one answer of the store may take."""
 LAST_WORD_SECONDS = 10.0
 """How long after rank 0's end another rank speaks: rank 0 has said why, and a launcher ends the others first."""
 POLL_SECONDS = 0.2
 UNNAMED = "unnamed"
-"""Stands for the job where no scheduler has named it."""
+"""Name of the job where no scheduler has given it one."""
 FAILED = (RuntimeError, OSError)
 """What a store raises when its server is gone, silent or no store (DistError is a RuntimeError)."""
 

@@ -32,8 +32,8 @@ from data_pipeline.shards.sources import BadSample
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Signals that ask a job to stop."""
 READ_AHEAD, READ_BYTES = 3, 256 * 1024
-"""Reads that are made while what came before is decoded; each is of one sample, or of several small ones until they
-have so many bytes together: handing over costs as much CPU time as reading one of these."""
+"""How many reads are made while earlier samples are decoded, and bytes of one read: it takes several small samples
+together, because handing one over costs as much CPU time as reading a small sample."""
 _NO_TILES = torch.empty(0, dtype=torch.uint8)
 
 

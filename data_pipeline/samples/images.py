@@ -75,7 +75,7 @@ def is_image(extension: str) -> bool:
 
 @lru_cache(maxsize=4096)  # an index asks three times for every sample
 def _image_number(extension: str) -> int | None:
-    """-1 for a bare `png`; None for what is no image."""
+    """Number of the image that members with an extension are: -1 for a bare `png`; None where they are no image."""
     match = _IMAGE.match(extension)
     return None if match is None else int(match[1] or -1)
 

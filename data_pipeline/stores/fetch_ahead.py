@@ -19,15 +19,15 @@ from data_pipeline.stores.helper import submit
 from data_pipeline.stores.object_storage import ObjectStorage
 
 NODE_READS, LEAST_READS, MOST_READS = 256, 8, 96
-"""Reads in flight of all loader processes of a node together, and of each at least and at most: a store 120 ms away,
-asked by 32 at a time, gives 270 samples a second, fewer than small images are decoded in."""
+"""Reads in flight of all loader processes of a node together, and the fewest and most of each process. With 32 at a
+time a store that is 120 ms away gives 270 samples a second, fewer than a process decodes of small images."""
 AHEAD_BYTES = 16 * 1024**2
 """Bytes that one process reads ahead; they take up to three times as much memory (benchmarks/streaming/scale.py)."""
 REQUEST_BYTES = 64 * 1024
-"""What a request weighs against bytes: about what one connection moves in a millisecond."""
+"""What a request costs, in bytes: about what one connection moves in a millisecond."""
 GAP_BYTES, GAP_SHARE, MERGED_BYTES = 4 * 1024, 0.1, 1024**2
-"""Two ranges are neighbours when so many bytes, or so much of both, lie between them; merged ones are no longer: what
-is needed first waits for all of them."""
+"""Two ranges are read by one request when at most so many bytes, or such a share of both, lie between them. A merged
+range is not longer than this, because the first sample in it has to wait for all of it."""
 
 
 def reads_in_flight(processes: int) -> int:

@@ -19,11 +19,11 @@ MAX_BYTES = 60_000
 SEND_SECONDS = 5.0
 """How often a monitor speaks to that of rank 0; more often where limits are short."""
 SILENT_SECONDS = 30.0
-"""A monitor that has said nothing for so long is named."""
+"""A monitor that has said nothing for so long is reported."""
 ASK_SECONDS = 3.0
 """How long the answer of rank 0's monitor is waited for."""
 TRACED_SECONDS = 15.0
-"""How long it is believed that a debugger holds a rank, after that was last heard."""
+"""How long a rank counts as held by a debugger after its monitor last said so."""
 MOST_LINES = 16
 State = dict[str, Any]
 FIELDS = {

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 OFF = "ALIGNVLM_NO_MONITOR"
 """Set to anything, this variable leaves ranks without monitors: for a debugger that works within the process (pdb)."""
 PAUSE_SECONDS = 30.0
-"""The longest time without a monitor. One that ends is replaced at once; where one after the other ends within this
-time of its start, after 1, 2, 4 s and so on."""
+"""Longest pause before another monitor is started. One that ends is replaced at once; when one after the other ends
+within this time of its start, the next ones are started after 1, 2, 4 s and so on."""
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from alignvlm.system.monitor.watch import main; main()"
 

@@ -70,11 +70,11 @@ class BackgroundCheckpointEngine(TorchCheckpointEngine):
         self._writes[path] = self.submit(_write_list, path, dict(self._writes))
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Do something else in a thread."""
+        """Call `work` in one of the threads that write."""
         return self._pool.submit(work, *arguments)
 
     def is_decoupled(self) -> bool:
-        """DeepSpeed then writes no file `latest`; checkpoints are found by their names."""
+        """Tell DeepSpeed not to write its file `latest`: checkpoints are found by their names."""
         return True
 
     @property

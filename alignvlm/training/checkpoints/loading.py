@@ -27,17 +27,17 @@ from alignvlm.training.distributed import World
 from data_pipeline.files import reason
 
 Slot = tuple[str, int, int, int]
-"""A parameter's name, and its numbers `begin` to `end` that a rank's flat group has from `offset` on."""
+"""(name of a parameter, begin, end, offset): its numbers `begin` to `end` are in a rank's flat group from `offset`."""
 
 
 class Unchecked(NamedTuple):
-    """A file that nobody has checked yet, which loading does."""
+    """A file whose checksum is checked while it is loaded."""
 
     path: Path
     expected: Entry
 
     def difference(self, actual: Entry) -> str | None:
-        """What is wrong with the file when this was read."""
+        """What is wrong with the file, given what was read of it; None when nothing is."""
         return mismatch(self.path.name, self.expected, actual)
 
 

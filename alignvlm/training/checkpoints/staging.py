@@ -15,7 +15,7 @@ import torch
 
 log = logging.getLogger(__name__)
 ALIGNMENT = 64
-"""Bytes between the possible beginnings of tensors."""
+"""Tensors begin at multiples of so many bytes."""
 
 
 class Staging:

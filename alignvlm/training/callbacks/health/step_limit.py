@@ -19,9 +19,9 @@ from data_pipeline.stores.waiting.patience import patience_seconds
 KNOWN = 20
 """Steps after which the usual one is known."""
 STORE_SECONDS = 60.0
-"""How much longer than the patience with a store a step may take: its readers give up first."""
+"""A step may take so much longer than the patience with a store lasts, so that its readers give up first."""
 MAX_KEYS = 20
-"""Samples of a step that are named."""
+"""Most samples of a step that are named."""
 
 
 class StepLimit(Callback):

@@ -77,7 +77,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def by_kind_and_rank(name: str) -> tuple[str, list[int]]:
-    """So that each of as many ranks as there were checks the large files that it loads: a host reads them once."""
+    """Sort key: in this order each rank, of as many as have saved, checks the large files that it loads itself."""
     return re.sub(r"\d+", "", name), [int(number) for number in re.findall(r"\d+", name)]
 
 
