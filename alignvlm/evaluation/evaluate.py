@@ -21,7 +21,6 @@ from alignvlm.config.sections.evaluation import EvaluationConfig, TaskConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import Answerer, ModelAnswerer
 from alignvlm.evaluation.batches import ahead, prepare_batch
-from alignvlm.evaluation.identity import digest, files_of, stamps
 from alignvlm.evaluation.items import Item, items_of, spread
 from alignvlm.evaluation.scores import is_entry, score, task_scores
 from alignvlm.metrics import Metric, find_metric
@@ -29,6 +28,7 @@ from alignvlm.progress import Progress
 from alignvlm.run_folder import WAY_OUT, EvaluationFolder
 from alignvlm.stage_data import open_reader
 from alignvlm.system.ranks import ALONE, Ranks
+from data_pipeline.checksums import digest, stamps
 from data_pipeline.errors import nearest
 from data_pipeline.files import must_write, read_json, read_needed, to_json, write_atomic, write_json_lines
 from data_pipeline.samples.schema import SampleError
@@ -138,7 +138,7 @@ class _Job:
         manifest = find_beside(open_storage(source.folder), MANIFEST)
         state = [
             EVALUATION_VERSION,
-            stamps(files_of(model_folder)),
+            stamps(sorted(model_folder.iterdir()) if model_folder.is_dir() else []),
             source.path if manifest is None else manifest.read_text(encoding="utf-8", errors="replace"),
             [source.prompt, task.limit, self.limit, task.max_new_tokens, self.settings.gallery],
             [[metric.name, metric.version] for metric in self.metrics],

@@ -19,10 +19,10 @@ from alignvlm.config.schema import Recipe
 from alignvlm.config.sections.evaluation import TextConfig
 from alignvlm.errors import UserError
 from alignvlm.evaluation.answering import find_device, load_export
-from alignvlm.evaluation.identity import digest, files_of, stamps
 from alignvlm.progress import Progress
 from alignvlm.run_folder import WAY_OUT, EvaluationFolder
 from alignvlm.system.ranks import ALONE, Ranks
+from data_pipeline.checksums import digest, stamps
 from data_pipeline.errors import DataError
 from data_pipeline.files import must_write, read_json, read_needed, to_json, write_atomic, write_json_lines
 from data_pipeline.samples.schema import SampleError
@@ -211,7 +211,7 @@ def _done(
     texts: dict[str, TextConfig], model_folder: Path, out: EvaluationFolder, limit: int | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """(text -> its entry, where text.json has it already; text -> identity)."""
-    model = stamps(files_of(model_folder))
+    model = stamps(sorted(model_folder.iterdir()) if model_folder.is_dir() else [])
     identities = {name: digest([model, text_identity(text), limit]) for name, text in texts.items()}
     known = read_texts(out).get("texts", {})
     entries = {name: known[name] for name in texts if known.get(name, {}).get("identity") == identities[name]}

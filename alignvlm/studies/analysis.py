@@ -9,11 +9,11 @@ from typing import Any
 
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
-from alignvlm.evaluation.identity import files_of, stamps
 from alignvlm.evaluation.scores import metrics_of
 from alignvlm.evaluation.vocabulary_mass import images_of
 from alignvlm.progress import say
 from alignvlm.studies.cells.grid import Cell
+from data_pipeline.checksums import stamps
 from data_pipeline.files import must_write, read_json, to_json, write_atomic
 
 SHAPE = {"made_from": list, "found": dict}
@@ -24,7 +24,7 @@ def kept(cell: Cell, name: str, settings: list[Any], measure: Callable[[], dict[
     """What `measure` finds on the cell's last export, read from `<stage>/<name>.json` where it was measured before."""
     stage = cell.last_stage
     path = stage.analysis(name)
-    made_from = [settings, stamps(files_of(stage.export))]
+    made_from = [settings, stamps(sorted(stage.export.iterdir()))]
     known = read_json(path, SHAPE)
     if known and known["made_from"] == made_from:
         return known["found"]

@@ -15,12 +15,12 @@ from alignvlm.best import find_best, stage_scores
 from alignvlm.config import recipe_to_dict
 from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
-from alignvlm.evaluation.identity import digest
 from alignvlm.evaluation.perplexity import text_identity
 from alignvlm.metrics import find_metric
 from alignvlm.run_folder import Run, StageFolder
 from alignvlm.training.tracking.database import sqlite_file
 from alignvlm.training.tracking.target import Target
+from data_pipeline.checksums import digest
 from data_pipeline.errors import DataError
 from data_pipeline.files import must_write, read_json, write_atomic
 from data_pipeline.shards.sidecars import find_beside

@@ -6,7 +6,6 @@ loader's business. docs/data_order.md explains the method. A change that alters 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.checksums import digest
 from data_pipeline.errors import DataError
 from data_pipeline.order.batch import GlobalBatch, Packs
 from data_pipeline.order.hashing import hash_key, permutation
@@ -107,7 +107,7 @@ class Plan:
             "sources": {name: [self.draws[name], self.sources[name].fingerprint] for name in self.names},
         }
         state |= self.settings.order()  # JSON keeps the keys' order: seed stays the second
-        return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+        return digest(state)
 
     @property
     def num_steps(self) -> int:

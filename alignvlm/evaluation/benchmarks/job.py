@@ -11,8 +11,8 @@ from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
 from alignvlm.evaluation.benchmarks.base import Benchmark, find_benchmark, owners_of
 from alignvlm.evaluation.benchmarks.readers import Reader, open_reader
-from alignvlm.evaluation.identity import digest, files_of
 from alignvlm.progress import say
+from data_pipeline.checksums import digest
 
 BENCHMARK_VERSION = 2
 """Raised when prompts, replies or files change, so that older results are computed again."""
@@ -84,7 +84,7 @@ def announce(jobs: Sequence[Job]) -> None:
 
 def model_identity(folder: Path) -> str:
     """Changes with the model's files."""
-    return digest(_stats(files_of(folder)))
+    return digest(_stats(sorted(folder.iterdir()) if folder.is_dir() else []))
 
 
 def _stats(paths: Sequence[Path]) -> list[tuple[str, int, int]]:

@@ -6,8 +6,6 @@ Fulfils `data_pipeline.samples.schema.Encoder`. Pixels stay uint8: the model nor
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -24,6 +22,7 @@ from alignvlm.model.inputs.image_processor import AlignVLMImageProcessor, flat_i
 from alignvlm.model.inputs.prelude import with_prelude, without_prelude
 from alignvlm.model.inputs.tiling import TilingSpec
 from alignvlm.model.inputs.tokenizer import ControlTokens
+from data_pipeline.checksums import digest
 from data_pipeline.samples.images import ImageSource, decode_image
 from data_pipeline.samples.schema import IGNORE_INDEX, Encoded, Sample, SampleError
 
@@ -92,7 +91,7 @@ class AlignVLMProcessor(FoundInPackage, ProcessorMixin):
         backend.no_truncation()
         template, tiling = without_prelude(self.chat_template or CHATML), sorted(asdict(self.spec).items())
         state = [ENCODING_VERSION, backend.to_str(), template, tiling, self.max_text_tokens]
-        return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+        return digest(state)
 
     @cached_property
     def control_tokens(self) -> ControlTokens:
