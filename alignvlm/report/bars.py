@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from alignvlm.report.attempts import PARTS
 from alignvlm.report.charts import format_duration
-from alignvlm.report.goodput import PARTS
 from alignvlm.report.run_data import RunData
 from data_pipeline.files import has_shape
 

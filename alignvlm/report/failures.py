@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignvlm.errors import UserError
+from alignvlm.report.attempts import PARTS
 from alignvlm.report.charts import format_duration
-from alignvlm.report.goodput import PARTS, Goodput
+from alignvlm.report.goodput import Goodput
 
 PER_FAILURE = ("start_up", "retaken", "waiting")
 """Parts of the wall clock that come with every failure; the others come with the steps."""

@@ -12,8 +12,9 @@ import pytest
 
 from alignvlm.cli import main
 from alignvlm.errors import UserError
+from alignvlm.report.attempts import PARTS
 from alignvlm.report.failures import project
-from alignvlm.report.goodput import PARTS, Goodput, read_goodput
+from alignvlm.report.goodput import Goodput, read_goodput
 from alignvlm.report.report import build_report
 from alignvlm.run_folder import RunFolder
 from data_pipeline.files import write_json_lines
