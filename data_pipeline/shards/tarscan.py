@@ -46,61 +46,76 @@ def scan_tar(file: BinaryIO, size: int, name: str, texts: Collection[str] = ()) 
     Raises:
         DataError: the archive is damaged, cut off or unsafe; the message names the place and the samples before it.
     """
-    current: ScannedSample | None = None
-    sizes: dict[str, tuple[int, int] | None] = {}
-    window = Window(file, size)
-    digest = hashlib.sha256()
-    seen: set[str] = set()
-    num_links, archives = 0, {0}
+    seen = _Seen()
     try:
-        for member in read_members(window):
-            name_inside = member.name.removeprefix("./")
-            num_links += member.is_link
-            archives.add(member.archive)
-            if not member.is_file or is_meta(name_inside):
-                continue
-            _check_name(member)
-            folder, slash, last = name_inside.rpartition("/")
-            stem, dot, extension = last.partition(".")
-            if not stem or not dot:
-                continue
-            key, extension = f"{folder}{slash}{stem}", extension.lower()
-            if member.is_sparse:
-                raise TarDamage(member.header, f"the member {member.name!r} is sparse")
-            if current is None or key != current.key:
-                if current is not None:
-                    yield _finish(current, sizes, digest)
-                if key in seen:
-                    raise TarDamage(member.header, f"the key {key!r} comes twice; a sample's members are neighbours")
-                seen.add(key)
-                current, sizes, digest = ScannedSample(key), {}, hashlib.sha256()
-            if extension in current.members:
-                raise TarDamage(member.header, f"the member {member.name!r} comes twice")
-            digest.update(f"{key}.{extension}:{member.size}:".encode())
-            is_picture, is_text = is_image(extension), extension in texts and member.size <= MAX_JSON_BYTES
-            crc, pixels, text = _read(window, member, digest, is_picture, is_text)
-            current.members[extension] = (member.data, member.size, crc)
-            if is_picture:
-                sizes[extension] = pixels
-            elif is_text:
-                current.texts[extension] = text
+        yield from _samples(Window(file, size), texts, seen)
     except TarDamage as damage:
-        last = f", the last one {current.key!r}" if current is not None else ""
+        last = f", the last one {next(reversed(seen.keys))!r}" if seen.keys else ""
         way_out = "write or download the shard again"
-        if damage.offset == size and seen and "://" not in name:  # whole blocks, and nothing of a header
+        if damage.offset == size and seen.keys and "://" not in name:  # whole blocks, and nothing of a header
             way_out += f", or, if no sample is missing, end it by `head -c 1024 /dev/zero >> {name}`"
         raise DataError(
-            f"{name}: {damage} (byte {damage.offset:,}, after {len(seen)} samples{last}); {way_out}"
+            f"{name}: {damage} (byte {damage.offset:,}, after {len(seen.keys)} samples{last}); {way_out}"
         ) from damage
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
-    if num_links:
-        log.warning("%s: left out %d link(s); tar -h --hard-dereference archives files in their place", name, num_links)
-    if len(archives) > 1:
+    if seen.num_links:
+        advice = "tar -h --hard-dereference archives files in their place"
+        log.warning("%s: left out %d link(s); %s", name, seen.num_links, advice)
+    if len(seen.archives) > 1:
         log.warning(
             "%s: read as %d archives that were joined; if it was written as one, it is damaged before byte %d",
-            name, len(archives), sorted(archives)[1],
+            name, len(seen.archives), sorted(seen.archives)[1],
         )  # fmt: skip
+
+
+@dataclass
+class _Seen:
+    """What was met in a tar file so far."""
+
+    keys: dict[str, None] = field(default_factory=dict)
+    """Keys of the samples, in order."""
+    num_links: int = 0
+    archives: set[int] = field(default_factory=lambda: {0})
+    """Where the archives begin that were joined to make the file."""
+
+
+def _samples(window: Window, texts: Collection[str], seen: _Seen) -> Iterator[ScannedSample]:
+    """The samples of a tar file. Raises TarDamage and OSError."""
+    current: ScannedSample | None = None
+    sizes: dict[str, tuple[int, int] | None] = {}
+    digest = hashlib.sha256()
+    for member in read_members(window):
+        name_inside = member.name.removeprefix("./")
+        seen.num_links += member.is_link
+        seen.archives.add(member.archive)
+        if not member.is_file or is_meta(name_inside):
+            continue
+        _check_name(member)
+        folder, slash, last = name_inside.rpartition("/")
+        stem, dot, extension = last.partition(".")
+        if not stem or not dot:
+            continue
+        key, extension = f"{folder}{slash}{stem}", extension.lower()
+        if member.is_sparse:
+            raise TarDamage(member.header, f"the member {member.name!r} is sparse")
+        if current is None or key != current.key:
+            if current is not None:
+                yield _finish(current, sizes, digest)
+            if key in seen.keys:
+                raise TarDamage(member.header, f"the key {key!r} comes twice; a sample's members are neighbours")
+            seen.keys[key] = None
+            current, sizes, digest = ScannedSample(key), {}, hashlib.sha256()
+        if extension in current.members:
+            raise TarDamage(member.header, f"the member {member.name!r} comes twice")
+        digest.update(f"{key}.{extension}:{member.size}:".encode())
+        is_picture, is_text = is_image(extension), extension in texts and member.size <= MAX_JSON_BYTES
+        crc, pixels, text = _read(window, member, digest, is_picture, is_text)
+        current.members[extension] = (member.data, member.size, crc)
+        if is_picture:
+            sizes[extension] = pixels
+        elif is_text:
+            current.texts[extension] = text
     if current is not None:
         yield _finish(current, sizes, digest)
 
