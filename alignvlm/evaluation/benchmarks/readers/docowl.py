@@ -50,7 +50,8 @@ class DocowlReader:
     def __init__(self, file: Path, source: Docowl, layout: str) -> None:
         self.files, self.layout, self.notes = [file], layout, list[str]()
         self.root = _root_of(file)
-        self.size: int | None = sum(1 for line in file.open("rb") if line.strip())
+        with file.open("rb") as lines:
+            self.size: int | None = sum(1 for line in lines if line.strip())
         if self.size == 0:
             raise UserError(f"{file}: the file is empty")
         folder = self.root / "meta" / source.dataset / "test"
