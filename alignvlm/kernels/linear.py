@@ -17,15 +17,17 @@ from torch.autograd.function import once_differentiable
 
 
 class _Linear(torch.autograd.Function):
-    """y = x Wᵀ + b; x [..., d_in], W [d_out, d_in], b [d_out] or None."""
+    """y = x Wᵀ + b; x [..., d_in], W [d_out, d_in], b [d_out] or None. The caller computes y, which is empty here.
+
+    What is saved goes to PyTorch's checkpointing when `forward` returns. A layer that is recomputed ends as soon as it
+    has saved everything: before its last product, as it does with PyTorch's own linear layers, not behind it.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # The parameter itself: ZeRO-3 has gathered it again when backward comes. A frozen one needs no input.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        rows = x.reshape(-1, x.shape[-1])
-        y = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
-        return y.view(*x.shape[:-1], len(weight))
+        return x.new_empty(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
@@ -39,7 +41,15 @@ class _Linear(torch.autograd.Function):
 
 
 def _forward(self: nn.Linear, input: Tensor) -> Tensor:
-    return _Linear.apply(input, self.weight, self.bias)
+    weight, bias = self.weight, self.bias
+    y: Tensor = _Linear.apply(input, weight, bias)
+    with torch.no_grad():
+        rows, out = input.reshape(-1, input.shape[-1]), y.view(-1, y.shape[-1])
+        if bias is None:
+            torch.mm(rows, weight.t(), out=out)
+        else:
+            torch.addmm(bias, rows, weight.t(), out=out)
+    return y
 
 
 def keep_parameters(model: nn.Module) -> int:

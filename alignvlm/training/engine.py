@@ -118,13 +118,17 @@ def free_memory() -> None:
 
 
 def recompute_layers(model: AlignVLMForConditionalGeneration, recompute: RecomputeConfig) -> None:
-    """Let every n-th layer of a backbone, the first included, recompute its activations in the backward pass."""
+    """Let every n-th layer of a backbone, the first included, recompute its activations in the backward pass.
+
+    PyTorch would compare the shape, type and device of what it recomputes with those before, of 32 tensors per layer.
+    """
+    how = {"use_reentrant": False, "determinism_check": "none"}
     for backbone, every in (
         (model.model.vision_tower, recompute.vision),
         (model.model.language_model, recompute.language),
     ):
         if every:
-            backbone.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every)
+            backbone.activation_checkpointing_enable(how, every_n_layers=every)
 
 
 @contextmanager

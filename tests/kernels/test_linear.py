@@ -7,8 +7,10 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from alignvlm.kernels.linear import keep_parameters
+from tests.kernels.align.cases import Products
 
 
 @pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 5, 7)])
@@ -53,6 +55,27 @@ def test_backward_reads_the_weight_that_is_there_then() -> None:
     layer.weight.data = weight
     y.sum().backward()
     torch.testing.assert_close(x.grad, torch.ones(2, 3) @ weight)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_recomputed_layer_ends_before_its_last_product(bias: bool) -> None:
+    """As with PyTorch's own linear layers: what the last one returns is in no gradient."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(4, 8, bias=bias), nn.GELU(), nn.Linear(8, 6, bias=bias))
+    flops, gradients = [], []
+    for ours, is_recomputed in ((False, True), (True, True), (True, False)):
+        model = copy.deepcopy(layer)
+        assert keep_parameters(model) == 2 if ours else True
+        x = torch.linspace(0, 1, 20).view(5, 4).requires_grad_()
+        with Products() as counted:
+            output = checkpoint(model, x, use_reentrant=False) if is_recomputed else model(x)
+            output.square().sum().backward()
+        flops.append(counted.flops)
+        gradients.append([x.grad, *(parameter.grad for parameter in model.parameters())])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert all(map(torch.equal, gradients[1], gradients[2]))
+    first_product = 2 * 5 * 4 * 8
+    assert flops[0] == flops[1] == flops[2] + first_product
 
 
 def test_other_kinds_of_linear_layer_stay() -> None:
