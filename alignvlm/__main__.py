@@ -1,7 +1,15 @@
-"""`python -m alignvlm` is the `alignvlm` command."""
+"""`alignvlm`, and `python -m alignvlm`: the command line as a process of its own."""
 
-import sys
+from typing import NoReturn
 
-from alignvlm.cli import main
+from alignvlm import cli
+from alignvlm.system.leaving import leave
 
-sys.exit(main())
+
+def main() -> NoReturn:
+    """Run the command of this process, and end it."""
+    leave(cli.main())
+
+
+if __name__ == "__main__":
+    main()

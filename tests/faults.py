@@ -228,7 +228,7 @@ class Rank:
 
 
 def serve() -> int:
-    """Run the jobs that are asked for on the standard input; in a forked rank, its exit code."""
+    """Run the jobs that are asked for on the standard input."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
 
@@ -238,6 +238,7 @@ def serve() -> int:
 
     from alignvlm.cli import main
     from alignvlm.launch import local
+    from alignvlm.system.leaving import leave
     from alignvlm.training import run  # noqa: F401
     from tests.integration import fault_worker
 
@@ -263,7 +264,7 @@ def serve() -> int:
                     plant(fault, place)
                 if job["worker"]:
                     fault_worker.plant(job["worker"].split(","))
-                return main(["train", *job["arguments"]])
+                leave(main(["train", *job["arguments"]]))
             ranks.append(Rank(pid))
         local.RANK_0_SECONDS, local.GRACE_SECONDS, asked = job["patience"], 5.0 + job["patience"], []
         overdue = threading.Timer(JOB_SECONDS, asked.append, [f"{JOB_SECONDS:.0f} s"])

@@ -49,6 +49,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write the export and print what it holds."""
+    from alignvlm.cli.imports import import_model
     from alignvlm.errors import UserError
     from alignvlm.exports import check_export
 
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_export(export)
     if output.exists():
         raise UserError(f"{output} already exists; give another --output")
+    import_model()
     from alignvlm.evaluation.vocabulary_mass import images_of, measure_mass, write_restricted
     from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 

@@ -47,12 +47,14 @@ def run_list(args: argparse.Namespace) -> int:
 def run_check(args: argparse.Namespace) -> int:
     """Everything that training checks before it begins, except for what would have to be downloaded."""
     from alignvlm.checks import check_files, check_held_out, check_model
+    from alignvlm.cli.imports import import_model
     from alignvlm.config import load_recipe
     from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
     check_files(recipe)
     jobs_of_recipe(recipe)
+    import_model()
     unchecked = check_model(recipe, for_training=False)
     check_held_out(recipe)
     for line in unchecked:

@@ -44,10 +44,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run_estimate(args: argparse.Namespace) -> int:
     """Print the estimate; exit code 1 when something does not fit."""
+    from alignvlm.cli.imports import import_model
     from alignvlm.config import load_recipe
-    from alignvlm.estimates import estimate_run
 
     recipe = load_recipe(args.recipe, args.overrides)
+    import_model()
+    from alignvlm.estimates import estimate_run
+
     world_size = recipe.train.processes if args.world_size is None else args.world_size
     estimate = estimate_run(
         recipe, world_size, gpus_per_node=args.gpus_per_node, gpu_memory=args.gpu_memory, mfu=args.mfu,

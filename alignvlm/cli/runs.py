@@ -139,6 +139,7 @@ def _list_files(push: Push) -> None:
 def _convert(args: argparse.Namespace) -> None:
     """Write the folder of the checkpoint that was asked for, or of the mean of several, and say which."""
     from alignvlm.best import best_checkpoint, last_checkpoints
+    from alignvlm.cli.imports import import_model
     from alignvlm.errors import UserError
 
     if args.output is None:
@@ -154,6 +155,7 @@ def _convert(args: argparse.Namespace) -> None:
         checkpoints = last_checkpoints(args.checkpoint, args.average)
         names = ", ".join(checkpoint.name for checkpoint in checkpoints)
         print(f"mean of {names} in {checkpoints[0].parent}")
+    import_model()
     from alignvlm.training.checkpoints.export import export_checkpoints
 
     export_checkpoints(checkpoints, args.output, args.dtype)

@@ -56,6 +56,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the study; exit code 1 when a cell failed, 75 when a signal stopped it."""
+    from alignvlm.cli.imports import import_model
     from alignvlm.studies.cells.execute import StoppedError
     from alignvlm.studies.registry import find_study
     from alignvlm.system.signals import REQUEUE
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.slurm:
         return _submit(arguments, grid, folder)
+    import_model()
     from alignvlm.studies.run import report_study, run_study
 
     failed: list[str] = []

@@ -22,6 +22,16 @@ assert scipy.optimize.linear_sum_assignment is not linear_sum_assignment
 with importing():
     assert sys.modules["scipy.optimize"] is scipy.optimize
 """
+OF_A_COMMAND = """
+import gc, sys
+from alignvlm.cli.imports import import_model
+import_model()
+assert gc.isenabled() and gc.get_freeze_count() > 1000
+assert "alignvlm.model" in sys.modules and "scipy" not in sys.modules
+gc.unfreeze()
+import_model()
+assert gc.get_freeze_count() == 0
+"""
 OTHERS = """
 import gc
 from alignvlm.system.imports import importing
@@ -43,6 +53,10 @@ def stderr_of(program: str) -> str:
 
 def test_what_is_left_out_of_imports_works_when_it_is_called() -> None:
     assert stderr_of(LEFT_OUT) == "(array([0, 1]), array([1, 0]))\n"
+
+
+def test_a_command_keeps_its_imports_from_the_collector_and_nothing_later() -> None:
+    assert stderr_of(OF_A_COMMAND) == ""
 
 
 def test_everything_else_is_imported_with_scipy_and_the_collector_stays_off_where_it_was() -> None:

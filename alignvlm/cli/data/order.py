@@ -46,6 +46,7 @@ def add_parser(actions: Any) -> None:
 
 def run_plan(args: argparse.Namespace) -> int:
     """Print the plan of one or all stages; shards and sample lengths that are missing are made first."""
+    from alignvlm.cli.imports import import_model
     from alignvlm.config import load_recipe
     from alignvlm.progress import data_progress
     from alignvlm.stage_data import find_stage, plan_summaries
@@ -55,6 +56,7 @@ def run_plan(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides)
     stages = [find_stage(recipe, args.stage)] if args.stage else list(recipe.stages.values())
+    import_model()
     plans = plan_summaries(recipe, stages, args.world_size, data_progress, args.step_seconds)
     if args.json:
         print(to_json(plans, indent=1))
@@ -82,12 +84,14 @@ def run_diff(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     """Write the page of one step's batch and print its path."""
+    from alignvlm.cli.imports import import_model
     from alignvlm.config import load_recipe
     from alignvlm.progress import data_progress
     from alignvlm.stage_data import batch_page, find_stage
 
     recipe = load_recipe(args.recipe, args.overrides)
     stage = find_stage(recipe, args.stage)
+    import_model()
     page = batch_page(recipe, stage, args.step, args.packs, data_progress)
     out = args.output or Path(f"{recipe.name}-{stage.name}-{args.step}.html")
     out.write_text(page, encoding="utf-8", errors="backslashreplace")

@@ -94,6 +94,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate in this process, or start several that share the samples; rank 0 prints the table."""
+    from alignvlm.cli.imports import import_model
     from alignvlm.errors import UserError
     from alignvlm.launch.local import end_with_launcher, is_launched, run_local
 
@@ -108,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     evaluate, timeout_minutes = _prepare_benchmarks(arguments) if published else _prepare_tasks(arguments)
     if arguments.processes > 1 and not is_launched():
         return run_local(_same_command(arguments), arguments.processes)
+    import_model()
     if not is_launched():
         evaluate(ALONE)
         return 0

@@ -31,8 +31,12 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print one answer, or hold a conversation, which a question that cannot be asked does not end."""
+    from alignvlm.cli.imports import import_model
+    from alignvlm.exports import check_export
     from alignvlm.serving.chat import ChatSession
 
+    check_export(arguments.export)  # a mistake need not wait for the imports
+    import_model()
     session = ChatSession(arguments.export, arguments.image, arguments.device, arguments.max_new_tokens)
     if arguments.question is not None:
         print(session.ask(arguments.question))

@@ -43,6 +43,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
+    from alignvlm.cli.imports import import_model
     from alignvlm.exports import check_export, name_of_export
 
     if arguments.export is None and arguments.server is None:
@@ -59,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     from alignvlm.serving.engine import Engine
 
     with listen(arguments.host, arguments.port) as bound:
+        if arguments.export is not None:
+            import_model()
         engine = Engine.load(arguments.export, arguments.device) if arguments.export else None
         title = name_of_export(arguments.export) if arguments.export else mask(arguments.server).partition("://")[2]
         routes = demo_routes(title, find_examples(arguments.export) if arguments.export else [], engine)

@@ -98,6 +98,7 @@ def api_key() -> str | None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
+    from alignvlm.cli.imports import import_model
     from alignvlm.exports import check_export
 
     check_export(arguments.export)
@@ -110,6 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     bound = listen(arguments.host, arguments.port)
     with bound:
+        import_model()
         engine = Engine.load(arguments.export, arguments.device, arguments.max_context)
         app = create_app(
             engine,

@@ -16,6 +16,7 @@ import threading
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
+from alignvlm.system.leaving import leave
 from alignvlm.training.tracking.client import TimeLimit, quiet_mlflow
 from alignvlm.training.tracking.failures import explain, first_line, too_late
 from alignvlm.training.tracking.mirrors import MIRRORS, Mirror
@@ -167,4 +168,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
