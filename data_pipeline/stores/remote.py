@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, unquote
 
 from data_pipeline.errors import LoadError
@@ -49,6 +49,9 @@ _RETRIES, _FEW_RETRIES = 5, {"http": 2, "hf": 2}
 SCHEMES = tuple(KINDS)
 _WRITE_TIMEOUT = 120.0
 """Seconds: a store may say nothing until it has taken a whole object."""
+_DOWNLOAD_TIMEOUT = 3600.0
+"""Seconds that a part of a whole object may take while bytes come: sixteen share a line, perhaps of 2 MB/s."""
+Use = Literal["read", "write", "download"]
 _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
     "az": ("AZURE_STORAGE_ENDPOINT",),
@@ -133,7 +136,7 @@ def get_into(
         whole: they are all of it, which is asked for without a range; nothing is handed over of one of another size.
     """
     place = begin
-    with _errors(url, name) as (obstore, store):
+    with _errors(url, name, "download") as (obstore, store):
         result = obstore.get(store, name, options=_options(url, begin, None if whole else end, etag))
         info = _info(url, result.meta)
         if whole and info.size != end:
@@ -188,7 +191,7 @@ async def put(url: str, name: str, data: bytes, over: str | None = None) -> str:
     if over and KINDS[scheme_of(url)] == "gs":
         over = None
     mode: Any = "overwrite" if over is None else {"e_tag": over} if over else "create"
-    with _errors(url, name, writes=True) as (obstore, store):
+    with _errors(url, name, "write") as (obstore, store):
         try:
             result = await obstore.put_async(store, name, data, use_multipart=False, mode=mode)
         except (obstore.exceptions.BaseError, NotImplementedError) as error:
@@ -201,14 +204,14 @@ async def put(url: str, name: str, data: bytes, over: str | None = None) -> str:
 async def put_file(url: str, name: str, path: str) -> None:
     """Write a file as an object, over one that is there: a large one in parts, which count when all have come."""
     check_writable(url)
-    with _errors(url, name, writes=True) as (obstore, store):
+    with _errors(url, name, "write") as (obstore, store):
         part = max(_PART_BYTES, -(-os.path.getsize(path) // _MOST_PARTS))
         await obstore.put_async(store, name, Path(path), chunk_size=part, max_concurrency=_PARTS)
 
 
 async def delete(url: str, name: str) -> None:
     """Delete an object."""
-    with _errors(url, name, writes=True) as (obstore, store):
+    with _errors(url, name, "write") as (obstore, store):
         await obstore.delete_async(store, name)
 
 
@@ -259,9 +262,9 @@ def address(url: str) -> tuple[str, dict[str, str]]:
 
 
 @contextmanager
-def _errors(url: str, name: str, writes: bool = False) -> Iterator[Any]:
+def _errors(url: str, name: str, use: Use = "read") -> Iterator[Any]:
     """Turn what obstore raises into our errors: one line each, without secrets."""
-    store = _store(url, writes)
+    store = _store(url, use)
     import obstore
     from obstore import exceptions
 
@@ -271,14 +274,14 @@ def _errors(url: str, name: str, writes: bool = False) -> Iterator[Any]:
         raise meaning(exceptions, error, url, name) from error
 
 
-def _store(url: str, writes: bool = False) -> ObjectStore:
+def _store(url: str, use: Use = "read") -> ObjectStore:
     """The store of a folder; made once in a process, though many threads ask for it first."""
     with _making:
-        return _make_store(url, writes)
+        return _make_store(url, use)
 
 
 @cache
-def _make_store(url: str, writes: bool) -> ObjectStore:
+def _make_store(url: str, use: Use) -> ObjectStore:
     try:
         from obstore.exceptions import BaseError
         from obstore.store import from_url
@@ -293,8 +296,8 @@ def _make_store(url: str, writes: bool) -> ObjectStore:
         url, headers = address(url)
     client: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=5),
-        "read_timeout": timedelta(seconds=_WRITE_TIMEOUT if writes else timeout),
-        "timeout": timedelta(seconds=max(12 * timeout, _WRITE_TIMEOUT)),
+        "read_timeout": timedelta(seconds=_WRITE_TIMEOUT if use == "write" else timeout),
+        "timeout": timedelta(seconds=max(12 * timeout, _DOWNLOAD_TIMEOUT if use == "download" else _WRITE_TIMEOUT)),
         **({"default_headers": headers} if headers else {}),
     }
     if url.startswith("http:") or os.environ.get(ALLOW_HTTP.get(kind, ""), "").lower() in ("1", "true"):

@@ -192,12 +192,16 @@ class Download:
         return infos[-1] if infos else ObjectInfo(size, self.whole.etag)
 
     async def _part(self, file: int, begin: int, end: int, slots: asyncio.Semaphore, whole: bool) -> ObjectInfo:
-        get = self.whole
+        get, reached = self.whole, begin
 
         async def read() -> tuple[None, ObjectInfo]:
-            with _Writes(file) as writes:
-                place = get.url, get.name, begin, end, writes.write
-                return None, await _in_thread(partial(remote.get_into, *place, etag=get.etag, whole=whole))
+            nonlocal reached
+            with _Writes(file, reached) as writes:
+                try:
+                    place = get.url, get.name, reached, end, writes.write
+                    return None, await _in_thread(partial(remote.get_into, *place, etag=get.etag, whole=whole))
+                finally:  # the next try goes on there
+                    reached = begin if whole or writes.reached >= end else writes.reached
 
         async with slots:
             return (await get.checked(read, is_long=True))[1]
@@ -209,9 +213,10 @@ def num_parts(size: int) -> int:
 
 
 class _Writes:
-    """What a thread writes into a file until the block ends, which does not wait for the thread."""
+    """What a thread writes into a file from a place on, until the block ends, which does not wait for the thread."""
 
-    def __init__(self, file: int) -> None:
+    def __init__(self, file: int, place: int) -> None:
+        self.reached = place
         self._file, self._is_over, self._lock = file, False, threading.Lock()
 
     def __enter__(self) -> _Writes:
@@ -230,6 +235,7 @@ class _Writes:
                 while data:
                     written = os.pwrite(self._file, data, place)
                     data, place = data[written:], place + written
+                self.reached = place
             except OSError as error:
                 raise NoRoomError(error.strerror or str(error)) from error
 

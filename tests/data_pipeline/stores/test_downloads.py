@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.stores import engine, helper, requests
+from data_pipeline.stores import engine, helper, remote, requests
 from data_pipeline.stores.failures import ReplacedError
 from data_pipeline.stores.requests import Download, Get
 from tests.data_pipeline.stores.test_late import in_worker
 from tests.fixtures.buckets import Bucket
+from tests.stores.servers import Answer
 
 DATA = os.urandom(1_000_003)
 URL = "s3://bucket/far"
@@ -30,13 +32,13 @@ def path(bucket: Bucket, tmp_path: Path) -> Path:
     return path
 
 
-def request(path: Path, etag: str = "") -> Download:
-    return Download(Get(URL, path.name, 0, len(DATA), etag, len(DATA)), str(path))
+def request(path: Path, etag: str = "", size: int = len(DATA)) -> Download:
+    return Download(Get(URL, path.name, 0, size, etag, size), str(path))
 
 
-def ask(path: Path, etag: str) -> str:
+def ask(path: Path, etag: str = "", size: int = len(DATA)) -> str:
     try:
-        helper.ask(request(path, etag))
+        helper.ask(request(path, etag, size))
     except DataError as error:
         return type(error).__name__
     return ""
@@ -52,6 +54,35 @@ def test_every_byte_comes_through_faults(
     assert path.read_bytes() == DATA
     bucket.faults.cut = bucket.faults.reset = 0.0
     assert in_worker(ask, path, '"another"') == ReplacedError.__name__
+
+
+def test_a_slow_part_comes_while_bytes_come(bucket: Bucket, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any read ends after two minutes: large parts never came over a slow line that they share."""
+    monkeypatch.setattr(remote, "_WRITE_TIMEOUT", 1.0)
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "0")
+    monkeypatch.setenv("ALIGNVLM_READ_TIMEOUT", "0.4")  # 4.8 s for any other read
+    data = bucket.store.objects["bucket/far/a b.tar"] = 4 * DATA
+    bucket.faults.bandwidth = len(data) / 8
+    assert in_worker(ask, path, "", len(data)) == ""
+    assert path.read_bytes() == data
+    assert bucket.requests("GET") <= 2
+
+
+def test_a_part_goes_on_where_it_broke_off(bucket: Bucket, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answer = list[str](), bucket.store.answer
+
+    def answered(method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
+        asked.append(headers.get("range", ""))
+        bucket.faults.cut = float(len(asked) < 2)
+        return answer(method, target, headers, body)
+
+    monkeypatch.setattr(bucket.store, "answer", answered)
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "0")
+    assert in_worker(ask, path) == ""
+    assert path.read_bytes() == DATA
+    first, *_, last = asked
+    assert first == f"bytes=0-{len(DATA) - 1}"
+    assert re.fullmatch(rf"bytes=[1-9]\d{{4,}}-{len(DATA) - 1}", last)
 
 
 def end_one_that_stalls(path: Path) -> Any:
