@@ -135,6 +135,8 @@ def meaning(exceptions: Any, error: Exception, url: str, name: str) -> DataError
     if not name and status in ("405", "501"):
         way_out = "name a file, or put the manifest.json of indexed shards there"
         return LoadError(f"{place} cannot be listed; {way_out}")
+    if "Unable to extract metadata" in text:  # as of a page that a proxy sends
+        return LoadError(f"{place}: {text}; {NO_STORE}")
     if not name and _NO_LIST.search(text):
         return LoadError(f"{place} cannot be listed: {text}; {NO_STORE}")
     if any(word in dump for word in _NO_CREDENTIALS):

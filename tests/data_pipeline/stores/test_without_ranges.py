@@ -175,6 +175,9 @@ def test_a_page_in_the_place_of_a_store_is_called_one(
     if scheme == "http":
         with pytest.raises(LoadError, match=rf"docs cannot be listed: .*{is_one}"):
             list(open_storage(url).list())
+    if scheme == "s3":
+        with pytest.raises(LoadError, match=rf"docs/x: .*ETag Header missing.*{is_one}"):
+            open_storage(url).write("x", b"1")
     pages = "000001.tar"
     monkeypatch.setenv("ALIGNVLM_CACHE", str(tmp_path / "other"))
     helper.stop()
