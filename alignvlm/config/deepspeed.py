@@ -130,7 +130,8 @@ def deepspeed_config(
     Batch sizes count packs. Learning rates and weight decay are not in it: they come with the parameter groups.
     `gradient_clipping` is always stated, because DeepSpeed's default is not "off". The optimizer is PyTorch's fused
     AdamW, because DeepSpeed's would be compiled first, with nvcc; only where its states are offloaded from a GPU is it
-    DeepSpeed's CPU Adam. In bf16, ZeRO-2 and ZeRO-3 sum the gradients of micro-batches in fp32.
+    DeepSpeed's CPU Adam. In bf16, ZeRO-2 and ZeRO-3 sum the gradients of micro-batches in fp32. DeepSpeed does not time
+    micro-batches: it would let the host wait for the whole device before and after each of them.
 
     Args:
         cuda: whether a GPU trains; null asks torch.
@@ -158,6 +159,7 @@ def deepspeed_config(
     sums = {"data_types": {"grad_accum_dtype": "fp32"}} if is_bf16 and zero.get("stage", 0) >= 2 else {}
     return {
         **sums,
+        "timers": {"throughput": {"enabled": False}},
         **strategy,
         "train_batch_size": stage.global_batch_packs,
         "train_micro_batch_size_per_gpu": stage.micro_batch_packs,

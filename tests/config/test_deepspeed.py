@@ -36,6 +36,7 @@ def test_numbers_come_from_the_recipe() -> None:
     assert config["bf16"] == {"enabled": True}
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
     assert config["wall_clock_breakdown"] is False
+    assert config["timers"]["throughput"]["enabled"] is False
     assert config["zero_optimization"]["stage"] == 3
 
 
