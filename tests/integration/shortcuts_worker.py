@@ -1,9 +1,13 @@
-"""A few steps of two ranks with the shortcuts through ZeRO-3 and without, bit for bit. Run by zero3_worker.py."""
+"""A few steps of two ranks with the shortcuts through ZeRO-3 and without, bit for bit. Run by zero3_worker.py.
+
+And once more with them on logical streams (tests/training/logical_streams.py), to find races.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +21,7 @@ from alignvlm.training.step import inputs_of
 from alignvlm.training.zero3 import shortcuts
 from tests.one_rank import differing, masters, micro_batches, take_bad_step, take_step, trainer_of
 from tests.tiny import tiny_model
+from tests.training.on_streams import logical_streams
 
 ACCUMULATION = 4
 RECOMPUTED, FROZEN = "train.gradient_checkpointing=true", "stages.connector.trainable=[connector.*, language.*]"
@@ -27,7 +32,9 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "recomputed, small buckets": ("zero3", (RECOMPUTED, "train.precision=fp32"), {
         "stage3_param_persistence_threshold": 100, "reduce_bucket_size": 20_000, "stage3_prefetch_bucket_size": 9_000,
     }),
-    "vision frozen": ("zero3", (RECOMPUTED, FROZEN), {"stage3_param_persistence_threshold": 100}),
+    "vision frozen": ("zero3", (RECOMPUTED, FROZEN), {
+        "stage3_param_persistence_threshold": 100, "reduce_bucket_size": 20_000, "contiguous_gradients": True,
+    }),
     "on a CPU": ("cpu_zero3", (), {}),
 }  # fmt: skip
 """Strategy, settings of the recipe, changes of the strategy's `zero_optimization`."""
@@ -66,20 +73,29 @@ def trainer_by(version: str, case: str, model: Path, world: Any) -> Trainer:
 
 
 def compared(folder: Path, world: Any) -> dict[str, Any]:
-    """By case: the names of tensors that differ, what both ways have seen, and how many parameters a layer names."""
+    """What differs with the shortcuts and without, and between a device with streams and none, and more, by case."""
     if world.is_main:
         tiny_model()[0].save_pretrained(folder / "model")
     world.barrier()
     results = {}
-    for case in CASES:
+    for case, (strategy, *_) in CASES.items():
         found, named = [], []
-        for version in (shortcuts.VERSION, "another"):
-            trainer = trainer_by(version, case, folder / "model", world)
-            found.append(observed(trainer, world))
-            named.append(len(list(get_z3_leaf_modules(trainer.model)[0].parameters())))
-            trainer.close()
-        (ours, seen), (theirs, seen_by_them) = found
+        ways = [(shortcuts.VERSION, False), ("another", False), (shortcuts.VERSION, True)]
+        for version, has_streams in ways if strategy == "zero3" else ways[:2]:
+            with logical_streams() if has_streams else nullcontext() as device:
+                trainer = trainer_by(version, case, folder / "model", world)
+                found.append(observed(trainer, world))
+                named.append(len(list(get_z3_leaf_modules(trainer.model)[0].parameters())))
+                trainer.close()
+        (ours, seen), (theirs, seen_by_them), *others = found
         results[case] = {
-            "tensors": len(ours), "differing": differing(ours, theirs), "seen": [seen, seen_by_them], "named": named,
+            "tensors": len(ours), "differing": differing(ours, theirs), "seen": [seen, seen_by_them],
+            "named": named[:2],
         }  # fmt: skip
+        for on_streams, seen_on_streams in others:
+            assert device is not None
+            results[case] |= {
+                "streams": list(device.operators.values()), "races": world.all_gather(list(device.races)),
+                "differing on streams": differing(ours, on_streams), "same on streams": seen == seen_on_streams,
+            }  # fmt: skip
     return results

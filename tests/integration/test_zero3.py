@@ -1,11 +1,13 @@
 """Two ZeRO-3 processes against one process without DeepSpeed: losses, every gradient, weights after three steps.
 
-And ZeRO-3 with the shortcuts of `training/zero3/shortcuts.py` against DeepSpeed's own ways: the same bits.
+And ZeRO-3 with the shortcuts of `training/zero3/shortcuts.py` against DeepSpeed's own ways: the same bits, and no race
+between streams, as far as `tests/training/logical_streams.py` models a GPU's.
 And a LoRA stage with dropout, on two processes and on one: the same numbers, its checkpoints, and what it exports.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ from alignvlm.launch.local import free_port
 from alignvlm.model.attention import SDPA
 from alignvlm.parts import part_of, public_name
 from tests.fixtures.command import Command
-from tests.integration import lora_worker, shortcuts_worker
+from tests.integration import lora_worker, shortcuts_worker, streams_worker
 from tests.integration.zero3_worker import CASES, LR, STEPS
 from tests.jobs import ROOT, job_environment, weights
 from tests.one_rank import differing
@@ -37,7 +39,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         for rank in range(2)
     ]
     try:
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+        assert [process.wait(timeout=540) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
@@ -76,6 +78,28 @@ def test_shortcuts_change_no_bit(name: str, results: dict[str, dict[str, Any]]) 
     ours, theirs = result["seen"]
     assert ours == theirs
     assert ours[0]["skipped"] == [True, False]
+
+
+@pytest.mark.parametrize("name", [name for name, case in shortcuts_worker.CASES.items() if case[0] == "zero3"])
+def test_no_race_between_streams(name: str, results: dict[str, dict[str, Any]]) -> None:
+    """And a device with streams gets the same bits."""
+    result = results["shortcuts"][name]
+    assert result["races"] == [[], []]
+    assert result["differing on streams"] == []
+    assert result["same on streams"]
+    assert len(result["streams"]) == 4  # computing, gathering, its collectives, reducing
+    assert min(result["streams"]) > 50
+
+
+@pytest.mark.parametrize("mutant", streams_worker.MUTANTS)
+def test_a_wait_that_is_left_out_is_found(mutant: str, results: dict[str, dict[str, Any]]) -> None:
+    race, (races, _) = streams_worker.MUTANTS[mutant].race, results["mutants"][mutant]
+    assert any(re.search(race, each) for each in races) if race else not races, races
+
+
+def test_a_step_never_waits_for_the_whole_device(results: dict[str, dict[str, Any]]) -> None:
+    """Where weights stay gathered, it does once, when they are gathered anew."""
+    assert results["mutants"]["none"][1] == 0
 
 
 def test_another_version_of_deepspeed_keeps_its_own_ways(results: dict[str, dict[str, Any]]) -> None:

@@ -1,12 +1,13 @@
 """A rank of the ZeRO-3 comparison: trains a few steps per case; rank 0 writes losses, gradients and weights.
 
-Then both ranks compare ZeRO-3 with and without our shortcuts (shortcuts_worker.py) and train a LoRA stage
-(lora_worker.py), rank 0 once more alone. Argument: the output file. Started by
-test_zero3.py.
+Then both ranks compare ZeRO-3 with and without our shortcuts (shortcuts_worker.py), look for races between streams
+(streams_worker.py) and train a LoRA stage (lora_worker.py), rank 0 once more alone. Argument: the output file. Started
+by test_zero3.py.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import weakref
@@ -26,6 +27,7 @@ from alignvlm.training.zero3.layers import gather_whole_layers
 from alignvlm.training.zero3.shortcuts import take_shortcuts
 from tests.integration.lora_worker import on_one_rank, on_two_ranks
 from tests.integration.shortcuts_worker import compared
+from tests.integration.streams_worker import mutants
 from tests.tiny import CONNECTORS, pack, samples, tiny_model
 
 STEPS = 3
@@ -68,6 +70,7 @@ CASES = {
 
 def main(output: Path) -> None:
     world = distributed.start(timeout_minutes=2)
+    gc.freeze()  # each engine that closes collects: not what was imported
     found: dict[str, Any] = {}
     for number, (name, case) in enumerate(CASES.items()):
         folder = output.with_suffix(f".model{number}")
@@ -76,6 +79,7 @@ def main(output: Path) -> None:
         world.barrier()
         found[name] = train(case, folder, world)
     found["shortcuts"] = compared(output.with_suffix(".shortcuts"), world)
+    found["mutants"] = mutants(output.with_suffix(".shortcuts") / "model", world)
     lora = on_two_ranks(output.with_suffix(".lora"), world)
     distributed.stop()
     if world.is_main:
@@ -84,6 +88,7 @@ def main(output: Path) -> None:
         on_one_rank(output.with_suffix(".lora"), distributed.start(timeout_minutes=2), lora)
         distributed.stop()
         torch.save(found | {"lora": lora}, output)
+    gc.unfreeze()  # or Triton complains of leaks
 
 
 def train(case: Case, folder: Path, world: distributed.World) -> dict[str, Any]:
