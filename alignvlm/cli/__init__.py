@@ -17,6 +17,7 @@ from alignvlm.cli.arguments import Parser
 from alignvlm.cli.output import PASSING, describe, one_line, output_is_gone, prepare_streams
 from alignvlm.errors import UserError
 from alignvlm.system.home import ensure_home
+from alignvlm.system.ranks import is_rank_0
 from data_pipeline.errors import DataError, LoadError, UnreachableError
 from data_pipeline.masking import mask
 
@@ -117,7 +118,7 @@ def _mistake(error: UserError | DataError) -> int:
     if isinstance(error, DataError) and isinstance(cause, OSError):  # a disk may fail on one host only
         code = _mistake_of_this_rank(str(error))
         return 1 if cause.errno in PASSING else code
-    if os.environ.get("RANK", "0") != "0":
+    if not is_rank_0():
         time.sleep(RANK_0_SECONDS)  # a launcher ends rank 0 when another rank is gone, with its word unsaid
         return _mistake_of_this_rank(str(error))
     print(f"alignvlm: {one_line(str(error))}", file=sys.stderr)

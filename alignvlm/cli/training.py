@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from alignvlm.cli.arguments import add_recipe
+from alignvlm.system.ranks import is_rank_0
 
 
 def add_parser(subparsers: Any) -> None:
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         from alignvlm.training.run import train
 
     code = train(recipe, began=job_start(), heart=heart)
-    if code == 0 and _is_main():
+    if code == 0 and is_rank_0():
         print_locations(recipe)
     return code
 
@@ -98,7 +99,3 @@ def print_locations(recipe: Any) -> None:
         print(f"  also     wandb sync {folder}")
     print(f"  chat     alignvlm chat {export} --image FILE")
     sys.stdout.flush()
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,6 +16,11 @@ from data_pipeline.errors import DataError
 T = TypeVar("T")
 MISTAKES = (UserError, DataError)
 """Errors of one rank that reach the others; after any other one a launcher ends them."""
+
+
+def is_rank_0() -> bool:
+    """Whether this process is rank 0 of its job, or alone: by its environment, before there is a process group."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Ranks(ABC):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from alignvlm.system.home import ensure_home
 from alignvlm.system.lease import Lease
 from alignvlm.system.monitor.heart import Heart
 from alignvlm.system.monitor.start import Monitor
-from alignvlm.system.ranks import MISTAKES
+from alignvlm.system.ranks import MISTAKES, is_rank_0
 from alignvlm.system.signals import REQUEUE, Signals
 from alignvlm.system.timeline import Timeline
 from alignvlm.system.waiting import Waiting
@@ -97,7 +96,7 @@ def _train_watched(recipe: Recipe, callbacks: Sequence[Callback], began: float, 
             flush=True,
         )
     run = Run(recipe)
-    is_main = _is_main()
+    is_main = is_rank_0()
     if is_main:
         check(run)
     lease = Lease(run.folder.path)
@@ -125,7 +124,7 @@ def _job(
 
     signals = Signals(before_exit=leave, before_save=lease.announce_end)
     with Waiting() as waiting:
-        if _is_main():
+        if is_rank_0():
             with signals:
                 prepare(run, heart.beat)
             timeline.enter("rendezvous")
@@ -228,8 +227,3 @@ def evaluate_stage(run: Run, folder: StageFolder, world: World) -> None:
         run_benchmarks(folder.export, jobs, folder.benchmarks.path, batch_size=recipe.evaluation.batch_size, **shared)
     if recipe.evaluation.tasks or recipe.evaluation.text or recipe.evaluation.benchmarks:
         free_memory()
-
-
-def _is_main() -> bool:
-    """Whether this process is rank 0, before there is a process group."""
-    return os.environ.get("RANK", "0") == "0"
