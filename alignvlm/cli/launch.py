@@ -102,7 +102,7 @@ def add_slurm_options(slurm: Any) -> None:
         help="processes of a host (default: one per GPU, or train.processes)",
     )
     slurm.add_argument(
-        "--cpus-per-process", type=positive, metavar="N", help="CPU cores (default: data.num_workers + 1)"
+        "--cpus-per-process", type=positive, metavar="N", help="cores of a process (default: data.num_workers + 1)"
     )
     slurm.add_argument(
         "--time", type=word, default="24:00:00", metavar="TIME", help="time limit of one job (default: %(default)s)"

@@ -30,7 +30,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Local:
-    """Processes of this machine; null: `per_core` of each core."""
+    """Processes of this machine; None: `per_core` for each core."""
 
     processes: int | None = None
     per_core: int = 1

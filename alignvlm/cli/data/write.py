@@ -41,7 +41,11 @@ def add_parser(actions: Any) -> None:
         help="which column of your data is what, such as images=pages",
     )
     write.add_argument(
-        "--samples-per-shard", type=positive, default=1000, metavar="N", help="at most (default: %(default)s)"
+        "--samples-per-shard",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="most samples of a shard (default: %(default)s)",
     )
     write.add_argument("--dry-run", action="store_true", help="print what would be written")
     add_engine(write)
