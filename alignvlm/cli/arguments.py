@@ -59,7 +59,7 @@ def add_recipe(parser: argparse.ArgumentParser, example: str = "seed=1") -> None
 
 def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
     """Add `[key=value …]`."""
-    parser.add_argument("overrides", nargs="*", type=word, metavar="key=value", help=text)
+    parser.add_argument("overrides", nargs="*", type=word, default=[], metavar="key=value", help=text)
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
