@@ -10,7 +10,8 @@ from typing import Any
 from data_pipeline.errors import DataError
 from data_pipeline.importers.rows.far_path import AnyPath, any_path
 from data_pipeline.importers.rows.images import ImageFiles
-from data_pipeline.samples.schema import MAX_JSON_BYTES, SampleError
+from data_pipeline.samples.images import image_extension
+from data_pipeline.samples.schema import MAX_JSON_BYTES, SampleError, check_key, normalise_messages
 from data_pipeline.samples.turns import turn_messages
 
 
@@ -21,7 +22,7 @@ def read_jsonl(file: AnyPath, *, images: str | AnyPath | None = None) -> Iterato
     {"conversations": [{"from", "value"}]} is understood too. "key" is optional.
 
     Raises:
-        DataError: names file and line of what is not JSON, not a conversation, or an image that is not there.
+        DataError: names file and line of what is not JSON, not a conversation, or an image that is not there or none.
     """
     if not file.is_file():
         raise DataError(f"{file}: no such file")
@@ -53,10 +54,18 @@ def _record(row: Any, files: ImageFiles, key: str) -> dict[str, Any]:
         names = [row.pop("image")] if "image" in row else []
     if not isinstance(names, list):
         raise DataError(f"'images' is not a list of file names: {brief(names)}")
-    return {"key": key, **row, "images": [_read(files, name) for name in names]}
+    record = {"key": key, **row, "images": [_read(files, name) for name in names]}
+    check_key(record["key"])
+    normalise_messages(record["messages"], len(record["images"]))  # the writer checks it too, but knows no lines
+    return record
 
 
 def _read(files: ImageFiles, name: Any) -> bytes:
     if not isinstance(name, str):
         raise DataError(f"image {brief(name)} is not a file name")
-    return files.read(name)
+    data = files.read(name)
+    try:
+        image_extension(data)
+    except SampleError as error:
+        raise DataError(f"image {name!r}: {error}") from error
+    return data

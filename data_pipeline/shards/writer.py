@@ -152,9 +152,24 @@ def _write_local(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is not empty; choose another folder or delete it")
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     with must_write(partial, _WAY_OUT):
         partial.mkdir(parents=True)
+    try:
+        _write_tars(samples, folder, partial, samples_per_shard, shard_bytes)
+        manifest = index_shards(partial, source=source, origin=origin, num_processes=num_processes)
+        if folder.exists():
+            folder.rmdir()
+        os.rename(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _write_tars(
+    samples: Iterable[Mapping[str, Any]], folder: Path, partial: Path, samples_per_shard: int, shard_bytes: int
+) -> None:
+    """The tars of `folder`, in `partial`."""
     files: list[BinaryIO] = []
 
     def opener(name: str) -> BinaryIO:  # webdataset's own opener would run `pipe:` names
@@ -180,13 +195,7 @@ def _write_local(
             with must_write(partial, _WAY_OUT):
                 writer.write(sample)
     if not seen:
-        shutil.rmtree(partial)
         raise DataError(f"{folder}: no records to write")
-    manifest = index_shards(partial, source=source, origin=origin, num_processes=num_processes)
-    if folder.exists():
-        folder.rmdir()
-    os.rename(partial, folder)
-    return manifest
 
 
 def tar_writers() -> Any:

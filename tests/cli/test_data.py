@@ -110,6 +110,10 @@ def test_own_data_becomes_shards(own_data: Path, tmp_path: Path, command: Comman
         ('{"messages": [], "images": 5}', "'images' is not a list of file names: 5"),
         ('{"messages": [], "image": "no.png"}', "No such file"),
         ('{"messages": [], "image": "../../etc/passwd"}', "leaves its folder"),
+        ('{"messages": [], "image": "no.jpg"}', "image 'no.jpg': image cannot be decoded"),
+        ('{"messages": [{"role": "user", "content": "<image>"}]}', "1 image placeholder(s) in the messages but 0"),
+        ('{"messages": [{"role": "user", "content": 3}]}', "content is int"),
+        ('{"messages": [{"role": "user", "content": "x"}], "key": "a b"}', "key 'a b' does not fit"),
         ('{"conversations": [{"from": "robot", "value": "x"}]}', "must be from"),
     ],
 )
@@ -117,10 +121,11 @@ def test_mistakes_in_own_data_name_the_line(
     own_data: Path, tmp_path: Path, command: Command, row: str, reason: str
 ) -> None:
     (own_data / "rows.jsonl").write_text(row + "\n")
+    (own_data / "no.jpg").touch()
     message = command("data", "write", "--from-jsonl", own_data / "rows.jsonl", tmp_path / "out", code=2)
     assert reason in message
     assert "rows.jsonl, line 1" in message
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_index_and_verify_folders(recipe: Recipe, command: Command) -> None:
