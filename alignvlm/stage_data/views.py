@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvlm.checks import check_files
+from alignvlm.config.load import SUFFIXES
 from alignvlm.config.validate import canonical
 from alignvlm.errors import UserError
 from alignvlm.stage_data.plan import cache_bytes, prepare, stage_plan, stage_reads
@@ -96,6 +97,8 @@ def shard_folders(target: str) -> list[str]:
 
     if "://" in target or Path(target).is_dir():
         return [target]
+    if "/" in target and not target.endswith(SUFFIXES) and not Path(target).exists():
+        raise UserError(f"{target}: no such folder of shards")
     return [source.folder for source in used_sources(load_recipe(target))]
 
 

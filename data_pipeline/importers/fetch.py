@@ -12,7 +12,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.files import locked, must_write, open_atomic, read_json_lines, write_atomic
 from data_pipeline.masking import mask
 from data_pipeline.progress import Progress, silent
-from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.index import index_shards, no_shards
 from data_pipeline.shards.manifest import Manifest, load_manifest
 from data_pipeline.shards.sidecars import is_indexed
 from data_pipeline.shards.storage import Storage, open_storage
@@ -39,7 +39,7 @@ def fetch_shards(url: str, folder: str | os.PathLike[str], *, progress: Progress
     known = load_manifest(storage) if is_indexed(storage) else None
     names = [shard.name for shard in known.shards] if known is not None else list(storage.list(".tar"))
     if not names:
-        raise DataError(f"{mask(url)}: no .tar shards here")
+        raise no_shards(storage)
     folder = Path(folder)
     _claim(folder, mask(url))
     with locked(folder / ".lock", _WAY_OUT):  # another call for this folder ends first

@@ -23,7 +23,7 @@ from data_pipeline.masking import mask
 from data_pipeline.preparation.engines import Engine, Local, run, share
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import Encoder, SampleError
-from data_pipeline.shards.index import fitting_index, index_bytes, index_digest, index_shards
+from data_pipeline.shards.index import fitting_index, index_bytes, index_digest, index_shards, no_shards
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.reader import TEXT_MEMBERS, SourceReader, text_record, too_large
 from data_pipeline.shards.sidecars import index_name, is_indexed, writable_place
@@ -66,7 +66,7 @@ def open_job(folder: str | os.PathLike[str], measurings: Sequence[Measuring] = (
     storage = open_storage(folder)
     names = list(storage.list(".tar"))
     if not names:
-        raise DataError(f"{storage.url}: no .tar shards here")
+        raise no_shards(storage)
     measured = [each for each in measurings if _is_measured(storage, names, each)]
     left = [each for each in measurings if each not in measured]
     return Job(storage, writable_place(storage), names, left, measured)

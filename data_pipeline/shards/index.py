@@ -65,6 +65,13 @@ def index_lines(storage: Storage, place: Storage, shard: ShardInfo) -> list[byte
     return _lines(data, shard, place)
 
 
+def no_shards(storage: Storage) -> DataError:
+    """The error of a folder without shards, or that is not there."""
+    own = storage.local_path(MANIFEST)
+    is_there = own is None or own.parent.is_dir()
+    return DataError(f"{mask(storage.url)}: {'no .tar shards here' if is_there else 'no such folder'}")
+
+
 def _lines(data: bytes, shard: ShardInfo, place: Storage) -> list[bytes]:
     """The lines of an index file behind its header. Raises LoadError when they are not as many as the manifest says."""
     lines = data.splitlines()[1:]
@@ -94,7 +101,7 @@ def index_shards(
     found: list[Any] = look(storage) if isinstance(storage, ObjectStorage) else list(storage.list(".tar"))
     index: Any = index_object if isinstance(storage, ObjectStorage) else _index_local
     if not found:
-        raise DataError(f"{mask(storage.url)}: no .tar shards here")
+        raise no_shards(storage)
     name, place, count = source or PurePosixPath(storage.url).name, writable_place(storage), len(found)
     shards, etags = ShardTable(), dict[str, str]()
     if isinstance(storage, ObjectStorage):
