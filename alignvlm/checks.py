@@ -66,6 +66,33 @@ def check_files(recipe: Recipe) -> None:
     _check_generators(recipe)
 
 
+def check_data(recipe: Recipe) -> None:
+    """Raises UserError for the first source in a folder here that has no shards, and no generator either."""
+    for name, message in missing_data(recipe).items():
+        raise recipe_error(recipe, f"data.sources.{name}", message)
+
+
+def missing_data(recipe: Recipe) -> dict[str, str]:
+    """Sources of stages and evaluation without shards, and what to do about each. Buckets are not asked."""
+    from data_pipeline.shards.sidecars import is_indexed
+    from data_pipeline.shards.storage import open_storage
+
+    names = [name for stage in recipe.stages.values() for name in stage.mixture]
+    names += [*recipe.evaluation.held_out, *(task.source for task in recipe.evaluation.tasks.values())]
+    missing = {}
+    for name in dict.fromkeys(names):
+        source = recipe.data.sources[name]
+        if source.generator is not None or "://" in source.folder:
+            continue
+        storage = open_storage(source.folder)
+        if not is_indexed(storage) and not any(storage.list(".tar")):
+            missing[name] = (
+                f"data.sources.{name}: {source.folder} has no tar shards; put them there, or write your own data with "
+                f"`alignvlm data write {source.folder} --from FILE`"
+            )
+    return missing
+
+
 def check_model(recipe: Recipe, *, for_training: bool) -> list[str]:
     """Chat template, tokenizer, and the model: built, and shown a tile, on the meta device, where it takes no memory.
 

@@ -265,12 +265,12 @@ class Run:
             ]
             if changes:
                 more = [f"… and {len(changes) - MOST_CHANGES} more"] if len(changes) > MOST_CHANGES else []
-                listed = "\n  ".join(changes[:MOST_CHANGES] + more)
+                listed = "; ".join(changes[:MOST_CHANGES] + more)
                 is_newer = any(": (absent) → " in change for change in changes)
                 older = "finish it with the version that began it if that has no such keys, " if is_newer else ""
                 raise UserError(
-                    f"{config}: this run was started with another recipe:\n  {listed}\n"
-                    f"Set them back, {older}give the new run another name (name={self.recipe.name}-2), or remove "
+                    f"{config}: this run was started with another recipe ({listed}): "
+                    f"set that back, {older}give the new run another name (name={self.recipe.name}-2), or remove "
                     f"{self.folder.path}"
                 )
 

@@ -46,7 +46,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 def run_check(args: argparse.Namespace) -> int:
     """Everything that training checks before it begins, except for what would have to be downloaded."""
-    from alignvlm.checks import check_files, check_held_out, check_model
+    from alignvlm.checks import check_files, check_held_out, check_model, missing_data
     from alignvlm.cli.imports import import_model
     from alignvlm.config import load_recipe
     from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
@@ -55,7 +55,7 @@ def run_check(args: argparse.Namespace) -> int:
     check_files(recipe)
     jobs_of_recipe(recipe)
     import_model()
-    unchecked = check_model(recipe, for_training=False)
+    unchecked = [*missing_data(recipe).values(), *check_model(recipe, for_training=False)]
     check_held_out(recipe)
     for line in unchecked:
         print(f"not checked: {line}")

@@ -24,7 +24,6 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from alignvlm.checks import check_files
     from alignvlm.config import load_recipe
     from alignvlm.launch.local import end_with_launcher, is_launched, run_local
     from alignvlm.run_folder import Run
@@ -33,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     end_with_launcher()
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
-        check_files(recipe)
+        check_start(recipe)
         return dry_run(recipe)
     if not is_launched() and Run(recipe).folder.seal.exists():
         from alignvlm.training.finished import is_finished  # 0.2 s of CPU time, which a restart need not wait for
@@ -41,6 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
         if is_finished(Run(recipe)):
             print_locations(recipe)
             return 0
+    if not is_launched():
+        check_start(recipe)
+        print(describe_run(recipe), flush=True)
     if not is_launched() and recipe.train.processes > 1:
         os.environ[STARTED] = str(job_start())
         import alignvlm.training  # noqa: F401  (says what is not installed before processes start)
@@ -60,12 +62,36 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
+def check_start(recipe: Any) -> None:
+    """Refuse what can be told before processes start and import torch. Raises UserError."""
+    from alignvlm.checks import check_data, check_files
+    from alignvlm.config import deepspeed_config
+    from alignvlm.run_folder import Run
+
+    run = Run(recipe)
+    run.check_recipe()
+    check_files(recipe)
+    check_data(recipe)
+    for stage in recipe.stages.values():
+        if not run.stage_folder(stage).has_export:
+            deepspeed_config(recipe, stage, recipe.train.processes, cuda=False)
+
+
+def describe_run(recipe: Any) -> str:
+    """Folder, processes and strategy in one line."""
+    from alignvlm.run_folder import Run
+
+    number = recipe.train.processes
+    processes = f"{number} process{'es' if number > 1 else ''}"
+    return f"run {Run(recipe).folder.path}: {processes}, DeepSpeed {recipe.train.deepspeed}"
+
+
 def dry_run(recipe: Any) -> int:
     """Print the folder, the stages and where each would resume."""
     from alignvlm.run_folder import Run
 
     run = Run(recipe)
-    print(f"run {run.folder.path}: {recipe.train.processes} process(es), DeepSpeed {recipe.train.deepspeed}")
+    print(describe_run(recipe))
     for stage in recipe.stages.values():
         folder = run.stage_folder(stage)
         checkpoints = folder.checkpoint_folders()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from alignvlm import stage_data
-from alignvlm.checks import check_files, check_model
+from alignvlm.checks import check_data, check_files, check_model
 from alignvlm.config.places import recipe_error
 from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
 from alignvlm.evaluation.perplexity import text_identity
@@ -25,6 +25,7 @@ def check(run: Run) -> None:
         UserError: with the key to change.
     """
     check_files(run.recipe)
+    check_data(run.recipe)
     jobs_of_recipe(run.recipe)
     for name, text in run.recipe.evaluation.text.items():
         try:

@@ -14,8 +14,8 @@ from tests.fixtures.command import Command, every_command
 
 
 def test_overrides_may_follow_options(command: Command, tmp_path: Path) -> None:
-    output = command("train", "quickstart", f"runs={tmp_path}", "--dry-run", "train.processes=3")
-    assert output.startswith(f"run {tmp_path}/quickstart: 3 process(es)")
+    output = command("train", "quickstart", f"runs={tmp_path}", "--dry-run", "train.processes=1")
+    assert output.startswith(f"run {tmp_path}/quickstart: 1 process, DeepSpeed cpu_zero3\n")
 
 
 @pytest.mark.parametrize("words", [["config", "check", "quickstart", "--sede=5"], ["report", "runs/x", "seed=5"]])
