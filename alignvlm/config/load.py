@@ -23,7 +23,7 @@ from alignvlm.errors import UserError, shown
 from alignvlm.plugins import import_plugins
 from alignvlm.resources import resource
 from alignvlm.settings import FILLED
-from data_pipeline.errors import nearest
+from data_pipeline.errors import did_you_mean, nearest
 from data_pipeline.masking import mask
 
 SUFFIXES = (".yaml", ".yml")
@@ -47,12 +47,32 @@ def find_recipe(name_or_path: str, beside: Path | None = None) -> Path:
             path = Path(os.path.expanduser(folder / name_or_path))
             if os.path.isfile(path):
                 return path
-        raise UserError(f"recipe file {shown(name_or_path)} does not exist; by name: {', '.join(list_recipes())}")
-    path = resource("recipes", f"{name_or_path}.yaml")
-    if os.path.isfile(path):
-        return path
-    hint = nearest(name_or_path, list_recipes())
-    raise UserError(f"unknown recipe {shown(name_or_path)}: {hint}; or give a path ending in .yaml")
+    else:
+        path = resource("recipes", f"{name_or_path}.yaml")
+        if os.path.isfile(path):
+            return path
+    raise _no_recipe(name_or_path, is_path)
+
+
+def _no_recipe(name: str, is_path: bool) -> UserError:
+    """Says where the recipe may be: in a run's folder, or in a file with nearly this name."""
+    config = os.path.join(name, "config.yaml")
+    if os.path.isfile(config):
+        return UserError(f"{shown(name)} is a folder; the recipe of the run in it is {shown(config)}")
+    folder = os.path.dirname(name)
+    try:
+        listed = os.listdir(folder or ".")
+    except (OSError, ValueError):
+        listed = []
+    files = {os.path.splitext(file)[0]: os.path.join(folder, file) for file in listed if file.endswith(SUFFIXES)}
+    wanted = os.path.basename(name)
+    found = files.get(wanted.removesuffix(".yaml").removesuffix(".yml"))
+    hint = f"did you mean {found!r}? " if found else ""
+    if is_path:
+        hint = hint or f"{did_you_mean(name, files.values())} ".lstrip()
+        return UserError(f"recipe file {shown(name)} does not exist; {hint}by name: {', '.join(list_recipes())}")
+    hint = hint or f"{nearest(name, list_recipes())}; "
+    return UserError(f"unknown recipe {shown(name)}: {hint}or give a path ending in .yaml")
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

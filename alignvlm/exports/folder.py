@@ -90,7 +90,8 @@ def check_export(folder: Path) -> None:
         UserError: it holds no exported model. DataError: a file of it is missing or damaged.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is not an export folder (no config.json); give runs/<name>/<n>-<stage>/export")
+        near = _export_below(folder) or "runs/<name>/<n>-<stage>/export"
+        raise UserError(f"{folder} is not an export folder (no config.json); give {near}")
     way_out = _way_out(folder)
     config = read_needed(folder / "config.json", _read_object, way_out)
     if config.get("model_type") != MODEL_TYPE:
@@ -103,6 +104,13 @@ def check_export(folder: Path) -> None:
         names = read_needed(folder / WEIGHTS_INDEX, _read_index, way_out)
     for name in names:
         read_needed(folder / name, read_tensor_places, way_out)
+
+
+def _export_below(folder: Path) -> Path | None:
+    """The export of a stage's folder, or the newest of a run's."""
+    exports = [config.parent for depth in ("", "*/") for config in folder.glob(f"{depth}export/config.json")]
+    stages = {export: STAGE_FOLDER.fullmatch(export.absolute().parent.name) for export in exports}
+    return max((export for export in exports if stages[export]), key=lambda e: int(stages[e][1]), default=None)
 
 
 def _way_out(folder: Path) -> str:

@@ -17,7 +17,7 @@ from alignvlm.exports import check_export, save_export
 from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 from alignvlm.model.lora import Adapters
 from alignvlm.progress import Progress
-from alignvlm.run_folder import INITIAL, RunFolder, run_of_checkpoint
+from alignvlm.run_folder import INITIAL, RunFolder, run_of_checkpoint, stages_at
 from alignvlm.training.checkpoints.files.manifest import MANIFEST, first_difference
 from alignvlm.training.checkpoints.gathering import whole
 from alignvlm.training.checkpoints.store import TAG
@@ -140,7 +140,16 @@ def _mean(sources: Sequence[CheckpointWeights], name: str) -> torch.Tensor:
 
 def _check(checkpoint: Path) -> None:
     if not (checkpoint / MANIFEST).exists():
-        raise UserError(f"{checkpoint}: not a finished checkpoint ({MANIFEST} is missing)")
+        raise UserError(f"{checkpoint}: not a finished checkpoint ({MANIFEST} is missing); {_near(checkpoint)}")
     problem = first_difference(checkpoint)
     if problem is not None:
         raise UserError(f"{checkpoint} is not valid ({problem}); give another checkpoint of its stage")
+
+
+def _near(path: Path) -> str:
+    """What to give instead: the newest checkpoint of the stage or run that a path stands for."""
+    try:
+        found = [folder for stage in stages_at(path)[1] for folder in stage.checkpoint_folders()]
+    except UserError:
+        found = []
+    return f"give {found[-1] if found else 'runs/<name>/<n>-<stage>/checkpoints/step-…'}"
