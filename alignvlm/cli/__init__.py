@@ -147,8 +147,23 @@ def _show_warnings() -> None:
         logging.getLogger(name).addHandler(handler)
 
 
+class _OncePerAddress(logging.Filter):
+    """Of a hub that is not reached its client says so six times per file, in two lines each; the first one is enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        is_new = text not in self._said and not text.startswith("Retrying in ")
+        self._said.add(text)
+        return is_new
+
+
 def _quiet_libraries() -> None:
     """Settings that libraries read when they are imported: no bars of theirs inside ours, no search for absent GPUs."""
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_OncePerAddress())
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
