@@ -191,9 +191,12 @@ def submit(command: list[str], environment: dict[str, str], line: str) -> str:
 def run_torchrun(arguments: argparse.Namespace) -> int:
     """Replace this process by launch/torchrun.sh."""
     variables = {"ALIGNVLM_NODES": arguments.nodes, "ALIGNVLM_RENDEZVOUS": arguments.rendezvous}
+    world_size = None  # not known here where hosts come and go, or where each starts one process per GPU
     if arguments.processes_per_node:
         variables["ALIGNVLM_PROCESSES"] = str(arguments.processes_per_node)
-    return _exec_script("torchrun.sh", arguments, variables)
+        if arguments.nodes.isdigit():
+            world_size = int(arguments.nodes) * arguments.processes_per_node
+    return _exec_script("torchrun.sh", arguments, variables, world_size=world_size)
 
 
 def run_hosts(arguments: argparse.Namespace) -> int:
@@ -207,12 +210,20 @@ def run_local(arguments: argparse.Namespace) -> int:
     return _exec_script("local.sh", arguments, {})
 
 
-def _exec_script(script: str, arguments: argparse.Namespace, variables: dict[str, str], *first: str) -> int:
+def _exec_script(
+    script: str,
+    arguments: argparse.Namespace,
+    variables: dict[str, str],
+    *first: str,
+    world_size: int | None = None,
+) -> int:
     """Replace this process by a script of launch/, so that signals and exit codes are the script's."""
     from alignvlm.config import load_recipe
-    from alignvlm.launch import find_launcher
+    from alignvlm.launch import check_world, find_launcher
 
-    load_recipe(arguments.recipe, arguments.overrides)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if world_size is not None:
+        check_world(recipe, world_size, cuda=True)
     if not (arguments.dry_run or all(map(os.path.isfile, first))):
         raise UserError(f"--hostfile {first[0]}: no such file; it has a line `HOST slots=GPUS` for each host")
     variables = {"ALIGNVLM_PYTHON": sys.executable, **variables}

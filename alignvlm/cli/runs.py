@@ -72,8 +72,9 @@ def add_parser(subparsers: Any) -> None:
 
     track = subparsers.add_parser(
         "track",
-        help="upload to MLflow what the server lacks",
-        description="Upload to MLflow what a run could not upload while the server was unreachable.",
+        help="bring MLflow and the other trackers of a run up to date",
+        description="Upload to MLflow, and to the trackers that tracking.also names, what they lack of a run: what it "
+        "could not deliver while a server was away, or all of it.",
     )
     add_recipe(track, "runs=/data/runs")
     track.set_defaults(handler=run_track)

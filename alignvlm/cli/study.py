@@ -85,7 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
         except StoppedError as stopped:
             print(f"alignvlm: {stopped}", file=sys.stderr)
             return REQUEUE
-    print(f"study {study.name}: {page}")
+    trained = sum(cell.is_trained for cell in grid.cells)
+    print(f"study {study.name}, {trained} of {len(grid.cells)} runs trained: {page}")
     if failed:
         print(f"alignvlm: {len(failed)} of {len(grid.cells)} runs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -17,7 +17,7 @@ from alignvlm.estimates.memory import GIB
 def render(run: RunEstimate) -> Iterator[RenderableType]:
     """Tables and lines in the order they are printed."""
     yield (
-        f"[bold]{escape(run.recipe)}[/] on {run.world_size} GPUs of {run.gpu_memory:g} GiB, "
+        f"[bold]{escape(run.recipe)}[/] on {run.world_size} GPU{'s' * (run.world_size > 1)} of {run.gpu_memory:g} GiB, "
         f"{run.peak_tflops:g} TFLOPS at {run.mfu:.0%}: {_hours(run.hours)}"
     )
     yield _parameters(run)
@@ -95,7 +95,7 @@ def _host(run: RunEstimate) -> Table:
     ]
     if len(rows) > 1:
         rows.append(("total", lambda s: _gib(sum(s.host.values()))))
-    return _rows(f"GiB of host memory on a node of {run.gpus_per_node} GPUs", run, rows)
+    return _rows(f"GiB of host memory on a node of {run.gpus_per_node} GPU{'s' * (run.gpus_per_node > 1)}", run, rows)
 
 
 def _disk(run: RunEstimate) -> Table:

@@ -42,7 +42,7 @@ def recipe(tmp_path: Path) -> Path:
 def test_text_reaches_a_stream_of_any_encoding(encoding: str, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for words, said in (
         (["config", "show", str(recipe)], WORDS),
-        (["estimate", str(recipe)], "GPUs of 80 GiB"),
+        (["estimate", str(recipe)], "of 80 GiB"),
         (["train", str(recipe), "--dry-run"], "größe"),
         (["config", "check", f"{recipe}→"], "größe"),
         (["launch", "slurm", "--help"], "Slurm"),

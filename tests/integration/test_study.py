@@ -141,7 +141,7 @@ def test_a_killed_study_goes_on_and_compares_what_it_trained(
         assert abs(few - many) <= 0.05 * many
     monkeypatch.setitem(STUDIES, "two", __name__)
     words = ("study", "two", TINY, *SHORT, "--seeds", "2", "--report", "--output", "elsewhere")
-    assert command(*words).splitlines()[-1] == "study two: elsewhere/index.html"
+    assert command(*words).splitlines()[-1] == "study two, 4 of 4 runs trained: elsewhere/index.html"
     again = json.loads(Path("elsewhere/results.json").read_text())
     assert again["variants"] == content["variants"]
     assert "started with another recipe" in command(*words, "stages.connector.max_steps=2", code=2)
