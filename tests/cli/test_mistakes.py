@@ -44,6 +44,8 @@ WRONG: dict[Callable[[str], object], list[str]] = {
 RECIPE: list[tuple[list[str], str]] = [
     (["missing"], "unknown recipe 'missing'"),
     (["quikstart"], "did you mean 'quickstart'"),
+    (["tiny"], "unknown recipe 'tiny': did you mean 'tiny.yaml'? or give a path ending in .yaml"),
+    (["tiny.yml"], "'tiny.yml' does not exist; did you mean 'tiny.yaml'?"),
     (["missing.yaml"], "'missing.yaml' does not exist"),
     (["folder.yaml"], "folder.yaml"),
     (["broken.yaml"], "broken.yaml:2: not valid YAML"),
@@ -67,6 +69,8 @@ RECIPE: list[tuple[list[str], str]] = [
 EXPORT = [
     (["missing"], "missing is not an export folder"),
     (["empty"], "empty is not an export folder"),
+    (["run"], "run is not an export folder (no config.json); give run/10-last/export"),
+    (["run/2-first"], "give run/2-first/export"),
     (["file.txt"], "file.txt is not an export folder"),
     (["other_model"], "holds a model of type 'llama'"),
     (["damaged_model"], "config.json"),
@@ -98,11 +102,12 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
         (["s4://bucket/x", "out"], "did you mean 's3'"),
     ],
     ("data", "index"): [
-        (["missing"], "missing"), (["file.txt"], "file.txt"), (["empty"], "no .tar shards"),
+        (["missing"], "missing: no such folder"), (["file.txt"], "file.txt"), (["empty"], "no .tar shards"),
         (["garbage"], "0.tar"), (["s4://bucket/x"], "did you mean 's3'"), (["pipe:true"], "runs a shell command"),
     ],
     ("data", "verify"): [
         (["missing"], "unknown recipe"), (["file.txt"], "unknown recipe"), (["empty"], "no manifest.json"),
+        (["no/shards"], "no/shards: no such folder of shards"),
         (["damaged"], "manifest.json is damaged"), (["tiny.yaml"], "no manifest.json"),
     ],
     ("data", "plan"): [*RECIPE, (["tiny.yaml", "--stage", "conector"], "did you mean 'connector'")],
@@ -114,10 +119,15 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
         (["latin.json", "tiny.yaml"], "latin.json: not a saved plan"), (["missing", "tiny.yaml"], "unknown recipe"),
     ],
     ("data", "show"): [*RECIPE, (["tiny.yaml", "--stage", "conector"], "did you mean 'connector'")],
-    ("train",): [*RECIPE, (["tiny.yaml", "--dry-run=yes"], "--dry-run")],
+    ("train",): [
+        *RECIPE, (["tiny.yaml", "--dry-run=yes"], "--dry-run"), ([], "are required: RECIPE; see"),
+        (["tiny.yaml", "train.processes=3"], "global_batch_packs is 4, which 3 ranks"),
+        (["mine.yaml"], "mine.yaml:4: data.sources.mine: data/none has no tar shards"),
+        (["run"], "'run' is a folder; the recipe of the run in it is 'run/config.yaml'"),
+    ],
     ("estimate",): [*RECIPE, (["tiny.yaml", "--json", "--world-size"], "--world-size expected one argument")],
     ("eval",): [
-        *RECIPE, *EXPORT[1:2], *EXPORT[3:], (["tiny.yaml"], "no export yet"), (["made_model"], "--recipe RECIPE"),
+        *RECIPE, *EXPORT[1:4], *EXPORT[5:], (["tiny.yaml"], "no export yet"), (["made_model"], "--recipe RECIPE"),
         (["made_model", "--recipe", "missing"], "unknown recipe"),
         (["tiny.yaml", "--stage", "conector"], "did you mean"),
         (["made_model", "--benchmark", "docvqa", "--data", "missing"], "missing: no such file or folder"),
@@ -140,6 +150,7 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
     ],
     ("export",): [
         (["missing", "out"], "not a finished checkpoint"), (["file.txt", "out"], "not a finished checkpoint"),
+        (["run", "out"], "give run/10-last/checkpoints/step-00000004"),
         (["missing", "empty"], "already exists"), (["missing"], "give the new folder"),
         (["made_model", "out", "--private"], "belong to --push"), ([], "required: CHECKPOINT"),
         (["made_model", "--push", "model"], "not ORGANISATION/NAME"),
@@ -179,7 +190,9 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
         (["tiny.yaml", "--gpus-per-node", "2", "--time", "soon"], "not a time"),
         (["tiny.yaml", "--gpus-per-node", "2", "--processes-per-node", "1"], "one process per GPU"),
     ],
-    ("launch", "torchrun"): RECIPE,
+    ("launch", "torchrun"): [
+        *RECIPE, (["tiny.yaml", "--nodes", "3", "--processes-per-node", "1"], "global_batch_packs is 4, which 3 ranks"),
+    ],
     ("launch", "hosts"): [
         *(([*words, "--hostfile", "h"], said) for words, said in RECIPE),
         (["tiny.yaml"], "--hostfile"), (["tiny.yaml", "--hostfile", "missing"], "missing: no such file"),
@@ -207,10 +220,16 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "nul.yaml": "name: a\0b\n", "list.json": "[]", "deep.json": "[" * 100_000, "deep.jsonl": "[" * 100_000 + "\n",
         "garbage/0.tar": "no tar" * 400, "damaged/manifest.json": '{"version": 1',
         "tiny.yaml": TINY.read_text(encoding="utf-8"),
+        "mine.yaml": "extends: tiny.yaml\ndata:\n  sources:\n    mine: {path: none}\n"
+        "stages: {instruct: {mixture: {charts: null, mine: 1}}}\n",
         "rows.jsonl": json.dumps({"messages": conversation("a", "b")}) + "\n",
     }  # fmt: skip
     for name, text in texts.items():
         (desk / name).write_text(text)
+    (desk / "run/10-last/checkpoints/step-00000004").mkdir(parents=True)
+    for file in ("config.yaml", "2-first/export/config.json", "10-last/export/config.json"):
+        (desk / "run" / file).parent.mkdir(parents=True, exist_ok=True)
+        (desk / "run" / file).write_text("{}")
     for name in ("latin.yaml", "latin.json", "latin.jsonl"):
         (desk / name).write_bytes(b'name: "gr\xf6\xdfe"\n')
     for part in tiny_model():
