@@ -181,9 +181,10 @@ def _write_tars(
 
     pattern = f"{str(partial).replace('%', '%%')}/%06d.tar"
     seen: set[str] = set()
-    with tar_writers().ShardWriter(
+    writer = tar_writers().ShardWriter(
         pattern, samples_per_shard, shard_bytes, close, 0, 0, opener, mtime=0, format="PAX_FORMAT", compress=False
-    ) as writer:
+    )
+    try:
         for number, record in enumerate(samples):
             try:
                 sample = to_members(record)
@@ -194,6 +195,9 @@ def _write_tars(
             seen.add(sample["__key__"])
             with must_write(partial, _WAY_OUT):
                 writer.write(sample)
+    finally:
+        with must_write(partial, _WAY_OUT):  # the end of a file waits in memory until now
+            writer.close()
     if not seen:
         raise DataError(f"{folder}: no records to write")
 

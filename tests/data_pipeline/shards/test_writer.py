@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,17 @@ def test_writing_twice_or_over_something_is_refused(tmp_path: Path, records: Any
     write_shards(records(3), tmp_path / "out", num_processes=1)
     with pytest.raises(DataError, match="not empty"):
         write_shards(records(3), tmp_path / "out")
+
+
+def test_a_full_disk_names_the_folder_and_leaves_nothing(tmp_path: Path) -> None:
+    """The bytes of a small shard reach the disk only when its file is closed."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"full\.partial cannot be written \(File too large\); choose a folder"):
+            write_shards(
+                [{"key": "a", "messages": [{"role": "user", "content": "a"}]}], tmp_path / "full", num_processes=1
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
