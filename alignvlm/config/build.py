@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from alignvlm.config.schema import Recipe
 from alignvlm.config.tree import Value, join
 from alignvlm.config.types import child_type, choices, describe, field_types, section_of
-from alignvlm.connectors.options import ConnectorOptions, connector_kinds, options_class
+from alignvlm.connectors.options import OWN_KIND, ConnectorOptions, UnknownKindError, connector_kinds, options_class
 from alignvlm.errors import UserError, shown
 from data_pipeline.errors import did_you_mean, nearest
 
@@ -76,10 +76,10 @@ def _options_class(connector: Value) -> type[ConnectorOptions]:
     name = "align" if kind is None else kind.plain()
     try:
         return options_class(str(name))
-    except ValueError as error:
+    except UnknownKindError as error:
         where = connector.where if kind is None else kind.where
         hint = nearest(str(name), connector_kinds())
-        raise UserError(f"{where}: model.connector.kind is {shown(name)}: {hint}. {error}") from error
+        raise UserError(f"{where}: model.connector.kind is {shown(name)}: {hint}. {OWN_KIND}") from error
 
 
 @functools.cache

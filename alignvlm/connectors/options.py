@@ -11,8 +11,19 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Le
 
+from alignvlm.errors import UserError
 from alignvlm.plugins import import_plugins
 from alignvlm.settings import Bool, Count, PositiveFloat, PositiveInt, filled, settings
+from data_pipeline.errors import nearest
+
+OWN_KIND = (
+    "A kind of your own is known once its module is imported: name it in the recipe's `imports`, or in ALIGNVLM_IMPORTS"
+)
+
+
+class UnknownKindError(UserError, ValueError):
+    """No module has registered this kind of connector: a mistyped recipe, or an export whose module is not imported."""
+
 
 Width = Annotated[PositiveInt, Le(2**20)]
 WindowSide = Annotated[PositiveInt, Le(1024)]
@@ -156,14 +167,11 @@ def connector_kinds() -> list[str]:
 
 
 def options_class(kind: str) -> type[ConnectorOptions]:
-    """The options of a kind. Raises ValueError naming the kinds that there are."""
+    """The options of a kind. Raises UnknownKindError naming the kinds that there are."""
     if kind not in _OPTIONS:
         import_plugins()  # an export names its kind, and no module: ALIGNVLM_IMPORTS does
     if kind not in _OPTIONS:
-        raise ValueError(
-            f"connector kind {kind!r} is unknown; known: {', '.join(_OPTIONS)}. A kind of your own is known once its "
-            "module is imported: name it in the recipe's `imports`, or in ALIGNVLM_IMPORTS"
-        )
+        raise UnknownKindError(f"connector kind {kind!r} is unknown: {nearest(kind, _OPTIONS)}. {OWN_KIND}")
     return _OPTIONS[kind]
 
 
