@@ -148,7 +148,7 @@ def _show_warnings() -> None:
 
 
 class _OncePerAddress(logging.Filter):
-    """Of a hub that is not reached its client says so six times per file, in two lines each; the first one is enough."""
+    """Of a hub that is not reached its client says so six times per file, in two lines each; one is enough."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alignvlm.cli.arguments import folder, fraction, path, positive
+from alignvlm.cli.arguments import folder, fraction, path, positive, word
+from alignvlm.progress import Progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def add_parser(subparsers: Any) -> None:
@@ -42,9 +47,18 @@ def add_parser(subparsers: Any) -> None:
         help="number of images, spread over the sources (default: %(default)s)",
     )
     vocab.add_argument(
+        "--device", type=word, metavar="DEVICE", help="cpu, cuda, … (default: CUDA where there is a GPU)"
+    )
+    vocab.add_argument(
         "--output", type=path, metavar="FOLDER", help="new folder (default: the export's name with -active)"
     )
     vocab.set_defaults(handler=run)
+
+
+def _counted(images: Iterable[Image], bar: Progress) -> Iterator[Image]:
+    for image in images:
+        yield image
+        bar.advance()
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,12 +73,15 @@ def run(arguments: argparse.Namespace) -> int:
     if output.exists():
         raise UserError(f"{output} already exists; give another --output")
     import_model()
+    from alignvlm.evaluation.answering import find_device
     from alignvlm.evaluation.vocabulary_mass import images_of, measure_mass, write_restricted
     from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMProcessor
 
-    model = AlignVLMForConditionalGeneration.from_pretrained(export).eval()
+    device = find_device(arguments.device)
+    model = AlignVLMForConditionalGeneration.from_pretrained(export).to(device).eval()
     processor = AlignVLMProcessor.from_pretrained(export)
-    measured = measure_mass(model, processor, images_of(arguments.data, arguments.images))
+    with Progress("analyse images", arguments.images) as bar:
+        measured = measure_mass(model, processor, _counted(images_of(arguments.data, arguments.images), bar))
     count, mass = arguments.num_active, arguments.keep_mass
     ids = measured.most_used(count) if count else measured.active(mass)
     summary = write_restricted(model, processor, measured, ids, output)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignvlm.config import load_recipe
+from alignvlm.config.load import SUFFIXES
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
 from alignvlm.exports import check_export
@@ -29,6 +30,8 @@ def find_target(
     """
     if Path(target).is_dir():
         return _recipe_of(Path(target), overrides, recipe_name), Path(target)
+    if "/" in target and not target.endswith(SUFFIXES) and not Path(target).exists():
+        raise UserError(f"{target}: no such export folder; or give a recipe")
     recipe = load_recipe(target, overrides)
     run = Run(recipe)
     if stage_name is None:

@@ -108,9 +108,11 @@ def check_export(folder: Path) -> None:
 
 def _export_below(folder: Path) -> Path | None:
     """The export of a stage's folder, or the newest of a run's."""
-    exports = [config.parent for depth in ("", "*/") for config in folder.glob(f"{depth}export/config.json")]
-    stages = {export: STAGE_FOLDER.fullmatch(export.absolute().parent.name) for export in exports}
-    return max((export for export in exports if stages[export]), key=lambda e: int(stages[e][1]), default=None)
+    found: dict[int, Path] = {}
+    for config in [*folder.glob("export/config.json"), *folder.glob("*/export/config.json")]:
+        if stage := STAGE_FOLDER.fullmatch(config.absolute().parents[1].name):
+            found[int(stage[1])] = config.parent
+    return found[max(found)] if found else None
 
 
 def _way_out(folder: Path) -> str:

@@ -29,12 +29,14 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
             raise UserError(f"--data {name}={path}: {name} is none of the benchmarks that are asked: {asked}")
     if arguments.suite:
         return _jobs_of_suite(arguments, named, places)
+    if not arguments.data:
+        raise UserError(f"--benchmark {names[0]} needs its files: --data PATH, a file or folder of the benchmark")
     if len(set(names)) < len(names):
         raise UserError(f"--benchmark {', '.join(names)}: one is given twice; results are kept by its name")
     unnamed = [name for name in names if name not in named]
     if len(places) not in (1, len(unnamed)) or (places and not unnamed):
         raise UserError(
-            f"{len(names)} benchmarks and {len(arguments.data or [])} times --data: give one for all, or one for each"
+            f"{len(names)} benchmarks and {len(arguments.data)} times --data: give one for all, or one for each"
         )
     each = places if len(places) == len(unnamed) else places * len(unnamed)
     found = named | dict(zip(unnamed, each, strict=True))
