@@ -37,7 +37,7 @@ class WeightsAndBiases:
 
     @property
     def place(self) -> str:
-        return self._run.url or f"wandb sync {self._folder()}"
+        return f"wandb sync {self._folder()}" if self._run.offline else self._run.url  # which warns offline
 
     def sync(self) -> None:
         """Log new steps and new scores."""
