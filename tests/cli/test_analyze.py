@@ -24,7 +24,9 @@ def test_command_writes_an_export_that_loads(tmp_path: Path, command: Command) -
     )
     write_shards(records, tmp_path / "source", source="s")
     arguments = ("analyze", "vocab", tmp_path / "export", "--data", tmp_path / "source", "--images", "4")
-    assert "over 4 images" in command(*arguments, "--keep-mass", "0.95")
+    said = command(*arguments, "--keep-mass", "0.95", "--device", "cpu")
+    assert "analyse images: 4/4" in said
+    assert "over 4 images" in said
     folder = tmp_path / "export-active"
     loaded = AlignVLMForConditionalGeneration.from_pretrained(folder)
     num_active = json.loads((folder / "vocabulary.json").read_text())["num_active"]

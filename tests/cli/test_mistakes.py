@@ -73,6 +73,7 @@ EXPORT = [
     (["run/2-first"], "give run/2-first/export"),
     (["file.txt"], "file.txt is not an export folder"),
     (["other_model"], "holds a model of type 'llama'"),
+    (["own_model"], "connector kind 'mine' is unknown: known: align, "),
     (["damaged_model"], "config.json"),
     (["list_model"], "config.json"),
 ]
@@ -127,9 +128,12 @@ ROWS: dict[tuple[str, ...], list[tuple[list[str], str]]] = {
     ],
     ("estimate",): [*RECIPE, (["tiny.yaml", "--json", "--world-size"], "--world-size expected one argument")],
     ("eval",): [
-        *RECIPE, *EXPORT[1:4], *EXPORT[5:], (["tiny.yaml"], "no export yet"), (["made_model"], "--recipe RECIPE"),
+        *RECIPE, *EXPORT[1:4], *EXPORT[5:6], *EXPORT[7:],
+        (["no/export"], "no/export: no such export folder"), (["tiny.yaml"], "no export yet"),
+        (["made_model"], "--recipe RECIPE"),
         (["made_model", "--recipe", "missing"], "unknown recipe"),
         (["tiny.yaml", "--stage", "conector"], "did you mean"),
+        (["made_model", "--benchmark", "docvqa"], "--benchmark docvqa needs its files: --data PATH"),
         (["made_model", "--benchmark", "docvqa", "--data", "missing"], "missing: no such file or folder"),
         (["made_model", "--benchmark", "docvqa", "--data", "empty"], "empty: no files of benchmark 'docvqa'"),
         (["made_model", "--benchmark", "docvqa", "--data", "latin.jsonl"], "latin.jsonl"),
@@ -234,6 +238,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (desk / name).write_bytes(b'name: "gr\xf6\xdfe"\n')
     for part in tiny_model():
         part.save_pretrained(desk / "made_model")
+    shutil.copytree(desk / "made_model", desk / "own_model")
+    own = json.loads((desk / "own_model/config.json").read_text())
+    (desk / "own_model/config.json").write_text(json.dumps(own | {"connector_config": {"kind": "mine"}}))
     for name, config in {"other": '{"model_type": "llama"}', "damaged": "{", "list": "[]"}.items():
         (desk / f"{name}_model").mkdir()
         (desk / f"{name}_model" / "config.json").write_text(config)
