@@ -41,7 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
             print_locations(recipe)
             return 0
     if not is_launched():
+        from alignvlm.checks import check_data
+
         check_start(recipe)
+        check_data(recipe)
         print(describe_run(recipe), flush=True)
     if not is_launched() and recipe.train.processes > 1:
         os.environ[STARTED] = str(job_start())
@@ -64,14 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check_start(recipe: Any) -> None:
     """Refuse what can be told before processes start and import torch. Raises UserError."""
-    from alignvlm.checks import check_data, check_files
+    from alignvlm.checks import check_files
     from alignvlm.config import deepspeed_config
     from alignvlm.run_folder import Run
 
     run = Run(recipe)
     run.check_recipe()
     check_files(recipe)
-    check_data(recipe)
     for stage in recipe.stages.values():
         if not run.stage_folder(stage).has_export:
             deepspeed_config(recipe, stage, recipe.train.processes, cuda=False)
@@ -87,7 +89,8 @@ def describe_run(recipe: Any) -> str:
 
 
 def dry_run(recipe: Any) -> int:
-    """Print the folder, the stages and where each would resume."""
+    """Print the folder, the stages, where each would resume, and what data is missing."""
+    from alignvlm.checks import missing_data
     from alignvlm.run_folder import Run
 
     run = Run(recipe)
@@ -104,6 +107,8 @@ def dry_run(recipe: Any) -> int:
         mixture = ", ".join(f"{source} {weight:g}" for source, weight in stage.mixture.items())
         length = f"{stage.epochs} epoch(s)" + (f", at most {stage.max_steps} steps," if stage.max_steps else "")
         print(f"  {stage.number} {stage.name}: {status}; {length} of {mixture}; trains {', '.join(stage.trained)}")
+    for message in missing_data(recipe).values():
+        print(f"  missing: {message}")
     return 0
 
 
