@@ -25,6 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _common import RESULTS, write
 from steps.variants import ALL, MODELS, VARIANTS, find_variant
 
+from alignvlm.system.imports import importing
+from alignvlm.system.leaving import leave
+
 SHORT = {"tiny": (2, 1, 2), "1b": (5, 2, 4), "3b": (3, 1, 4), "8b": (3, 1, 4)}
 """Model -> default steps, warm-up steps, micro-batches per step."""
 
@@ -65,9 +68,11 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     began, arguments = time.perf_counter(), parse()
-    from transformers.utils.logging import disable_progress_bar
+    with importing():
+        from steps.bench import Bench  # noqa: F401  (torch, transformers and DeepSpeed, without collections)
+        from transformers.utils.logging import disable_progress_bar
 
-    from alignvlm.training import distributed
+        from alignvlm.training import distributed
 
     disable_progress_bar()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the random weights are removed
@@ -194,4 +199,4 @@ def show_host(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())
