@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from alignvlm.cli import main
 from alignvlm.evaluation.answering import ModelAnswerer
 from alignvlm.evaluation.items import Item
 from alignvlm.serving.chat import ChatSession
 from tests.fixtures.command import Command
-from tests.fixtures.zoo import save
+from tests.fixtures.zoo import bomb, save
 from tests.tiny import picture, tiny_model
 
 
@@ -79,8 +78,8 @@ def test_mistakes_are_named(folder: Path, command: Command) -> None:
         ("text.png", b"no image", "not an image of the formats PNG"),
         ("page.eps", save(picture(8, 8), "EPS"), "not an image of the formats PNG"),  # Ghostscript would draw it
         ("cut.jpg", save(picture(8, 8), "JPEG")[:-90], "image cannot be decoded"),
-        ("large.png", save(Image.new("1", (11_000, 11_000)), "PNG"), "11000 x 11000 pixels; at most 100,000,000"),
-        ("larger.png", save(Image.new("1", (20_000, 20_000)), "PNG"), "more than 100,000,000 pixels"),
+        ("large.png", bomb(11_000), "11000 x 11000 pixels; at most 100,000,000"),
+        ("larger.png", bomb(20_000), "more than 100,000,000 pixels"),
         ("missing.png", None, "No such file"),
         ("", None, "not a regular file"),
     ],

@@ -22,7 +22,7 @@ from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.reader import SourceReader
 from data_pipeline.shards.writer import to_members
 from tests.data_pipeline.tars import write_tar
-from tests.fixtures.zoo import PAGE, exif, png, save, tiff, zoo
+from tests.fixtures.zoo import PAGE, bomb, exif, png, save, tiff, zoo
 
 ROOT = Path(__file__).resolve().parents[3]
 ZOO = zoo()
@@ -87,8 +87,8 @@ def header_of(png_size: tuple[int, int]) -> bytes:
         (save(PAGE, "PDF"), "not an image of the formats PNG"),
         (PNG[:-30], "truncated|broken|cannot be decoded"),
         (save(PAGE, "JPEG")[:-60], "Truncated"),
-        (save(Image.new("1", (11_000, 11_000)), "PNG"), "11000 x 11000 pixels; at most 100,000,000"),
-        (save(Image.new("1", (20_000, 20_000)), "PNG"), "more than 100,000,000 pixels"),
+        (bomb(11_000), "11000 x 11000 pixels; at most 100,000,000"),
+        (bomb(20_000), "more than 100,000,000 pixels"),
         (b"P6 0 5 255\n", "cannot be decoded|0 x 5 pixels"),
         (b"GIF89a" + bytes(4) + PNG, "cannot be decoded|pixels"),
         (save(PAGE[..., 0].astype(np.float32), "TIFF"), "grey levels from 0.0 to .*, but black is 0 and white is 1"),
@@ -151,8 +151,7 @@ def test_images_are_opened_in_one_module_only() -> None:
 
 def test_a_decompression_bomb_is_refused_before_decoding(tmp_path: Path) -> None:
     folder = tmp_path / "bomb"
-    bomb = save(Image.new("1", (11_000, 11_000)), "PNG")
-    write_tar(folder / "0.tar", [("a.png", bomb), ("a.txt", b"black")])
+    write_tar(folder / "0.tar", [("a.png", bomb(11_000)), ("a.txt", b"black")])
     index_shards(folder, num_processes=1)
     with pytest.raises(SampleError, match="pixels"):
         SourceReader(folder).record(0)
