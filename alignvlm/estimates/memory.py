@@ -61,6 +61,10 @@ class StageMemory:
     loss: float
     whole_gradients: dict[str, float]
     """Part -> bytes of the gradients that its backward pass holds before they are reduced."""
+    reduction: float
+    """Bytes of a reduction of gradients: those of its bucket and what it makes of them."""
+    until_reduction: float
+    """How much of the language model's backward pass fills the first bucket; more than 1, where all of it does not."""
     update: float
     """Bytes that only the optimizer's step needs."""
 
@@ -71,13 +75,17 @@ class StageMemory:
         connector, language = activations.connector(tiles), activations.language(int(self.work.tokens))
         before_language = vision.kept + connector.kept + self.kept_logits
         kept = before_language + language.kept
+        # The first bucket is full when the backward pass has let go of what the layers that filled it had kept.
+        in_language = self.reduction - self.until_reduction * language.kept if self.until_reduction <= 1 else 0.0
         moments = {
             "the loss": kept + self.loss,
-            "language's backward": before_language + language.at_work + self.whole_gradients["language"],
-            "connector's backward": (
-                vision.kept + self.kept_logits + connector.at_work + self.whole_gradients["connector"]
+            "language's backward": (
+                before_language + language.at_work + self.whole_gradients["language"] + max(0.0, in_language)
             ),
-            "vision's backward": vision.at_work + self.whole_gradients["vision"],
+            "connector's backward": (
+                vision.kept + self.kept_logits + connector.at_work + self.whole_gradients["connector"] + self.reduction
+            ),
+            "vision's backward": vision.at_work + self.whole_gradients["vision"] + self.reduction,
             "the update": self.update,
         }
         peak = max(moments, key=lambda moment: moments[moment])
@@ -111,6 +119,7 @@ def stage_memory(
     bytes_each = network.model.dtype.itemsize
     standing, host = _states(network, stage.trained, strategy, world_size, bytes_each)
     buffers, update = _buffers(network, stage.trained, strategy, world_size, bytes_each)
+    bucket, reduction = _reduction(network, stage.trained, strategy, world_size, bytes_each)
     standing |= {"gathered weights, buckets": buffers, "runtime": RUNTIME}
     num_visual, budget = int(work.tiles) * network.dims.tokens_per_tile, recipe.train.kept_logits_gib * GIB
     return StageMemory(
@@ -122,6 +131,8 @@ def stage_memory(
         kept_logits=network.connector.kept_logits_bytes(num_visual, budget),
         loss=_loss(network, stage, work, recipe.train.loss_chunk, bytes_each),
         whole_gradients=_whole_gradients(network, stage.trained, strategy, bytes_each),
+        reduction=reduction,
+        until_reduction=bucket / max(1.0, network.parameters("language", stage.trained)),
         update=update,
     )
 
@@ -175,8 +186,9 @@ def _buffers(
 ) -> tuple[float, float]:
     """What ZeRO holds besides the partitioned states: (all the time, in the update only).
 
-    ZeRO-3's gathered weights (live ones and those fetched ahead) and the buckets of the reduction, of which ZeRO-3 has
-    one and ZeRO-2 two where it overlaps them; in the update fp32 copies of the gradients of a sub-group.
+    ZeRO-3's gathered weights (live ones and those fetched ahead) and the buckets that gradients are copied to, of which
+    ZeRO-3 has one, or none, and ZeRO-2 two where it overlaps them; in the update fp32 copies of the gradients of a
+    sub-group.
     """
     zero = strategy.get("zero_optimization", {})
     level = zero.get("stage", 0)
@@ -191,11 +203,32 @@ def _buffers(
     bucket = min(learning, zero.get("reduce_bucket_size", DEFAULT_BUCKET)) * bytes_each
     if level < 3 and zero.get("overlap_comm", False):
         bucket *= 2
+    if level >= 3 and not zero.get("contiguous_gradients", True):
+        bucket = 0.0
     partition = learning / world_size if level >= 1 else learning
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     group = zero.get("sub_group_size", 1e9) if level >= 3 else partition
     update = 0.0 if offloaded else 4 * min(partition, group)
     return gathered + bucket, update
+
+
+def _reduction(
+    network: Network, trainable: Sequence[str], strategy: Mapping[str, Any], world_size: int, bytes_each: int
+) -> tuple[float, float]:
+    """(elements of a bucket, bytes of its reduction under ZeRO-3).
+
+    The gradients wait for it, unless they have been copied to a bucket that stands, and are copied once in the order of
+    the ranks; the sums of this rank are converted to fp32. DeepSpeed 0.19.8 lets up to three buckets wait for their
+    reduction while the fourth fills, so there may be three times the gradients more. PyTorch's allocator waits for
+    these before it gives up, so that they are not needed.
+    """
+    zero = strategy.get("zero_optimization", {})
+    bucket = min(network.total(trainable), zero.get("reduce_bucket_size", DEFAULT_BUCKET))
+    if zero.get("stage", 0) < 3:
+        return bucket, 0.0
+    waiting = 0 if zero.get("contiguous_gradients", True) else bytes_each
+    sums = 0.0 if bytes_each == 4 else 4 / world_size
+    return bucket, bucket * (waiting + bytes_each + sums)
 
 
 def _whole_gradients(
