@@ -68,15 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
 def check_start(recipe: Any) -> None:
     """Refuse what can be told before processes start and import torch. Raises UserError."""
     from alignvlm.checks import check_files
-    from alignvlm.config import deepspeed_config
+    from alignvlm.launch import check_world
     from alignvlm.run_folder import Run
 
-    run = Run(recipe)
-    run.check_recipe()
+    Run(recipe).check_recipe()
     check_files(recipe)
-    for stage in recipe.stages.values():
-        if not run.stage_folder(stage).has_export:
-            deepspeed_config(recipe, stage, recipe.train.processes, cuda=False)
+    check_world(recipe, recipe.train.processes, cuda=False)
 
 
 def describe_run(recipe: Any) -> str:

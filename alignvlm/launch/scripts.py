@@ -8,6 +8,7 @@ from alignvlm.config import deepspeed_config
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
 from alignvlm.resources import resource
+from alignvlm.run_folder import Run
 
 
 def find_launcher(name: str) -> Path:
@@ -19,10 +20,12 @@ def find_launcher(name: str) -> Path:
 
 
 def check_world(recipe: Recipe, world_size: int, *, cuda: bool) -> None:
-    """Check that every stage's batches, accumulation and sharding fit the number of processes.
+    """Check that batches, accumulation and sharding of all stages that are not finished fit the number of processes.
 
     Raises:
         UserError: names the stage, the numbers and values that would fit.
     """
+    run = Run(recipe)
     for stage in recipe.stages.values():
-        deepspeed_config(recipe, stage, world_size, cuda=cuda)
+        if not run.stage_folder(stage).has_export:
+            deepspeed_config(recipe, stage, world_size, cuda=cuda)

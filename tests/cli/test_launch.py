@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from alignvlm.config import load_recipe
 from alignvlm.errors import UserError
 from alignvlm.launch.slurm import seconds
 from tests.fixtures.command import Command
@@ -70,6 +71,18 @@ def test_slurm_refuses_in_one_line(
     error = command("launch", "slurm", TINY, *arguments, code=2)
     assert part in error
     assert error.count("\n") == 1
+
+
+def test_stages_that_are_finished_need_not_fit(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run goes on with another number of processes."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["launch", "torchrun", TINY, "--nodes=3", "--processes-per-node=1", "--dry-run"]
+    for stage in load_recipe(str(TINY)).stages.values():
+        assert f"stages.{stage.name}.global_batch_packs is 4, which 3 ranks" in command(*arguments, code=2)
+        Path(f"runs/tiny/{stage.number}-{stage.name}/export").mkdir(parents=True)
+    assert "torchrun.sh" in command(*arguments)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.jobs import ROOT, job_environment
 
 PROGRAM = """
-import atexit, sys, threading, time
+import atexit, ctypes, sys, threading, time
 from alignvlm.system.leaving import leave
 
 class Kept:
@@ -23,15 +24,22 @@ kept = Kept()
 atexit.register(print, "at exit")
 threading.Thread(target=work).start()
 threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+files = [open(sys.argv[1], "w"), open(sys.argv[2], "wb")]
+files[0].write("text")
+files[1].write(b"bytes")
+ctypes.CDLL(None).printf(b"C has said, ")
 print("said", end=", ")
 print("complained", end="", file=sys.stderr)
 leave(7)
 """
 
 
-def test_a_process_that_leaves_does_all_but_to_free_its_objects() -> None:
-    command = [sys.executable, "-c", PROGRAM]
+def test_a_process_that_leaves_does_all_but_to_free_its_objects(tmp_path: Path) -> None:
+    files = [tmp_path / "text", tmp_path / "bytes"]
     done = subprocess.run(
-        command, cwd=ROOT, env=job_environment(), capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (7, "said, the thread has ended\nat exit\n", "complained")
+        [sys.executable, "-c", PROGRAM, *files], cwd=ROOT, env=job_environment() | {"PYTHONUNBUFFERED": ""},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    said = "said, the thread has ended\nat exit\nC has said, "
+    assert (done.returncode, done.stdout, done.stderr) == (7, said, "complained")
+    assert [file.read_text() for file in files] == ["text", "bytes"]
