@@ -52,6 +52,7 @@ def check_files(recipe: Recipe) -> None:
             raise recipe_error(recipe, key, f"{key}: {error}") from error
         if "://" not in source.folder:
             _check_folder(recipe, key, source.folder)
+    experimental: dict[str, None] = {}
     for stage in recipe.stages.values():
         key = f"stages.{stage.name}.deepspeed"
         key = key if key in recipe.places else "train.deepspeed"
@@ -60,7 +61,9 @@ def check_files(recipe: Recipe) -> None:
         except UserError as error:
             raise recipe_error(recipe, key, f"{key}: {error}") from error
         for what in experimental_settings(strategy):
-            log.warning("%s: %s %r is experimental: %s", place(recipe, key), key, stage.deepspeed, what)
+            experimental[f"{place(recipe, key)}: {key} {stage.deepspeed!r} is experimental: {what}"] = None
+    for line in experimental:  # stages that share a strategy say it once
+        log.warning("%s", line)
     _check_trackers(recipe)
     _check_weights(recipe)
     _check_generators(recipe)

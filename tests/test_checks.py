@@ -142,6 +142,9 @@ def test_experimental_strategies_are_told(tmp_path: Path, caplog: pytest.LogCapt
     assert "train.deepspeed 'zeropp' is experimental: a second partition of the weights" in first
     assert "stages.instruct.deepspeed" in second
     assert "quantised weights have never run" in second
+    caplog.clear()
+    check_files(load_recipe(TINY, ["train.deepspeed=zeropp"]))
+    assert len(caplog.records) == 1  # for both stages
 
 
 def test_a_file_stands_where_a_folder_is_needed(tmp_path: Path) -> None:
