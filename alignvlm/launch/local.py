@@ -1,4 +1,4 @@
-"""Start the processes of a job on this host when no launcher did: one per GPU or as many as the recipe says.
+"""Start the processes of a job on this host when no launcher did: as many as the recipe says.
 
 Clusters start the same program through launch/. This is for a single machine: it passes signals on, ends all processes
 when one fails, and exits with the code of the first that failed, without a launcher's tracebacks around the error. No
