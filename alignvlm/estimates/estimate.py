@@ -310,9 +310,8 @@ def _fit(
 def _changes(recipe: Recipe, stage: StageConfig) -> Iterator[tuple[list[str], Recipe, StageConfig]]:
     """Settings that save memory, the cheapest in time first: each alone, then one after the other together."""
     own = f"stages.{stage.name}"
-    steps: list[
-        tuple[str, dict[str, Any], dict[str, Any]]
-    ] = []  # as an override; what it changes in `train`, the stage
+    # Each as an override, with what it changes in `train` and in the stage.
+    steps: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
     if recipe.train.kept_logits_gib:
         steps.append(("train.kept_logits_gib=0", {"kept_logits_gib": 0.0}, {}))
     if recipe.train.recompute != RecomputeConfig(1, 1):

@@ -14,6 +14,7 @@ from alignvlm.model.flops import PartFlops, Work, count_flops
 from alignvlm.model.modeling import AlignVLMForConditionalGeneration
 from alignvlm.model.network import Network, build_network
 from alignvlm.parts import public_name
+from alignvlm.training.engine import recompute_layers
 
 TILES, TEXT = 3, 40
 
@@ -31,13 +32,14 @@ def flops_of(network: Network, trainable: list[str], *recompute: int) -> dict[st
     return count_flops(network, trainable, RecomputeConfig(*recompute)).of(work_of(network))
 
 
-def counted(network: Network, trainable: list[str]) -> tuple[int, int]:
+def counted(network: Network, trainable: list[str], recompute: RecomputeConfig | None = None) -> tuple[int, int]:
     """(forward, backward) of one unpacked document, counted while it runs on the CPU."""
     config = network.model.config
     config._attn_implementation = "sdpa"
     model = AlignVLMForConditionalGeneration(config).train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(public_name(name).startswith(prefix) for prefix in trainable))
+    recompute_layers(model, recompute or RecomputeConfig())
     visual = TILES * network.dims.tokens_per_tile
     image = config.image_token_id = network.dims.vocab_size - 1
     input_ids = torch.full((1, visual + TEXT), 5)
@@ -51,7 +53,7 @@ def counted(network: Network, trainable: list[str]) -> tuple[int, int]:
         embeds = model.model.embed(input_ids, tiles)
         hidden = model.model.language_model(inputs_embeds=embeds).last_hidden_state
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[0, visual:]), labels[0, visual:])
-    with FlopCounterMode(display=False) as backward:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
         loss.backward()
     return forward.get_total_flops(), backward.get_total_flops()
 
@@ -85,6 +87,15 @@ def test_model_flops_are_those_of_a_real_run(model: str, trainable: list[str]) -
     assert sum(part.backward for part in estimated.values()) == pytest.approx(backward, rel=1e-3)
 
 
+@pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.parametrize("trainable", [["vision.", "connector.", "language."], ["connector."], ["language."]])
+def test_recomputed_flops_are_those_of_a_real_run(model: str, trainable: list[str]) -> None:
+    network = network_of(*MODELS[model])
+    estimated = flops_of(network, [f"{prefix}*" for prefix in trainable], 1, 1)
+    (_, once), (_, twice) = counted(network, trainable), counted(network, trainable, RecomputeConfig(1, 1))
+    assert sum(part.recomputed for part in estimated.values()) == pytest.approx(twice - once, rel=1e-3)
+
+
 @pytest.mark.parametrize("frozen", ["", "w2", "e"])
 def test_align_flops_are_those_of_its_plain_form(frozen: str) -> None:
     network = network_of()
@@ -112,8 +123,10 @@ def test_frozen_parts_before_the_first_that_learns_cost_nothing_backward() -> No
     estimated = flops_of(network, ["language.*"], 1, 1)
     assert estimated["vision"].backward == estimated["vision"].recomputed == 0
     assert estimated["connector"].backward > 0  # its output averages the embedding, which learns
-    head = 2 * TEXT * network.dims.hidden_size * network.dims.vocab_size
-    assert estimated["language"].recomputed == pytest.approx(estimated["language"].forward - head)
+    dims, language = network.dims, network.model.config.text_config
+    head = 2 * TEXT * dims.hidden_size * dims.vocab_size
+    last = 2 * work_of(network).tokens * language.intermediate_size * dims.hidden_size * language.num_hidden_layers
+    assert estimated["language"].recomputed == pytest.approx(estimated["language"].forward - head - last)
     nothing_but_w2 = flops_of(network, ["connector.w2"])
     assert nothing_but_w2["language"].backward == pytest.approx(estimated["language"].forward, rel=0.3)
 
