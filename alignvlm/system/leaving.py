@@ -22,15 +22,17 @@ from typing import Any, NoReturn
 def leave(code: int) -> NoReturn:
     """End this process with an exit code: as `sys.exit` does, up to where the interpreter would free its objects.
 
-    Threads that are no daemons are waited for, functions of `atexit` run, and what waits in open files is written,
-    those of C among them (a library's log on stdout). A temporary file that nobody has closed stays.
+    Threads that are no daemons are waited for, functions of `atexit` run, and what waits in open files is written, also
+    in C's own stdout (a library's log). A temporary file that nobody has closed stays.
     """
     threading._shutdown()  # type: ignore[attr-defined]  # what Python itself calls, in this order
     atexit._run_exitfuncs()
     for file in (sys.stdout, sys.stderr, *_open_files()):
         with suppress(OSError, ValueError):  # closed, or nobody reads it
             file.flush()
-    ctypes.CDLL(None).fflush(None)
+    with suppress(ValueError):  # a system whose C names it otherwise
+        library = ctypes.CDLL(None)
+        library.fflush(ctypes.c_void_p.in_dll(library, "stdout"))  # not all: a thread may stand in input()
     os._exit(code)
 
 

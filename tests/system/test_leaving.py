@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,21 @@ def test_a_process_that_leaves_does_all_but_to_free_its_objects(tmp_path: Path) 
     said = "said, the thread has ended\nat exit\nC has said, "
     assert (done.returncode, done.stdout, done.stderr) == (7, said, "complained")
     assert [file.read_text() for file in files] == ["text", "bytes"]
+
+
+def test_a_thread_that_waits_for_a_terminal_does_not_hold_the_end_up() -> None:
+    program = (
+        "import threading, time\n"
+        "from alignvlm.system.leaving import leave\n"
+        "threading.Thread(target=input, daemon=True).start()\n"
+        "time.sleep(0.3)\n"
+        "leave(7)\n"
+    )
+    ours, its = os.openpty()
+    try:
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, cwd=ROOT, env=job_environment(), stdin=its, stdout=its, timeout=60, check=False)
+    finally:
+        os.close(ours)
+        os.close(its)
+    assert done.returncode == 7
