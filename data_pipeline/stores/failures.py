@@ -102,6 +102,10 @@ class TransientError(DataError):
     """The store did not answer, or not as it should: worth another try."""
 
 
+class BrokenOffError(TransientError):
+    """The store stopped in the middle of an answer: what came of it is kept."""
+
+
 class BusyError(TransientError):
     """The store refused the request for the number of those that it gets."""
 

@@ -26,6 +26,7 @@ from data_pipeline.stores.failures import (
     KINDS,
     AccessError,
     BusyError,
+    NoRangesError,
     TooLargeError,
     TransientError,
     credentials,
@@ -100,7 +101,7 @@ async def get(
     options = _options(url, begin, end, etag)
     if unless := _known(url, unless):
         options["if_none_match"] = unless
-    with _errors(url, name) as (obstore, store):
+    with _errors(url, name, whole=end is None) as (obstore, store):
         result = await obstore.get_async(store, name, options=options)
         info = _info(url, result.meta)
         if most is not None and info.size > most:
@@ -136,7 +137,7 @@ def get_into(
         whole: they are all of it, which is asked for without a range; nothing is handed over of one of another size.
     """
     place = begin
-    with _errors(url, name, "download") as (obstore, store):
+    with _errors(url, name, "download", whole) as (obstore, store):
         result = obstore.get(store, name, options=_options(url, begin, None if whole else end, etag))
         info = _info(url, result.meta)
         if whole and info.size != end:
@@ -262,8 +263,12 @@ def address(url: str) -> tuple[str, dict[str, str]]:
 
 
 @contextmanager
-def _errors(url: str, name: str, use: Use = "read") -> Iterator[Any]:
-    """Turn what obstore raises into our errors: one line each, without secrets."""
+def _errors(url: str, name: str, use: Use = "read", whole: bool = False) -> Iterator[Any]:
+    """Turn what obstore raises into our errors: one line each, without secrets.
+
+    Args:
+        whole: no range is asked for, except by the client itself when the answer breaks off.
+    """
     store = _store(url, use)
     import obstore
     from obstore import exceptions
@@ -271,7 +276,10 @@ def _errors(url: str, name: str, use: Use = "read") -> Iterator[Any]:
     try:
         yield obstore, store
     except (exceptions.BaseError, OSError, ValueError) as error:
-        raise meaning(exceptions, error, url, name) from error
+        ours = meaning(exceptions, error, url, name)
+        if whole and isinstance(ours, NoRangesError):
+            ours = TransientError(f"{mask(url)}/{name}: the answer broke off, and the server sends no rest of it")
+        raise ours from error
 
 
 def _store(url: str, use: Use = "read") -> ObjectStore:

@@ -17,7 +17,14 @@ from typing import Any, TypeVar
 from data_pipeline.errors import LoadError
 from data_pipeline.masking import mask
 from data_pipeline.stores import remote
-from data_pipeline.stores.failures import MissingObjectError, NoRangesError, NoRoomError, ReplacedError
+from data_pipeline.stores.failures import (
+    BrokenOffError,
+    MissingObjectError,
+    NoRangesError,
+    NoRoomError,
+    ReplacedError,
+    TransientError,
+)
 from data_pipeline.stores.remote import ObjectInfo
 from data_pipeline.stores.waiting.patience import Failed, patiently
 
@@ -200,8 +207,11 @@ class Download:
                 try:
                     place = get.url, get.name, reached, end, writes.write
                     return None, await _in_thread(partial(remote.get_into, *place, etag=get.etag, whole=whole))
-                finally:  # the next try goes on there
-                    reached = begin if whole or writes.reached >= end else writes.reached
+                except TransientError as error:
+                    before, reached = reached, begin if whole or writes.reached >= end else writes.reached
+                    if reached > before:  # the next try goes on there
+                        raise BrokenOffError(str(error)) from error
+                    raise
 
         async with slots:
             return (await get.checked(read, is_long=True))[1]

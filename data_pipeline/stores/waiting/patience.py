@@ -22,7 +22,7 @@ from urllib.parse import quote, urlsplit
 from data_pipeline.errors import DataError, UnreachableError
 from data_pipeline.masking import mask
 from data_pipeline.stores import remote
-from data_pipeline.stores.failures import BusyError, TransientError
+from data_pipeline.stores.failures import BrokenOffError, BusyError, TransientError
 from data_pipeline.stores.folders import ETAGS, MANIFEST, place_of, store_of
 from data_pipeline.stores.waiting import outages
 from data_pipeline.stores.waiting.node_notes import note_given_up, warn_once_a_minute
@@ -58,6 +58,8 @@ async def patiently(
 ) -> T:
     """What `work` gives, tried again for some minutes while the object or its store does not answer.
 
+    After a BrokenOffError patience begins anew.
+
     Args:
         failed: the first try, which another thread has made.
         is_long: it may take longer than patience lasts. Patience counts from the end of the first try instead of its
@@ -79,7 +81,8 @@ async def patiently(
                     return await _asked(url, name, work, limit if is_long else None)
                 except TransientError as error:
                     now, failed = time.monotonic(), None
-                    first = first if last else now if is_long else began
+                    if last is None or isinstance(error, BrokenOffError):
+                        first = now if is_long else began
                     last = error
                     limit.reschedule(loop.time() + first + patience - now)
                     await asyncio.sleep(0)  # where patience is over

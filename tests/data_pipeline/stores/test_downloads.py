@@ -6,6 +6,7 @@ import os
 import re
 import time
 from concurrent.futures import CancelledError
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from data_pipeline.errors import DataError
 from data_pipeline.stores import engine, helper, remote, requests
 from data_pipeline.stores.failures import ReplacedError
 from data_pipeline.stores.requests import Download, Get
+from data_pipeline.stores.waiting import outages
 from tests.data_pipeline.stores.test_late import in_worker
 from tests.fixtures.buckets import Bucket
 from tests.stores.servers import Answer
+from tests.web import web_server
 
 DATA = os.urandom(1_000_003)
 URL = "s3://bucket/far"
@@ -83,6 +86,64 @@ def test_a_part_goes_on_where_it_broke_off(bucket: Bucket, path: Path, monkeypat
     first, *_, last = asked
     assert first == f"bytes=0-{len(DATA) - 1}"
     assert re.fullmatch(rf"bytes=[1-9]\d{{4,}}-{len(DATA) - 1}", last)
+
+
+class BreaksOff(BaseHTTPRequestHandler):
+    """An object with a strong ETag, whose first answers end too early."""
+
+    answers_ranges: bool
+    most_bytes = 100_000
+    num_short: int
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("range", "")) if self.answers_ranges else None
+        begin, end = (int(found[1]), int(found[2]) + 1) if found else (0, len(DATA))
+        self.send_response(206 if found else 200)
+        self.send_header("ETag", '"1"')
+        self.send_header("Content-Length", str(end - begin))
+        if found:
+            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(DATA)}")
+        self.end_headers()
+        if self.command == "GET" and (found or "range" not in self.headers):
+            kind = type(self)
+            is_short, kind.num_short = kind.num_short > 0, kind.num_short - 1
+            self.wfile.write(DATA[begin : begin + self.most_bytes] if is_short else DATA[begin:end])
+
+
+def ask_web(port: int, path: Path) -> str:
+    get = Get(f"http://127.0.0.1:{port}/far", path.name, 0, len(DATA), size=len(DATA))
+    try:
+        helper.ask(Download(get, str(path)))
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def test_patience_begins_anew_while_bytes_come(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was over five minutes after a part had broken off first, however much had come since."""
+    monkeypatch.setattr(remote, "_CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(outages, "RETRY_SECONDS", 0.3)
+    monkeypatch.setenv("ALIGNVLM_RETRIES", "0")
+    monkeypatch.setenv("ALIGNVLM_PATIENCE", "1.5")
+    with web_server(type("Ranges", (BreaksOff,), {"answers_ranges": True, "num_short": 8})) as port:
+        began = time.monotonic()
+        assert in_worker(ask_web, port, path) == ""
+        assert time.monotonic() - began > 1.5
+    assert path.read_bytes() == DATA
+
+
+def test_a_whole_object_that_breaks_off_without_ranges_comes_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client itself asks for the rest by a range, and the answer to that ended the run."""
+    monkeypatch.setattr(outages, "RETRY_SECONDS", 0.1)
+    kind = type("Whole", (BreaksOff,), {"answers_ranges": False, "num_short": 1})
+    with web_server(kind) as port:
+        assert in_worker(ask_web, port, path) == ""
+        assert path.read_bytes() == DATA
+        kind.num_short = 1  # type: ignore[attr-defined]
+        assert helper.ask(Get(f"http://127.0.0.1:{port}/far", path.name))[0] == DATA
 
 
 def end_one_that_stalls(path: Path) -> Any:
