@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipeline.errors import DataError
+from data_pipeline.masking import mask
 from data_pipeline.parallel import pool
 from data_pipeline.progress import Progress, silent
 from data_pipeline.shards.index import index_shards
@@ -65,7 +66,7 @@ def prepare_folder(
         return load_manifest(storage)
     if not any(True for _ in storage.list(".tar")):
         raise DataError(
-            f"source {name!r}: {storage.url} has no tar shards; put them there, "
+            f"source {name!r}: {mask(storage.url)} has no tar shards; put them there, "
             "or write your own data with `alignvlm data write --from FILE`"
         )
     return index_shards(folder, source=name, num_processes=num_processes, progress=progress)
@@ -89,7 +90,7 @@ def write_generated(
         manifest = load_manifest(storage)
         if manifest.origin != origin:
             raise DataError(
-                f"source {name!r}: {storage.url} was made with {manifest.origin or 'no generator'}, "
+                f"source {name!r}: {mask(storage.url)} was made with {manifest.origin or 'no generator'}, "
                 f"the recipe asks for {origin}; delete the folder or give the source another path"
             )
         return manifest

@@ -107,7 +107,7 @@ def index_shard(storage: Storage, place: Path, measurings: Sequence[Measuring], 
 
 def scan_and_measure(storage: Storage, measurings: Sequence[Measuring], name: str) -> tuple[bytes, list[str]]:
     """The index of a shard, and for each way to measure its samples a file with their lengths, by one pass over it."""
-    path, size = storage.local_path(name) or f"{storage.url}/{name}", storage.size(name)
+    path, size = storage.local_path(name) or f"{mask(storage.url)}/{name}", storage.size(name)
     lengths: list[list[str]] = [[] for _ in measurings]
     scanned, num_measured, held = [], 0, 0
     with storage.open(name) as file:

@@ -48,15 +48,15 @@ def index_lines(storage: Storage, place: Storage, shard: ShardInfo) -> list[byte
     data = place.read(name) if place.exists(name) else b""
     if index_digest(data) == shard.sha256:
         return _lines(data, shard, place)
-    log.warning("%s/%s is damaged or missing and is made anew", place.url, name)
+    log.warning("%s/%s is damaged or missing and is made anew", mask(place.url), name)
     try:
         data = scan_shard(storage, shard.name)
     except DataError as error:
         raise LoadError(str(error)) from error
     if index_digest(data) != shard.sha256:
         raise LoadError(
-            f"{storage.url}/{shard.name} is not the shard that {place.url}/{MANIFEST} lists; "
-            f"run `alignvlm data index {storage.url}`"
+            f"{mask(storage.url)}/{shard.name} is not the shard that {mask(place.url)}/{MANIFEST} lists; "
+            f"run `alignvlm data index {mask(storage.url)}`"
         )
     try:
         place.write(name, data)
@@ -77,7 +77,7 @@ def _lines(data: bytes, shard: ShardInfo, place: Storage) -> list[bytes]:
     lines = data.splitlines()[1:]
     if len(lines) != shard.samples:
         raise LoadError(
-            f"{place.url}/{MANIFEST}: {shard.name} has {len(lines)} samples, not {shard.samples}; index again"
+            f"{mask(place.url)}/{MANIFEST}: {shard.name} has {len(lines)} samples, not {shard.samples}; index again"
         )
     return lines
 
@@ -301,7 +301,7 @@ def _write_index(storage: Storage, name: str, size: int, target: Path) -> ShardI
 
 def scan_shard(storage: Storage, name: str) -> bytes:
     """The index of a shard, from the shard itself. Raises DataError for damaged shards."""
-    size, label = storage.size(name), storage.local_path(name) or f"{storage.url}/{name}"
+    size, label = storage.size(name), storage.local_path(name) or f"{mask(storage.url)}/{name}"
     with storage.open(name) as file:
         return index_bytes(list(scan_tar(file, size, str(label))), name.rsplit("/", 1)[-1], size)
 

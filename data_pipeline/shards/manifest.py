@@ -222,11 +222,10 @@ class Manifest:
 def load_manifest(storage: Storage) -> Manifest:
     """The manifest of a folder. Raises DataError when it is missing, damaged, or of another version."""
     place = index_storage(storage)
-    path = f"{place.url}/{MANIFEST}"
+    path, url = f"{mask(place.url)}/{MANIFEST}", mask(storage.url)
     if not place.exists(MANIFEST):
         raise LoadError(
-            f"{storage.url}: no {MANIFEST}{searched(storage)}; "
-            f"run `alignvlm data index {storage.url}` on a folder of tar shards"
+            f"{url}: no {MANIFEST}{searched(storage)}; run `alignvlm data index {url}` on a folder of tar shards"
         )
     data = place.read(MANIFEST)
     if data.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"<"):
@@ -246,7 +245,7 @@ def load_manifest(storage: Storage) -> Manifest:
         manifest = Manifest(content["source"], shards, content.get("origin") or {}, etags)
         is_whole = manifest.fingerprint == content["fingerprint"]
     except (ValueError, OverflowError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({reason(error)}); run `alignvlm data index {storage.url}`") from error
+        raise DataError(f"{path} is damaged ({reason(error)}); run `alignvlm data index {url}`") from error
     if not is_whole:
         raise DataError(f"{path} was edited: its fingerprint does not match its shards; index the folder again")
     return manifest

@@ -22,6 +22,7 @@ from data_pipeline.files import (
     save_array,
     write_json_lines,
 )
+from data_pipeline.masking import mask
 from data_pipeline.parallel import pool, usable_cores
 from data_pipeline.progress import Progress, silent
 from data_pipeline.samples.schema import Encoder, SampleError
@@ -77,7 +78,7 @@ def open_source(
     reader = SourceReader(folder, name, prompt)
     lengths = _measures_name(reader, encoder, selection)
     error: DataError = LoadError(
-        f"{reader.storage.url}: samples are not measured for this processor yet: no lengths"
+        f"{mask(reader.storage.url)}: samples are not measured for this processor yet: no lengths"
         f"{searched(reader.storage) or ' beside the shards'}; run `alignvlm data plan RECIPE`"
     )
     for path in beside(reader.storage, lengths, _bad_path(Path(lengths)).name):

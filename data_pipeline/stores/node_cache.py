@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import check_name, has_shape, locked, must_write, read_json, write_atomic
+from data_pipeline.masking import mask
 from data_pipeline.stores.failures import MissingObjectError, NotModifiedError
 from data_pipeline.stores.folders import ETAGS, MANIFEST, node_folder
 from data_pipeline.stores.helper import ask
@@ -35,7 +36,7 @@ FRESH_SECONDS = 60.0
 """A manifest that a process of this node looked for within this time is not looked for again: ranks start together."""
 _CURRENT = {"key": str, "etags": {str: str}, "checked": float, "seen?": str, "place?": str}
 """`seen` is the key of the manifest that the remote folder had; one with another key was made here. `place` is the URL
-that was asked, on the Hub with a commit: manifest and shards must be of one."""
+that was asked, without its password, on the Hub with a commit: manifest and shards must be of one."""
 _WAY_OUT = "make room, or let ALIGNVLM_CACHE name another folder"
 
 
@@ -107,7 +108,7 @@ class CachedFolder:
         return self._key
 
     def _look(self) -> str | None:
-        place = self._storage.place()
+        place = mask(self._storage.place())
         with _alone(self._storage, self._root, (ETAGS, MANIFEST)):
             known = _current(self._root)
             is_here = known["place"] == place
@@ -148,7 +149,7 @@ def adopt(storage: ObjectStorage, manifest: bytes, etags: bytes, indexes: Iterab
     root = node_folder(storage.url)
     place = root / _key(manifest)
     with locked(root / ".lock", _WAY_OUT), must_write(place, _WAY_OUT):
-        known = _current(root) | {"place": storage.place()}
+        known = _current(root) | {"place": mask(storage.place())}
         for name in indexes:
             made, old, new = root / MADE / name, root / known["key"] / name, place / name
             if made.is_file():

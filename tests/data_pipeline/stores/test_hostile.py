@@ -181,6 +181,18 @@ def test_the_login_of_a_url_goes_to_its_server_and_to_no_other(bucket: Bucket, m
     assert second == (bucket.endpoint.removeprefix("http://"), "")
 
 
+def test_the_login_of_a_url_is_neither_kept_nor_said(bucket: Bucket, shard_folder: Path, tmp_path: Path) -> None:
+    bucket.upload(shard_folder, "docs")
+    url = f"{bucket.endpoint}/bucket/docs".replace("://", "://me:hidden-word@")
+    assert SourceReader(url)[0].key == SourceReader(shard_folder)[0].key
+    kept = [path for path in (tmp_path / "node-cache").rglob("*") if path.is_file()]
+    assert any(path.name == "current.json" for path in kept)
+    assert not [path for path in kept if b"hidden-word" in path.read_bytes()]
+    with pytest.raises(LoadError, match=r"//me:\*\*\*@.*/docsx: no manifest\.json") as error:
+        SourceReader(f"{url}x")
+    assert "hidden-word" not in str(error.value)
+
+
 def test_a_web_server_with_weak_etags_is_read(
     bucket: Bucket, shard_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
