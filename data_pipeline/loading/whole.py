@@ -26,8 +26,8 @@ from data_pipeline.stores.shard_cache import Fetched, ShardCache
 WINDOWS_AHEAD = 2
 """Pack windows behind the present one whose shards are fetched."""
 CONNECTIONS = 16
-"""How many requests a loader process makes at a time for whole shards, whose parts count each: one by one, shards
-would mostly wait for a store 120 ms away, and with few parts for its connections of 60 MB/s."""
+"""A loader process begins with another whole shard while fewer requests are on their way, one for each part: one by
+one, shards would mostly wait for a store 120 ms away, and with few parts for its connections of 60 MB/s."""
 Shard = tuple[int, str]
 """Number of a source in the plan, and the name of a shard in it."""
 

@@ -121,7 +121,7 @@ def test_an_object_that_is_always_refused_stops_the_others_once(
         helper.ask(Get(URL, "b.tar", 0, 10))
         took.append(time.monotonic() - asked)
         time.sleep(0.05)
-    assert sum(each for each in took if each > 0.5) < 3
+    assert sum(each for each in took if each > 0.5) < 5, "also where the helper takes long to start"
     assert len([when for when in broken.asked if when > began + 3]) >= 2, "it is asked for again"
     assert not any(each.done() for each in failing)
 
