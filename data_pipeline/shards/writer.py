@@ -213,8 +213,10 @@ def tar_writers() -> Any:
 
 def to_members(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record as a WebDataset sample: {"__key__", "json", "0.png", …}. Raises SampleError when it is not valid."""
-    unknown = {"json", "__key__"} & set(record)
-    if unknown or "key" not in record or "messages" not in record:
+    for name in ("json", "__key__"):
+        if name in record:
+            raise SampleError(f"a field may not be called {name!r}, as shards call their own; rename it")
+    if "key" not in record or "messages" not in record:
         raise SampleError("a record has 'key', 'messages', 'images' and further fields as meta data")
     images = list(record.get("images", ()))
     normalise_messages(record["messages"], len(images))

@@ -41,7 +41,7 @@ class ImageFiles:
                 return _far_image(place) if isinstance(place, FarPath) else image_bytes(place)
             return self._read_member(name)
         except SampleError as error:
-            raise SampleError(f"image {name[:200]!r} of {self.place.name}: {error}") from error
+            raise SampleError(f"image {name[:200]!r} of {self.place.name or self.place}: {error}") from error
 
     def _read_member(self, name: str) -> bytes:
         archive = _open_archive(self.place, os.getpid())

@@ -54,6 +54,7 @@ def test_the_same_records_have_the_same_fingerprint(records: Any, tmp_path: Path
         ({"key": "__a__/b", "messages": [{"role": "user", "content": "x"}]}, "does not fit"),
         ({"key": "a", "messages": [{"role": "user", "content": "x"}] * 1001}, "1,001 messages; at most 1,000"),
         ({"key": "a", "messages": []}, "not a list"),
+        ({"key": "a", "messages": [{"role": "user", "content": "x"}], "json": 1}, "field may not be called 'json'"),
         ({"key": "a", "messages": [{"role": "robot", "content": "x"}]}, "robot"),
         ({"key": "a", "messages": [{"role": "user", "content": "<image>"}]}, "1 image placeholder"),
         ({"key": "a", "messages": [{"role": "user", "content": "<image>"}], "images": [b"text"]}, "not an image"),
