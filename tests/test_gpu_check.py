@@ -154,7 +154,7 @@ def test_what_is_missing_is_one_line(
     assert gpu_check.main(["kernels"]) == 2
     python = ".".join(map(str, sys.version_info[:2]))
     pip = "--no-deps --constraint=constraints.txt"
-    wheels, source = "'transformers<5.24,>=5.19,>=5.23' 'rapidfuzz>=3'", "'deepspeed<0.20,>=0.19.8'"
+    wheels, source = "'transformers<5.25,>=5.19,>=5.23' 'rapidfuzz>=3'", "'deepspeed<0.20,>=0.19.8'"
     platforms = " ".join(f"--platform={name}" for name in gpu_check.PLATFORMS)
     assert capsys.readouterr().out == (
         f"needed here: {wheels} {source}; where there is a network: pip download {pip} --only-binary=:all: "

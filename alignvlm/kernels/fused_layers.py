@@ -76,7 +76,8 @@ def fuse_layers(model: nn.Module) -> dict[str, int]:
         module.forward = MethodType(rms_norm, module)
     for module in found["SwiGLU"]:
         module.forward = MethodType(swiglu, module)
-    with_rope = {kind: _with_global(kind.forward, ROPE, rope) for kind in {type(module) for module in found["RoPE"]}}
+    # The function below transformers' decorators: these have no such name.
+    with_rope = {kind: _with_global(_function(kind), ROPE, rope) for kind in {type(module) for module in found["RoPE"]}}
     for module in found["RoPE"]:
         module.forward = MethodType(with_rope[type(module)], module)
     return {kind: len(modules) for kind, modules in found.items()}

@@ -32,7 +32,7 @@ class AlignVLMConfig(FoundInPackage, PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
-    keys_to_ignore_at_inference = ["past_key_values", "token_losses"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "token_losses"]  # noqa: RUF012
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012  (transformers' convention)
 
     vision_config: Any = None

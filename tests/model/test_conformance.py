@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMul
 
 from alignvlm.model import AlignVLMForConditionalGeneration, AlignVLMModel
 from alignvlm.model.inputs.processing import AlignVLMProcessor
+from alignvlm.model.modeling.base import CACHE
 from tests.tiny import WORDS, alone, samples, tiny_model
 
 Batch = dict[str, torch.Tensor]
@@ -182,20 +183,34 @@ def test_an_assistant_sees_the_images(model: AlignVLMForConditionalGeneration, i
     assert len(passes) == 1
 
 
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_a_cache_goes_on_with_another_image(
-    made: tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor],
+    made: tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor], name: str
 ) -> None:
+    """Whichever of its names a call uses, in every version of transformers."""
     model, processor = made
     first, second = (alone(processor.encode(samples()[number])) for number in (1, 2))
     cached = model.generate(
         input_ids=first["input_ids"], pixel_values=first["pixel_values"], **GREEDY, return_dict_in_generate=True
     )
     ids = torch.cat([cached.sequences, second["input_ids"]], dim=1)
-    going_on = model.generate(
-        input_ids=ids, pixel_values=second["pixel_values"], past_key_values=cached.past_key_values, **GREEDY
-    )
+    going_on = model.generate(input_ids=ids, pixel_values=second["pixel_values"], **{name: cached[CACHE]}, **GREEDY)
     pixels = torch.cat([first["pixel_values"], second["pixel_values"]])
     assert torch.equal(going_on, model.generate(input_ids=ids, pixel_values=pixels, **GREEDY))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_head", [True, False])
+def test_a_pass_goes_on_from_a_cache_of_either_name(
+    model: AlignVLMForConditionalGeneration, inputs: Batch, with_head: bool
+) -> None:
+    module: Any = model if with_head else model.model
+    expected = module(**inputs)[0][:, -1]
+    for name in ("cache", "past_key_values"):
+        seen = module(input_ids=inputs["input_ids"][:, :-1], pixel_values=inputs["pixel_values"], use_cache=True)[CACHE]
+        torch.testing.assert_close(module(input_ids=inputs["input_ids"][:, -1:], **{name: seen})[0][:, -1], expected)
+    with pytest.raises(ValueError, match="give cache or past_key_values, not both"):
+        module(input_ids=inputs["input_ids"][:, -1:], cache=seen, past_key_values=seen)
 
 
 def test_generate_gives_what_it_is_asked_for(model: AlignVLMForConditionalGeneration, inputs: Batch) -> None:

@@ -20,6 +20,9 @@ from alignvlm.model.backbones import keep_channels_last, remove_final_norm
 from alignvlm.model.configuration import AlignVLMConfig
 from alignvlm.parts import part_of, public_name
 
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What the installed transformers calls a cache, as an argument and in outputs: `cache` from 5.24 on."""
+
 
 class AlignVLMPreTrainedModel(FoundInPackage, PreTrainedModel):
     """What both models tell transformers about themselves."""
@@ -34,7 +37,7 @@ class AlignVLMPreTrainedModel(FoundInPackage, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers, under the modules' own names.
@@ -254,6 +257,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         max_seqlen: int | None = None,
         visual_positions: torch.Tensor | None = None,
         mm_encoder_outputs: Mapping[str, BaseModelOutputWithPooling] | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """One pass through the decoder; see `AlignVLMForConditionalGeneration.forward` for the arguments.
@@ -266,6 +270,9 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds")
         if pixel_values is not None and seen is not None:
             raise ValueError("give pixel_values or mm_encoder_outputs, not both")
+        if past_key_values is not None and cache is not None:
+            raise ValueError("give cache or past_key_values, not both: they are names of one argument")
+        cache = past_key_values if cache is None else cache
         features = None if seen is None else seen.pooler_output
         if input_ids is not None:
             inputs_embeds = self.embed(input_ids, pixel_values, visual_positions, features)
@@ -274,14 +281,14 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             placeholders = self._is_placeholder(inputs_embeds)
             inputs_embeds = self._with_images(inputs_embeds, placeholders, pixel_values, None, features)
         if cu_seqlens is not None:
-            if position_ids is None or attention_mask is not None or past_key_values is not None:
-                raise ValueError("cu_seqlens comes with position_ids, without attention_mask and past_key_values")
+            if position_ids is None or attention_mask is not None or cache is not None:
+                raise ValueError("cu_seqlens comes with position_ids, without attention_mask and cache")
             kwargs |= self._packed(cu_seqlens, max_seqlen, inputs_embeds.device, kwargs.get("use_cache"))
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             **kwargs,
         )
 

@@ -11,28 +11,26 @@ from typing import Any
 
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from alignvlm.kernels.linear_cross_entropy import IGNORE_INDEX, find_targets, linear_cross_entropy, next_labels
 from alignvlm.kernels.matmul import wide_dtype
 from alignvlm.model.configuration import AlignVLMConfig
-from alignvlm.model.modeling.base import AlignVLMModel, AlignVLMPreTrainedModel
+from alignvlm.model.modeling.base import CACHE, AlignVLMModel, AlignVLMPreTrainedModel
 from alignvlm.parts import module_name
 
 
 @dataclass
-class AlignVLMOutput(ModelOutput):
-    """What a forward pass returns."""
+class AlignVLMOutput(CausalLMOutputWithPast):
+    """What a forward pass returns; the cache has transformers' name, `cache` from 5.24 on, else `past_key_values`.
 
-    loss: torch.Tensor | None = None
-    """Where labels were given: the sum of the token losses divided by `num_items_in_batch` (or their mean), fp32."""
-    logits: torch.Tensor | None = None
-    """[B, T, V], or of the tokens in `logits_to_keep`; None where they were not wanted."""
-    past_key_values: Any = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    """The language model's input and the output of each of its layers, [B, T, D], where they were asked for."""
-    attentions: tuple[torch.Tensor, ...] | None = None
+    `loss`, where labels were given, is the sum of the token losses divided by `num_items_in_batch` (or their mean),
+    fp32. `logits` are [B, T, V], or of the tokens in `logits_to_keep`; None where they were not wanted.
+    `hidden_states` are the language model's input and the output of each of its layers, [B, T, D], where they were
+    asked for.
+    """
+
     token_losses: torch.Tensor | None = None
     """[M], where labels were given: the cross entropy of every target, fp32, without a gradient; None if compiled."""
 
@@ -84,6 +82,7 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         mm_encoder_outputs: Mapping[str, BaseModelOutputWithPooling] | None = None,
         shift_labels: torch.Tensor | None = None,
         skip_logits: bool | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> AlignVLMOutput:
         """One pass.
@@ -102,6 +101,7 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
             num_items_in_batch: divisor of the summed loss; default: this micro-batch's supervised tokens.
             skip_logits: give no logits where there is a loss, so that those of a whole micro-batch are never held; by
                 default where `num_items_in_batch`, `cu_seqlens` or `targets` are given, as training does.
+            cache: what an earlier pass has seen; `past_key_values` is another name of it.
             kwargs: for the language model, such as `output_hidden_states`.
         """
         if skip_logits is None:
@@ -120,6 +120,7 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,
@@ -142,7 +143,7 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         return AlignVLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.get("past_key_values"),
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
             token_losses=token_losses,
@@ -175,14 +176,18 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         return losses / ((following != IGNORE_INDEX).sum().clamp(min=1) if num_items is None else num_items)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the model never says the placeholder of an image, for which there would be no pixels."""
+        """As in transformers; the model never says the placeholder of an image, for which there would be no pixels.
+
+        A cache may be called `cache` in any version.
+        """
+        if "cache" in kwargs:
+            kwargs[CACHE] = kwargs.pop("cache")
         return super().generate(*args, **{"suppress_tokens": [self.config.image_token_id], **kwargs})  # type: ignore[misc]
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Any,
         *,
-        past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: Any = False,
         **kwargs: Any,
@@ -192,14 +197,11 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         Transformers counts no pass of an assistant as the first one, and would take the images out of it. It looks for
         `inputs_embeds` in this signature.
         """
-        if not is_first_iteration and past_key_values is not None and not past_key_values.is_compileable:
-            is_first_iteration = past_key_values.get_seq_length() == 0
+        cache: Any = kwargs.get(CACHE)
+        if not is_first_iteration and cache is not None and not cache.is_compileable:
+            is_first_iteration = cache.get_seq_length() == 0
         return super().prepare_inputs_for_generation(  # type: ignore[misc]
-            input_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
