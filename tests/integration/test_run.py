@@ -55,7 +55,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         refused = run("train", str(TINY), *HELD_OUT, "train.processes=1", cwd=folder, code=2)
     finally:
         kill(process)
-    assert re.fullmatch(r"alignvlm: runs/tiny/lease-000001.json: another job trains here: .*\n", refused)
+    run_line, refusal = refused.splitlines()
+    assert run_line == "run runs/tiny: 1 process, DeepSpeed cpu_zero3"
+    assert re.fullmatch(r"alignvlm: runs/tiny/lease-000001.json: another job trains here: .*", refusal)
     return folder
 
 
