@@ -331,4 +331,9 @@ def _is_free(change: str) -> bool:
     key = change.split(":", 1)[0].strip()
     if change == f"{key}: (absent) → None":  # a key that a later version has, and that asks for nothing
         return True
+    return may_change(key)
+
+
+def may_change(key: str) -> bool:
+    """Whether a run may resume with another value of this setting, such as `train.processes`."""
     return any(fnmatchcase(key, pattern) for pattern in FREE_TO_CHANGE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from alignvlm.errors import UserError
 from alignvlm.estimates.disk import Disk, estimate_disk, staged_bytes
 from alignvlm.estimates.memory import GIB, HEADROOM, Memory, estimate_memory, naive_vocabulary_bytes
 from alignvlm.estimates.recomputation import Recomputation, automatic, least_recomputation
+from alignvlm.estimates.savings import changed_recipes
 from alignvlm.estimates.steps import Volume, stage_volume
 from alignvlm.kernels.fused_costs import fuse_on_meta
 from alignvlm.kernels.fused_layers import find_layers, takes_fused_layers
@@ -300,36 +301,8 @@ def _fit(
         return Fit(True, available)
     if least is not None:
         return Fit(False, available, least.overrides)
-    for overrides, changed, changed_stage in _changes(recipe, stage):
+    for overrides, changed, changed_stage in changed_recipes(recipe, stage):
         strategy = read_strategy(changed_stage)
         if estimate_memory(changed, changed_stage, network, strategy, world_size).gpu_total <= available:
             return Fit(False, available, " ".join(overrides))
     return Fit(False, available)
-
-
-def _changes(recipe: Recipe, stage: StageConfig) -> Iterator[tuple[list[str], Recipe, StageConfig]]:
-    """Settings that save memory, the cheapest in time first: each alone, then one after the other together."""
-    own = f"stages.{stage.name}"
-    # Each as an override, with what it changes in `train` and in the stage.
-    steps: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
-    if recipe.train.kept_logits_gib:
-        steps.append(("train.kept_logits_gib=0", {"kept_logits_gib": 0.0}, {}))
-    if recipe.train.recompute != RecomputeConfig(1, 1):
-        steps.append(("train.gradient_checkpointing=true", {"gradient_checkpointing": True}, {}))
-    if stage.micro_batch_packs > 1:
-        steps.append((f"{own}.micro_batch_packs=1", {}, {"micro_batch_packs": 1}))
-    level = read_strategy(stage).get("zero_optimization", {}).get("stage", 0)
-    for strategy in [*(["zero3"] if level < 3 else []), "zero3_offload"]:
-        steps.append((f"{own}.deepspeed={strategy}", {}, {"deepspeed": strategy}))
-    for text, train, of_stage in steps:
-        yield [text], replace(recipe, train=replace(recipe.train, **train)), replace(stage, **of_stage)
-    texts: dict[str, str] = {}
-    trains: dict[str, Any] = {}
-    of_stages: dict[str, Any] = {}
-    for text, train, of_stage in steps:
-        key = text.partition("=")[0]
-        texts.pop(key, None)  # of two strategies the later one stands, in its place
-        texts[key] = text
-        trains |= train
-        of_stages |= of_stage
-        yield list(texts.values()), replace(recipe, train=replace(recipe.train, **trains)), replace(stage, **of_stages)

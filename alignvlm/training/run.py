@@ -12,6 +12,7 @@ from typing import Any
 from alignvlm.config import load_recipe
 from alignvlm.config.schema import Recipe
 from alignvlm.errors import UserError
+from alignvlm.estimates.savings import memory_advice
 from alignvlm.evaluation.benchmarks.job import jobs_of_recipe
 from alignvlm.evaluation.benchmarks.run import run_benchmarks
 from alignvlm.evaluation.evaluate import evaluate
@@ -175,7 +176,8 @@ def _train(
     for stage in run.recipe.stages.values():
         # Rank 0 looks: a host that has looked for a folder before may not see at once that it is there now.
         if not world.broadcast(world.is_main and run.stage_folder(stage).has_export):
-            reason = train_stage(run, stage, world, processor, all_callbacks(tracker, own), signals, timeline)
+            with memory_advice(run.recipe, stage):
+                reason = train_stage(run, stage, world, processor, all_callbacks(tracker, own), signals, timeline)
             if reason is not None:
                 if world.is_main:
                     say(f"stopped in stage {stage.name}: {reason}; the same command resumes here")

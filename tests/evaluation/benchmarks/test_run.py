@@ -302,7 +302,7 @@ def test_eval_and_score_as_commands(tmp_path: Path, command: Command, monkeypatc
     assert json.loads(Path("benchmarks-1/results.json").read_text())["benchmarks"]["docvqa"]["items"] == 1
     for line, message in (
         (("eval", "export", "--data", "."), "belong to --benchmark NAME"),
-        (("eval", "export", "--benchmark", "docvqa"), "give one for all, or one for each"),
+        (("eval", "export", "--benchmark", "docvqa"), "--benchmark docvqa needs its files: --data PATH"),
         (
             ("eval", "export", "--benchmark", "docvqa", "--data", ".", "--flavour", "lmmseval"),
             "did you mean 'lmms_eval'",
