@@ -79,7 +79,8 @@ def _memory(run: RunEstimate) -> Table:
     rows: list[tuple[str, Callable[[StageEstimate], str]]] = [("strategy", lambda s: s.strategy)]
     rows += [(kind, lambda s, kind=kind: _gib(s.memory.gpu.get(kind, 0.0))) for kind in kinds]  # type: ignore[misc]
     rows.append(("total", lambda s: _gib(s.memory.gpu_total)))
-    rows.append(("fullest in", lambda s: s.memory.peak))
+    # On two lines: three stages and the labels fit into 80 columns.
+    rows.append(("fullest in", lambda s: s.memory.peak.replace("'s ", "'s\n")))
     rows.append((f"fits in {run.stages[0].fit.available / GIB:.1f}", lambda s: "yes" if s.fit.fits else "NO"))
     if run.w2_parameters:
         rows.append(("one plain N x V tensor", lambda s: _gib(s.naive_vocabulary)))

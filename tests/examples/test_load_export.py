@@ -61,7 +61,8 @@ def test_they_answer_without_the_extras(tmp_path: Path) -> None:
     item = Item("k", 0, question, ["12"], [{"role": "user", "content": content}], [image])
     (answer,) = ModelAnswerer(model, processor, "cpu").answer([item], 6)
     assert answer
-    assert done.stdout.split("\n") == [answer, answer, "0", "2", "2", ""]
+    line = "run runs/quickstart: 1 process, DeepSpeed cpu_zero3"
+    assert done.stdout.split("\n") == [answer, answer, "0", line, "2", "2", ""]
     assert "alignvlm: this needs the packages of training" in done.stderr
     assert "pip install 'alignvlm[train]'" in done.stderr
     assert "alignvlm: writing shards needs webdataset: pip install 'alignvlm[train]'" in done.stderr
